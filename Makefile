@@ -1,0 +1,38 @@
+# Two commands do it all: `make cram` trains a small model here, `make test` checks everything. `make help` lists the rest.
+
+ARGS ?=
+PYTEST_ARGS ?= -n 2
+PYTHON ?=
+
+BIN := .venv/bin
+READY := .venv/.complete
+
+.PHONY: help setup cram test lint lock clean
+.DEFAULT_GOAL := help
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+$(READY): requirements.lock pyproject.toml scripts/setup.sh
+	@PYTHON='$(PYTHON)' sh scripts/setup.sh
+
+setup: $(READY) ## build .venv from requirements.lock, if it is missing or out of date
+
+cram: $(READY) ## train for ten minutes on two CPU cores, on embedded text; settings: make cram ARGS="budget=60s"
+	$(BIN)/composer train.py yamls/cram-cpu.yaml $(ARGS)
+
+test: lint ## lint, types and tests; choose tests: make test PYTEST_ARGS="tests/budget -k ledger"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY) ## ruff (style and format) and mypy (types)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(READY) ## resolve pyproject.toml into requirements.lock; newer versions: make lock ARGS=--upgrade
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes \
+		--no-emit-index-url --custom-compile-command "make lock" --quiet $(ARGS) --output-file requirements.lock
+
+clean: ## remove the environment and the caches that make created; runs/ and your data stay
+	@if [ -e .venv/.made-by-setup ]; then rm -rf .venv; fi
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build cram_composer.egg-info

@@ -1,0 +1,80 @@
+"""Exponential moving average of the weights, with a half-life in budget progress."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+
+from cram_composer.budget.budget import Budget
+from cram_composer.config.schema import EmaConfig
+
+
+class EMA(Algorithm):
+    """Keep an average of the trained weights; evaluate with it, and export it.
+
+    After a step that moved progress by d, average <- average + (1 - 2^(-d / half_life)) (weights - average).
+    Composer's own EMA counts its half-life in batches or epochs, which a wall-clock run does not know beforehand.
+    """
+
+    def __init__(self, config: EmaConfig, budget: Budget) -> None:
+        self._config = config
+        self._budget = budget
+        self._last_progress = 0.0
+        self._average: dict[str, torch.Tensor] = {}
+        self._trained: dict[str, torch.Tensor] = {}  # the trained weights while the average stands in for them
+
+    def match(self, event: Event, state: State) -> bool:
+        """At the start, after every step and around evaluation."""
+        return event in (Event.FIT_START, Event.BATCH_END, Event.EVAL_START, Event.EVAL_END)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Start or update the average, or exchange it with the trained weights."""
+        if event == Event.BATCH_END:
+            if int(state.timestamp.batch) % self._config.update_interval == 0:
+                self._update(state.model)
+        elif event == Event.EVAL_START:
+            self.swap_in(state.model)
+        elif event == Event.EVAL_END:
+            self.swap_out(state.model)
+        elif not self._average:
+            self._last_progress = self._budget.progress
+            self._average = {name: p.detach().clone() for name, p in _parameters(state.model)}
+
+    @torch.no_grad()
+    def _update(self, model: torch.nn.Module) -> None:
+        moved = self._budget.progress - self._last_progress
+        self._last_progress = self._budget.progress
+        weights = dict(_parameters(model))
+        averages = [self._average[name] for name in weights]
+        torch._foreach_lerp_(averages, list(weights.values()), 1.0 - 0.5 ** (moved / self._config.half_life))
+
+    @torch.no_grad()
+    def swap_in(self, model: torch.nn.Module) -> None:
+        """Put the average in the model's place of the trained weights."""
+        self._trained = {name: p.detach().clone() for name, p in _parameters(model)}
+        for name, p in _parameters(model):
+            p.copy_(self._average[name])
+
+    @torch.no_grad()
+    def swap_out(self, model: torch.nn.Module) -> None:
+        """Put the trained weights back."""
+        for name, p in _parameters(model):
+            p.copy_(self._trained[name])
+        self._trained = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and the progress it has seen."""
+        return super().state_dict() | {"average": dict(self._average), "last_progress": self._last_progress}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self._average = dict(state["average"])
+        self._last_progress = state["last_progress"]
+
+
+def _parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    # DDP wraps the model; names without its prefix fit a run on any number of devices.
+    return [(name.removeprefix("module."), p) for name, p in model.named_parameters()]

@@ -1,0 +1,53 @@
+"""Sequence-length warmup: short rows first, growing to full length with budget progress."""
+
+from __future__ import annotations
+
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+
+from cram_composer.budget.budget import Budget
+from cram_composer.budget.schedules import ramp
+from cram_composer.config.schema import SeqLengthWarmupConfig
+from cram_composer.data.stream import TrainLoader
+from cram_composer.errors import ConfigError
+
+
+class SeqLengthWarmup(Algorithm):
+    """Li et al. 2021, arXiv 2108.06084, with Composer's parameter names; `duration` is a share of the budget.
+
+    The length is chosen before masking, so that every row of every length has its full share of masked tokens and the
+    tokens counted are the tokens fed. Lengths are multiples of `step_size` when rows are truncated, and divisors of the
+    data's row length when they are reshaped, since then every token has a place.
+    """
+
+    def __init__(self, config: SeqLengthWarmupConfig, budget: Budget, loader: TrainLoader) -> None:
+        full = loader.data_seq_length
+        longest = config.max_seq_length or full
+        if longest > full:
+            raise ConfigError(
+                f"algorithms.seq_length_warmup.max_seq_length: {longest} is longer than the data's rows of {full} tokens"
+            )
+        steps = (
+            range(config.min_seq_length, longest + 1, config.step_size) if config.truncate else range(1, longest + 1)
+        )
+        self._lengths = sorted(
+            {n for n in (*steps, longest) if config.min_seq_length <= n and (config.truncate or full % n == 0)}
+        )
+        if not self._lengths:
+            raise ConfigError(
+                f"algorithms.seq_length_warmup: no length from {config.min_seq_length} to {longest} divides the data's "
+                f"rows of {full} tokens; use truncate=true or other lengths"
+            )
+        self._config = config
+        self._budget = budget
+        self._loader = loader
+        loader.truncate = config.truncate
+
+    def match(self, event: Event, state: State) -> bool:
+        """Before every batch is fetched."""
+        return event == Event.BEFORE_DATALOADER
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Set the row length of the next batch: the longest allowed one that the line has reached."""
+        line = ramp(self._budget.progress, self._lengths[0], self._lengths[-1], self._config.duration)
+        self._loader.seq_length = max(n for n in self._lengths if n <= line + 1e-9)

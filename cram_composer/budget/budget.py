@@ -1,0 +1,75 @@
+"""Progress through a budget: elapsed wall-clock, tokens or steps against their limits, or an earlier run's trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cram_composer.budget.trace import TraceStep, read_trace
+from cram_composer.config.schema import BudgetConfig
+from cram_composer.config.units import parse_duration
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be spent; None is no limit."""
+
+    seconds: float | None = None
+    tokens: int | None = None
+    steps: int | None = None
+
+
+class Budget:
+    """The state that every schedule reads. `progress` is the largest used share of any limit, in [0, 1].
+
+    In a replay the progress of step s is what the trace says for step s, whatever the clock says, so that the same
+    decisions are taken at the same steps; the run ends where the trace ends.
+    """
+
+    def __init__(self, limits: Limits, replay: list[TraceStep] | None = None) -> None:
+        self.limits = limits
+        self.replay = replay
+        self.elapsed = 0.0
+        self.progress = 0.0
+        self.exhausted = False
+
+    def advance(self, elapsed: float, tokens: int, steps: int) -> None:
+        """Set what was spent when step `steps` (0-based) is about to begin."""
+        self.elapsed = elapsed
+        if self.replay is not None:
+            self.exhausted = steps >= len(self.replay)
+            self.progress = 1.0 if self.exhausted else self.replay[steps].progress
+            return
+        used = [
+            spent / limit
+            for spent, limit in (
+                (elapsed, self.limits.seconds),
+                (tokens, self.limits.tokens),
+                (steps, self.limits.steps),
+            )
+            if limit is not None
+        ]
+        self.progress = min(1.0, max(used))
+        self.exhausted = self.progress >= 1.0
+
+    def describe(self) -> dict[str, object]:
+        """The budget as it stands in the run record."""
+        mode = "replay" if self.replay is not None else "wall" if self.limits.seconds is not None else "count"
+        return {
+            "mode": mode,
+            "seconds": self.limits.seconds,
+            "tokens": self.limits.tokens,
+            "steps": len(self.replay) if self.replay is not None else self.limits.steps,
+        }
+
+
+def build_budget(config: BudgetConfig, world_size: int) -> Budget:
+    """The budget of `config` on `world_size` devices: device-hours are shared out among them."""
+    if config.replay is not None:
+        return Budget(Limits(), read_trace(Path(config.replay)))
+    seconds = None
+    if config.wall is not None:
+        seconds = parse_duration(config.wall)
+    elif config.device_hours is not None:
+        seconds = config.device_hours * 3600.0 / world_size
+    return Budget(Limits(seconds, int(config.tokens) if config.tokens else None, config.steps))

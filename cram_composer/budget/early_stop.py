@@ -1,0 +1,36 @@
+"""Giving up early on a run that will not get there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+from cram_composer.budget.budget import Budget
+from cram_composer.config.schema import KillConfig
+
+
+class EarlyKill(Callback):
+    """At progress `at`, end the run if the mean of the recent training losses is above `loss_above` nats."""
+
+    def __init__(self, config: KillConfig, budget: Budget, recent_losses: Callable[[], list[float]]) -> None:
+        self._config = config
+        self._budget = budget
+        self._recent_losses = recent_losses
+        self._looked = False
+        self.reason: str | None = None
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Look once, when the progress is reached; the losses are all-reduced, so that all ranks agree."""
+        if self._looked or self._budget.progress < self._config.at:
+            return
+        self._looked = True
+        losses = self._recent_losses()
+        mean = sum(losses) / len(losses) if losses else float("inf")
+        if mean > self._config.loss_above:
+            self.reason = (
+                f"the training loss was {mean:.3f} at {100 * self._budget.progress:.0f} % of the budget, above "
+                f"train.kill.loss_above = {self._config.loss_above}"
+            )
+            state.stop_training()

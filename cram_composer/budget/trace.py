@@ -1,0 +1,84 @@
+"""trace.jsonl: one line per optimizer step, enough to run the same schedule again without a clock."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cram_composer.errors import CramError
+from cram_composer.files import write_atomic
+
+TRACE = "trace.jsonl"
+
+
+@dataclass(frozen=True)
+class TraceStep:
+    """One optimizer step; times in seconds, counts summed over devices."""
+
+    step: int  # 0-based
+    elapsed: float  # budget spent when the step began
+    progress: float  # in [0, 1], what all schedules saw
+    tokens: int  # fed to the model so far, this step included
+    batch_size: int  # rows
+    seq_length: int
+    mlm_probability: float
+    lr: float
+    loss: float | None  # None when it was not finite
+    step_seconds: float
+    data_seconds: float
+
+
+class BatchShape(Protocol):
+    """What the trace asks of whatever makes the batches."""
+
+    seq_length: int
+    mlm_probability: float
+
+
+def read_trace(run: Path) -> list[TraceStep]:
+    """The steps of a run folder, in order. Raises CramError when there is no usable trace."""
+    path = run / TRACE
+    if not path.is_file():
+        raise CramError(f"{path}: no trace there; budget.replay takes the folder of an earlier run")
+    try:
+        steps = [TraceStep(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (ValueError, TypeError) as error:
+        raise CramError(f"{path}: not a readable trace ({error})") from None
+    if [entry.step for entry in steps] != list(range(len(steps))) or not steps:
+        raise CramError(f"{path}: steps are missing, so it cannot be replayed")
+    return steps
+
+
+class JsonLines:
+    """A file of JSON lines that is appended to and cut back when a run resumes from an earlier step."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: Any = None
+
+    def cut(self, first_dropped_step: int) -> None:
+        """Drop lines of steps at or after `first_dropped_step`, and a last line that a kill left unfinished."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] < first_dropped_step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                break
+        write_atomic(self._path, "".join(line + "\n" for line in kept))
+
+    def append(self, entry: TraceStep | dict[str, Any]) -> None:
+        """Write one line; it is with the operating system when this returns."""
+        if self._file is None:
+            self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - open for the whole run, closed in close()
+        self._file.write(json.dumps(asdict(entry) if isinstance(entry, TraceStep) else entry) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,214 @@
+"""Rolling checkpoints: written by wall time, verified before use, with a fallback to the one before; signals."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from composer.utils.checkpoint import save_checkpoint
+
+from cram_composer.budget.budget import Budget
+from cram_composer.budget.ledger import Ledger
+from cram_composer.data.stream import TrainLoader
+from cram_composer.errors import CramError
+from cram_composer.files import read_json, write_json
+from cram_composer.record import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint whose file is whole: size and hash are those written beside it."""
+
+    path: Path
+    step: int
+
+
+class RollingCheckpoints(Callback):
+    """Save every `interval` seconds of budget and keep the newest `keep`.
+
+    A checkpoint is a `.pt` file and a `.json` beside it with its size and SHA-256, each written under a temporary name
+    and renamed, the `.json` last: a file without one is an interrupted save.
+    """
+
+    def __init__(self, folder: RunFolder, budget: Budget, ledger: Ledger, *, interval: float, keep: int) -> None:
+        self._folder = folder
+        self._budget = budget
+        self._ledger = ledger
+        self._interval = interval
+        self._keep = keep
+        self._last_at = 0.0
+        self._last_seconds = 0.0
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """The interval counts from here."""
+        self._last_at = self._ledger.elapsed() if dist.get_world_size() == 1 else self._budget.elapsed
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Save when it is time and there is time."""
+        # budget.elapsed is the reading that all ranks agreed on, so that they all save after the same step.
+        elapsed, limit = self._budget.elapsed, self._budget.limits.seconds
+        due = elapsed - self._last_at >= self._interval
+        fits = limit is None or elapsed + 2.0 * self._last_seconds < limit
+        if due and fits:
+            self.save(state)
+
+    def save(self, state: State) -> None:
+        """Save now; counted as checkpoint time while the clock runs. Collective: call it on all ranks."""
+        with self._ledger.during("checkpoint"):
+            before = self._ledger.elapsed()
+            self._write(state)
+            # The slowest rank's figure would be fairer, but only rank 0 writes, and this one decides on all ranks.
+            seconds = torch.tensor([self._ledger.elapsed() - before], dtype=torch.float64)
+            seconds = state.device.tensor_to_device(seconds)
+            dist.broadcast(seconds, src=0)
+            self._last_seconds = float(seconds)
+        self._last_at = self._budget.elapsed
+        if dist.get_global_rank() == 0:
+            self._folder.write_clock(self._ledger, int(state.timestamp.batch), clean=True)
+
+    def _write(self, state: State) -> None:
+        step = int(state.timestamp.batch)
+        directory = self._folder.checkpoints
+        directory.mkdir(parents=True, exist_ok=True)
+        final = directory / f"step-{step:08d}.pt"
+        temporary = directory / f".saving-{final.name}"  # Composer wants the suffix
+        save_checkpoint(state, str(temporary))
+        if dist.get_global_rank() == 0:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+                digest = (
+                    hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256(file)
+                )
+            os.replace(temporary, final)
+            write_json(final.with_suffix(".json"), {"step": step, "bytes": final.stat().st_size, "sha256": digest})
+            for old in _checkpoint_files(directory)[self._keep :]:
+                old.with_suffix(".json").unlink(missing_ok=True)
+                old.unlink(missing_ok=True)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _checkpoint_files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step-*.pt"), reverse=True)
+
+
+def newest_checkpoint(directory: Path) -> SavedCheckpoint | None:
+    """The newest checkpoint that is whole; a warning for each newer one that is not. None when there is none."""
+    for path in _checkpoint_files(directory):
+        problem = _problem(path)
+        if problem is None:
+            return SavedCheckpoint(path, int(read_json(path.with_suffix(".json"))["step"]))
+        warnings.warn(f"{path}: {problem}; using the checkpoint before it", stacklevel=2)
+    return None
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        expected = read_json(path.with_suffix(".json"))
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"truncated ({size} of {expected['bytes']} bytes)"
+        with open(path, "rb") as file:
+            return (
+                None if _sha256(file) == expected["sha256"] else "corrupt (its hash is not the one written beside it)"
+            )
+    except FileNotFoundError:
+        return "an interrupted save (no .json beside it)"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"unreadable ({error})"
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state dict of a checkpoint of ours, on the CPU."""
+    # Composer's checkpoints hold its own time objects; this file was written by this project in this run folder.
+    return torch.load(path, map_location="cpu", weights_only=False)["state"]
+
+
+def restore_weights(state: State, directory: Path) -> dict[str, Any] | None:
+    """Put the newest checkpoint's weights, optimizer and algorithms into a running `state`; the data goes on.
+
+    Returns the checkpoint's state, None when there is no checkpoint.
+    """
+    saved = newest_checkpoint(directory)
+    if saved is None:
+        return None
+    loaded = load_state(saved.path)
+    state.model.load_state_dict(loaded["model"])
+    for optimizer in state.optimizers:
+        optimizer.load_state_dict(loaded["optimizers"][type(optimizer).__qualname__])
+    states = dict(loaded["algorithms"])
+    for algorithm in state.algorithms:
+        if type(algorithm).__qualname__ in states:
+            algorithm.load_state_dict(states[type(algorithm).__qualname__])
+    return loaded
+
+
+class DataPosition(Callback):
+    """Every rank's place in the data, in the checkpoint that rank 0 writes."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self._loader = loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """All ranks' places. Collective."""
+        return {"ranks": dist.all_gather_object(self._loader.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to this rank's place."""
+        if len(state["ranks"]) != dist.get_world_size():
+            raise CramError(
+                f"the checkpoint is of {len(state['ranks'])} device(s) and this start has {dist.get_world_size()}; "
+                "resume on the same number"
+            )
+        self._loader.load_state_dict(state["ranks"][dist.get_global_rank()])
+
+
+class Signals:
+    """SIGTERM and SIGINT end the run between two steps, with a checkpoint; a step over 25 s is abandoned."""
+
+    def __init__(self, at_once: Callable[[], None]) -> None:
+        self._at_once = at_once
+        self.received = 0
+
+    def install(self) -> None:
+        """Take over both signals, from Composer's handlers too."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            # Ctrl-C reaches a process twice: from the terminal, and as the launcher's SIGTERM right after.
+            return
+        self.received = number
+        print(f"\n{signal.Signals(number).name}: saving after this step", file=sys.stderr, flush=True)
+        timer = threading.Timer(25.0, self._give_up)
+        timer.daemon = True
+        timer.start()
+
+    def _give_up(self) -> None:
+        print("the step did not end within 25 s: leaving; the last checkpoint stands", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            self._at_once()
+        os._exit(128 + self.received)

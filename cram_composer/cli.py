@@ -1,0 +1,140 @@
+"""The `cram` command; every subcommand imports what it needs when it runs, so that a mistake is reported at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cram_composer.config import Composed, compose
+from cram_composer.config.checks import check_run
+from cram_composer.config.paths import expand
+from cram_composer.config.recipes import load_recipe, recipe_names
+from cram_composer.config.schema import RunConfig
+from cram_composer.errors import CramError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the console script."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    return _guarded(lambda: options.function(options))
+
+
+def train(arguments: list[str]) -> int:
+    """Entry point of train.py."""
+    return main(["train", *arguments])
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    """Run a command; a CramError becomes one line and status 2."""
+    try:
+        return command()
+    except CramError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone, as in `cram recipes | head`
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cram", description="How good a language model can one GPU train in one day?")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        return command
+
+    run = add("train", _train, "Train a model; the same as `python train.py`.")
+    _add_yaml(run)
+    explain = add("explain", _explain, "Print the final configuration and where every value came from.")
+    _add_yaml(explain)
+    recipes = add("recipes", _recipes, "List the recipes, or show the cards of some.")
+    recipes.add_argument("names", nargs="*", metavar="NAME")
+    data = commands.add_parser("data", help="Build data sets.").add_subparsers(required=True, metavar="ACTION")
+    build = data.add_parser("build", help="Build a data set from a data YAML.")
+    build.set_defaults(function=_data_build)
+    _add_yaml(build)
+    export = add("export", _export, "Write the Hugging Face folder of a run's newest checkpoint.")
+    export.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("--output", type=Path, help="folder to write (default: RUN/export)")
+    report = add("report", _report, "Draw the page of one run, or of several together.")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    report.add_argument("--output", type=Path, help="HTML file (default: RUN/report.html, ./report.html for several)")
+    return parser
+
+
+def _add_yaml(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("yaml", type=Path, metavar="FILE.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as budget=6h recipes=[crammed-bert,ema]"
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    composed = compose(RunConfig, options.yaml, options.overrides)
+    config: RunConfig = composed.config
+    check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
+    from cram_composer.start import start
+
+    return start(composed, expand(config.runs_dir) / (config.run_name or options.yaml.stem))
+
+
+def _explain(options: argparse.Namespace) -> int:
+    composed: Composed = compose(RunConfig, options.yaml, options.overrides)
+    width = max(len(key) for key in composed.provenance)
+    for key, source in composed.provenance.items():
+        lost = "".join(f", over {value!r} of {layer}" for layer, value in reversed(composed.overridden.get(key, [])))
+        print(f"{key:<{width}} = {_lookup(composed.plain, key)!r:<24} # {source}{lost}")
+    print(f"\nhash {composed.hash}")
+    return 0
+
+
+def _lookup(plain: object, key: str) -> object:
+    for name in key.split("."):
+        assert isinstance(plain, dict)
+        plain = plain[name]
+    return plain
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    if not options.names:
+        names = recipe_names()
+        width = max(len(name) for name in names)
+        for name in names:
+            print(f"{name:<{width}}  {load_recipe(name, 'recipes/').card.summary}")
+        return 0
+    for name in options.names:
+        card = load_recipe(name, "command line").card
+        print(name)
+        for label, value in vars(card).items():
+            if value:
+                print(f"  {label + ':':<10} {', '.join(value) if isinstance(value, list) else value}")
+    return 0
+
+
+def _data_build(options: argparse.Namespace) -> int:
+    from cram_composer.config.data_schema import DataBuildConfig
+    from cram_composer.data.build import build
+
+    composed = compose(DataBuildConfig, options.yaml, options.overrides)
+    print(build(composed.config, composed.plain, composed.hash))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from cram_composer.finish import export_run
+
+    print(export_run(options.run, options.output))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from cram_composer.analysis.report import write_report
+
+    print(write_report(options.runs, options.output))
+    return 0

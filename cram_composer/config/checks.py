@@ -1,0 +1,96 @@
+"""What the types of the schema cannot say: names to choose from, ranges, and values that must agree with each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from typing import Any
+
+from cram_composer.config.schema import RunConfig
+from cram_composer.config.units import parse_duration
+from cram_composer.errors import ConfigError
+
+
+def check_values(schema: type, plain: dict[str, Any], provenance: dict[str, str]) -> None:
+    """Check choices and ranges of every field of `schema` against its metadata, blaming the layer a value is from."""
+    _walk(schema, plain, "", provenance)
+    if schema is RunConfig:
+        for key in ("budget.wall", "checkpoint.interval", "data.timeout"):
+            _check_duration(plain, key, provenance)
+
+
+def _walk(schema: type, values: dict[str, Any], prefix: str, provenance: dict[str, str]) -> None:
+    types = typing.get_type_hints(schema)
+    for spec in dataclasses.fields(schema):
+        key, value = prefix + spec.name, values.get(spec.name)
+        if value is None:
+            continue
+        where = f"{provenance.get(key, 'default')}: {key}"
+        choices = spec.metadata.get("choices")
+        if choices and value not in choices:
+            nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{where}: '{value}' is not one of {', '.join(choices)}; did you mean '{nearest}'?")
+        if "range" in spec.metadata:
+            low, high = spec.metadata["range"]
+            if not math.isfinite(value) or value < low or (high is not None and value > high):
+                allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+                raise ConfigError(f"{where}: {value} is out of range; it must be {allowed}")
+        nested = _dataclass_in(types[spec.name])
+        if nested is not None and isinstance(value, dict):
+            _walk(nested, value, key + ".", provenance)
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    for candidate in (hint, *typing.get_args(hint)):
+        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def _check_duration(plain: dict[str, Any], key: str, provenance: dict[str, str]) -> None:
+    section, name = key.split(".")
+    text = plain[section][name]
+    if text is not None:
+        try:
+            parse_duration(text)
+        except ConfigError as error:
+            raise ConfigError(f"{provenance.get(key, 'default')}: {key}: {error}") from None
+
+
+def check_run(config: RunConfig, world_size: int) -> None:
+    """Check what depends on several values of a run on `world_size` devices. Raises ConfigError, one line."""
+    budget = config.budget
+    if all(v is None for v in (budget.wall, budget.device_hours, budget.tokens, budget.steps, budget.replay)):
+        raise ConfigError("budget: none is set; write budget=24h (or tokens, steps, device_hours, replay)")
+    if budget.replay is not None and (budget.tokens is not None or budget.steps is not None):
+        raise ConfigError("budget: a replay follows its trace to the end; drop tokens and steps")
+    train = config.train
+    group = train.device_train_microbatch_size * world_size
+    for key, size in (("train.batch_size", train.batch_size), *_ramp_sizes(config)):
+        if size % group:
+            lower, upper = size // group * group, (size // group + 1) * group
+            near = f"{lower} or {upper}" if lower else f"{upper}"
+            raise ConfigError(
+                f"{key}: {size} is not a whole number of microbatches: {train.device_train_microbatch_size} rows "
+                f"x {world_size} device(s) = {group}; use {near}, or change train.device_train_microbatch_size"
+            )
+    warmup = config.algorithms.seq_length_warmup
+    if warmup is not None and warmup.max_seq_length is not None and warmup.max_seq_length < warmup.min_seq_length:
+        raise ConfigError("algorithms.seq_length_warmup: max_seq_length is below min_seq_length")
+    if config.device == "cpu" and train.precision == "fp16":
+        raise ConfigError("train.precision: fp16 needs a GPU; use bf16 or fp32")
+    if len(config.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        raise ConfigError(f"optimizer.betas: {config.optimizer.betas} must be two numbers in [0, 1)")
+    if config.model.architecture == "hf" and config.model.hf_name is None:
+        raise ConfigError("model.hf_name: architecture hf needs a model type, such as model.hf_name=bert")
+    if not any((config.data.local, config.data.remote, config.data.build)):
+        raise ConfigError("data: no data set named; set data.build, data.local or data.remote")
+
+
+def _ramp_sizes(config: RunConfig) -> list[tuple[str, int]]:
+    ramp = config.algorithms.batch_size_ramp
+    if ramp is None or ramp.initial_batch_size is None:
+        return []
+    return [("algorithms.batch_size_ramp.initial_batch_size", ramp.initial_batch_size)]

@@ -1,0 +1,34 @@
+"""Where things are: the recipes and run files that come with cram-composer, and paths written in a configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from string import Template
+
+from cram_composer.errors import ConfigError
+
+
+def shared_dir() -> Path:
+    """The folder that holds `recipes/` and `yamls/`: the top of a checkout, or a copy inside an installed package.
+
+    `cram_composer/_shared/` has a link to each; building a wheel replaces the links by the files. Following one
+    therefore ends in the right place, with no need to guess whether this is a checkout.
+    """
+    return (Path(__file__).parent.parent / "_shared" / "recipes").resolve().parent
+
+
+def find_shared(path: Path) -> Path:
+    """`path` as it is where that exists, otherwise the file of that name that comes with cram-composer.
+
+    Raises ConfigError when there is neither.
+    """
+    for candidate in (path, shared_dir() / path):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"{path}: no such file, neither here nor among those of cram-composer in {shared_dir()}")
+
+
+def expand(path: str) -> Path:
+    """A path with `~` and `$VARIABLES` replaced; an unset `$CRAM_CACHE` is `~/.cache/cram-composer`."""
+    return Path(Template(path).safe_substitute({"CRAM_CACHE": "~/.cache/cram-composer"} | os.environ)).expanduser()

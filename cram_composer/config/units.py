@@ -1,0 +1,31 @@
+"""Durations as people write them: 24h, 90m, 600s, 1d, 1h30m."""
+
+from __future__ import annotations
+
+import re
+
+from cram_composer.errors import ConfigError
+
+_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration such as `24h`, `90m`, `600s`, `1d` or `1h30m`; units in that order, each at most once."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None or not any(match.groups()):
+        raise ConfigError(f"'{text}' is not a duration: write it as 24h, 90m, 600s, 1d or 1h30m")
+    seconds = sum(float(value) * _SECONDS[unit] for value, unit in zip(match.groups(), "dhms", strict=True) if value)
+    if seconds <= 0:
+        raise ConfigError(f"the duration '{text}' must be longer than zero")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people: `45 s`, `9:59`, `23:59:59`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, second = divmod(whole, 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,91 @@
+"""The data set of a run: built or fetched if need be, and checked, before the clock starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cram_composer.config.data_schema import DataBuildConfig
+from cram_composer.data.build import build
+from cram_composer.data.manifest import MANIFEST, load_manifest, verify
+
+from cram_composer.config import compose
+from cram_composer.config.paths import expand
+from cram_composer.config.schema import DataConfig
+from cram_composer.errors import CramError
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A finished data set on this machine (with `remote`, its shards come as they are read)."""
+
+    root: Path
+    manifest: dict[str, Any]
+    remote: str | None
+    build_seconds: float
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer."""
+        return self.root / "tokenizer"
+
+    def split_remote(self, split: str) -> str | None:
+        """Where a split's shards are fetched from, None when they are on this machine."""
+        return f"{self.remote.rstrip('/')}/{split}" if self.remote else None
+
+
+def prepare(config: DataConfig, local_leader: bool, wait: Callable[[], None]) -> DataSet:
+    """Make sure that the data set is there and whole. Raises CramError, one line.
+
+    Only the process with `local_leader` writes; the others `wait` for it.
+    """
+    started = time.monotonic()
+    root = _root(config)
+    if local_leader:
+        if config.remote is not None:
+            _fetch_description(config.remote, root)
+        elif not (root / MANIFEST).is_file():
+            _build(config, root)
+    wait()
+    manifest = load_manifest(root)
+    build_seconds = time.monotonic() - started
+    if config.remote is None and local_leader:
+        verify(root, manifest, full=config.verify == "full")
+    return DataSet(root, manifest, config.remote, build_seconds)
+
+
+def _root(config: DataConfig) -> Path:
+    if config.local is not None:
+        return expand(config.local)
+    if config.build is None:
+        raise CramError(f"data.local: a remote data set ({config.remote}) needs a local folder for its cache")
+    return expand(compose(DataBuildConfig, config.build, []).config.output)
+
+
+def _build(config: DataConfig, root: Path) -> None:
+    if config.build is None:
+        raise CramError(f"{root}: no finished data set there (data.local); build one with `cram data build`")
+    if not config.build_if_missing:
+        raise CramError(f"{root}: no finished data set there; build it first: cram data build {config.build}")
+    composed = compose(DataBuildConfig, config.build, [f"output={root}"])
+    build(composed.config, composed.plain, composed.hash)
+
+
+def _fetch_description(remote: str, root: Path) -> None:
+    from streaming.base.storage import CloudDownloader
+
+    downloader = CloudDownloader.get(remote)
+    for name in (MANIFEST, *(f"tokenizer/{file}" for file in _TOKENIZER_FILES)):
+        target = root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # the downloader keeps what it finds, be it of another data set
+        try:
+            downloader.download(f"{remote.rstrip('/')}/{name}", str(target), timeout=60.0)
+        except Exception as error:
+            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CramError(f"data.remote: cannot fetch {remote.rstrip('/')}/{name}: {cause}") from error

@@ -1,0 +1,39 @@
+"""Shared memory that Streaming leaves behind when a process is killed.
+
+Streaming names its blocks /dev/shm/NNNNNN_name and frees them when its process ends by itself. After a `kill -9` they
+stay, and a data set with a remote then refuses to open ("Reused local directory").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+_SHM = Path("/dev/shm")
+_NAME = re.compile(r"(\d{6})_[a-z_]+")
+
+
+def remove_stale_memory() -> list[str]:
+    """Remove the blocks of every prefix that no process on this machine has mapped; returns the prefixes removed."""
+    if not _SHM.is_dir():
+        return []
+    blocks: dict[str, list[Path]] = {}
+    for path in _SHM.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match:
+            blocks.setdefault(match[1], []).append(path)
+    stale = sorted(blocks.keys() - _mapped_prefixes()) if blocks else []
+    for prefix in stale:
+        for path in blocks[prefix]:
+            with contextlib.suppress(OSError):  # another user's, or gone since
+                path.unlink()
+    return stale
+
+
+def _mapped_prefixes() -> set[str]:
+    mapped: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's, whose blocks we cannot remove either
+            mapped.update(re.findall(r"/dev/shm/(\d{6})_", (process / "maps").read_text()))
+    return mapped

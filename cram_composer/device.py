@@ -1,0 +1,66 @@
+"""What the machine offers and what a run uses of it: device, precision, compilation, threads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from composer.core import Precision
+
+from cram_composer.config.schema import RunConfig
+from cram_composer.errors import CramError
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """The device of this process and how it computes."""
+
+    name: str  # cpu | gpu, Composer's names
+    precision: str  # bf16 | fp16 | fp32
+    compile: str  # regional | full | off
+    threads: int
+
+    @property
+    def composer_precision(self) -> Precision:
+        """Composer's precision; on a CPU it refuses AMP, so the model's own forward autocasts there."""
+        if self.name == "cpu" or self.precision == "fp32":
+            return Precision.FP32
+        return Precision.AMP_BF16 if self.precision == "bf16" else Precision.AMP_FP16
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The dtype that the model's forward autocasts to by itself."""
+        return torch.bfloat16 if self.name == "cpu" and self.precision == "bf16" else None
+
+
+def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
+    """Settle every `auto` of the configuration. Raises CramError when the machine has not what was asked for."""
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise CramError(
+            "device: cuda was asked for and torch sees no CUDA GPU here; on a machine without one run yamls/cram-cpu.yaml"
+        )
+    name = "gpu" if cuda and config.device != "cpu" else "cpu"
+    precision = config.train.precision
+    if precision == "auto":
+        fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if name == "gpu" else _cpu_has_bf16()
+        precision = "bf16" if fast_bf16 else "fp16" if name == "gpu" else "fp32"
+    if precision == "fp16" and name == "cpu":
+        raise CramError("train.precision: fp16 needs a GPU; use bf16 or fp32")
+    compile_mode = config.train.compile
+    if compile_mode == "auto":
+        # On a CPU Inductor writes C++; without a compiler there is nothing to gain.
+        compiler = name == "gpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
+        compile_mode = "regional" if compiler else "off"
+    threads = config.train.threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    return DeviceChoice(name, precision, compile_mode, threads)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware; elsewhere it is slower than fp32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags

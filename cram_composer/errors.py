@@ -1,0 +1,11 @@
+"""Errors a user can act on: one clear line each, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+
+class CramError(Exception):
+    """A problem the user can fix. The message is one line: what is wrong, where, and what to do."""
+
+
+class ConfigError(CramError):
+    """A configuration that cannot be used: unknown key, wrong type, conflicting recipes."""

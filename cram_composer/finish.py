@@ -1,0 +1,166 @@
+"""After the budget is spent, outside it: the final evaluation, the export, the run's page, and the record."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.utils import dist
+from omegaconf import OmegaConf
+
+from cram_composer.algorithms.ema import EMA
+from cram_composer.analysis.report import write_report
+from cram_composer.checkpoint import load_state, newest_checkpoint
+from cram_composer.config.schema import RunConfig
+from cram_composer.errors import CramError
+from cram_composer.evaluation.held_out import held_out_evaluator
+from cram_composer.files import read_json
+from cram_composer.models.card import model_card
+from cram_composer.models.export import export_model, fill_masks, verify_export
+from cram_composer.models.factory import build_model
+from cram_composer.record import RECORD, RunFolder, environment
+from cram_composer.run import Run
+
+
+def finish(run: Run, status: str, reason: str | None) -> None:
+    """Evaluate on more rows than the loop did, export, draw the page. Collective."""
+    ledger = run.ledger
+    with ledger.outside_budget("final_eval"):
+        run.trainer.eval(eval_dataloader=held_out_evaluator("final", run.final_batches, run.config.eval.batch_size))
+        metrics = {name: float(value.compute()) for name, value in run.trainer.state.eval_metrics["final"].items()}
+    run.extra["metrics"] = {
+        "validation_loss": metrics["loss"],
+        "validation_accuracy": metrics["accuracy"],
+        "validation_bits_per_token": metrics["loss"] / math.log(2.0),
+        "validation_rows": sum(batch["input_ids"].shape[0] for batch in run.final_batches) * dist.get_world_size(),
+    }
+    run.trainer.close()
+    if dist.get_global_rank() != 0:
+        return
+    write_record(run, status, reason)
+    if run.config.export.enabled:
+        with ledger.outside_budget("export"):
+            run.extra["metrics"]["fills"] = _export(run)
+        write_record(run, status, reason)
+    page = write_report([run.folder.path])
+    _print_summary(run, page)
+
+
+def _export(run: Run) -> list[dict[str, Any]]:
+    network = run.model.model
+    averages = [algorithm for algorithm in run.trainer.state.algorithms if isinstance(algorithm, EMA)]
+    for average in averages:
+        average.swap_in(run.trainer.state.model)
+    record = read_json(run.folder.path / RECORD)
+    destination = run.folder.path / "export"
+    export_model(network, run.data.tokenizer, destination, model_card(record, run.data.manifest))
+    verify_export(destination, network)
+    fills = _fill(network, run.data.tokenizer, run.config.export.sentences)
+    for average in averages:
+        average.swap_out(run.trainer.state.model)
+    return fills
+
+
+def _fill(network: torch.nn.Module, tokenizer_dir: Path, sentences: list[str]) -> list[dict[str, Any]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    predictions = fill_masks(network, tokenizer, sentences)
+    return [{"sentence": s, "predictions": p} for s, p in zip(sentences, predictions, strict=True)]
+
+
+def _print_summary(run: Run, page: Path) -> None:
+    metrics, spent = run.extra["metrics"], run.ledger.elapsed()
+    tokens = int(run.trainer.state.timestamp.token)
+    print(f"\nheld-out loss {metrics['validation_loss']:.3f} nats at 15 % [MASK]", end="")
+    print(f" (unigram model {run.data.manifest['unigram_validation_nats']:.3f}),", end=" ")
+    print(f"masked accuracy {100 * metrics['validation_accuracy']:.1f} %")
+    print(f"{tokens:,} tokens in {spent:.1f} s of budget, {tokens / max(spent, 1e-9):,.0f} tokens/s")
+    inside = run.ledger.snapshot()
+    print("where it went: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in inside.items() if seconds))
+    for fill in metrics.get("fills", []):
+        words = ", ".join(f"{token} ({100 * probability:.0f} %)" for token, probability in fill["predictions"])
+        print(f"  {fill['sentence']}  ->  {words}")
+    if run.config.export.enabled:
+        print(f"model:  {run.folder.path / 'export'}")
+    print(f"page:   {page}")
+
+
+def write_record(run: Run, status: str, reason: str | None = None) -> None:
+    """Write record.json and config.yaml as things stand; only rank 0 does."""
+    if dist.get_global_rank() != 0:
+        return
+    timestamp = run.trainer.state.timestamp
+    spent = run.ledger.snapshot()
+    total = sum(spent.values())
+    last = run.segments[-1] if run.segments else {}
+    losses = run.trace.recent_losses
+    record = {
+        "format_version": 1,
+        "run_name": run.folder.path.name,
+        "status": status,
+        "reason": reason,
+        "recipes": run.config.recipes,
+        "config": run.composed.plain,
+        "provenance": run.composed.provenance,
+        "config_hash": run.composed.hash,
+        "environment": environment(),
+        "world_size": dist.get_world_size(),
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "kernels": _kernels(run),
+        "data": {key: value for key, value in run.data.manifest.items() if key != "config"},
+        "budget": run.budget.describe(),
+        "steps": int(timestamp.batch),
+        "tokens": int(timestamp.token),
+        "tokens_per_second": int(timestamp.token) / total if total else None,
+        "steps_skipped": run.guard.skipped,
+        "ledger": {
+            "inside": spent,
+            "inside_total": total,
+            # The loop by another clock than the ledger's: what earlier starts spent, and this one's time in fit().
+            "wall_seconds": last["spent_before"] + last["wall_seconds"] if "wall_seconds" in last else None,
+            "outside": dict(run.ledger.outside),
+            "last_step_seconds": run.trace.last_step_seconds,
+        },
+        "energy": run.energy,
+        "metrics": {"train_loss_final": sum(losses) / len(losses) if losses else None, **run.extra.get("metrics", {})},
+        "segments": run.segments,
+    }
+    run.folder.write_record(json.loads(json.dumps(record, default=str)))
+    run.folder.write_config(OmegaConf.to_yaml(OmegaConf.create(run.composed.plain)))
+
+
+def _kernels(run: Run) -> dict[str, str]:
+    layernorm = [algorithm.kernel for algorithm in run.trainer.state.algorithms if hasattr(algorithm, "kernel")]
+    return {
+        "attention": "torch scaled_dot_product_attention",
+        "layernorm": layernorm[0] if layernorm else "torch",
+        "precision": run.device.precision,
+        "compile": run.model.compile_state,
+    }
+
+
+def export_run(path: Path, destination: Path | None) -> Path:
+    """Export a run's newest checkpoint, with the averaged weights if it kept any. Raises CramError, one line."""
+    record = RunFolder(path).read_record()
+    if record is None:
+        raise CramError(f"{path}: not a run folder (it has no {RECORD})")
+    saved = newest_checkpoint(path / "checkpoints")
+    if saved is None:
+        raise CramError(f"{path}: no usable checkpoint to export")
+    config: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), record["config"]))  # type: ignore[assignment]
+    manifest = record["data"]
+    network = build_model(config.model, manifest["vocab_size"], manifest["special_tokens"])
+    state = load_state(saved.path)
+    averages = dict(state["algorithms"]).get("EMA", {}).get("average")
+    weights = averages or state["model"]
+    prefix = "model."
+    network.load_state_dict(
+        {name.removeprefix(prefix): tensor for name, tensor in weights.items()}, strict=averages is None
+    )
+    target = export_model(network, path / "tokenizer", destination or path / "export", model_card(record, manifest))
+    verify_export(target, network)
+    return target

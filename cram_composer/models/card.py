@@ -1,0 +1,123 @@
+"""The model card (README.md) of an exported model, made of what the run's record and the data manifest say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+Row = tuple[str, Any]
+
+
+def model_card(record: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """Markdown with YAML front matter, from record.json and the data set's manifest.json; absent facts are left out."""
+    model = record["config"]["model"]
+    custom_code = model["architecture"] == "crambert"
+    parts = [
+        _front_matter(custom_code),
+        f"# {record['run_name']}",
+        _summary(record),
+        "## How to load\n\n" + _usage(custom_code),
+        "## Results\n\n" + _table(("metric", "value"), _results(record, manifest)),
+        "## Recipe\n\n" + _table(("setting", "value"), _recipe(record)),
+        "## Data\n\n" + _data(manifest),
+        "## Where the time went\n\n" + _table(("part", "seconds"), _ledger(record["ledger"])),
+        "## Environment\n\n" + _table(("what", "value"), _environment(record)),
+        "## Limits\n\n" + _limits(record, manifest, model),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(custom_code: bool) -> str:
+    tags = ["masked-lm", "cramming", *(["custom_code"] if custom_code else [])]
+    lines = ["library_name: transformers", "pipeline_tag: fill-mask", "tags:", *(f"- {tag}" for tag in tags)]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _summary(record: dict[str, Any]) -> str:
+    budget = record["budget"].get("seconds")
+    spent = f" of a budget of {_number(budget)} s" if budget is not None else ""
+    return (
+        f"A masked language model of {_number(record['parameters'])} parameters, trained from scratch with "
+        f"cram-composer on {_number(record['tokens'])} tokens in {_number(record['steps'])} steps and "
+        f"{_number(record['ledger']['wall_seconds'])} s of training loop{spent}, on {record['world_size']} device(s)."
+    )
+
+
+def _usage(custom_code: bool) -> str:
+    trust = ", trust_remote_code=True" if custom_code else ""
+    code = f"""```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+folder = "path/to/this/folder"
+model = AutoModelForMaskedLM.from_pretrained(folder{trust})
+tokenizer = AutoTokenizer.from_pretrained(folder)
+print(pipeline("fill-mask", model=model, tokenizer=tokenizer)(f"The river flows into the {{tokenizer.mask_token}}."))
+```"""
+    note = "The model's code is in this folder; `trust_remote_code=True` lets transformers run it."
+    return f"{note}\n\n{code}" if custom_code else code
+
+
+def _results(record: dict[str, Any], manifest: dict[str, Any]) -> list[Row]:
+    metrics = [(name.replace("_", " "), value) for name, value in (record.get("metrics") or {}).items()]
+    return [*metrics, ("unigram model on the validation split, nats per token", manifest["unigram_validation_nats"])]
+
+
+def _recipe(record: dict[str, Any]) -> list[Row]:
+    config = record["config"]
+    rows: list[Row] = [("recipes", ", ".join(record["recipes"]) or "none"), ("seed", config["seed"])]
+    for section in ("model", "objective", "optimizer", "schedule", "train", "algorithms"):
+        rows += [(f"{section}.{key}", value) for key, value in config[section].items()]
+    return [*rows, *((f"{name} in use", value) for name, value in record["kernels"].items())]
+
+
+def _data(manifest: dict[str, Any]) -> str:
+    rows = [(f"{split}, {key}", value) for split, facts in manifest["splits"].items() for key, value in facts.items()]
+    sources = [
+        (source["name"], source["kind"], source["documents"], source["characters"], source["licence"])
+        for source in manifest["sources"]
+    ]
+    return "\n\n".join(
+        (
+            f"Data set `{manifest['name']}`: rows of {manifest['sequence_length']} tokens, a vocabulary of "
+            f"{_number(manifest['vocab_size'])}, tokenizer sha256 `{manifest['tokenizer_sha256']}`.",
+            _table(("source", "kind", "documents", "characters", "licence"), sources),
+            _table(("split", "count"), rows),
+        )
+    )
+
+
+def _ledger(ledger: dict[str, Any]) -> list[Row]:
+    inside = [(f"{name} (in the budget)", seconds) for name, seconds in ledger["inside"].items()]
+    outside = [(f"{name} (outside the budget)", seconds) for name, seconds in ledger["outside"].items()]
+    return [*inside, ("sum in the budget", ledger["inside_total"]), *outside]
+
+
+def _environment(record: dict[str, Any]) -> list[Row]:
+    environment = record["environment"]
+    rows = [(key.replace("_", " "), environment.get(key)) for key in ("git_revision", "python", "platform", "cpu")]
+    gpus = ", ".join(map(str, environment.get("gpus") or [])) or None
+    libraries = ", ".join(f"{name} {version}" for name, version in environment["libraries"].items())
+    energy = record.get("energy") or {}
+    return [*rows, ("gpus", gpus), ("libraries", libraries), ("energy, joules", energy.get("joules"))]
+
+
+def _limits(record: dict[str, Any], manifest: dict[str, Any], model: dict[str, Any]) -> str:
+    points = [
+        f"Trained on rows of {manifest['sequence_length']} tokens; longer inputs were never seen.",
+        "Trained on the sources listed above and nothing else; it repeats what they say, mistakes and biases included.",
+        "The budget bounds it: the results above are what this run measured, and nothing else was measured.",
+    ]
+    return "\n".join(f"- {point}" for point in points)
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header)]
+    lines += [tuple(map(_number, row)) for row in rows if row[-1] is not None]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _number(value: Any) -> str:
+    """Integers with thousands separators, floats with six significant digits, anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

@@ -1,0 +1,45 @@
+"""torch.compile of a masked LM, layer by layer or whole, and the way back to eager."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from cram_composer.models.modeling_crambert import CramBertForMaskedLM
+
+# torch keeps this many graphs per function and then silently runs it eagerly. Every row length and batch size is a
+# graph of its own here, and the default of 8 is spent half-way through a sequence-length warm-up.
+RECOMPILE_LIMIT = 64
+
+
+def compile_model(model: PreTrainedModel, mode: str) -> list[nn.Module]:
+    """Have `model` compiled at its first call; returns the modules compiled, for `uncompile`.
+
+    Mode "regional" compiles each encoder layer (one graph serves them all: they differ in weights only) and CramBERT's
+    decoder with the loss; "full" the whole model as one graph; "off" nothing. A model that has no list of layers is
+    compiled whole.
+    """
+    regions: list[nn.Module] = []
+    if mode == "regional":
+        regions += _encoder_layers(model)
+        if isinstance(model, CramBertForMaskedLM):
+            regions.append(model.head)
+    if mode != "off":
+        regions = regions or [model]
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    for region in regions:
+        region.compile(dynamic=False)  # training shapes are few and static, and static graphs run faster
+    return regions
+
+
+def uncompile(regions: list[nn.Module]) -> None:
+    """Return modules to eager execution."""
+    for region in regions:
+        region._compiled_call_impl = None  # what nn.Module.compile sets; torch has no call to undo it
+
+
+def _encoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The members of the list of modules that holds the most parameters; none if the model has no such list."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[]))

@@ -1,0 +1,70 @@
+"""Configuration of CramBERT. This file travels with exported models: it imports only transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+# Which class each transformers Auto class loads from an exported folder. All four are always written, so that a
+# folder saved as a masked LM also opens as a bare encoder or a classifier.
+AUTO_MAP = {
+    "AutoConfig": "configuration_crambert.CramBertConfig",
+    "AutoModel": "modeling_crambert.CramBertModel",
+    "AutoModelForMaskedLM": "modeling_crambert.CramBertForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_crambert.CramBertForSequenceClassification",
+}
+
+
+class CramBertConfig(PretrainedConfig):
+    """A pre-norm BERT encoder; the defaults are crammed BERT (Geiping and Goldstein 2022, arXiv 2212.14034, section 4).
+
+    `intermediate_size` is the width of the up-projection: the gate of `ffn="gelu_glu"` halves it, so that 3072 means
+    768 -> 3072 -> 1536 -> 768. Biases of the linear layers are off (`attention_bias`, `mlp_bias`); LayerNorm keeps
+    weight and bias, as the published model does. Dropout is 0, as in pretraining; fine-tuning sets it.
+    `classifier_pooling` is "mean" (over the unmasked tokens) or "first".
+    """
+
+    model_type = "crambert"
+
+    def __init__(
+        self,
+        vocab_size: int = 32768,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 16,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        norm: str = "layernorm",
+        norm_eps: float = 1e-12,
+        ffn: str = "gelu_glu",
+        positions: str = "scaled-sinusoidal",
+        max_position_embeddings: int = 512,
+        attention_bias: bool = False,
+        mlp_bias: bool = False,
+        initializer_range: float = 0.02,
+        hidden_dropout_prob: float = 0.0,
+        attention_probs_dropout_prob: float = 0.0,
+        classifier_pooling: str = "mean",
+        classifier_hidden_size: int = 1024,
+        pad_token_id: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.norm = norm
+        self.norm_eps = norm_eps
+        self.ffn = ffn
+        self.positions = positions
+        self.max_position_embeddings = max_position_embeddings
+        self.attention_bias = attention_bias
+        self.mlp_bias = mlp_bias
+        self.initializer_range = initializer_range
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.classifier_pooling = classifier_pooling
+        self.classifier_hidden_size = classifier_hidden_size
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        super().__init__(pad_token_id=pad_token_id, **kwargs)

@@ -1,0 +1,125 @@
+"""A trained masked LM as a Hugging Face folder: written, checked by loading it back, and asked to fill in masks."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cram_composer.errors import CramError
+from cram_composer.models.modeling_crambert import CramBertForMaskedLM
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer_dir: Path,
+    destination: Path,
+    card: str,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Write `destination`: fp32 safetensors, config, tokenizer, README.md, and CramBERT's code where it is one.
+
+    Written in a folder beside it and renamed, so that `destination` is never half-written.
+
+    Args:
+        model: a masked LM in any dtype, on any device; its LayerNorms may be fused kernels.
+        tokenizer_dir: a tokenizer folder.
+        destination: the folder; replaced if it exists.
+        card: text of README.md.
+        state_dict: weights to write instead of the model's own, with the model's keys (a moving average, say).
+
+    Returns:
+        `destination`.
+    """
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    plain_copy(model, state_dict).save_pretrained(temporary)
+    # CramBERT has no token types; a tokenizer that hands them over would make every call fail
+    names = {"model_input_names": ["input_ids", "attention_mask"]} if isinstance(model, CramBertForMaskedLM) else {}
+    AutoTokenizer.from_pretrained(tokenizer_dir, **names).save_pretrained(temporary)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    previous = destination.with_name(f".{destination.name}.{os.getpid()}.old")
+    if destination.exists():
+        os.replace(destination, previous)
+    os.replace(temporary, destination)
+    shutil.rmtree(previous, ignore_errors=True)
+    return destination
+
+
+def plain_copy(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor] | None = None) -> PreTrainedModel:
+    """The model on the CPU in fp32 and evaluation mode, made of plain torch modules, with its own or other weights.
+
+    A new instance, so that weights are tied as the class ties them (safetensors refuses other sharing), and neither
+    fused kernels nor compiled code come along.
+    """
+    with torch.random.fork_rng():  # the values it starts from are drawn and thrown away
+        copied = type(model)(copy.deepcopy(model.config))
+    copied.load_state_dict(model.state_dict() if state_dict is None else state_dict)
+    return copied.eval()
+
+
+def verify_export(destination: Path, model: PreTrainedModel, tolerance: float = 1e-5) -> float:
+    """Load an exported folder and compare its logits with the model's, in fp32 on the CPU, with padding in the batch.
+
+    Args:
+        destination: a folder written by `export_model`.
+        model: the model it was written from, holding the weights that were written.
+        tolerance: largest absolute difference allowed.
+
+    Returns:
+        The largest absolute difference of a logit.
+
+    Raises:
+        CramError: it is above `tolerance`, or not a number.
+    """
+    loaded = AutoModelForMaskedLM.from_pretrained(destination, trust_remote_code=True).eval()
+    original = copy.deepcopy(model).float().cpu().eval()
+    config = model.config
+    length = min(128, config.max_position_embeddings)
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(config.vocab_size, (2, length), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, length // 2 :] = 0
+    with torch.inference_mode():
+        logits = (m(input_ids=input_ids, attention_mask=attention_mask).logits for m in (original, loaded))
+        difference = float(torch.max(torch.abs(torch.sub(*logits))[attention_mask.bool()]))
+    if not difference <= tolerance:
+        raise CramError(f"{destination}: its logits differ from the trained model's by {difference:.2e} > {tolerance}")
+    return difference
+
+
+def fill_masks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], k: int = 3
+) -> list[list[tuple[str, float]]]:
+    """The `k` likeliest words, with probabilities, for the first mask of each sentence.
+
+    Raises:
+        CramError: a sentence has no mask token.
+    """
+    device = model.device
+    training = model.training
+    model.eval()
+    answers = []
+    for sentence in sentences:
+        encoded = tokenizer(sentence, return_tensors="pt", truncation=True)
+        position = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
+        if not len(position):
+            raise CramError(f"sentence '{sentence}': it has no {tokenizer.mask_token} to fill in")
+        with torch.inference_mode():
+            inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
+            probabilities = model(**inputs).logits[0, position[0]].float().softmax(dim=-1)
+        best = probabilities.topk(k)
+        words = [tokenizer.decode([token]).strip() for token in best.indices.tolist()]
+        answers.append(list(zip(words, best.values.tolist(), strict=True)))
+    model.train(training)
+    return answers

@@ -1,0 +1,90 @@
+"""Build the masked LM a run asks for: CramBERT, or any architecture of transformers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from cram_composer.errors import CramError
+from cram_composer.models.configuration_crambert import CramBertConfig
+from cram_composer.models.modeling_crambert import CramBertForMaskedLM
+
+if TYPE_CHECKING:
+    from cram_composer.config.schema import ModelConfig
+
+
+def build_model(settings: ModelConfig, vocab_size: int, special_token_ids: Mapping[str, int]) -> PreTrainedModel:
+    """A masked LM with fresh weights, in fp32 on the CPU, drawn from torch's global generator.
+
+    Args:
+        settings: the `model` section of a run. `architecture: hf` reads `hf_name` and `hf_overrides` only, and starts
+            from the defaults of that model's config class.
+        vocab_size: entries of the tokenizer.
+        special_token_ids: ids of "pad", "cls" and "sep", as in a data manifest.
+
+    Raises:
+        CramError: unknown model type or config key, or a hidden size the heads do not divide.
+    """
+    config = BUILDERS[settings.architecture](settings)
+    config.vocab_size = vocab_size
+    pad, cls, sep = (special_token_ids[name] for name in ("pad", "cls", "sep"))
+    for key, value in (("pad", pad), ("cls", cls), ("sep", sep), ("bos", cls), ("eos", sep)):
+        if hasattr(config, f"{key}_token_id"):
+            setattr(config, f"{key}_token_id", value)
+    if config.hidden_size % config.num_attention_heads:
+        raise CramError(
+            f"model: hidden_size {config.hidden_size} is not divisible by num_attention_heads "
+            f"{config.num_attention_heads}; change one of them"
+        )
+    if isinstance(config, CramBertConfig):
+        return CramBertForMaskedLM(config)
+    model_class: Any = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
+    return AutoModelForMaskedLM.from_config(
+        config, attn_implementation="sdpa" if model_class._supports_sdpa else "eager"
+    )
+
+
+def _crambert(settings: ModelConfig) -> PretrainedConfig:
+    return CramBertConfig(
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.num_hidden_layers,
+        num_attention_heads=settings.num_attention_heads,
+        intermediate_size=settings.intermediate_size,
+        norm=settings.norm,
+        norm_eps=settings.norm_eps,
+        ffn=settings.ffn,
+        positions=settings.positions,
+        max_position_embeddings=settings.max_position_embeddings,
+        attention_bias=settings.attention_bias,
+        mlp_bias=settings.mlp_bias,
+        initializer_range=settings.initializer_range,
+    )
+
+
+def _hugging_face(settings: ModelConfig) -> PretrainedConfig:
+    name = settings.hf_name or ""
+    if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        known = _nearest(name, MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+        raise CramError(f"model.hf_name: '{name}' is not a masked LM of transformers; did you mean '{known}'?")
+    defaults = AutoConfig.for_model(name)
+    known_keys = {**defaults.to_dict(), **dict.fromkeys(defaults.attribute_map)}
+    for key in settings.hf_overrides:
+        if key not in known_keys:
+            raise CramError(
+                f"model.hf_overrides.{key}: {type(defaults).__name__} has no such key; "
+                f"did you mean '{_nearest(key, known_keys)}'?"
+            )
+    # ModernBERT would compile parts of itself; what is compiled is this project's decision and in its record
+    own: dict[str, Any] = {"reference_compile": False} if "reference_compile" in known_keys else {}
+    return AutoConfig.for_model(name, **{**own, **settings.hf_overrides})
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+BUILDERS = {"crambert": _crambert, "hf": _hugging_face}

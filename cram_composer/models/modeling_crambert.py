@@ -1,0 +1,159 @@
+"""CramBERT: the encoder of crammed BERT (arXiv 2212.14034) as a transformers model.
+
+This file and those it imports travel with exported models: they import torch, transformers and each other, no more.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
+
+from .attention import SelfAttention
+from .configuration_crambert import CramBertConfig
+from .embeddings import Embeddings
+from .feedforward import FEEDFORWARDS
+from .heads import ClassificationHead, MaskedLMHead
+from .norms import NORMS
+
+
+class CramBertLayer(nn.Module):
+    """Pre-norm transformer layer, [B, L, H] -> [B, L, H] (Xiong et al. 2020, arXiv 2002.04745)."""
+
+    def __init__(self, config: CramBertConfig) -> None:
+        super().__init__()
+        self.attention_norm = NORMS[config.norm](config)
+        self.attention = SelfAttention(config)
+        self.feedforward_norm = NORMS[config.norm](config)
+        self.feedforward = FEEDFORWARDS[config.ffn](config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), mask))
+        return hidden + self.dropout(self.feedforward(self.feedforward_norm(hidden)))
+
+
+class CramBertPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and what transformers wants to know."""
+
+    config_class = CramBertConfig  # type: ignore[assignment]
+    base_model_prefix = "encoder"
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal with `initializer_range` (0.02) for every matrix, zero biases: BERT's and the cramming code's."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()  # norms and positions know their own start
+
+
+class CramBertModel(CramBertPreTrainedModel):
+    """The bare encoder: embedding, layers, a last norm."""
+
+    def __init__(self, config: CramBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(CramBertLayer(config) for _ in range(config.num_hidden_layers))
+        self.final_norm = NORMS[config.norm](config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
+        """`input_ids` int64 [B, L]; `attention_mask` [B, L], 0 at padding -> last_hidden_state [B, L, H]."""
+        mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+        hidden = self.embeddings(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        return BaseModelOutput(last_hidden_state=self.final_norm(hidden))
+
+
+class CramBertForMaskedLM(CramBertPreTrainedModel):
+    """The encoder with a decoder tied to its token embedding."""
+
+    _tied_weights_keys = {"head.decoder.weight": "encoder.embeddings.word_embeddings.weight"}  # type: ignore[assignment]  # noqa: RUF012
+
+    def __init__(self, config: CramBertConfig) -> None:
+        super().__init__(config)
+        self.encoder = CramBertModel(config)
+        self.head = MaskedLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.head.decoder = value
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
+    ) -> MaskedLMOutput:
+        """Predict tokens, everywhere or only at `masked_positions`.
+
+        Args:
+            input_ids: int64 [B, L].
+            attention_mask: [B, L], 0 at padding; None for rows without padding.
+            labels: int64, -100 where there is nothing to predict; [B, L], or [B, K] with `masked_positions`.
+            masked_positions: int64 [B, K], columns to predict. The hidden states are gathered before the decoder, so
+                that it runs on B*K rows of a static shape (the paper's sparse prediction).
+
+        Returns:
+            loss (mean nats over labels != -100, None without labels) and logits [B, L, V] or [B, K, V].
+        """
+        hidden = self.encoder(input_ids, attention_mask).last_hidden_state
+        if masked_positions is not None:
+            hidden = hidden.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        loss, logits = self.head(hidden, labels)
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+
+class CramBertForSequenceClassification(CramBertPreTrainedModel):
+    """The encoder with a sentence classifier, or a regressor when `num_labels` is 1."""
+
+    def __init__(self, config: CramBertConfig) -> None:
+        super().__init__(config)
+        self.encoder = CramBertModel(config)
+        self.classifier = ClassificationHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """`input_ids` int64 [B, L], `labels` [B] (float for regression, int64 otherwise) -> loss, logits [B, C].
+
+        `config.problem_type` is "regression" (mean squared error) or "single_label_classification" (cross-entropy);
+        None follows `num_labels`.
+        """
+        hidden = self.encoder(input_ids, attention_mask).last_hidden_state
+        logits = self.classifier(hidden, attention_mask)
+        if labels is None:
+            return SequenceClassifierOutput(logits=logits)
+        kind = self.config.problem_type or ("regression" if self.config.num_labels == 1 else None)
+        if kind == "regression":
+            loss = F.mse_loss(logits.float().view_as(labels), labels.float())
+        else:
+            loss = F.cross_entropy(logits.float(), labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+
+
+# `save_pretrained` then copies these files into the folder, also after fine-tuning.
+CramBertConfig.register_for_auto_class()
+CramBertModel.register_for_auto_class("AutoModel")
+CramBertForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+CramBertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

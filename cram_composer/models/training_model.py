@@ -1,0 +1,102 @@
+"""The ComposerModel that trains any Hugging Face masked LM on batches of masked positions."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from typing import Any, cast
+
+import torch
+from composer.models import ComposerModel
+from torch._dynamo.exc import TorchDynamoException
+from torchmetrics import Metric
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from cram_composer.models.compilation import compile_model, uncompile
+from cram_composer.models.metrics import IGNORED, MaskedAccuracy, MaskedLoss
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, torch.Tensor]
+
+
+class MaskedLMTrainingModel(ComposerModel):
+    """Masked-language modelling of `model` on batches of `input_ids` [B, L], `masked_positions` and `labels` [B, K].
+
+    Args:
+        model: a masked LM. One whose forward takes `masked_positions` (CramBERT) predicts those positions only; any
+            other is given dense labels [B, L] and decodes every position.
+        autocast_dtype: run the forward under autocast with this dtype, because Composer refuses `amp_bf16` on a CPU;
+            None leaves precision to Composer.
+        compile: "off", "regional" or "full", see `compile_model`. Compilation happens in the first training forward;
+            one that fails is given up with a warning and the batch is run again without it. Evaluation runs eagerly:
+            a graph of its own would cost more of the budget than it saves.
+
+    `compile_state` says what is in effect: the mode, or "off (failed: ...)".
+    """
+
+    def __init__(self, model: PreTrainedModel, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> None:
+        super().__init__()
+        self.model = model
+        self.autocast_dtype = autocast_dtype
+        self.predicts_positions = "masked_positions" in inspect.signature(model.forward).parameters
+        self.compiled_regions = compile_model(model, compile)
+        self.compile_state = compile
+
+    def forward(self, batch: Batch) -> MaskedLMOutput:
+        """Loss (mean nats over labels != -100) and logits: [B, K, V] of CramBERT, [B, L, V] of any other model."""
+        try:
+            return self._forward(batch)
+        except TorchDynamoException as error:
+            if not self.compiled_regions:
+                raise
+            uncompile(self.compiled_regions)
+            self.compiled_regions = []
+            reason = _first_line(error)
+            self.compile_state = f"off (failed: {reason})"
+            log.warning("torch.compile failed and is off for the rest of this run: %s", reason)
+        return self._forward(batch)
+
+    def _forward(self, batch: Batch) -> MaskedLMOutput:
+        inputs = batch if self.predicts_positions else _with_dense_labels(batch)
+        device_type = batch["input_ids"].device.type
+        dtype = self.autocast_dtype
+        with torch.autocast(device_type, dtype) if dtype is not None else contextlib.nullcontext():
+            return self.model(**inputs)
+
+    def loss(self, outputs: MaskedLMOutput, batch: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Mean loss in nats over the labels of the batch."""
+        return cast(torch.Tensor, outputs.loss)
+
+    def eval_forward(self, batch: Batch, outputs: MaskedLMOutput | None = None) -> MaskedLMOutput:
+        """The forward without compilation, or `outputs` if there are any."""
+        if outputs is not None:
+            return outputs
+        with torch.compiler.set_stance("force_eager"):
+            return self._forward(batch)
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        """Evaluation: "loss" in nats and "accuracy", both over masked positions. Training has none."""
+        return {} if is_train else {"loss": MaskedLoss(), "accuracy": MaskedAccuracy()}
+
+    def update_metric(self, batch: Batch, outputs: MaskedLMOutput, metric: Metric) -> None:
+        """Add the masked positions of one batch to a metric."""
+        logits = cast(torch.Tensor, outputs.logits)
+        if not self.predicts_positions:
+            logits = logits.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        metric.update(logits, batch["labels"])
+
+
+def _with_dense_labels(batch: Batch) -> Batch:
+    """Replace labels [B, K] at `masked_positions` by labels [B, L], -100 elsewhere."""
+    dense = torch.full_like(batch["input_ids"], IGNORED)
+    # the maximum, so that an unused slot (-100) leaves alone a position another slot names
+    dense = dense.scatter_reduce(1, batch["masked_positions"], batch["labels"], "amax")
+    return {"input_ids": batch["input_ids"], "labels": dense}
+
+
+def _first_line(error: Exception) -> str:
+    cause = getattr(error, "inner_exception", None) or error
+    return f"{type(cause).__name__}: {cause}".strip().splitlines()[0][:200]

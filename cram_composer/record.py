@@ -1,0 +1,107 @@
+"""The run folder on disk: its lock, its record and its clock; and what the run ran on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cram_composer.budget.ledger import Ledger
+from cram_composer.errors import CramError
+from cram_composer.files import read_json, write_atomic, write_json
+
+RECORD = "record.json"
+_CLOCK = "clock.json"
+
+
+class RunFolder:
+    """One run's folder on disk; only rank 0 writes to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: FileLock | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the rolling checkpoints."""
+        return self.path / "checkpoints"
+
+    def lock(self) -> None:
+        """Keep other processes out until this one ends. Raises CramError when another one is in."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise CramError(
+                f"{self.path}: another process is training in this run folder; wait for it or choose run_name=..."
+            ) from None
+
+    def unlock(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def read_record(self) -> dict[str, Any] | None:
+        """The record of an earlier start of this run, None if there is none."""
+        path = self.path / RECORD
+        return read_json(path) if path.is_file() else None
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Replace the record."""
+        write_json(self.path / RECORD, record)
+
+    def write_config(self, text: str) -> None:
+        """Replace the resolved configuration."""
+        write_atomic(self.path / "config.yaml", text)
+
+    def read_clock(self) -> dict[str, Any] | None:
+        """The last heartbeat: {"inside": seconds per phase, "step": steps done, "clean": bool}."""
+        path = self.path / _CLOCK
+        return read_json(path) if path.is_file() else None
+
+    def write_clock(self, ledger: Ledger, step: int, clean: bool) -> None:
+        """Write a heartbeat; `clean` says that a checkpoint of exactly this step exists."""
+        write_json(self.path / _CLOCK, {"inside": ledger.snapshot(), "step": step, "clean": clean})
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: versions, processor, GPUs, git revision. No host name."""
+    import cpuinfo
+    import torch
+
+    names = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "tokenizers", "numpy", "omegaconf", "triton")
+    libraries = {}
+    for name in (*names, "cram-composer"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            libraries[name] = metadata.version(name)
+    return {
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": cpuinfo.get_cpu_info().get("brand_raw", "unknown"),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "libraries": libraries,
+    }
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        revision = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return revision.stdout.strip() or None

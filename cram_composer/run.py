@@ -1,0 +1,49 @@
+"""The parts of a training run that is built: what training drives and finishing reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from composer import Trainer
+
+from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
+from cram_composer.budget.budget import Budget
+from cram_composer.budget.callback import BudgetCallback
+from cram_composer.budget.early_stop import EarlyKill
+from cram_composer.budget.ledger import Ledger
+from cram_composer.checkpoint import RollingCheckpoints, Signals
+from cram_composer.config import Composed
+from cram_composer.config.schema import RunConfig
+from cram_composer.data.prepare import DataSet
+from cram_composer.data.stream import Batch
+from cram_composer.device import DeviceChoice
+from cram_composer.models.training_model import MaskedLMTrainingModel
+from cram_composer.record import RunFolder
+from cram_composer.recording import Heartbeat, TraceWriter
+
+
+@dataclass
+class Run:
+    """One process's part of a run."""
+
+    config: RunConfig
+    composed: Composed
+    folder: RunFolder
+    device: DeviceChoice
+    data: DataSet
+    budget: Budget
+    ledger: Ledger
+    model: MaskedLMTrainingModel
+    trainer: Trainer
+    clock: BudgetCallback
+    trace: TraceWriter
+    heartbeat: Heartbeat
+    checkpoints: RollingCheckpoints
+    guard: NonFiniteGuard
+    kill: EarlyKill | None
+    signals: Signals
+    final_batches: list[Batch]
+    segments: list[dict[str, Any]]  # earlier starts of the run and this one, see record.json
+    energy: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)  # metrics of the final evaluation, and fills

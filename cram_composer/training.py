@@ -1,0 +1,302 @@
+"""A training run: build every part from the configuration, train until the budget is spent, and finish."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from composer import DataSpec, Trainer
+from composer.core import State
+from composer.loggers import LoggerDestination
+from composer.utils import dist, reproducibility
+
+from cram_composer.algorithms.masking_schedule import MaskingSchedule
+from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
+from cram_composer.algorithms.registry import Parts, build_algorithms
+from cram_composer.budget.budget import Budget, build_budget
+from cram_composer.budget.callback import BudgetCallback
+from cram_composer.budget.early_stop import EarlyKill
+from cram_composer.budget.energy import EnergyMeter
+from cram_composer.budget.ledger import Ledger
+from cram_composer.budget.schedules import build_schedule
+from cram_composer.checkpoint import (
+    DataPosition,
+    RollingCheckpoints,
+    SavedCheckpoint,
+    Signals,
+    load_state,
+    newest_checkpoint,
+    restore_weights,
+)
+from cram_composer.config import Composed
+from cram_composer.config.schema import LoggingConfig, RunConfig
+from cram_composer.config.units import parse_duration
+from cram_composer.console import BudgetProgressBar
+from cram_composer.data.masking import build_masker, evaluation_masker
+from cram_composer.data.prepare import DataSet, prepare
+from cram_composer.data.stale_memory import remove_stale_memory
+from cram_composer.data.stream import RowStream, TrainLoader, evaluation_batches, open_split, read_rows
+from cram_composer.device import choose_device
+from cram_composer.errors import CramError
+from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
+from cram_composer.finish import finish, write_record
+from cram_composer.models.factory import build_model
+from cram_composer.models.training_model import MaskedLMTrainingModel
+from cram_composer.optim.factory import build_optimizer
+from cram_composer.record import RunFolder
+from cram_composer.recording import Heartbeat, MetricsFile, TraceWriter
+from cram_composer.run import Run
+
+# Composer insists on a duration in its own units; the budget callback is what ends a run.
+_NO_END = "1000000000ba"
+_TEN_MINUTES = 600.0
+
+
+def run(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None) -> int:
+    """Train to the end of the budget and finish; returns the process's exit status.
+
+    `folder` is locked by this process group, `earlier` the record of an earlier start of the same run.
+    """
+    started = time.monotonic()
+    built = build(composed, folder, earlier)
+    built.ledger.outside["setup"] += time.monotonic() - started - built.ledger.outside["data_build"]
+    write_record(built, "running")
+    energy = EnergyMeter()
+    energy.start()
+    segment = _Segment(built)
+    try:
+        built.trainer.fit()
+    except BaseException as error:
+        segment.close("failed")
+        first_line = str(error).splitlines()[0] if str(error) else ""
+        write_record(
+            built, "failed", first_line if isinstance(error, CramError) else f"{type(error).__name__}: {first_line}"
+        )
+        raise
+    status, reason = _outcome(built)
+    segment.close(status)
+    built.energy = energy.stop()
+    if status == "interrupted":
+        write_record(built, status, reason)
+        if dist.get_global_rank() == 0:
+            print(f"{reason}: saved at step {int(built.trainer.state.timestamp.batch)}; the same command continues it")
+        return 128 + built.clock.signal
+    with built.ledger.outside_budget("final_checkpoint"):
+        built.checkpoints.save(built.trainer.state)
+    finish(built, status, reason)
+    return 0
+
+
+def build(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None) -> Run:
+    """Everything up to the first step. Raises CramError for what the user can fix."""
+    config: RunConfig = composed.config
+    device = choose_device(config, dist.get_local_world_size())
+    torch.set_num_threads(device.threads)
+    remove_stale_memory()
+    dist.initialize_dist(device.name, timeout=_TEN_MINUTES if device.name == "gpu" else 3600.0)
+    world_size, rank = dist.get_world_size(), dist.get_global_rank()
+    ledger = Ledger()
+    data = prepare(config.data, dist.get_local_rank() == 0, dist.barrier)
+    ledger.outside["data_build"] = data.build_seconds
+    budget = build_budget(config.budget, world_size)
+
+    reproducibility.seed_all(config.seed)  # the same weights on every rank
+    tokens = data.manifest["special_tokens"]
+    network = build_model(config.model, data.manifest["vocab_size"], tokens)
+    model = MaskedLMTrainingModel(network, device.autocast_dtype, device.compile)
+    optimizer = build_optimizer(config.optimizer, model)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+
+    loader = _train_loader(config, data, rank, world_size)
+    special_ids = tuple(tokens.values())
+    parts = Parts(budget, loader, world_size)
+    guard = NonFiniteGuard(config.train.nonfinite, config.train.max_nonfinite, _rollback(folder, ledger))
+    algorithms = [guard, MaskingSchedule(config.objective, budget, loader), *build_algorithms(config.algorithms, parts)]
+
+    heartbeat = Heartbeat(folder, ledger)
+    signals = Signals(heartbeat.beat)
+    checkpoints = RollingCheckpoints(
+        folder, budget, ledger, interval=_checkpoint_interval(config, budget), keep=config.checkpoint.keep
+    )
+    clock = BudgetCallback(budget, ledger, build_schedule(config.schedule), lambda: signals.received, checkpoints.save)
+    trace = TraceWriter(folder, budget, clock, ledger, loader)
+    kill = EarlyKill(config.train.kill, budget, lambda: trace.recent_losses) if config.train.kill else None
+    callbacks = [heartbeat, trace, *([kill] if kill else []), DataPosition(loader), checkpoints, clock]
+
+    masker = evaluation_masker(data.manifest["vocab_size"], special_ids, tokens["mask"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        saved = newest_checkpoint(folder.checkpoints)
+    rows = read_rows(
+        open_split(data.root, data.split_remote("validation"), "validation", shuffle=False, seed=0),
+        max(config.eval.rows, config.eval.final_rows),
+    )
+    in_loop = evaluation_batches(rows[: config.eval.rows], masker, config.eval.batch_size, rank, world_size)
+    final = evaluation_batches(rows[: config.eval.final_rows], masker, config.eval.batch_size, rank, world_size)
+    if not final:
+        raise CramError(
+            f"{data.root}: {len(rows)} validation rows are less than one batch of eval.batch_size = "
+            f"{config.eval.batch_size} on {world_size} device(s); lower it or build a larger validation split"
+        )
+    due = due_by_progress(config.eval.interval, budget)
+    trainer = Trainer(
+        model=model,
+        optimizers=optimizer,
+        train_dataloader=DataSpec(
+            loader,
+            split_batch=loader.split,
+            get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
+            get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel(),
+        ),
+        eval_dataloader=held_out_evaluator("eval", in_loop, config.eval.batch_size, due),
+        algorithms=algorithms,
+        callbacks=callbacks,
+        loggers=_loggers(config.logging, folder, budget) if rank == 0 else [],
+        progress_bar=False,
+        max_duration=_NO_END,
+        device=device.name,
+        precision=device.composer_precision,
+        device_train_microbatch_size=config.train.device_train_microbatch_size,
+        seed=config.seed,
+        run_name=folder.path.name,
+        load_path=str(saved.path) if saved else None,
+        load_progress_bar=False,
+        spin_dataloaders=False,  # DataPosition goes to the place at once
+    )
+    if saved is not None and trainer._rng_state is not None:
+        # Composer restores these while it spins the dataloader, which this run does not do.
+        reproducibility.load_rng_state(trainer._rng_state)
+    _restore_ledger(ledger, folder, saved)
+    signals.install()
+    return Run(
+        config=config,
+        composed=composed,
+        folder=folder,
+        device=device,
+        data=data,
+        budget=budget,
+        ledger=ledger,
+        model=model,
+        trainer=trainer,
+        clock=clock,
+        trace=trace,
+        heartbeat=heartbeat,
+        checkpoints=checkpoints,
+        guard=guard,
+        kill=kill,
+        signals=signals,
+        final_batches=final,
+        segments=list((earlier or {}).get("segments", [])),
+    )
+
+
+def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int) -> TrainLoader:
+    tokens = data.manifest["special_tokens"]
+    masker = build_masker(config.objective, data.manifest["vocab_size"], tuple(tokens.values()), tokens["mask"])
+    dataset = open_split(data.root, data.split_remote("train"), "train", shuffle=True, seed=config.seed)
+    return TrainLoader(
+        RowStream(dataset, config.data.num_workers, parse_duration(config.data.timeout), world_size),
+        masker,
+        rows=config.train.batch_size // world_size,
+        microbatch=config.train.device_train_microbatch_size,
+        seq_length=data.manifest["sequence_length"],
+        seed=config.seed,
+        rank=rank,
+    )
+
+
+def _checkpoint_interval(config: RunConfig, budget: Budget) -> float:
+    """The configured interval, or ten minutes, or a tenth of a budget shorter than that."""
+    if config.checkpoint.interval is not None:
+        return parse_duration(config.checkpoint.interval)
+    return min(_TEN_MINUTES, (budget.limits.seconds or math.inf) / 10.0)
+
+
+def _rollback(folder: RunFolder, ledger: Ledger) -> Callable[[State], bool]:
+    def rollback(state: State) -> bool:
+        loaded = restore_weights(state, folder.checkpoints)
+        if loaded is None:
+            return False
+        spent, kept = ledger.elapsed(), loaded["callbacks"]["BudgetCallback"]["inside"]
+        ledger.restore(kept, lost=0.0)
+        ledger.restore(kept, lost=max(0.0, spent - ledger.elapsed()))
+        return True
+
+    return rollback
+
+
+def _restore_ledger(ledger: Ledger, folder: RunFolder, saved: SavedCheckpoint | None) -> None:
+    """Take over what earlier starts of this run spent; what came after the checkpoint is lost, and counts."""
+    clock = folder.read_clock()
+    kept: dict[str, float] = {}
+    if saved is not None:
+        kept = load_state(saved.path)["callbacks"]["BudgetCallback"]["inside"]
+        if clock is not None and clock["clean"] and clock["step"] == saved.step:
+            kept = clock["inside"]
+    spent = sum(clock["inside"].values()) if clock is not None else 0.0
+    ledger.restore(kept, lost=max(0.0, spent - sum(kept.values())))
+
+
+def _loggers(config: LoggingConfig, folder: RunFolder, budget: Budget) -> list[LoggerDestination]:
+    loggers: list[LoggerDestination] = [MetricsFile(folder, budget)]
+    if config.progress_bar:
+        loggers.append(BudgetProgressBar(budget))
+    if config.tensorboard:
+        from composer.loggers import TensorboardLogger
+
+        loggers.append(TensorboardLogger(log_dir=str(folder.path / "tensorboard"), rank_zero_only=True))
+    if config.wandb is not None:
+        from composer.loggers import WandBLogger
+
+        loggers.append(_optional("wandb", WandBLogger, config.wandb))
+    if config.mlflow is not None:
+        from composer.loggers import MLFlowLogger
+
+        loggers.append(_optional("mlflow", MLFlowLogger, config.mlflow))
+    return loggers
+
+
+def _optional(name: str, logger: Callable[..., LoggerDestination], arguments: dict[str, Any]) -> LoggerDestination:
+    try:
+        return logger(**arguments)
+    except TypeError as error:
+        raise CramError(f"logging.{name}: {error}") from None
+    except ImportError:
+        raise CramError(f"logging.{name}: the package is not installed; pip install 'cram-composer[{name}]'") from None
+
+
+def _outcome(built: Run) -> tuple[str, str | None]:
+    if built.clock.signal:
+        return "interrupted", {15: "SIGTERM", 2: "SIGINT"}[built.clock.signal]
+    if built.kill is not None and built.kill.reason is not None:
+        return "killed-early", built.kill.reason
+    return "finished", None
+
+
+class _Segment:
+    """One start of a run: its steps, and its wall-clock by a clock that is not the ledger's."""
+
+    def __init__(self, built: Run) -> None:
+        self._run = built
+        self._started = time.perf_counter()
+        self._entry = {
+            "started_at_step": int(built.trainer.state.timestamp.batch),
+            "spent_before": built.ledger.elapsed(),
+        }
+        built.segments.append(self._entry)
+
+    def close(self, reason: str) -> None:
+        """The loop is over: stop the clock and note how it ended."""
+        wall = time.perf_counter() - self._started
+        step = int(self._run.trainer.state.timestamp.batch)
+        self._run.clock.close_clock()
+        self._run.heartbeat.stop()
+        self._entry.update(ended_at_step=step, reason=reason, wall_seconds=wall)
+        if dist.get_global_rank() == 0:
+            # An interrupted run saved its last step; whatever follows a failure's last checkpoint is lost.
+            self._run.folder.write_clock(self._run.ledger, step, clean=reason == "interrupted")

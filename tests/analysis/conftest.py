@@ -1,0 +1,208 @@
+"""Synthetic run folders, written as a real run writes them: finished, resumed after a kill, or still in progress."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+MakeRun = Callable[..., Path]
+
+CONFIG = {
+    "recipes": ["crammed-bert", "seq-length-warmup"],
+    "budget": "600s",
+    "seed": 17,
+    "model": {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 32768, "tie_word_embeddings": True},
+    "optimizer": {"name": "adamw", "lr": 1.0e-3, "betas": [0.9, 0.98], "eps": 1.0e-12, "weight_decay": 0.01},
+    "data": {"path": "cache/starter", "remote": None, "num_workers": 0},
+    "algorithms": {"gradient_clipping": {"threshold": 0.5}, "ema": {}},
+}
+PROVENANCE = {
+    "recipes": "yamls/cram-cpu.yaml",
+    "budget": "command line",
+    "seed": "default",
+    "model.hidden_size": "yamls/cram-cpu.yaml",
+    "model.num_hidden_layers": "yamls/cram-cpu.yaml",
+    "model.vocab_size": "default",
+    "model.tie_word_embeddings": "default",
+    "optimizer": "recipe crammed-bert",
+    "data.path": "default",
+    "data.remote": "default",
+    "data.num_workers": "default",
+    "algorithms.gradient_clipping.threshold": "recipe crammed-bert",
+}
+DATA = {
+    "format_version": 1,
+    "name": "starter",
+    "created_with": {"mosaicml-streaming": "0.13.0"},
+    "seed": 17,
+    "sequence_length": 128,
+    "block_rows": 256,
+    "dtype": "uint16",
+    "vocab_size": 32768,
+    "special_tokens": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
+    "tokenizer_sha256": "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef",
+    "splits": {
+        "train": {
+            "documents": 24_310, "rows": 51_200, "tokens": 6_553_600, "characters": 29_400_000,
+            "blocks": 200, "bytes": 13_107_200, "unk_tokens": 131,
+        },
+        "validation": {
+            "documents": 256, "rows": 512, "tokens": 65_536, "characters": 294_000,
+            "blocks": 2, "bytes": 131_072, "unk_tokens": 0,
+        },
+    },
+    "sources": [
+        {"name": "speeches", "kind": "package", "files": [{"path": "sotu.csv", "bytes": 12_200_000, "sha256": "ab" * 32}],
+         "documents": 240, "characters": 10_400_000, "licence": "public domain"},
+        {"name": "encyclopedia", "kind": "package", "files": [{"path": "leads.txt", "bytes": 4_900_000, "sha256": "cd" * 32}],
+         "documents": 24_070, "characters": 19_000_000, "licence": "CC BY-SA 4.0"},
+    ],
+    "unigram_validation_nats": 6.914,
+}  # fmt: skip
+ENVIRONMENT = {
+    "git_revision": "0123abcd" * 5,
+    "python": "3.11.7",
+    "platform": "Linux-6.1-x86_64",
+    "cpu": "AMD EPYC 9654 96-Core Processor",
+    "cpu_count": 2,
+    "gpus": [],
+    "libraries": {"torch": "2.7.0", "mosaicml": "0.32.1", "mosaicml-streaming": "0.13.0", "transformers": "4.53.3"},
+}
+FILLS = [
+    {"sentence": "The president of the united [MASK] spoke.", "predictions": [["states", 0.912], ["nations", 0.041], ["kingdom", 0.02]]},
+    {"sentence": "She was born in [MASK] 1950.", "predictions": [["early", 0.22], ["july", 0.13], ["june", 0.11]]},
+]  # fmt: skip
+
+
+def trace_lines(budget: float, step_seconds: float, floor: float, seed: int, start: float = 0.0) -> Iterator[dict[str, Any]]:
+    """Steps of a plausible run: compile at the first step and at the longer sequence, batch ramp, triangle schedule."""
+    rng = np.random.default_rng(seed)
+    elapsed, tokens, step, lengths = start, 0, 0, set()
+    while elapsed < budget:
+        progress = elapsed / budget
+        length = 64 if progress < 0.25 else 128
+        batch = 32 * (1 + min(3, int(progress / 0.15)))
+        tokens += batch * length
+        seconds = step_seconds * batch / 128 * length / 128 * (1 + 0.04 * rng.standard_normal())
+        stall = 0.003 * seconds * (1 + rng.random())
+        if length not in lengths:
+            lengths.add(length)
+            seconds += budget * 0.045
+        loss = floor + (10.4 - floor) * math.exp(-3.2 * (tokens / (budget / step_seconds * 12000)) ** 0.45)
+        rate = 1e-3 * (0.25 + progress) if progress < 0.75 else 1e-3 * (1 - progress) / 0.25
+        yield {
+            "step": step, "elapsed": elapsed, "progress": progress, "tokens": tokens, "batch_size": batch,
+            "seq_length": length, "mlm_probability": 0.25, "lr": rate, "loss": loss + 0.12 * rng.standard_normal(),
+            "step_seconds": seconds, "data_seconds": stall,
+        }  # fmt: skip
+        elapsed += seconds
+        step += 1
+
+
+def resumed_lines(budget: float, step_seconds: float, floor: float, seed: int) -> tuple[list[dict[str, Any]], int, float]:
+    """A trace killed at 50 % whose last checkpoint was at 42 %: (lines, step of the resume, seconds lost)."""
+    before = [line for line in trace_lines(budget, step_seconds, floor, seed) if line["progress"] < 0.5]
+    checkpoint = next(line for line in before if line["progress"] >= 0.42)
+    killed_at = before[-1]["elapsed"] + before[-1]["step_seconds"]
+    lost = killed_at - checkpoint["elapsed"]
+    again = []
+    for line in trace_lines(budget, step_seconds, floor, seed):
+        if line["step"] >= checkpoint["step"] and line["elapsed"] + lost < budget:
+            later = line["elapsed"] + lost
+            again.append({**line, "elapsed": later, "progress": later / budget})
+    return before + again, checkpoint["step"], lost
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Write a run folder and return it; keyword arguments replace parts of the record."""
+
+    def make(
+        name: str = "cram-cpu",
+        *,
+        budget: float = 600.0,
+        step_seconds: float = 1.2,
+        floor: float = 2.9,
+        seed: int = 0,
+        resumed: bool = False,
+        running: bool = False,
+        null_losses: bool = False,
+        folder: str | None = None,
+        **replaced: Any,
+    ) -> Path:
+        path = tmp_path / "runs" / (folder or name)
+        path.mkdir(parents=True)
+        segments = [{"started_at_step": 0, "ended_at_step": None, "reason": "budget"}]
+        lines, lost = list(trace_lines(budget, step_seconds, floor, seed)), 0.0
+        if resumed:
+            lines, restart, lost = resumed_lines(budget, step_seconds, floor, seed)
+            segments = [
+                {"started_at_step": 0, "ended_at_step": restart, "reason": "killed"},
+                {"started_at_step": restart, "ended_at_step": None, "reason": "budget"},
+            ]
+        if running:
+            lines = [line for line in lines if line["progress"] < 0.4]
+        segments[-1]["ended_at_step"] = lines[-1]["step"] + 1
+        if null_losses:
+            lines = [{**line, "loss": None} if line["step"] % 3 == 0 else line for line in lines]
+        evaluations = [
+            {"step": line["step"] + 1, "elapsed": line["elapsed"] + line["step_seconds"], "tokens": line["tokens"],
+             "eval/loss": (line["loss"] or floor) - 0.1, "eval/accuracy": 0.31}
+            for line in lines[len(lines) // 8 :: max(1, len(lines) // 8)]
+        ]  # fmt: skip
+        end = lines[-1]["elapsed"] + lines[-1]["step_seconds"]
+        compile_seconds = 0.0 if running else 2 * 0.045 * budget
+        inside = {"compile": compile_seconds, "data": 2.6, "eval": 9.5, "checkpoint": 3.1, "lost": lost, "other": 0.4}
+        inside["train"] = end - sum(inside.values())
+        finished = not running
+        record = {
+            "format_version": 1,
+            "run_name": name,
+            "status": "finished" if finished else "running",
+            "reason": "budget used" if finished else None,
+            "recipes": CONFIG["recipes"],
+            "config": CONFIG,
+            "provenance": PROVENANCE,
+            "config_hash": "9c1185a5c5e9fc54612808977ee8f548b2258d31",
+            "environment": ENVIRONMENT,
+            "world_size": 1,
+            "parameters": 12_345_678,
+            "kernels": {"attention": "torch sdpa", "layernorm": "torch (fused by compile)", "precision": "bf16", "compile": "regional"},
+            "data": DATA,
+            "budget": {"mode": "wall", "seconds": budget},
+            "steps": lines[-1]["step"] + 1,
+            "tokens": lines[-1]["tokens"],
+            "tokens_per_second": lines[-1]["tokens"] / end,
+            "ledger": {
+                "inside": inside,
+                "inside_total": sum(inside.values()),
+                "wall_seconds": end + 0.2,
+                "outside": {"setup": 6.2, "data_build": 88.4, "final_eval": 11.0 if finished else None, "export": 4.1 if finished else None},
+                "last_step_seconds": 1.2,
+            },
+            "energy": None,
+            "metrics": {
+                "train_loss_final": 4.381, "validation_loss": 4.2137, "validation_accuracy": 0.3127,
+                "validation_bits_per_token": 6.0791, "fills": FILLS,
+            } if finished else {},
+            "segments": segments,
+        }  # fmt: skip
+        record.update(replaced)
+        (path / "record.json").write_text(json.dumps(record), encoding="utf-8")
+        (path / "config.yaml").write_text(yaml.safe_dump(record["config"]), encoding="utf-8")
+        trace = "".join(json.dumps(line) + "\n" for line in lines)
+        metrics = "".join(json.dumps(line) + "\n" for line in evaluations)
+        if running:
+            trace += '{"step": 99999, "elapsed": 23'
+        (path / "trace.jsonl").write_text(trace, encoding="utf-8")
+        (path / "metrics.jsonl").write_text("" if running else metrics, encoding="utf-8")
+        return path
+
+    return make

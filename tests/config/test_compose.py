@@ -1,0 +1,157 @@
+"""Composition of defaults, recipes, YAML and command line; provenance; one-line errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cram_composer.config import compose
+from cram_composer.config.checks import check_run
+from cram_composer.config.schema import RunConfig
+from cram_composer.errors import ConfigError
+
+CPU = "yamls/cram-cpu.yaml"
+
+
+def composed(*overrides: str):
+    return compose(RunConfig, CPU, list(overrides))
+
+
+def error_of(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_run(composed(*overrides).config, world_size=1)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_later_layers_win_and_are_remembered():
+    result = composed("optimizer.lr=0.002", "budget=60s")
+    assert result.config.optimizer.lr == 0.002
+    assert result.provenance["optimizer.lr"] == "command line"
+    assert result.overridden["optimizer.lr"] == [("recipe crammed-bert", 0.001)]
+    assert result.overridden["budget.wall"] == [(CPU, "10m")]
+    assert result.provenance["model.hidden_size"] == CPU
+    assert result.provenance["schedule.name"] == "recipe crammed-bert"
+    assert result.provenance["seed"] == "default"
+
+
+def test_recipes_merge_in_order():
+    result = composed("recipes=[crammed-bert,ema]")
+    assert result.config.algorithms.ema.half_life == 0.01
+    assert result.provenance["algorithms.ema.half_life"] == "recipe ema"
+    assert composed().config.algorithms.ema is None
+
+
+def test_the_hash_follows_the_values_only():
+    assert composed().hash == composed("budget=10m").hash != composed("budget=11m").hash
+
+
+@pytest.mark.parametrize(
+    ("override", "wall", "device_hours", "replay"),
+    [
+        ("budget=90m", "90m", None, None),
+        ("budget.device_hours=24", None, 24.0, None),
+        ("budget={replay: runs/x}", None, None, "runs/x"),
+        ("budget.tokens=1e6", "10m", None, None),
+    ],
+)
+def test_naming_one_clock_takes_back_the_other(override: str, wall, device_hours, replay):
+    budget = composed(override).config.budget
+    assert (budget.wall, budget.device_hours, budget.replay) == (wall, device_hours, replay)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("budgt=3", ["command line", "'budgt'", "'budget'"]),
+        ("train.compil=off", ["command line", "train.compil", "'compile'"]),
+        ("train.batch_size=x", ["command line", "train.batch_size", "Integer"]),
+        ("train.compile=fll", ["command line", "train.compile", "'full'"]),
+        ("recipes=[crammd-bert]", ["crammd-bert", "'crammed-bert'"]),
+        ("recipes=[crammed-bert,ema,ema]", ["'ema'", "twice"]),
+        ("recipes=3", ["recipes", "list"]),
+        ("budget=3x", ["budget.wall", "3x", "1h30m"]),
+        ("budget=60", ["budget.wall", "600s"]),
+        ("budget=null", ["budget", "none is set"]),
+        ("nonsense", ["'nonsense'", "key=value"]),
+        ("optimizer.lr=-1", ["optimizer.lr", "at least"]),
+        ("optimizer.lr=nan", ["optimizer.lr", "out of range"]),
+        ("optimizer.betas=[0.9]", ["optimizer.betas"]),
+        ("train=3", ["command line", "TrainConfig"]),
+        ("train.batch_size=100", ["train.batch_size", "100", "64 or 128"]),
+        ("model={architecture: hf}", ["model.hf_name"]),
+        ("data={build: null}", ["data"]),
+        ("schedule.name=cosin", ["schedule.name", "'cosine'"]),
+        ("optimizer.betas=[0.9,{]", ["command line", "YAML"]),
+    ],
+)
+def test_every_mistake_is_one_line_that_says_where(override: str, parts: list[str]):
+    message = error_of(override)
+    for part in parts:
+        assert part in message, message
+
+
+def test_an_error_in_a_file_names_the_file(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("trian: {}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: unknown key 'trian'; did you mean 'train'"):
+        compose(RunConfig, path, [])
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: not valid YAML"):
+        compose(RunConfig, path, [])
+    with pytest.raises(ConfigError, match="no such file"):
+        compose(RunConfig, tmp_path / "none.yaml", [])
+
+
+def test_words_that_yaml_takes_for_booleans_stay_words():
+    assert composed("train.compile=off").config.train.compile == "off"
+
+
+def test_needs_and_conflicts_of_recipes_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    card = "card: {{summary: s, source: s, expected: e, cost: c, {}}}\n"
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "a.yaml").write_text(card.format("needs: [b]"))
+    (tmp_path / "recipes" / "b.yaml").write_text(card.format("conflicts: [c]"))
+    (tmp_path / "recipes" / "c.yaml").write_text(card.format("needs: []") + "seed: 5\n")
+    (tmp_path / "recipes" / "d.yaml").write_text("card: {summary: s}\n")
+    (tmp_path / "run.yaml").write_text("budget: 1m\ndata: {local: x}\n")
+    monkeypatch.setattr("cram_composer.config.recipes.shared_dir", lambda: tmp_path)
+    run = tmp_path / "run.yaml"
+    with pytest.raises(ConfigError, match="'a' needs 'b'"):
+        compose(RunConfig, run, ["recipes=[a]"])
+    with pytest.raises(ConfigError, match="'b' and 'c' exclude each other"):
+        compose(RunConfig, run, ["recipes=[b,c]"])
+    with pytest.raises(ConfigError, match=r"d\.yaml: card"):
+        compose(RunConfig, run, ["recipes=[d]"])
+    assert compose(RunConfig, run, ["recipes=[c]"]).config.seed == 5
+
+
+def test_every_shipped_recipe_and_run_composes():
+    from cram_composer.config.recipes import recipe_names
+
+    assert {
+        "crammed-bert",
+        "gradient-clipping",
+        "seq-length-warmup",
+        "fused-layernorm",
+        "batch-size-ramp",
+        "ema",
+    } <= set(recipe_names())
+    for name in recipe_names():
+        check_run(composed(f"recipes=[crammed-bert,{name}]" if name != "crammed-bert" else "seed=1").config, 1)
+    for path in sorted(Path("yamls").glob("*.yaml")):
+        check_run(compose(RunConfig, path, []).config, world_size=1)
+
+
+def test_a_mistake_is_reported_before_anything_heavy_is_imported():
+    code = (
+        "import sys; from cram_composer.cli import main; status = main(['train', 'yamls/cram-cpu.yaml', 'trian.x=1']);"
+        "heavy = {'torch', 'composer', 'transformers', 'streaming'} & set(sys.modules); print(status, sorted(heavy))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "2 []"
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1

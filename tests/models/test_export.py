@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+
+from cram_composer.errors import CramError
+from cram_composer.models.export import export_model, fill_masks, verify_export
+
+# What a reader of the export has: torch and transformers, another directory, no cram_composer.
+READER = """
+import sys
+sys.modules["cram_composer"] = None  # importing it raises ImportError
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+folder, inputs = sys.argv[1:]
+model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+given = torch.load(inputs)
+with torch.inference_mode():
+    difference = (model(**given["inputs"]).logits - given["logits"]).abs().max().item()
+assert difference <= 1e-5, difference
+tokenizer = AutoTokenizer.from_pretrained(folder)
+answers = pipeline("fill-mask", model=model, tokenizer=tokenizer)("the river [MASK] into the sea.")
+assert len(answers) == 5 and all(0 < answer["score"] < 1 for answer in answers), answers
+encoder = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert torch.equal(encoder.get_input_embeddings().weight, model.get_input_embeddings().weight)
+classifier = AutoModelForSequenceClassification.from_pretrained(
+    folder, trust_remote_code=True, num_labels=3, hidden_dropout_prob=0.1
+)
+assert torch.equal(classifier.get_input_embeddings().weight, model.get_input_embeddings().weight)
+pair = tokenizer(["the river"], ["a king"], return_tensors="pt")
+assert classifier(**pair, labels=torch.tensor([2])).loss.isfinite()
+classifier.save_pretrained(folder + "-tuned")  # and what is made of it carries its code as well
+again = AutoModelForSequenceClassification.from_pretrained(folder + "-tuned", trust_remote_code=True)
+assert torch.equal(again.classifier.out.weight, classifier.classifier.out.weight)
+print("ok")
+"""
+
+
+@pytest.fixture(autouse=True)
+def modules_cache(tmp_path, monkeypatch):
+    """transformers copies an export's code into a cache before running it: not into the user's."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def tokenizer_dir(tmp_path) -> Path:
+    return save_tokenizer(tmp_path / "tokenizer")
+
+
+def trained_model() -> PreTrainedModel:
+    """A tiny model that differs from its initial weights, tied matrix included."""
+    model = tiny_model(vocab_size=VOCAB_SIZE)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def test_an_export_loads_where_the_package_is_not(tmp_path, tokenizer_dir):
+    model = trained_model().eval()
+    folder = export_model(model, tokenizer_dir, tmp_path / "export", "# a card\n")
+    assert (folder / "README.md").read_text() == "# a card\n"
+    assert not list(tmp_path.glob(".export*")), "nothing temporary stays behind"
+    inputs = {"input_ids": torch.randint(VOCAB_SIZE, (2, 24)), "attention_mask": torch.ones(2, 24, dtype=torch.int64)}
+    inputs["attention_mask"][1, 9:] = 0
+    with torch.inference_mode():
+        torch.save({"inputs": inputs, "logits": model(**inputs).logits}, tmp_path / "inputs.pt")
+    child = subprocess.run(
+        [sys.executable, "-I", "-c", READER, str(folder), str(tmp_path / "inputs.pt")],
+        cwd=tmp_path,
+        env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.strip().endswith("ok")
+
+
+def test_weights_are_fp32_and_tied_ones_stored_once(tmp_path, tokenizer_dir):
+    folder = export_model(trained_model().bfloat16(), tokenizer_dir, tmp_path / "export", "")
+    weights = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert [name for name in weights if "decoder" in name or "word_embeddings" in name] == [
+        "encoder.embeddings.word_embeddings.weight"
+    ]
+    config = json.loads((folder / "config.json").read_text())
+    assert set(config["auto_map"]) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForMaskedLM",
+        "AutoModelForSequenceClassification",
+    }
+
+
+def test_other_weights_can_be_exported(tmp_path, tokenizer_dir):
+    model, averaged = trained_model(), tiny_model(vocab_size=VOCAB_SIZE)
+    before = torch.get_rng_state()
+    state = {key: value.clone() for key, value in averaged.state_dict().items()}  # untied copies, as an average has
+    folder = export_model(model, tokenizer_dir, tmp_path / "export", "", state_dict=state)
+    assert torch.equal(torch.get_rng_state(), before), "exporting draws no random numbers of the run's"
+    assert verify_export(folder, averaged) == 0.0
+    with pytest.raises(CramError, match="logits differ"):
+        verify_export(folder, model)
+
+
+def test_a_damaged_export_is_noticed(tmp_path, tokenizer_dir):
+    model = trained_model()
+    folder = export_model(model, tokenizer_dir, tmp_path / "export", "")
+    assert verify_export(folder, model) <= 1e-5
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.final_norm.weight"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CramError, match="logits differ"):
+        verify_export(folder, model)
+
+
+def test_an_export_replaces_the_one_before(tmp_path, tokenizer_dir):
+    model = trained_model()
+    destination = tmp_path / "export"
+    export_model(model, tokenizer_dir, destination, "first")
+    (destination / "stale.txt").write_text("left by an older version")
+    export_model(model, tokenizer_dir, destination, "second")
+    assert (destination / "README.md").read_text() == "second"
+    assert not (destination / "stale.txt").exists()
+
+
+def test_a_native_architecture_needs_no_code(tmp_path, tokenizer_dir):
+    sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", intermediate_size=32, **sizes))
+    folder = export_model(model, tokenizer_dir, tmp_path / "export", "")
+    assert not list(folder.glob("*.py"))
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    assert verify_export(folder, model) <= 1e-5
+    assert AutoModelForMaskedLM.from_pretrained(folder).config.model_type == "bert"
+
+
+def test_fill_masks(tmp_path, tokenizer_dir):
+    model, tokenizer = trained_model(), AutoTokenizer.from_pretrained(tokenizer_dir)
+    word = tokenizer.convert_tokens_to_ids("sea")
+    with torch.no_grad():  # a model that answers "sea" everywhere: the last norm's output points at its embedding
+        model.encoder.final_norm.weight.zero_()
+        model.encoder.final_norm.bias.copy_(model.get_input_embeddings().weight[word])
+    model.train()
+    answers = fill_masks(model, tokenizer, ["the river flows into the [MASK].", "a [MASK] was born."], k=2)
+    assert [len(answer) for answer in answers] == [2, 2]
+    assert [answer[0][0] for answer in answers] == ["sea", "sea"]
+    assert answers[0][0][1] > answers[0][1][1]
+    assert model.training
+    with pytest.raises(CramError, match=r"no \[MASK\]"):
+        fill_masks(model, tokenizer, ["a king was born."])
