@@ -122,7 +122,7 @@ def _data_build(options: argparse.Namespace) -> int:
     from cram_composer.data.build import build
 
     composed = compose(DataBuildConfig, options.yaml, options.overrides)
-    print(build(composed.config, composed.plain, composed.hash))
+    print(build(composed.config))
     return 0
 
 

@@ -55,7 +55,7 @@ class BudgetProgressBar(ProgressBarLogger):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Show the held-out loss."""
-        metrics = state.eval_metrics.get("eval", {})
+        metrics = state.eval_metrics.get(state.dataloader_label or "", {})
         if self.show_pbar and "loss" in metrics:
             loss, accuracy = float(metrics["loss"].compute()), float(metrics["accuracy"].compute())
             self._log_to_console(

@@ -16,6 +16,7 @@ from cram_composer.analysis.report import write_report
 from cram_composer.checkpoint import load_state, newest_checkpoint
 from cram_composer.config.schema import RunConfig
 from cram_composer.errors import CramError
+from cram_composer.data.manifest import summary
 from cram_composer.evaluation.held_out import held_out_evaluator
 from cram_composer.files import read_json
 from cram_composer.models.card import model_card
@@ -111,7 +112,7 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         "world_size": dist.get_world_size(),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "kernels": _kernels(run),
-        "data": {key: value for key, value in run.data.manifest.items() if key != "config"},
+        "data": summary(run.data.manifest),
         "budget": run.budget.describe(),
         "steps": int(timestamp.batch),
         "tokens": int(timestamp.token),

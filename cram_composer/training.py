@@ -64,10 +64,11 @@ def run(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None) -
     started = time.monotonic()
     built = build(composed, folder, earlier)
     built.ledger.outside["setup"] += time.monotonic() - started - built.ledger.outside["data_build"]
+    segment = _Segment(built)
     write_record(built, "running")
     energy = EnergyMeter()
     energy.start()
-    segment = _Segment(built)
+    segment.start()
     try:
         built.trainer.fit()
     except BaseException as error:
@@ -283,12 +284,18 @@ class _Segment:
 
     def __init__(self, built: Run) -> None:
         self._run = built
-        self._started = time.perf_counter()
-        self._entry = {
+        self._started = 0.0
+        self._entry: dict[str, Any] = {
             "started_at_step": int(built.trainer.state.timestamp.batch),
             "spent_before": built.ledger.elapsed(),
         }
+        if built.segments and "reason" not in built.segments[-1]:
+            built.segments[-1].update(ended_at_step=self._entry["started_at_step"], reason="killed")
         built.segments.append(self._entry)
+
+    def start(self) -> None:
+        """The loop begins."""
+        self._started = time.perf_counter()
 
     def close(self, reason: str) -> None:
         """The loop is over: stop the clock and note how it ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from types import ModuleType
+from typing import Any
 
 import torch
 from composer.core import Algorithm, Event, State
@@ -43,11 +44,10 @@ class FusedLayerNorm(Algorithm):
 
 
 def replace_layernorms(model: nn.Module) -> int:
-    """Put a `LigerLayerNorm` in the place of every LayerNorm of `model`, with its parameters; returns how many."""
+    """Put a `LigerLayerNorm` in the place of every LayerNorm that has weights; returns how many."""
 
-    def replacement(layer: nn.Module, index: int) -> nn.Module:
-        assert isinstance(layer, nn.LayerNorm)
-        return LigerLayerNorm(layer)
+    def replacement(layer: nn.Module, index: int) -> nn.Module | None:
+        return LigerLayerNorm(layer) if isinstance(layer, nn.LayerNorm) and layer.elementwise_affine else None
 
     return len(replace_module_classes(model, {nn.LayerNorm: replacement}))
 
@@ -60,7 +60,6 @@ class LigerLayerNorm(nn.LayerNorm):
 
     def __init__(self, layer: nn.LayerNorm) -> None:
         super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
-        self.elementwise_affine = layer.elementwise_affine
         self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -72,7 +71,7 @@ class LigerLayerNorm(nn.LayerNorm):
 
 def liger_kernels() -> ModuleType:
     """Liger's module of LayerNorm kernels. Raises ImportError or RuntimeError where it cannot run."""
-    from liger_kernel.ops import layer_norm as kernels  # type: ignore[import-untyped]
+    from liger_kernel.ops import layer_norm as kernels
 
     return kernels
 
@@ -124,12 +123,12 @@ def _(
     return x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(bias)
 
 
-def _save_for_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _save_for_backward(ctx: Any, inputs: Any, output: Any) -> None:
     x, weight, bias, _ = inputs
     ctx.save_for_backward(x, weight, bias, output[1], output[2])
 
 
-def _backward(ctx, grad, *unused):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: torch.Tensor, *of_statistics: Any) -> tuple[torch.Tensor | None, ...]:
     return (*layer_norm_backward(grad, *ctx.saved_tensors), None)
 
 

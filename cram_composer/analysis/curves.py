@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def thin(x: Array, y: Array, points: int) -> tuple[Array, Array]:
         return x, y
     edges = np.linspace(0, len(x), points // 2 + 1).astype(int)
     chosen: set[int] = set()
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         chosen |= {int(start + np.argmin(y[start:stop])), int(start + np.argmax(y[start:stop]))}
     index = np.array(sorted(chosen))
     return x[index], y[index]

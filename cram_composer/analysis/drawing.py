@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGEND_ROW = 0.2  # inches
+ROUND_STEPS = [1, 2, 2.5, 5, 10]  # between ticks, times a power of ten
 PAUSE_NAMES = {"compile": "compilation", "lost": "lost to a kill"}
 XAxis = Literal["elapsed", "tokens"]
 
@@ -72,6 +73,11 @@ def add_line(axes: Axes, runs: list[Run], index: int, x: Array, y: Array, **styl
     axes.plot(x, y, color=colour, linestyle=dash, label=run_label(runs, index), **style)
 
 
+def nested_width(runs: list[Run], index: int) -> float:
+    """Line width in points for values that runs often share: earlier runs show on both sides of later ones."""
+    return min(1.8 + 1.6 * (len(runs) - 1 - index), 6.6)
+
+
 def run_handles(axes: Axes, runs: list[Run]) -> list[Artist]:
     """Legend entries naming the runs; none where there is only one to name."""
     return list(axes.get_lines()) if len(runs) > 1 else []
@@ -95,9 +101,9 @@ def finish(figure: Figure, panels: list[Axes], runs: list[Run], axis: XAxis, han
             if any(pause.kind == kind for pause in shown)
         ]
     for axes in panels:
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
         axes.set_xlim(left=0)
-        if not any(len(line.get_xdata()) for line in axes.get_lines()):
+        if not any(np.size(line.get_xdata()) for line in axes.get_lines()):
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
             axes.set_yticks([])
     panels[-1].set_xlabel(unit.label)
@@ -111,7 +117,7 @@ def plain_log_ticks(axes: Axes) -> None:
     """Ticks at round numbers, written out, on a logarithmic axis that spans less than two decades."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from cram_composer.analysis.drawing import (
     add_line,
     finish,
     last_finite,
+    nested_width,
     new_figure,
     plain_log_ticks,
     power_of_ten,
@@ -62,52 +63,68 @@ def draw_loss(runs: list[Run], axis: XAxis) -> Picture:
     plain_log_ticks(axes)
     finish(figure, panels, runs, axis, handles)
     ends = [
-        f"{run_label(runs, index)}: last validation loss {decimal(last_finite(run.evaluations('eval/loss')['value']))}, "
+        f"{run_label(runs, index)}: final validation loss {decimal(run.get('metrics.validation_loss'))}, "
+        f"last validation in the loop {decimal(last_finite(run.evaluations('eval/loss')['value']))}, "
         f"last smoothed training loss {decimal(last_finite(ema(run.trace['loss'], ema_horizon(run.steps))))}"
         for index, run in enumerate(runs)
     ]
     return Picture(
         name=f"loss-{where}",
-        caption="Training loss is at the run's own masking rate; validation is the in-loop evaluation, with 15 % of the "
-        "tokens masked. Lower is better.",
+        caption="Training loss is at the run's own masking rate; validation masks 15 % of the tokens, all by [MASK]. "
+        "Lower is better.",
         alt=f"Line chart of loss in nats per token against {where}. {'; '.join(ends)}.",
         figure=figure,
     )
 
 
 def _one_loss(axes: Axes, run: Run, axis: XAxis) -> list[Artist]:
-    size = x_unit([run], axis).size
-    colour, horizon = series_style(0)[0], ema_horizon(run.steps)
+    size, horizon = x_unit([run], axis).size, ema_horizon(run.steps)
+    blue, orange = series_style(0)[0], series_style(1)[0]
     x, y = thin(run.trace[axis] / size, run.trace["loss"], POINTS // 2)
-    handles: list[Artist] = [*axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8, label="train, each step")]
+    handles: list[Artist] = [*axes.plot(x, y, color=blue, alpha=0.3, linewidth=0.8, label="train, each step")]
     x, y = thin(run.trace[axis] / size, ema(run.trace["loss"], horizon), POINTS // 2)
-    handles += axes.plot(x, y, color=colour, label=f"train, average of ~{horizon} steps")
-    handles += _validation(axes, run, axis, size, series_style(1)[0], "validation")
-    return handles
+    handles += axes.plot(x, y, color=blue, label=f"train, average of ~{horizon} steps")
+    return handles + _validation(axes, run, axis, size, orange)
 
 
 def _several_losses(axes: Axes, runs: list[Run], axis: XAxis) -> list[Artist]:
     from matplotlib.lines import Line2D
 
     size = x_unit(runs, axis).size
-    handles: list[Artist] = [
-        Line2D([], [], color=LIGHT["muted"], label="train, smoothed over 2 % of the steps"),
-        Line2D([], [], color=LIGHT["muted"], marker="o", markersize=5, linestyle="none", label="validation"),
+    handles: list[Artist] = [Line2D([], [], color=LIGHT["muted"], label="train, smoothed over 2 % of the steps")]
+    handles += [
+        Line2D([], [], color=LIGHT["muted"], marker=marker, linestyle="none", label=name)
+        for name, marker in (("validation", "o"), ("final validation", "D"))
     ]
     for index, run in enumerate(runs):
         smooth = ema(run.trace["loss"], ema_horizon(run.steps))
         add_line(axes, runs, index, *thin(run.trace[axis] / size, smooth, POINTS // len(runs)))
         handles.append(axes.get_lines()[-1])
-        _validation(axes, run, axis, size, series_style(index)[0], "_validation")
+        _validation(axes, run, axis, size, series_style(index)[0])
     return handles
 
 
-def _validation(axes: Axes, run: Run, axis: XAxis, size: float, colour: str, label: str) -> list[Artist]:
+def _validation(axes: Axes, run: Run, axis: XAxis, size: float, colour: str) -> list[Artist]:
+    """Dots for the evaluations in the loop, a diamond at the end for the final one, which is on more rows."""
+    style: dict[str, Any] = {
+        "color": colour,
+        "linestyle": "none",
+        "markeredgecolor": LIGHT["card"],
+        "markeredgewidth": 0.8,
+    }
+    marks: list[Artist] = []
     points = run.evaluations("eval/loss")
-    style = {"marker": "o", "markersize": 5.5, "markeredgecolor": LIGHT["card"], "markeredgewidth": 0.8}
-    return [
-        *axes.plot(points[axis] / size, points["value"], color=colour, linestyle="none", zorder=4, label=label, **style)
-    ]
+    if len(points["value"]):
+        x = points[axis] / size
+        marks += axes.plot(x, points["value"], **style, marker="o", markersize=5.5, zorder=4, label="validation")
+    final = run.get("metrics.validation_loss")
+    if is_number(final) and run.steps:
+        end = run.end if axis == "elapsed" else run.trace["tokens"][-1]
+        label = f"final validation, {final:.2f}"
+        marks += axes.plot(
+            [end / size], [final], **style, marker="D", markersize=7, zorder=5, clip_on=False, label=label
+        )
+    return marks
 
 
 def draw_learning_rate(runs: list[Run]) -> Picture:
@@ -119,8 +136,8 @@ def draw_learning_rate(runs: list[Run]) -> Picture:
     size = x_unit(runs, "elapsed").size
     for index, run in enumerate(runs):
         x, y = thin(run.trace["elapsed"] / size, run.trace["lr"], POINTS // len(runs))
-        add_line(axes, runs, index, x, y / 10.0**exponent)
-    axes.set_title(f"Learning rate (× {power_of_ten(exponent)})")
+        add_line(axes, runs, index, x, y / 10.0**exponent, linewidth=nested_width(runs, index))
+    axes.set_title(f"Learning rate (in {power_of_ten(exponent)})")
     axes.set_ylim(bottom=0)
     finish(figure, panels, runs, "elapsed", run_handles(axes, runs))
     said = "; ".join(f"{run_label(runs, index)}: peak {peak:.3g}" for index, peak in enumerate(peaks))
@@ -140,7 +157,8 @@ def draw_shapes(runs: list[Run]) -> Picture:
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         for index, run in enumerate(runs):
             x, y = stairs(run.trace["elapsed"], run.trace[column], run.end)
-            add_line(axes, runs, index, x / size, y, drawstyle="steps-post")
+            width = nested_width(runs, index)
+            add_line(axes, runs, index, x / size, y, drawstyle="steps-post", linewidth=width)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
         axes.set_title(title)
     finish(figure, panels, runs, "elapsed", run_handles(panels[0], runs))

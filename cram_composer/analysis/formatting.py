@@ -41,17 +41,16 @@ def percent(share: Any, digits: int = 1) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds as 12.3 s, 9 min 59.8 s or 23 h 59 min 30 s."""
+    """Seconds as 12.3 s, 9 min 59.8 s or 23 h 59 min 30 s; parts that are zero are left out: 10 min, 24 h."""
     if not is_number(seconds):
         return NOT_MEASURED
-    tenths = round(seconds * 10)
-    if tenths < 600:
-        return f"{tenths / 10:.1f} s"
-    if tenths < 36000:
-        minutes, rest = divmod(tenths, 600)
-        return f"{minutes} min {rest / 10:.1f} s"
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60} min {rest % 60} s"
+    rounded = round(seconds, 1) if seconds < 3600 else round(seconds)
+    minutes, rest = divmod(rounded, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    parts = [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0)
+    if rest >= 0.05 or not parts:
+        parts.append(f"{rest:.0f} s" if hours else f"{rest:.1f} s")
+    return " ".join(parts)
 
 
 def elide(text: str, length: int) -> str:

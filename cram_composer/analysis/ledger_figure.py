@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
 
-from cram_composer.analysis.drawing import new_figure, run_label, time_unit
+from cram_composer.analysis.drawing import ROUND_STEPS, new_figure, run_label, time_unit
 from cram_composer.analysis.formatting import duration, is_number, percent
 from cram_composer.analysis.run_folder import Run
 from cram_composer.analysis.style import LEDGER, LIGHT, Picture
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Corner = Literal["outside lower left", "outside lower right"]
+
 ROW = 2.6  # axis units from one run's bars to the next's
-LEAST_LABELLED = 0.08  # of the axis: a narrower piece has no room for its percentage
+LEAST_LABELLED = 0.12  # of the axis: a narrower piece has no room for its percentage
 
 
 def draw_ledger(runs: list[Run]) -> Picture:
@@ -34,16 +37,16 @@ def draw_ledger(runs: list[Run]) -> Picture:
             heading = f"{run_label(runs, index, 20)}: {heading}"
         axes.text(0, top + 0.6, heading, fontsize=9, color=LIGHT["muted"])
     _scale(axes, len(runs), longest)
-    _legend(figure, "lower left", "Inside the budget (thick)", inside, shares=True)
-    _legend(figure, "lower right", "Outside it (thin)", outside, shares=False)
+    _legend(figure, "outside lower left", "Inside the budget (thick)", inside, entries, shares=True)
+    _legend(figure, "outside lower right", "Outside it (thin)", outside, entries, shares=False)
     said = "; ".join(
         f"{run_label(runs, index)}: " + (", ".join(f"{n} {s:.1f} s" for n, s in items.items()) or "not measured")
         for index, items in enumerate(inside)
     )
     return Picture(
         name="ledger",
-        caption="The thick bar is what the budget paid for; the thin bar, at the same scale, is what it does not count. "
-        "Items of zero seconds are only in the table.",
+        caption="The thick bar is what the budget paid for; the thin bar, at the same scale, is what it does not "
+        "count. Items of zero seconds are only in the table.",
         alt=f"Stacked bars of the time inside the budget. {said}.",
         figure=figure,
     )
@@ -52,8 +55,12 @@ def draw_ledger(runs: list[Run]) -> Picture:
 def _items(run: Run, side: str) -> dict[str, float]:
     recorded = run.get(f"ledger.{side}") or {}
     items = {name: float(value) for name, value in recorded.items() if is_number(value) and value > 0}
+    return {name: items[name] for name in _in_order(items)}
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
     order = list(LEDGER)
-    return dict(sorted(items.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
 def _stack(axes: Axes, y: float, height: float, items: dict[str, float], longest: float, labelled: bool) -> None:
@@ -73,7 +80,7 @@ def _scale(axes: Axes, runs: int, longest: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     unit = time_unit(longest)
-    scaled = MaxNLocator(6).tick_values(0.0, longest / unit.size)
+    scaled = MaxNLocator(6, steps=ROUND_STEPS).tick_values(0.0, longest / unit.size)
     axes.set_xticks([tick * unit.size for tick in scaled if tick * unit.size <= longest * 1.005])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds / unit.size:g}"))
     axes.set_xlim(0, (longest or 1.0) * 1.005)
@@ -84,20 +91,22 @@ def _scale(axes: Axes, runs: int, longest: float) -> None:
     axes.set_title("Where the time went")
 
 
-def _legend(figure: Figure, corner: str, title: str, sides: list[dict[str, float]], shares: bool) -> None:
+def _legend(figure: Figure, corner: Corner, title: str, sides: list[dict[str, float]], rows: int, shares: bool) -> None:
     from matplotlib.patches import Patch
 
     handles = []
-    for name in dict.fromkeys(name for items in sides for name in items):
+    for name in _in_order({name for items in sides for name in items}):
         label = name.replace("_", " ")
         if len(sides) == 1:
             label += f"  {sides[0][name]:,.1f} s"
             label += f" ({percent(sides[0][name] / sum(sides[0].values()))})" if shares else ""
         handles.append(Patch(facecolor=_colour(name), label=label))
+    # Both legends stand on the bottom edge; equal heights bring their titles to one line.
+    handles += [Patch(alpha=0.0, label=" ")] * (rows - len(handles))
     if handles:
         legend = figure.legend(
             handles=handles,
-            loc=f"outside {corner}",
+            loc=corner,
             title=title,
             alignment="left",
             handlelength=1.0,

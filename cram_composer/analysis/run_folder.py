@@ -1,4 +1,4 @@
-"""A run folder read from disk: record.json, trace.jsonl, metrics.jsonl and config.yaml, of a finished or a running cram."""
+"""A run folder read from disk, of a finished or a running cram: record.json, trace.jsonl and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
+from cram_composer.analysis.formatting import is_number
 from cram_composer.errors import CramError
 from cram_composer.files import read_json
 
@@ -31,22 +31,17 @@ class Run:
 
     Attributes:
         path: the folder, as given.
-        record: record.json.
-        config: the resolved configuration, nested.
-        trace: column -> float64 array [steps], NaN where a value is null or absent. Steps that a kill undid (they were
-            after the last checkpoint and were trained again) are left out: `step` rises strictly.
+        record: record.json, which holds the resolved configuration too.
+        trace: column -> float64 array [steps], NaN where a value is null or absent.
         metrics: the lines of metrics.jsonl, in order.
-        unreadable_lines: lines of the two jsonl files that a kill cut short, and which are left out.
-        undone_steps: steps of the trace that were left out because they were trained again after a resume.
+        unreadable_lines: damaged lines of the two jsonl files, which are left out.
     """
 
     path: Path
     record: dict[str, Any]
-    config: dict[str, Any]
     trace: dict[str, Array]
     metrics: list[dict[str, Any]]
     unreadable_lines: int
-    undone_steps: int
 
     @property
     def name(self) -> str:
@@ -73,19 +68,9 @@ class Run:
         return value
 
     def evaluations(self, metric: str) -> dict[str, Array]:
-        """In-loop values of one metric: arrays [evaluations] `step`, `elapsed` (s), `tokens` and `value`.
-
-        Evaluations of steps that a kill undid are left out, as those steps are.
-        """
-        lines = [line for line in self.metrics if isinstance(line.get(metric), (int, float))]
-        lines = [line for line in _last_attempt(lines) if not self._undone(line)]
-        columns = {name: _column(lines, name) for name in POSITION}
-        return {**columns, "value": _column(lines, metric)}
-
-    def _undone(self, line: dict[str, Any]) -> bool:
-        # The surviving trace reached this step only after the evaluation's own time: it judged weights that were lost.
-        before = int(np.searchsorted(self.trace["step"], line["step"])) - 1
-        return before >= 0 and line["elapsed"] < self.trace["elapsed"][before]
+        """In-loop values of one metric: arrays [evaluations] `step`, `elapsed` (s), `tokens` and `value`."""
+        lines = [line for line in self.metrics if is_number(line.get(metric))]
+        return {**{name: _column(lines, name) for name in POSITION}, "value": _column(lines, metric)}
 
 
 def load_run(path: Path) -> Run:
@@ -96,7 +81,9 @@ def load_run(path: Path) -> Run:
     """
     record_path = path / "record.json"
     if not record_path.is_file():
-        raise CramError(f"{path} is not a run folder: it has no record.json; give the folder of a run, RUNS_DIR/RUN_NAME")
+        raise CramError(
+            f"{path} is not a run folder: it has no record.json; give the folder of a run, RUNS_DIR/RUN_NAME"
+        )
     try:
         record = read_json(record_path)
     except ValueError as error:
@@ -109,25 +96,29 @@ def load_run(path: Path) -> Run:
         )
     trace_lines, trace_bad = _read_lines(path / "trace.jsonl")
     metric_lines, metrics_bad = _read_lines(path / "metrics.jsonl")
-    kept = _last_attempt(trace_lines)
+    trace = {name: _column(trace_lines, name) for name in TRACE_COLUMNS}
     return Run(
         path=path,
-        record=record,
-        config=_read_config(path, record),
-        trace={name: _column(kept, name) for name in TRACE_COLUMNS},
+        record=_as_of_now(record, trace, path) if record.get("status") == "running" else record,
+        trace=trace,
         metrics=metric_lines,
         unreadable_lines=trace_bad + metrics_bad,
-        undone_steps=len(trace_lines) - len(kept),
     )
 
 
-def _read_config(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    config_path = path / "config.yaml"
-    if config_path.is_file():
-        config: Any = OmegaConf.to_container(OmegaConf.load(config_path))
-    else:
-        config = record.get("config")
-    return config if isinstance(config, dict) else {}
+def _as_of_now(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:
+    """A running run's record dates from its start; how far it is, the trace and the clock beside it know."""
+    clock = path / "clock.json"
+    inside = read_json(clock)["inside"] if clock.is_file() else {}
+    spent = sum(inside.values())
+    tokens = int(trace["tokens"][-1]) if len(trace["tokens"]) else 0
+    return {
+        **record,
+        "steps": int(trace["step"][-1]) + 1 if tokens else 0,
+        "tokens": tokens,
+        "tokens_per_second": tokens / spent if spent else None,
+        "ledger": {**record.get("ledger", {}), "inside": inside, "inside_total": spent or None, "wall_seconds": None},
+    }
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -145,22 +136,11 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         except ValueError:
             unreadable += 1
             continue
-        if isinstance(line, dict) and all(isinstance(line.get(name), (int, float)) for name in POSITION):
+        if isinstance(line, dict) and all(is_number(line.get(name)) for name in POSITION):
             lines.append(line)
         else:
             unreadable += 1
     return lines, unreadable
-
-
-def _last_attempt(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Only the last line of every step, and none that a later line of an earlier or equal step replaces."""
-    kept: list[dict[str, Any]] = []
-    earliest = float("inf")
-    for line in reversed(lines):
-        if line["step"] < earliest:
-            kept.append(line)
-            earliest = line["step"]
-    return kept[::-1]
 
 
 def _column(lines: Iterable[dict[str, Any]], name: str) -> Array:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,12 +61,13 @@ LEDGER = {
     "other": LIGHT["inside-other"],
     "setup": LIGHT["outside-0"],
     "data_build": LIGHT["outside-1"],
+    "final_checkpoint": LIGHT["series-4"],
     "final_eval": LIGHT["outside-2"],
     "export": LIGHT["outside-3"],
 }
-WIDTH = 5.0  # inches; at the width of a phone 1 pt is then about 1 CSS pixel, and text stays readable
+WIDTH = 4.6  # inches; at the width of a phone 1 pt is then about 1 CSS pixel, and text stays readable
 
-RC = {
+RC: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same layout on every machine
     "font.size": 10.5,
@@ -102,7 +104,7 @@ RC = {
     "savefig.facecolor": "none",
     "svg.fonttype": "none",  # real text: the page's own font, selectable, half the bytes
     "svg.hashsalt": "cram-composer",
-    "path.simplify": True,
+    "text.parse_math": False,  # a run may have a dollar sign in its name
 }
 
 
@@ -123,7 +125,7 @@ def house_style() -> Iterator[None]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC)
+        matplotlib.rcParams.update(cast("Any", RC))
         yield
 
 
@@ -138,12 +140,10 @@ def css_variables(colours: dict[str, str]) -> str:
 
 
 def to_png(picture: Picture) -> bytes:
-    """A PNG on a white card, 1000 pixels wide, without date or version: same figure, same bytes."""
+    """A PNG on a white card, 1012 pixels wide, without date or version: same figure, same bytes."""
     buffer = io.BytesIO()
     with house_style():
-        picture.figure.savefig(
-            buffer, format="png", dpi=200, facecolor=LIGHT["card"], metadata={"Software": None}
-        )
+        picture.figure.savefig(buffer, format="png", dpi=220, facecolor=LIGHT["card"], metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -152,8 +152,6 @@ def to_inline_svg(picture: Picture) -> str:
 
     Text keeps its size and colour and takes the page's font; `alt` becomes the accessible name.
     """
-    from html import escape
-
     buffer = io.BytesIO()
     with house_style():
         picture.figure.savefig(
@@ -171,4 +169,4 @@ def to_inline_svg(picture: Picture) -> str:
     body = body.replace("url(#", f"url(#{picture.name}-").replace('xlink:href="#', f'href="#{picture.name}-')
     for name, value in LIGHT.items():
         body = body.replace(value, f"var(--{name}, {value})")
-    return f'<svg {view_box.group()} role="img" aria-label="{escape(picture.alt)}">{body}'
+    return f'<svg {view_box.group()} role="img" aria-label="{html.escape(picture.alt)}">{body}'

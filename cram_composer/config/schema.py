@@ -47,7 +47,7 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """The encoder. `architecture: hf` takes any `transformers` masked LM by model type instead."""
+    """The encoder; `architecture: hf` takes any `transformers` masked LM instead, of these sizes, its own in all else."""
 
     architecture: str = _choice("crambert", "hf")
     hidden_size: int = _number(768, 1)

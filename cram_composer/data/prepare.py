@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cram_composer.config.data_schema import DataBuildConfig
 from cram_composer.data.build import build
-from cram_composer.data.manifest import MANIFEST, load_manifest, verify
+from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest, verify
 
 from cram_composer.config import compose
 from cram_composer.config.paths import expand
@@ -25,7 +24,7 @@ class DataSet:
     """A finished data set on this machine (with `remote`, its shards come as they are read)."""
 
     root: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     remote: str | None
     build_seconds: float
 
@@ -73,7 +72,7 @@ def _build(config: DataConfig, root: Path) -> None:
     if not config.build_if_missing:
         raise CramError(f"{root}: no finished data set there; build it first: cram data build {config.build}")
     composed = compose(DataBuildConfig, config.build, [f"output={root}"])
-    build(composed.config, composed.plain, composed.hash)
+    build(composed.config)
 
 
 def _fetch_description(remote: str, root: Path) -> None:

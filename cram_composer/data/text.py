@@ -10,7 +10,7 @@ SPLITS = ("train", "validation")
 
 # Characters a piece is cut at. Memory is bounded by it, not by the longest document, and a batch of pieces is wide
 # enough for the tokenizer's threads.
-PIECE_CHARACTERS = 1 << 16
+PIECE_CHARACTERS = 1 << 15
 
 
 class Piece(NamedTuple):
@@ -38,11 +38,21 @@ def cut(stream: TextIO, ends_document: Callable[[str], bool]) -> Iterator[Piece]
         lines.append(line)
         size += len(line)
         ended = ends_document(line)
-        if ended or size >= PIECE_CHARACTERS:
-            yield Piece("".join(lines), ended)
+        if ended:
+            yield Piece("".join(lines), True)
             lines, size = [], 0
+        elif size >= PIECE_CHARACTERS:
+            text, rest = _break("".join(lines))
+            yield Piece(text, False)
+            lines, size = [rest], len(rest)
     if not ended:
         yield Piece("".join(lines), True)
+
+
+def _break(text: str) -> tuple[str, str]:
+    """Break after the last space or line end, so that no word is torn; a text without any goes whole."""
+    end = max(text.rfind(" "), text.rfind("\n")) + 1 or len(text)
+    return text[:end], text[end:]
 
 
 def split_documents(pieces: Iterable[Piece], validation_fraction: float, seed: int) -> Iterator[SplitPiece]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from composer import DataSpec, Evaluator
 from composer.core import Event, State
-from torch.utils.data import DataLoader
 
 from cram_composer.budget.budget import Budget
 from cram_composer.data.stream import Batch
@@ -19,7 +18,7 @@ def held_out_evaluator(
     return Evaluator(
         label=label,
         dataloader=DataSpec(
-            DataLoader(batches, batch_size=None),  # type: ignore[arg-type]
+            batches,  # each rank's own, so that Composer's samplers have nothing to share out
             get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
         ),
         metric_names=["loss", "accuracy"],

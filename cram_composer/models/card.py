@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Row = tuple[str, Any]
 
 
-def model_card(record: dict[str, Any], manifest: dict[str, Any]) -> str:
+def model_card(record: dict[str, Any], manifest: Mapping[str, Any]) -> str:
     """Markdown with YAML front matter, from record.json and the data set's manifest.json; absent facts are left out."""
     model = record["config"]["model"]
     custom_code = model["architecture"] == "crambert"
@@ -50,14 +50,14 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 folder = "path/to/this/folder"
 model = AutoModelForMaskedLM.from_pretrained(folder{trust})
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder{trust})
 print(pipeline("fill-mask", model=model, tokenizer=tokenizer)(f"The river flows into the {{tokenizer.mask_token}}."))
 ```"""
     note = "The model's code is in this folder; `trust_remote_code=True` lets transformers run it."
     return f"{note}\n\n{code}" if custom_code else code
 
 
-def _results(record: dict[str, Any], manifest: dict[str, Any]) -> list[Row]:
+def _results(record: dict[str, Any], manifest: Mapping[str, Any]) -> list[Row]:
     metrics = [(name.replace("_", " "), value) for name, value in (record.get("metrics") or {}).items()]
     return [*metrics, ("unigram model on the validation split, nats per token", manifest["unigram_validation_nats"])]
 
@@ -70,7 +70,7 @@ def _recipe(record: dict[str, Any]) -> list[Row]:
     return [*rows, *((f"{name} in use", value) for name, value in record["kernels"].items())]
 
 
-def _data(manifest: dict[str, Any]) -> str:
+def _data(manifest: Mapping[str, Any]) -> str:
     rows = [(f"{split}, {key}", value) for split, facts in manifest["splits"].items() for key, value in facts.items()]
     sources = [
         (source["name"], source["kind"], source["documents"], source["characters"], source["licence"])
@@ -101,7 +101,7 @@ def _environment(record: dict[str, Any]) -> list[Row]:
     return [*rows, ("gpus", gpus), ("libraries", libraries), ("energy, joules", energy.get("joules"))]
 
 
-def _limits(record: dict[str, Any], manifest: dict[str, Any], model: dict[str, Any]) -> str:
+def _limits(record: dict[str, Any], manifest: Mapping[str, Any], model: dict[str, Any]) -> str:
     points = [
         f"Trained on rows of {manifest['sequence_length']} tokens; longer inputs were never seen.",
         "Trained on the sources listed above and nothing else; it repeats what they say, mistakes and biases included.",

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 
-# torch keeps this many graphs per function and then silently runs it eagerly. Every row length and batch size is a
-# graph of its own here, and the default of 8 is spent half-way through a sequence-length warm-up.
+# torch keeps this many graphs per function and runs what comes after eagerly. Every row length and batch size is a
+# graph of its own here: a sequence-length warm-up in small steps needs more than the default of 8.
 RECOMPILE_LIMIT = 64
 
 

@@ -47,6 +47,7 @@ class CramBertConfig(PretrainedConfig):
         classifier_pooling: str = "mean",
         classifier_hidden_size: int = 1024,
         pad_token_id: int = 0,
+        tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -67,4 +68,4 @@ class CramBertConfig(PretrainedConfig):
         self.classifier_pooling = classifier_pooling
         self.classifier_hidden_size = classifier_hidden_size
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)

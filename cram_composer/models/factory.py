@@ -21,13 +21,13 @@ def build_model(settings: ModelConfig, vocab_size: int, special_token_ids: Mappi
     """A masked LM with fresh weights, in fp32 on the CPU, drawn from torch's global generator.
 
     Args:
-        settings: the `model` section of a run. `architecture: hf` reads `hf_name` and `hf_overrides` only, and starts
-            from the defaults of that model's config class.
+        settings: the `model` section of a run. `architecture: hf` takes `hf_name`, the sizes (SIZES) and, above them,
+            `hf_overrides`; all else is that model's own default.
         vocab_size: entries of the tokenizer.
         special_token_ids: ids of "pad", "cls" and "sep", as in a data manifest.
 
     Raises:
-        CramError: unknown model type or config key, or a hidden size the heads do not divide.
+        CramError: unknown model type or config key, or sizes that do not divide.
     """
     config = BUILDERS[settings.architecture](settings)
     config.vocab_size = vocab_size
@@ -35,10 +35,11 @@ def build_model(settings: ModelConfig, vocab_size: int, special_token_ids: Mappi
     for key, value in (("pad", pad), ("cls", cls), ("sep", sep), ("bos", cls), ("eos", sep)):
         if hasattr(config, f"{key}_token_id"):
             setattr(config, f"{key}_token_id", value)
-    if config.hidden_size % config.num_attention_heads:
+    # not every architecture has both: FNet has no attention
+    hidden_size, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
+    if hidden_size % heads:
         raise CramError(
-            f"model: hidden_size {config.hidden_size} is not divisible by num_attention_heads "
-            f"{config.num_attention_heads}; change one of them"
+            f"model: hidden_size {hidden_size} is not divisible by num_attention_heads {heads}; change one of them"
         )
     if isinstance(config, CramBertConfig):
         return CramBertForMaskedLM(config)
@@ -49,6 +50,9 @@ def build_model(settings: ModelConfig, vocab_size: int, special_token_ids: Mappi
 
 
 def _crambert(settings: ModelConfig) -> PretrainedConfig:
+    for key in ("hidden_size", "intermediate_size"):
+        if getattr(settings, key) % 2:
+            raise CramError(f"model.{key}: {getattr(settings, key)} must be even: sinusoids pair columns, gates halve")
     return CramBertConfig(
         hidden_size=settings.hidden_size,
         num_hidden_layers=settings.num_hidden_layers,
@@ -78,13 +82,17 @@ def _hugging_face(settings: ModelConfig) -> PretrainedConfig:
                 f"model.hf_overrides.{key}: {type(defaults).__name__} has no such key; "
                 f"did you mean '{_nearest(key, known_keys)}'?"
             )
+    sizes = {key: getattr(settings, key) for key in SIZES}
     # ModernBERT would compile parts of itself; what is compiled is this project's decision and in its record
     own: dict[str, Any] = {"reference_compile": False} if "reference_compile" in known_keys else {}
-    return AutoConfig.for_model(name, **{**own, **settings.hf_overrides})
+    return AutoConfig.for_model(name, **{**own, **sizes, **settings.hf_overrides})
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
+
+# What every architecture has under these names, or maps to its own.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 
 BUILDERS = {"crambert": _crambert, "hf": _hugging_face}

@@ -30,9 +30,9 @@ class MaskedLMTrainingModel(ComposerModel):
             other is given dense labels [B, L] and decodes every position.
         autocast_dtype: run the forward under autocast with this dtype, because Composer refuses `amp_bf16` on a CPU;
             None leaves precision to Composer.
-        compile: "off", "regional" or "full", see `compile_model`. Compilation happens in the first training forward;
-            one that fails is given up with a warning and the batch is run again without it. Evaluation runs eagerly:
-            a graph of its own would cost more of the budget than it saves.
+        compile: "off", "regional" or "full", see `compile_model`. Compilation happens in the first training forward
+            and for each new shape; one that fails is given up with a warning and the batch is run again without it.
+            Evaluation runs eagerly: a graph of its own would cost more of the budget than it saves.
 
     `compile_state` says what is in effect: the mode, or "off (failed: ...)".
     """
@@ -44,10 +44,13 @@ class MaskedLMTrainingModel(ComposerModel):
         self.predicts_positions = "masked_positions" in inspect.signature(model.forward).parameters
         self.compiled_regions = compile_model(model, compile)
         self.compile_state = compile
+        self.rehearsed: set[tuple[torch.Size, ...]] = set()
 
     def forward(self, batch: Batch) -> MaskedLMOutput:
         """Loss (mean nats over labels != -100) and logits: [B, K, V] of CramBERT, [B, L, V] of any other model."""
         try:
+            if self.compiled_regions and torch.is_grad_enabled():
+                self._rehearse(batch)
             return self._forward(batch)
         except TorchDynamoException as error:
             if not self.compiled_regions:
@@ -58,6 +61,20 @@ class MaskedLMTrainingModel(ComposerModel):
             self.compile_state = f"off (failed: {reason})"
             log.warning("torch.compile failed and is off for the rest of this run: %s", reason)
         return self._forward(batch)
+
+    def _rehearse(self, batch: Batch) -> None:
+        """Run forward and backward once for nothing when the batch's shapes are new.
+
+        torch compiles a backward when it first runs, which is in the trainer, where a failure could not be caught.
+        """
+        shapes = tuple(tensor.shape for tensor in batch.values())
+        if shapes in self.rehearsed:
+            return
+        device = batch["input_ids"].device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            loss = self.loss(self._forward(batch), batch)
+        torch.autograd.grad(loss, [p for p in self.parameters() if p.requires_grad], allow_unused=True)
+        self.rehearsed.add(shapes)
 
     def _forward(self, batch: Batch) -> MaskedLMOutput:
         inputs = batch if self.predicts_positions else _with_dense_labels(batch)

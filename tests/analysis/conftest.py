@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 MakeRun = Callable[..., Path]
 
@@ -75,49 +74,50 @@ ENVIRONMENT = {
     "gpus": [],
     "libraries": {"torch": "2.7.0", "mosaicml": "0.32.1", "mosaicml-streaming": "0.13.0", "transformers": "4.53.3"},
 }
+COMPILE_SHARE = 0.045  # of the budget, at every compilation
 FILLS = [
     {"sentence": "The president of the united [MASK] spoke.", "predictions": [["states", 0.912], ["nations", 0.041], ["kingdom", 0.02]]},
     {"sentence": "She was born in [MASK] 1950.", "predictions": [["early", 0.22], ["july", 0.13], ["june", 0.11]]},
 ]  # fmt: skip
 
 
-def trace_lines(budget: float, step_seconds: float, floor: float, seed: int, start: float = 0.0) -> Iterator[dict[str, Any]]:
-    """Steps of a plausible run: compile at the first step and at the longer sequence, batch ramp, triangle schedule."""
+def learning_rate(progress: float) -> float:
+    """The triangle schedule with its peak of 1e-3 at 75 % of the budget."""
+    return 1e-3 * (0.25 + progress) if progress < 0.75 else 1e-3 * (1 - progress) / 0.25
+
+
+def trace_lines(
+    budget: float, step_seconds: float, floor: float, seed: int, lost: tuple[float, float] | None = None
+) -> list[dict[str, Any]]:
+    """Steps of a plausible run: compilation at each new sequence length, a batch ramp, the triangle schedule.
+
+    `lost` = (progress of the last checkpoint, progress of the kill): the first step after the checkpoint starts where
+    the kill was, compiles again, and nothing is left of the steps between, as after a resume.
+    """
     rng = np.random.default_rng(seed)
-    elapsed, tokens, step, lengths = start, 0, 0, set()
+    lines: list[dict[str, Any]] = []
+    elapsed, tokens, compiled = 0.0, 0, set()
     while elapsed < budget:
+        if lost and lost[0] * budget <= elapsed < lost[1] * budget:
+            elapsed = lost[1] * budget
+            compiled.clear()
         progress = elapsed / budget
         length = 64 if progress < 0.25 else 128
         batch = 32 * (1 + min(3, int(progress / 0.15)))
         tokens += batch * length
         seconds = step_seconds * batch / 128 * length / 128 * (1 + 0.04 * rng.standard_normal())
         stall = 0.003 * seconds * (1 + rng.random())
-        if length not in lengths:
-            lengths.add(length)
-            seconds += budget * 0.045
+        if length not in compiled:
+            compiled.add(length)
+            seconds += COMPILE_SHARE * budget
         loss = floor + (10.4 - floor) * math.exp(-3.2 * (tokens / (budget / step_seconds * 12000)) ** 0.45)
-        rate = 1e-3 * (0.25 + progress) if progress < 0.75 else 1e-3 * (1 - progress) / 0.25
-        yield {
-            "step": step, "elapsed": elapsed, "progress": progress, "tokens": tokens, "batch_size": batch,
-            "seq_length": length, "mlm_probability": 0.25, "lr": rate, "loss": loss + 0.12 * rng.standard_normal(),
-            "step_seconds": seconds, "data_seconds": stall,
-        }  # fmt: skip
+        lines.append({
+            "step": len(lines), "elapsed": elapsed, "progress": progress, "tokens": tokens, "batch_size": batch,
+            "seq_length": length, "mlm_probability": 0.25, "lr": learning_rate(progress),
+            "loss": loss + 0.12 * rng.standard_normal(), "step_seconds": seconds, "data_seconds": stall,
+        })  # fmt: skip
         elapsed += seconds
-        step += 1
-
-
-def resumed_lines(budget: float, step_seconds: float, floor: float, seed: int) -> tuple[list[dict[str, Any]], int, float]:
-    """A trace killed at 50 % whose last checkpoint was at 42 %: (lines, step of the resume, seconds lost)."""
-    before = [line for line in trace_lines(budget, step_seconds, floor, seed) if line["progress"] < 0.5]
-    checkpoint = next(line for line in before if line["progress"] >= 0.42)
-    killed_at = before[-1]["elapsed"] + before[-1]["step_seconds"]
-    lost = killed_at - checkpoint["elapsed"]
-    again = []
-    for line in trace_lines(budget, step_seconds, floor, seed):
-        if line["step"] >= checkpoint["step"] and line["elapsed"] + lost < budget:
-            later = line["elapsed"] + lost
-            again.append({**line, "elapsed": later, "progress": later / budget})
-    return before + again, checkpoint["step"], lost
+    return lines
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         *,
         budget: float = 600.0,
         step_seconds: float = 1.2,
-        floor: float = 2.9,
+        floor: float = 3.9,
         seed: int = 0,
         resumed: bool = False,
         running: bool = False,
@@ -139,34 +139,39 @@ def make_run(tmp_path: Path) -> MakeRun:
     ) -> Path:
         path = tmp_path / "runs" / (folder or name)
         path.mkdir(parents=True)
-        segments = [{"started_at_step": 0, "ended_at_step": None, "reason": "budget"}]
-        lines, lost = list(trace_lines(budget, step_seconds, floor, seed)), 0.0
-        if resumed:
-            lines, restart, lost = resumed_lines(budget, step_seconds, floor, seed)
-            segments = [
-                {"started_at_step": 0, "ended_at_step": restart, "reason": "killed"},
-                {"started_at_step": restart, "ended_at_step": None, "reason": "budget"},
-            ]
+        lines = trace_lines(budget, step_seconds, floor, seed, (0.42, 0.5) if resumed else None)
         if running:
             lines = [line for line in lines if line["progress"] < 0.4]
-        segments[-1]["ended_at_step"] = lines[-1]["step"] + 1
+        steps = lines[-1]["step"] + 1
+        segments = [{"started_at_step": 0, "ended_at_step": steps, "reason": "finished"}]
+        lost = 0.0
+        if resumed:
+            restart = next(line["step"] for line in lines if line["progress"] >= 0.5)
+            lost = lines[restart]["elapsed"] - lines[restart - 1]["elapsed"] - lines[restart - 1]["step_seconds"]
+            segments[0] |= {"ended_at_step": restart, "reason": "killed"}
+            segments.append({"started_at_step": restart, "ended_at_step": steps, "reason": "finished"})
+        evaluations = [
+            {"step": line["step"], "elapsed": line["elapsed"] + line["step_seconds"], "tokens": line["tokens"],
+             "eval/loss": line["loss"] - 0.1, "eval/accuracy": 0.31}
+            for line in lines[steps // 8 :: max(1, steps // 8)]
+        ]  # fmt: skip
         if null_losses:
             lines = [{**line, "loss": None} if line["step"] % 3 == 0 else line for line in lines]
-        evaluations = [
-            {"step": line["step"] + 1, "elapsed": line["elapsed"] + line["step_seconds"], "tokens": line["tokens"],
-             "eval/loss": (line["loss"] or floor) - 0.1, "eval/accuracy": 0.31}
-            for line in lines[len(lines) // 8 :: max(1, len(lines) // 8)]
-        ]  # fmt: skip
         end = lines[-1]["elapsed"] + lines[-1]["step_seconds"]
-        compile_seconds = 0.0 if running else 2 * 0.045 * budget
-        inside = {"compile": compile_seconds, "data": 2.6, "eval": 9.5, "checkpoint": 3.1, "lost": lost, "other": 0.4}
-        inside["train"] = end - sum(inside.values())
+        spent = {
+            "compile": (3 if resumed else 2) * COMPILE_SHARE * budget,
+            "data": 2.6,
+            "eval": 9.5,
+            "checkpoint": 3.1,
+            "lost": lost,
+        }
+        inside = {"compile": spent["compile"], "train": end - sum(spent.values()), **spent}
         finished = not running
         record = {
             "format_version": 1,
             "run_name": name,
             "status": "finished" if finished else "running",
-            "reason": "budget used" if finished else None,
+            "reason": None,
             "recipes": CONFIG["recipes"],
             "config": CONFIG,
             "provenance": PROVENANCE,
@@ -177,14 +182,14 @@ def make_run(tmp_path: Path) -> MakeRun:
             "kernels": {"attention": "torch sdpa", "layernorm": "torch (fused by compile)", "precision": "bf16", "compile": "regional"},
             "data": DATA,
             "budget": {"mode": "wall", "seconds": budget},
-            "steps": lines[-1]["step"] + 1,
+            "steps": steps,
             "tokens": lines[-1]["tokens"],
             "tokens_per_second": lines[-1]["tokens"] / end,
             "ledger": {
                 "inside": inside,
                 "inside_total": sum(inside.values()),
                 "wall_seconds": end + 0.2,
-                "outside": {"setup": 6.2, "data_build": 88.4, "final_eval": 11.0 if finished else None, "export": 4.1 if finished else None},
+                "outside": {"setup": 6.2, "data_build": 88.4, "final_checkpoint": 0.8, "final_eval": 11.0 if finished else None, "export": 4.1 if finished else None},
                 "last_step_seconds": 1.2,
             },
             "energy": None,
@@ -194,9 +199,12 @@ def make_run(tmp_path: Path) -> MakeRun:
             } if finished else {},
             "segments": segments,
         }  # fmt: skip
+        if running:  # such a record dates from the start of the run; the clock beside it is written every few seconds
+            idle = {"inside": dict.fromkeys(inside, 0.0), "inside_total": 0.0, "wall_seconds": None}
+            record.update(steps=0, tokens=0, tokens_per_second=None, ledger={**record["ledger"], **idle})
+            (path / "clock.json").write_text(json.dumps({"inside": inside, "step": steps, "clean": False}))
         record.update(replaced)
         (path / "record.json").write_text(json.dumps(record), encoding="utf-8")
-        (path / "config.yaml").write_text(yaml.safe_dump(record["config"]), encoding="utf-8")
         trace = "".join(json.dumps(line) + "\n" for line in lines)
         metrics = "".join(json.dumps(line) + "\n" for line in evaluations)
         if running:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import tiny_config, tiny_model, training_batch
 from torch import nn
 
 from cram_composer.models.configuration_crambert import CramBertConfig
@@ -10,7 +11,6 @@ from cram_composer.models.modeling_crambert import (
     CramBertForSequenceClassification,
     CramBertModel,
 )
-from tiny_models import tiny_config, tiny_model, training_batch
 
 
 def test_the_published_size():
@@ -86,7 +86,10 @@ def test_masked_positions_give_the_dense_loss_and_gradients():
     model, batch = tiny_model(), training_batch()
     dense_labels = torch.full_like(batch["input_ids"], -100)
     for row, column, label in zip(
-        torch.arange(3).repeat_interleave(5), batch["masked_positions"].flatten(), batch["labels"].flatten(), strict=True
+        torch.arange(3).repeat_interleave(5),
+        batch["masked_positions"].flatten(),
+        batch["labels"].flatten(),
+        strict=True,
     ):
         if label != -100:
             dense_labels[row, column] = label

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import tiny_model, training_batch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cram_composer.models.compilation import compile_model
@@ -97,7 +102,7 @@ def test_what_each_mode_compiles():
 
 def test_compilation_leaves_names_and_results_alone(monkeypatch):
     """With the eager backend: the same graphs without minutes of Inductor."""
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **kw: _compile_with_eager_backend(self, **kw))
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(_compile_with, backend="eager"))
     torch._dynamo.reset()
     batch = training_batch()
     plain = MaskedLMTrainingModel(tiny_model())
@@ -114,8 +119,8 @@ def test_compilation_leaves_names_and_results_alone(monkeypatch):
         assert model.compile_state == mode
 
 
-def _compile_with_eager_backend(module: nn.Module, **kwargs) -> None:
-    module._compiled_call_impl = torch.compile(module._call_impl, backend="eager", **kwargs)
+def _compile_with(module: nn.Module, backend, **kwargs) -> None:
+    module._compiled_call_impl = torch.compile(module._call_impl, backend=backend, **kwargs)
 
 
 def test_a_failed_compilation_falls_back_to_eager(tmp_path):
@@ -142,8 +147,30 @@ print(model.compile_state)
     assert child.stderr.count("WARNED cram_composer.models.training_model torch.compile failed") == 1
 
 
-def test_an_error_of_the_model_is_not_taken_for_a_failed_compilation():
-    model = MaskedLMTrainingModel(tiny_model())
-    with pytest.raises(RuntimeError, match="size"):
+def test_a_failed_compilation_of_the_backward_falls_back_too(monkeypatch, caplog):
+    def refuse(graph, inputs):
+        raise InductorError(RuntimeError("no such backward"), None)
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=refuse)
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(_compile_with, backend=backend))
+    torch._dynamo.reset()
+    batch = training_batch()
+    model = MaskedLMTrainingModel(tiny_model(hidden_dropout_prob=0.2), compile="regional")
+    plain = MaskedLMTrainingModel(tiny_model(hidden_dropout_prob=0.2))
+    torch.manual_seed(5)
+    loss = model(batch).loss
+    torch.manual_seed(5)
+    torch.testing.assert_close(loss, plain(batch).loss, msg="the attempt leaves the random numbers where they were")
+    loss.backward()
+    assert model.compile_state == "off (failed: RuntimeError: no such backward)"
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+    assert not compiled(model)
+
+
+def test_an_error_of_the_model_is_raised_as_it_is(monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(_compile_with, backend="eager"))
+    torch._dynamo.reset()
+    model = MaskedLMTrainingModel(tiny_model(), compile="full")
+    with pytest.raises(RuntimeError, match="must match the size") as error:
         model(training_batch(length=25))  # beyond max_position_embeddings
-    assert model.compile_state == "off"
+    assert not isinstance(error.value, TorchDynamoException)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from cram_composer.data.text import Piece
@@ -42,17 +43,16 @@ class Source:
 
     def pieces(self) -> Iterator[Piece]:
         """Everything to be used of the source, in order."""
-        everything = (piece for part in self.parts for piece in part.pieces())
-        return everything if self.max_characters is None else head(everything, self.max_characters)
+        everything = chain.from_iterable(part.pieces() for part in self.parts)
+        return iter(everything) if self.max_characters is None else head(everything, self.max_characters)
 
     def sample(self, characters: int) -> Iterator[Piece]:
-        """About so many characters: the head of each file, in proportion to its size, so that none needs reading whole."""
+        """About so many characters: the head of each file, in proportion to its size; nothing is read whole for it."""
         total = sum(part.expected_bytes or 0 for part in self.parts)
         if total == 0 or self.max_characters is not None:
-            yield from head(self.pieces(), characters)
-            return
-        for part in self.parts:
-            yield from head(part.pieces(), characters * (part.expected_bytes or 0) // total)
+            return head(self.pieces(), characters)
+        heads = (head(part.pieces(), characters * (part.expected_bytes or 0) // total) for part in self.parts)
+        return head(chain.from_iterable(heads), characters)
 
 
 def head(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:

@@ -28,7 +28,7 @@ class _Package(NamedTuple):
 
 
 def open_starter(config: SourceConfig) -> list[Source]:
-    """State of the Union addresses and the leads of Wikipedia articles. Raises CramError if pip has not installed them."""
+    """State of the Union addresses and leads of Wikipedia articles. Raises CramError if pip has not installed them."""
     return [_open(package, config.max_characters) for package in _PACKAGES]
 
 

@@ -1,0 +1,135 @@
+"""Algorithms that follow budget progress: what they set, when, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from composer.core import Event
+
+from cram_composer.algorithms.batch_size_ramp import BatchSizeRamp
+from cram_composer.algorithms.ema import EMA
+from cram_composer.algorithms.masking_schedule import MaskingSchedule
+from cram_composer.algorithms.registry import REGISTRY
+from cram_composer.algorithms.seq_length_warmup import SeqLengthWarmup
+from cram_composer.budget.budget import Budget, Limits
+from cram_composer.config.schema import (
+    AlgorithmsConfig,
+    BatchSizeRampConfig,
+    EmaConfig,
+    ObjectiveConfig,
+    SeqLengthWarmupConfig,
+)
+from cram_composer.errors import ConfigError
+
+
+@pytest.fixture
+def budget() -> Budget:
+    return Budget(Limits(seconds=100.0))
+
+
+def fake_loader(rows: int = 512, microbatch: int = 64, length: int = 128) -> SimpleNamespace:
+    return SimpleNamespace(
+        rows=rows, microbatch=microbatch, data_seq_length=length, seq_length=length, truncate=False, mlm_probability=0.25
+    )
+
+
+def follow(algorithm, budget: Budget, loader, field: str, seconds: list[float]) -> list:
+    found = []
+    for elapsed in seconds:
+        budget.advance(elapsed, 0, 0)
+        assert algorithm.match(Event.BEFORE_DATALOADER, None)
+        algorithm.apply(Event.BEFORE_DATALOADER, None, None)
+        found.append(getattr(loader, field))
+    return found
+
+
+def test_the_registry_and_the_schema_name_the_same_algorithms():
+    assert set(REGISTRY) == set(AlgorithmsConfig.__dataclass_fields__)
+
+
+def test_the_batch_grows_in_whole_microbatches_to_its_full_size(budget: Budget):
+    loader = fake_loader()
+    ramp = BatchSizeRamp(BatchSizeRampConfig(until=0.6), budget, loader, world_size=1)
+    assert follow(ramp, budget, loader, "rows", [0, 30, 60, 100]) == [64, 256, 512, 512]
+
+
+def test_the_ramp_counts_rows_over_all_devices(budget: Budget):
+    loader = fake_loader()  # this rank's share of 1024 rows on two devices
+    ramp = BatchSizeRamp(BatchSizeRampConfig(initial_batch_size=256, until=0.5), budget, loader, world_size=2)
+    assert follow(ramp, budget, loader, "rows", [0, 50]) == [128, 512]
+
+
+def test_rows_grow_through_the_divisors_of_the_full_length(budget: Budget):
+    loader = fake_loader()
+    warmup = SeqLengthWarmup(SeqLengthWarmupConfig(duration=0.3, min_seq_length=32), budget, loader)
+    assert follow(warmup, budget, loader, "seq_length", [0, 9.9, 10, 29, 30, 100]) == [32, 32, 64, 64, 128, 128]
+    assert not loader.truncate
+
+
+def test_truncated_rows_grow_in_steps(budget: Budget):
+    loader = fake_loader()
+    config = SeqLengthWarmupConfig(duration=0.5, min_seq_length=32, step_size=32, truncate=True)
+    warmup = SeqLengthWarmup(config, budget, loader)
+    assert follow(warmup, budget, loader, "seq_length", [0, 20, 40, 50]) == [32, 64, 96, 128]
+    assert loader.truncate
+
+
+def test_lengths_that_fit_nowhere_are_refused(budget: Budget):
+    with pytest.raises(ConfigError, match="longer than the data's rows"):
+        SeqLengthWarmup(SeqLengthWarmupConfig(max_seq_length=256), budget, fake_loader())
+    with pytest.raises(ConfigError, match="divides the data's rows"):
+        SeqLengthWarmup(SeqLengthWarmupConfig(min_seq_length=65, max_seq_length=100), budget, fake_loader())
+
+
+def test_the_masking_rate_moves_in_a_line(budget: Budget):
+    loader = fake_loader()
+    schedule = MaskingSchedule(ObjectiveConfig(mlm_probability=0.3, final_mlm_probability=0.15), budget, loader)
+    assert follow(schedule, budget, loader, "mlm_probability", [0, 50, 100]) == pytest.approx([0.3, 0.225, 0.15])
+    constant = MaskingSchedule(ObjectiveConfig(mlm_probability=0.3), budget, loader)
+    assert follow(constant, budget, loader, "mlm_probability", [0, 100]) == [0.3, 0.3]
+
+
+def test_ema_follows_its_formula_swaps_in_and_out_and_resumes(budget: Budget):
+    model = torch.nn.Linear(3, 2)
+    ema = EMA(EmaConfig(half_life=0.1), budget)
+    state = SimpleNamespace(model=model, timestamp=SimpleNamespace(batch=1))
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ema.apply(Event.FIT_START, state, None)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    trained = {name: p.detach().clone() for name, p in model.named_parameters()}
+    budget.advance(10.0, 0, 0)  # one half-life of progress
+    ema.apply(Event.BATCH_END, state, None)
+
+    ema.apply(Event.EVAL_START, state, None)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), 0.5 * start[name] + 0.5 * trained[name])
+    ema.apply(Event.EVAL_END, state, None)
+    for name, p in model.named_parameters():
+        assert torch.equal(p.detach(), trained[name])
+
+    again = EMA(EmaConfig(half_life=0.1), budget)
+    again.load_state_dict(copy.deepcopy(ema.state_dict()))  # as a checkpoint on disk does
+    budget.advance(20.0, 0, 0)
+    for one in (ema, again):
+        one.apply(Event.FIT_START, state, None)
+        one.apply(Event.BATCH_END, state, None)
+    for name, average in ema.state_dict()["average"].items():
+        assert torch.equal(average, again.state_dict()["average"][name])
+        torch.testing.assert_close(average, 0.25 * start[name] + 0.75 * trained[name])
+
+
+def test_without_progress_the_average_stands_still(budget: Budget):
+    model = torch.nn.Linear(2, 2)
+    ema = EMA(EmaConfig(half_life=0.1), budget)
+    state = SimpleNamespace(model=model, timestamp=SimpleNamespace(batch=1))
+    ema.apply(Event.FIT_START, state, None)
+    before = {name: average.clone() for name, average in ema.state_dict()["average"].items()}
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    ema.apply(Event.BATCH_END, state, None)
+    assert all(torch.equal(before[name], average) for name, average in ema.state_dict()["average"].items())

@@ -1,0 +1,89 @@
+"""Non-finite losses and gradients are never applied."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from composer.core import Event, Precision
+from composer.devices import DeviceCPU
+
+from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
+from cram_composer.errors import CramError
+
+
+def state(loss: float = 1.0, gradient: float = 1.0) -> SimpleNamespace:
+    model = torch.nn.Linear(2, 1)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, gradient)
+    return SimpleNamespace(
+        model=model,
+        loss=torch.tensor(loss),
+        precision=Precision.FP32,
+        device=DeviceCPU(),
+        timestamp=SimpleNamespace(batch=3),
+    )
+
+
+def step(guard: NonFiniteGuard, now: SimpleNamespace) -> bool:
+    """One optimizer step with weight decay; returns whether it changed a weight."""
+    optimizer = torch.optim.AdamW(now.model.parameters(), lr=0.1, weight_decay=0.5)
+    before = [p.detach().clone() for p in now.model.parameters()]
+    guard.apply(Event.AFTER_TRAIN_BATCH, now, None)
+    optimizer.step()
+    return any(not torch.equal(a, b) for a, b in zip(before, now.model.parameters(), strict=True))
+
+
+def no_rollback(now) -> bool:
+    raise AssertionError("no rollback was asked for")
+
+
+def test_finite_steps_pass():
+    assert step(NonFiniteGuard("skip-step", 3, no_rollback), state())
+
+
+@pytest.mark.parametrize("bad", [{"loss": float("nan")}, {"loss": float("inf")}, {"gradient": float("nan")}])
+def test_a_skipped_step_changes_no_weight(bad: dict[str, float], caplog: pytest.LogCaptureFixture):
+    guard = NonFiniteGuard("skip-step", 3, no_rollback)
+    with caplog.at_level(logging.WARNING):
+        assert not step(guard, state(**bad))
+    assert "step 3" in caplog.text and "not finite" in caplog.text
+    assert guard.skipped == 1
+
+
+def test_stop_ends_the_run_and_applies_nothing():
+    now = state(loss=float("nan"))
+    with pytest.raises(CramError, match=r"step 3: the loss is not finite.*'stop'"):
+        NonFiniteGuard("stop", 3, no_rollback).apply(Event.AFTER_TRAIN_BATCH, now, None)
+    assert all(p.grad is None for p in now.model.parameters())
+
+
+def test_too_many_in_a_row_end_the_run_whatever_the_policy():
+    guard = NonFiniteGuard("skip-step", 2, no_rollback)
+    bad = {"gradient": float("inf")}
+    step(guard, state(**bad))
+    step(guard, state(**bad))
+    step(guard, state())  # a good one starts the count again
+    step(guard, state(**bad))
+    step(guard, state(**bad))
+    with pytest.raises(CramError, match="3 steps in a row"):
+        step(guard, state(**bad))
+
+
+def test_rollback_asks_for_the_last_checkpoint(caplog: pytest.LogCaptureFixture):
+    asked = []
+    guard = NonFiniteGuard("rollback", 3, lambda now: asked.append(now) is None)
+    now = state(loss=float("nan"))
+    with caplog.at_level(logging.WARNING):
+        assert not step(guard, now)
+    assert asked == [now] and "went back to the last checkpoint" in caplog.text
+
+
+def test_overflow_under_fp16_is_left_to_the_loss_scaler():
+    now = state(gradient=float("inf"))
+    now.precision = Precision.AMP_FP16
+    guard = NonFiniteGuard("stop", 3, no_rollback)
+    guard.apply(Event.AFTER_TRAIN_BATCH, now, None)
+    assert guard.skipped == 0

@@ -1,0 +1,103 @@
+"""A small data set made by the real build, and a run small enough for seconds, for every test that needs one."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Seconds-sized: what a run does, not how well it learns.
+SMALL = [
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=64",
+    "train.batch_size=32",
+    "train.device_train_microbatch_size=16",
+    "train.compile=off",
+    "train.precision=fp32",
+    "eval.interval=0",
+    "eval.rows=32",
+    "eval.final_rows=32",
+    "eval.batch_size=16",
+    "logging.tensorboard=false",
+    "export.enabled=false",
+]
+
+
+def write_text(path: Path, documents: int, seed: int = 0) -> None:
+    """Documents with something to learn: each word settles what the next may be."""
+    rng = random.Random(seed)
+    syllables = ["ba", "ke", "lo", "mi", "nu", "ra", "so", "ti", "vu", "we"]
+    words = [a + b for a in syllables for b in syllables]
+    after = {word: rng.sample(words, 4) for word in words}
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(documents):
+            word = rng.choice(words)
+            text = []
+            for _ in range(rng.randint(40, 120)):
+                text.append(word)
+                word = rng.choice(after[word])
+            file.write(" ".join(text) + ".\n")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a built data set: rows of 32 tokens in blocks of 16, about 1,200 training rows."""
+    from cram_composer.config.data_schema import (
+        DataBuildConfig,
+        PackingConfig,
+        SourceConfig,
+        TokenizerConfig,
+    )
+    from cram_composer.data.build import build
+
+    folder = tmp_path_factory.mktemp("data")
+    write_text(folder / "text.txt", documents=500)
+    config = DataBuildConfig(
+        name="tiny",
+        output=str(folder / "tiny"),
+        sources=[SourceConfig(kind="files", paths=[str(folder / "text.txt")], document="line")],
+        tokenizer=TokenizerConfig(vocab_size=200),
+        packing=PackingConfig(sequence_length=32, block_rows=16),
+        validation_fraction=0.1,
+    )
+    return build(config, progress=False)
+
+
+Train = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def train_command(data: Path, runs: Path, overrides: list[str], ranks: int | None = None) -> list[str]:
+    """A command line that trains a small model on `data`; `ranks` processes under Composer's launcher."""
+    launcher = [sys.executable] if ranks is None else [str(Path(sys.executable).parent / "composer"), "-n", str(ranks)]
+    settings = [*SMALL, f"data.local={data}", f"runs_dir={runs}", *overrides]
+    return [*launcher, str(REPOSITORY / "train.py"), str(REPOSITORY / "yamls" / "cram-cpu.yaml"), *settings]
+
+
+def environment() -> dict[str, str]:
+    """One thread, so that sums are formed in one order and tests running beside each other do not slow down."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture
+def train(tiny_data: Path, tmp_path: Path) -> Train:
+    """Run training to its end; the run folder is tmp_path / run_name."""
+
+    def run(*overrides: str, ranks: int | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            train_command(tiny_data, tmp_path, list(overrides), ranks),
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

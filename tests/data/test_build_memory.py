@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "data_build_memory.py"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_below_the_stated_bound_and_below_the_text():
+    command = [sys.executable, str(BENCHMARK), "--megabytes", "40", "--sample-mib", "4", "--shuffle-mib", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert result["token_mib"] > 10 * 2, "the shuffle was not put to the test"
+    assert result["growth_mib"] < result["bound_mib"] == 264

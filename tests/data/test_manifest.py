@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cram_composer.data.manifest import load_manifest, summary, verify
+from cram_composer.errors import CramError
+
+
+@pytest.fixture
+def root(tiny_data, tmp_path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(tiny_data, tmp_path / "data"))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def drop_shard_from_index(root: Path) -> None:
+    path = root / "train" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shards": []}))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped bit": (lambda root: flip(root / "train/shard.00000.mds"), "train/shard.00000.mds: its xxh64 hash differs"),
+    "truncated": (lambda root: (root / "validation/shard.00000.mds").write_bytes(b"x"), "mds: 1 bytes instead of"),
+    "missing shard": (lambda root: (root / "train/shard.00000.mds").unlink(), "train/shard.00000.mds: missing"),
+    "missing index": (lambda root: (root / "train/index.json").unlink(), "train/index.json: missing"),
+    "broken index": (lambda root: (root / "train/index.json").write_text("{}"), "index.json: not a shard index"),
+    "short index": (drop_shard_from_index, "index.json: lists 0 records, the manifest"),
+    "missing tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").unlink(), "tokenizer.json: missing"),
+    "other tokenizer": (lambda root: flip(root / "tokenizer/tokenizer.json"), "not the tokenizer that the data set"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_found_and_named(root, case):
+    damage, message = DAMAGE[case]
+    manifest = load_manifest(root)
+    verify(root, manifest)
+    damage(root)
+    with pytest.raises(CramError, match=message) as error:
+        verify(root, manifest)
+    assert "\n" not in str(error.value)
+
+
+def test_quick_check_compares_sizes_only(root):
+    manifest = load_manifest(root)
+    flip(root / "train/shard.00000.mds")
+    verify(root, manifest, full=False)
+    (root / "train/shard.00000.mds").write_bytes(b"x")
+    with pytest.raises(CramError, match="1 bytes instead of"):
+        verify(root, manifest, full=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "not a finished data set .no manifest.json.; build it with: cram data build"),
+        ("{", "manifest.json: cannot be read"),
+        ("[]", "format version None, but 1 is needed"),
+        ('{"format_version": 2}', "format version 2, but 1 is needed"),
+        ('{"format_version": 1, "name": "x"}', "incomplete .no block_rows, config,"),
+    ],
+)
+def test_manifest_that_cannot_be_used(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(CramError, match=message):
+        load_manifest(tmp_path)
+
+
+def test_summary_is_short(root):
+    short = summary(load_manifest(root))
+    assert "config" not in short
+    assert "files" not in short["sources"][0]
+    assert short["splits"] == load_manifest(root)["splits"]

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+from tiny_models import tiny_model, training_batch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cram_composer.models.flops import flops_per_token
+
+
+@pytest.mark.parametrize("length", [8, 16])
+def test_the_count_is_what_torch_counts(length):
+    model, batch = tiny_model(), training_batch(rows=2, length=length, masked=4)
+    # the plain attention, whose matrix products torch counts
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**batch).loss.backward()
+    assert flops_per_token(model, length, 4) == pytest.approx(counter.get_total_flops() / (2 * length))
+
+
+def test_a_dense_head_counts_for_every_token():
+    model = tiny_model()
+    difference = flops_per_token(model, 16) - flops_per_token(model, 16, 4)
+    assert difference == pytest.approx(6 * 16 * 40 * (1 - 4 / 16))
