@@ -1,7 +1,7 @@
 """Peak memory of a data build against the bound that cram_composer.data.assemble states (Linux only).
 
-    python benchmarks/data_build_memory.py --megabytes 40
-    python benchmarks/data_build_memory.py --megabytes 4000 --format parquet --folder /data/tmp
+    python -m benchmarks.data_build_memory --megabytes 40
+    python -m benchmarks.data_build_memory --megabytes 4000 --format parquet --folder /data/tmp
 
 Makes synthetic text whose word frequencies and vocabulary growth are like a natural language's, builds a data set from
 it and compares the growth of resident memory, beyond what the imported libraries take, with the bound. Prints a line

@@ -93,9 +93,7 @@ class RollingCheckpoints(Callback):
         if dist.get_global_rank() == 0:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-                digest = (
-                    hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256(file)
-                )
+                digest = _sha256(file)
             os.replace(temporary, final)
             write_json(final.with_suffix(".json"), {"step": step, "bytes": final.stat().st_size, "sha256": digest})
             for old in _checkpoint_files(directory)[self._keep :]:

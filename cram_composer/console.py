@@ -59,7 +59,7 @@ class BudgetProgressBar(ProgressBarLogger):
         if self.show_pbar and "loss" in metrics:
             loss, accuracy = float(metrics["loss"].compute()), float(metrics["accuracy"].compute())
             self._log_to_console(
-                f"step {int(state.timestamp.batch)}: held-out loss {loss:.3f} nats, masked accuracy {100 * accuracy:.1f} %"
+                f"step {int(state.timestamp.batch)}: held-out loss {loss:.3f} nats, accuracy {100 * accuracy:.1f} %"
             )
 
     def _summary(self, state: State) -> str:

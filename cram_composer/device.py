@@ -41,7 +41,7 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:
         raise CramError(
-            "device: cuda was asked for and torch sees no CUDA GPU here; on a machine without one run yamls/cram-cpu.yaml"
+            "device: cuda was asked for, but torch sees no CUDA GPU here; without one, run yamls/cram-cpu.yaml"
         )
     name = "gpu" if cuda and config.device != "cpu" else "cpu"
     precision = config.train.precision

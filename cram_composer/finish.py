@@ -7,16 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from composer.utils import dist
 from omegaconf import OmegaConf
+from transformers import PreTrainedModel
 
 from cram_composer.algorithms.ema import EMA
 from cram_composer.analysis.report import write_report
 from cram_composer.checkpoint import load_state, newest_checkpoint
 from cram_composer.config.schema import RunConfig
-from cram_composer.errors import CramError
 from cram_composer.data.manifest import summary
+from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import held_out_evaluator
 from cram_composer.files import read_json
 from cram_composer.models.card import model_card
@@ -46,8 +46,8 @@ def finish(run: Run, status: str, reason: str | None) -> None:
         with ledger.outside_budget("export"):
             run.extra["metrics"]["fills"] = _export(run)
         write_record(run, status, reason)
-    page = write_report([run.folder.path])
-    _print_summary(run, page)
+    _print_summary(run)
+    _draw_page(run.folder.path)
 
 
 def _export(run: Run) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def _export(run: Run) -> list[dict[str, Any]]:
     return fills
 
 
-def _fill(network: torch.nn.Module, tokenizer_dir: Path, sentences: list[str]) -> list[dict[str, Any]]:
+def _fill(network: PreTrainedModel, tokenizer_dir: Path, sentences: list[str]) -> list[dict[str, Any]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
@@ -73,7 +73,15 @@ def _fill(network: torch.nn.Module, tokenizer_dir: Path, sentences: list[str]) -
     return [{"sentence": s, "predictions": p} for s, p in zip(sentences, predictions, strict=True)]
 
 
-def _print_summary(run: Run, page: Path) -> None:
+def _draw_page(path: Path) -> None:
+    # Whatever is wrong with a drawing, the run is over and its results are on disk.
+    try:
+        print(f"page:   {write_report([path])}")
+    except Exception as error:
+        print(f"page:   not drawn ({type(error).__name__}: {error}); try again with: cram report {path}")
+
+
+def _print_summary(run: Run) -> None:
     metrics, spent = run.extra["metrics"], run.ledger.elapsed()
     tokens = int(run.trainer.state.timestamp.token)
     print(f"\nheld-out loss {metrics['validation_loss']:.3f} nats at 15 % [MASK]", end="")
@@ -87,7 +95,6 @@ def _print_summary(run: Run, page: Path) -> None:
         print(f"  {fill['sentence']}  ->  {words}")
     if run.config.export.enabled:
         print(f"model:  {run.folder.path / 'export'}")
-    print(f"page:   {page}")
 
 
 def write_record(run: Run, status: str, reason: str | None = None) -> None:

@@ -25,7 +25,7 @@ class SeqLengthWarmup(Algorithm):
         longest = config.max_seq_length or full
         if longest > full:
             raise ConfigError(
-                f"algorithms.seq_length_warmup.max_seq_length: {longest} is longer than the data's rows of {full} tokens"
+                f"algorithms.seq_length_warmup.max_seq_length: {longest} is more than the {full} tokens of a data row"
             )
         steps = (
             range(config.min_seq_length, longest + 1, config.step_size) if config.truncate else range(1, longest + 1)

@@ -75,7 +75,7 @@ def add_line(axes: Axes, runs: list[Run], index: int, x: Array, y: Array, **styl
 
 def nested_width(runs: list[Run], index: int) -> float:
     """Line width in points for values that runs often share: earlier runs show on both sides of later ones."""
-    return min(1.8 + 1.6 * (len(runs) - 1 - index), 6.6)
+    return min(1.8 + 1.2 * (len(runs) - 1 - index), 6.0)
 
 
 def run_handles(axes: Axes, runs: list[Run]) -> list[Artist]:

@@ -279,7 +279,6 @@ def comparison(runs: list[Run]) -> Table:
         (
             str(number),
             run.name,
-            str(run.get("status") or NOT_RECORDED),
             decimal(run.get("metrics.validation_loss")),
             decimal(run.get("data.unigram_validation_nats")),
             percent(run.get("metrics.validation_accuracy")),
@@ -287,11 +286,9 @@ def comparison(runs: list[Run]) -> Table:
             short_count(run.get("tokens_per_second")),
             short_count(run.get("parameters")),
             duration(run.get("ledger.inside_total")),
+            str(run.get("status") or NOT_RECORDED),
         )
         for number, run in enumerate(runs, start=1)
     ]
-    header = (
-        "#", "Run", "Status", "Validation loss", "Unigram baseline", "Accuracy", "Tokens", "Tokens/s", "Parameters",
-        "Budget used",
-    )  # fmt: skip
-    return Table("The runs side by side", header, rows, numeric=(3, 4, 5, 6, 7, 8, 9))
+    columns = ("Validation loss", "Unigram baseline", "Accuracy", "Tokens", "Tokens/s", "Parameters", "Budget used")
+    return Table("The runs side by side", ("#", "Run", *columns, "Status"), rows, numeric=tuple(range(2, 9)))

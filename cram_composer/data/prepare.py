@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cram_composer.config.data_schema import DataBuildConfig
-from cram_composer.data.build import build
-from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest, verify
-
 from cram_composer.config import compose
+from cram_composer.config.data_schema import DataBuildConfig
 from cram_composer.config.paths import expand
 from cram_composer.config.schema import DataConfig
+from cram_composer.data.build import build
+from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest, verify
 from cram_composer.errors import CramError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

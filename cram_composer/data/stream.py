@@ -77,7 +77,7 @@ class RowStream:
         state = self._dataset.state_dict(self.position.blocks * self._world_size, from_beginning=True)
         self._dataset.load_state_dict(state | {"epoch": self.position.epoch})
         loader: DataLoader = DataLoader(
-            self._dataset,  # type: ignore[arg-type]
+            self._dataset,
             batch_size=1,
             collate_fn=_only,
             num_workers=self._num_workers,

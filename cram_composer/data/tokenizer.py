@@ -194,7 +194,8 @@ def adopt_tokenizer(config: TokenizerConfig, folder: Path) -> BuiltTokenizer:
     try:
         loaded = AutoTokenizer.from_pretrained(source, local_files_only=True)
     except Exception as error:  # from_pretrained raises a great many types
-        raise CramError(f"tokenizer.path: {source} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CramError(f"tokenizer.path: {source} cannot be loaded: {reason}") from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise CramError(f"tokenizer.path: {source} holds no fast tokenizer (tokenizer.json)")
     missing = [role for role in SPECIAL_TOKENS if getattr(loaded, f"{role}_token_id") is None]

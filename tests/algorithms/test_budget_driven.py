@@ -32,7 +32,12 @@ def budget() -> Budget:
 
 def fake_loader(rows: int = 512, microbatch: int = 64, length: int = 128) -> SimpleNamespace:
     return SimpleNamespace(
-        rows=rows, microbatch=microbatch, data_seq_length=length, seq_length=length, truncate=False, mlm_probability=0.25
+        rows=rows,
+        microbatch=microbatch,
+        data_seq_length=length,
+        seq_length=length,
+        truncate=False,
+        mlm_probability=0.25,
     )
 
 
@@ -78,7 +83,7 @@ def test_truncated_rows_grow_in_steps(budget: Budget):
 
 
 def test_lengths_that_fit_nowhere_are_refused(budget: Budget):
-    with pytest.raises(ConfigError, match="longer than the data's rows"):
+    with pytest.raises(ConfigError, match="more than the 128 tokens of a data row"):
         SeqLengthWarmup(SeqLengthWarmupConfig(max_seq_length=256), budget, fake_loader())
     with pytest.raises(ConfigError, match="divides the data's rows"):
         SeqLengthWarmup(SeqLengthWarmupConfig(min_seq_length=65, max_seq_length=100), budget, fake_loader())

@@ -8,7 +8,6 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 from cram_composer.config.data_schema import SourceConfig
 from cram_composer.data.sources import open_sources
@@ -34,13 +33,15 @@ def json_lines(texts=TEXTS, column="text") -> bytes:
     return "".join(json.dumps({"id": i, column: text}) + "\n" for i, text in enumerate(texts)).encode()
 
 
+def zstd(content: bytes) -> bytes:
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
 WRITERS = {
     "a.jsonl": lambda path: path.write_bytes(json_lines()),
     "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(json_lines())),
     # Two frames, as parallel compressors write them.
-    "a.jsonl.zst": lambda path: path.write_bytes(
-        zstandard.compress(json_lines(TEXTS[:1])) + zstandard.compress(json_lines(TEXTS[1:]))
-    ),
+    "a.jsonl.zst": lambda path: path.write_bytes(zstd(json_lines(TEXTS[:1])) + zstd(json_lines(TEXTS[1:]))),
     "a.parquet": lambda path: pq.write_table(pa.table({"text": TEXTS, "id": range(4)}), path, row_group_size=3),
 }
 
@@ -123,9 +124,9 @@ def test_hub_reads_what_datasets_reads(tmp_path):
     (tmp_path / "test.jsonl").write_bytes(json_lines(["held out"]))
     assert read(SourceConfig(kind="hub", dataset=str(tmp_path))) == TEXTS
     assert read(SourceConfig(kind="hub", dataset=str(tmp_path), split="test")) == ["held out"]
-    with pytest.raises(CramError, match="no column 'content' .found: id, text"):
+    with pytest.raises(CramError, match=r"no column 'content' .found: id, text"):
         read(SourceConfig(kind="hub", dataset=str(tmp_path), text_column="content"))
-    with pytest.raises(CramError, match="cannot be read: .*nowhere"):
+    with pytest.raises(CramError, match=r"cannot be read: .*nowhere"):
         read(SourceConfig(kind="hub", dataset=str(tmp_path), split="nowhere"))
 
 
@@ -153,7 +154,7 @@ BROKEN = {
     "corrupt gz": ("a.jsonl.gz", b"hello", r"a\.jsonl\.gz: cannot be read"),
     "short gz": ("a.jsonl.gz", gzip.compress(json_lines())[:-12], r"a\.jsonl\.gz: cannot be read: Truncated"),
     "corrupt zst": ("a.jsonl.zst", b"hello", r"a\.jsonl\.zst: cannot be read"),
-    "short zst": ("a.jsonl.zst", zstandard.compress(json_lines())[:-3], r"a\.jsonl\.zst: cannot be read: Truncated"),
+    "short zst": ("a.jsonl.zst", zstd(json_lines())[:-3], r"a\.jsonl\.zst: cannot be read: Truncated"),
     "corrupt parquet": ("a.parquet", b"PAR1 hello", r"a\.parquet: cannot be read"),
     "not utf-8": ("a.txt", b"caf\xe9", r"a\.txt: not UTF-8 text"),
     "unknown kind of file": ("a.doc", b"x", r"a\.doc: no reader for this kind of file; use \.txt"),
@@ -190,6 +191,7 @@ def test_parquet_columns(tmp_path):
         (SourceConfig(kind="file"), "'file' is not one of starter, files, hub; did you mean 'files'?"),
         (SourceConfig(kind="files"), "no paths"),
         (SourceConfig(kind="hub"), "no dataset"),
+        (SourceConfig(kind="starter", max_characters=0), "max_characters is 0; it must be at least 1"),
         (SourceConfig(paths=["nowhere/*.txt"]), "nowhere/*.txt: no such file"),
         (SourceConfig(paths=["."], document="page"), "document 'page' is not one of file, line, blank-line"),
         (SourceConfig(kind="starter", paths=["x"]), "the key 'paths' means nothing to it"),
@@ -203,5 +205,5 @@ def test_sources_that_make_no_sense(config, message):
 
 def test_folder_without_text_files(tmp_path):
     (tmp_path / "README.md").write_text("x")
-    with pytest.raises(CramError, match="no .txt .*files in this folder"):
+    with pytest.raises(CramError, match=r"no .txt .*files in this folder"):
         open_sources([SourceConfig(paths=[str(tmp_path)])])

@@ -44,6 +44,8 @@ def _open(config: SourceConfig) -> list[Source]:
         nearest = difflib.get_close_matches(config.kind, SOURCE_KINDS, n=1, cutoff=0.0)[0]
         known = ", ".join(SOURCE_KINDS)
         raise CramError(f"source kind '{config.kind}' is not one of {known}; did you mean '{nearest}'?")
+    if config.max_characters is not None and config.max_characters < 1:
+        raise CramError(f"source: max_characters is {config.max_characters}; it must be at least 1")
     default = SourceConfig()
     for key in (spec.name for spec in dataclasses.fields(SourceConfig)):
         read = key in kind.keys or key in ("kind", "max_characters")
