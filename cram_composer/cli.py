@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import Composed, compose
 from cram_composer.config.checks import check_run
 from cram_composer.config.paths import expand
@@ -79,6 +80,7 @@ def _train(options: argparse.Namespace) -> int:
     composed = compose(RunConfig, options.yaml, options.overrides)
     config: RunConfig = composed.config
     check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
+    build_schedule(config.schedule)  # refuses a key that the schedule does not read
     from cram_composer.start import start
 
     return start(composed, expand(config.runs_dir) / (config.run_name or options.yaml.stem))

@@ -26,6 +26,13 @@ class BudgetProgressBar(ProgressBarLogger):
         self._last_line = time.monotonic()
         self._figures: dict[str, float] = {}
 
+    def init(self, state: State, logger: Logger) -> None:
+        """Keep a place for the bar, where there is a terminal to draw it on."""
+        if self._terminal:
+            super().init(state, logger)
+        else:
+            self.state = state
+
     def _log_hparams_to_console(self) -> None:
         # The run folder holds the whole configuration; the console does not need it again.
         self.hparams_already_logged_to_console = True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +50,10 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
+    def keep_tokenizer(self, tokenizer: Path) -> None:
+        """Keep the tokenizer with the checkpoints, so that they can be exported without the data set."""
+        shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
+
     def read_record(self) -> dict[str, Any] | None:
         """The record of an earlier start of this run, None if there is none."""
         path = self.path / RECORD
@@ -71,6 +77,7 @@ class RunFolder:
         write_json(self.path / _CLOCK, {"inside": ledger.snapshot(), "step": step, "clean": clean})
 
 
+@functools.cache
 def environment() -> dict[str, Any]:
     """What the run ran on: versions, processor, GPUs, git revision. No host name."""
     import cpuinfo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from cram_composer.console import BudgetProgressBar
 from cram_composer.data.masking import build_masker, evaluation_masker
 from cram_composer.data.prepare import DataSet, prepare
 from cram_composer.data.stale_memory import remove_stale_memory
-from cram_composer.data.stream import RowStream, TrainLoader, evaluation_batches, open_split, read_rows
+from cram_composer.data.stream import Batch, RowStream, TrainLoader, evaluation_batches, open_split, read_rows
 from cram_composer.device import choose_device
 from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
@@ -103,6 +104,15 @@ def build(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None)
     ledger = Ledger()
     data = prepare(config.data, dist.get_local_rank() == 0, dist.barrier)
     ledger.outside["data_build"] = data.build_seconds
+    # The reading processes are forked from here, which the tokenizers library warns about; nothing tokenizes any more.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if data.manifest["sequence_length"] > config.model.max_position_embeddings:
+        raise CramError(
+            f"model.max_position_embeddings: {config.model.max_position_embeddings} is less than the data's rows of "
+            f"{data.manifest['sequence_length']} tokens"
+        )
+    if rank == 0:
+        folder.keep_tokenizer(data.tokenizer)
     budget = build_budget(config.budget, world_size)
 
     reproducibility.seed_all(config.seed)  # the same weights on every rank
@@ -114,7 +124,6 @@ def build(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None)
         group["peak_lr"] = group["lr"]
 
     loader = _train_loader(config, data, rank, world_size)
-    special_ids = tuple(tokens.values())
     parts = Parts(budget, loader, world_size)
     guard = NonFiniteGuard(config.train.nonfinite, config.train.max_nonfinite, _rollback(folder, ledger))
     algorithms = [guard, MaskingSchedule(config.objective, budget, loader), *build_algorithms(config.algorithms, parts)]
@@ -129,46 +138,38 @@ def build(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None)
     kill = EarlyKill(config.train.kill, budget, lambda: trace.recent_losses) if config.train.kill else None
     callbacks = [heartbeat, trace, *([kill] if kill else []), DataPosition(loader), checkpoints, clock]
 
-    masker = evaluation_masker(data.manifest["vocab_size"], special_ids, tokens["mask"])
+    in_loop, final = _held_out(config, data, rank, world_size)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         saved = newest_checkpoint(folder.checkpoints)
-    rows = read_rows(
-        open_split(data.root, data.split_remote("validation"), "validation", shuffle=False, seed=0),
-        max(config.eval.rows, config.eval.final_rows),
-    )
-    in_loop = evaluation_batches(rows[: config.eval.rows], masker, config.eval.batch_size, rank, world_size)
-    final = evaluation_batches(rows[: config.eval.final_rows], masker, config.eval.batch_size, rank, world_size)
-    if not final:
-        raise CramError(
-            f"{data.root}: {len(rows)} validation rows are less than one batch of eval.batch_size = "
-            f"{config.eval.batch_size} on {world_size} device(s); lower it or build a larger validation split"
-        )
     due = due_by_progress(config.eval.interval, budget)
-    trainer = Trainer(
-        model=model,
-        optimizers=optimizer,
-        train_dataloader=DataSpec(
-            loader,
-            split_batch=loader.split,
-            get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
-            get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel(),
-        ),
-        eval_dataloader=held_out_evaluator("eval", in_loop, config.eval.batch_size, due),
-        algorithms=algorithms,
-        callbacks=callbacks,
-        loggers=_loggers(config.logging, folder, budget) if rank == 0 else [],
-        progress_bar=False,
-        max_duration=_NO_END,
-        device=device.name,
-        precision=device.composer_precision,
-        device_train_microbatch_size=config.train.device_train_microbatch_size,
-        seed=config.seed,
-        run_name=folder.path.name,
-        load_path=str(saved.path) if saved else None,
-        load_progress_bar=False,
-        spin_dataloaders=False,  # DataPosition goes to the place at once
-    )
+    with warnings.catch_warnings():
+        # It is passed on purpose: Composer's own cannot count a wall-clock budget.
+        warnings.filterwarnings("ignore", message="Specifying the ProgressBarLogger")
+        trainer = Trainer(
+            model=model,
+            optimizers=optimizer,
+            train_dataloader=DataSpec(
+                loader,
+                split_batch=loader.split,
+                get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
+                get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel(),
+            ),
+            eval_dataloader=held_out_evaluator("eval", in_loop, config.eval.batch_size, due),
+            algorithms=algorithms,
+            callbacks=callbacks,
+            loggers=_loggers(config.logging, folder, budget) if rank == 0 else [],
+            progress_bar=False,
+            max_duration=_NO_END,
+            device=device.name,
+            precision=device.composer_precision,
+            device_train_microbatch_size=config.train.device_train_microbatch_size,
+            seed=config.seed,
+            run_name=folder.path.name,
+            load_path=str(saved.path) if saved else None,
+            load_progress_bar=False,
+            spin_dataloaders=False,  # DataPosition goes to the place at once
+        )
     if saved is not None and trainer._rng_state is not None:
         # Composer restores these while it spins the dataloader, which this run does not do.
         reproducibility.load_rng_state(trainer._rng_state)
@@ -194,6 +195,22 @@ def build(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None)
         final_batches=final,
         segments=list((earlier or {}).get("segments", [])),
     )
+
+
+def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> tuple[list[Batch], list[Batch]]:
+    """This rank's batches for the evaluations in the loop and for the one at the end."""
+    tokens = data.manifest["special_tokens"]
+    masker = evaluation_masker(data.manifest["vocab_size"], tuple(tokens.values()), tokens["mask"])
+    dataset = open_split(data.root, data.split_remote("validation"), "validation", shuffle=False, seed=0)
+    settings = config.eval
+    rows = read_rows(dataset, max(settings.rows, settings.final_rows))
+    final = evaluation_batches(rows[: settings.final_rows], masker, settings.batch_size, rank, world_size)
+    if not final:
+        raise CramError(
+            f"{data.root}: {len(rows)} validation rows are less than one batch of eval.batch_size = "
+            f"{settings.batch_size} on {world_size} device(s); lower it or build a larger validation split"
+        )
+    return evaluation_batches(rows[: settings.rows], masker, settings.batch_size, rank, world_size), final
 
 
 def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int) -> TrainLoader:

@@ -45,6 +45,8 @@ class BudgetCallback(Callback):
         torch._dynamo.callback.on_compile_start(self._compile_start)
         torch._dynamo.callback.on_compile_end(self._compile_end)
         self._tick(state)
+        if self._budget.exhausted:  # a run that was killed after its last step
+            state.stop_training()
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         """The batch is there: from now on it is training time."""

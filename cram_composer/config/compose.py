@@ -119,13 +119,13 @@ def _apply(
     before = _leaves(_plain(config))
     try:
         after_config, named = _merge(config, values)
+        after = _leaves(_plain(after_config))
     except ConfigKeyError as error:
         raise ConfigError(f"{source}: unknown key '{error.full_key}'{_nearest(error)}") from None
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         detail = str(error).splitlines()[0]
         raise ConfigError(f"{source}: {f'{key}: ' if key else ''}{detail}") from None
-    after = _leaves(_plain(after_config))
     for key, value in after.items():
         # A layer that names a value owns it, also when the value was the same before.
         if key in named or key not in before or before[key] != value:

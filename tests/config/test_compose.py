@@ -87,6 +87,7 @@ def test_naming_one_clock_takes_back_the_other(override: str, wall, device_hours
         ("data={build: null}", ["data"]),
         ("schedule.name=cosin", ["schedule.name", "'cosine'"]),
         ("optimizer.betas=[0.9,{]", ["command line", "YAML"]),
+        ("data.local=${oc.env:NO_SUCH_VARIABLE}", ["command line", "data.local", "NO_SUCH_VARIABLE"]),
     ],
 )
 def test_every_mistake_is_one_line_that_says_where(override: str, parts: list[str]):
