@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import signal
 import sys
@@ -29,7 +28,7 @@ from cram_composer.errors import CramError
 from cram_composer.files import read_json, write_json
 from cram_composer.record import RunFolder
 
-log = logging.getLogger(__name__)
+_SAVING = ".saving-"
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,21 @@ class RollingCheckpoints(Callback):
         self._ledger = ledger
         self._interval = interval
         self._keep = keep
-        self._last_at = 0.0
+        self._last_at: float | None = None
         self._last_seconds = 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """The interval counts from here."""
-        self._last_at = self._ledger.elapsed() if dist.get_world_size() == 1 else self._budget.elapsed
+        """Remove what a kill left of an unfinished save."""
+        if dist.get_global_rank() == 0:
+            for unfinished in self._folder.checkpoints.glob(f"{_SAVING}*"):
+                unfinished.unlink(missing_ok=True)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save when it is time and there is time."""
         # budget.elapsed is the reading that all ranks agreed on, so that they all save after the same step.
         elapsed, limit = self._budget.elapsed, self._budget.limits.seconds
+        if self._last_at is None:
+            self._last_at = elapsed
         due = elapsed - self._last_at >= self._interval
         fits = limit is None or elapsed + 2.0 * self._last_seconds < limit
         if due and fits:
@@ -88,7 +91,7 @@ class RollingCheckpoints(Callback):
         directory = self._folder.checkpoints
         directory.mkdir(parents=True, exist_ok=True)
         final = directory / f"step-{step:08d}.pt"
-        temporary = directory / f".saving-{final.name}"  # Composer wants the suffix
+        temporary = directory / f"{_SAVING}{final.name}"  # Composer wants the suffix
         save_checkpoint(state, str(temporary))
         if dist.get_global_rank() == 0:
             with open(temporary, "rb") as file:
@@ -96,7 +99,9 @@ class RollingCheckpoints(Callback):
                 digest = _sha256(file)
             os.replace(temporary, final)
             write_json(final.with_suffix(".json"), {"step": step, "bytes": final.stat().st_size, "sha256": digest})
-            for old in _checkpoint_files(directory)[self._keep :]:
+            # A newer step than this one is a damaged checkpoint that this run passed over when it resumed.
+            whole = [path for path in _checkpoint_files(directory) if path.name <= final.name]
+            for old in set(_checkpoint_files(directory)) - set(whole[: self._keep]):
                 old.with_suffix(".json").unlink(missing_ok=True)
                 old.unlink(missing_ok=True)
 
@@ -144,18 +149,17 @@ def load_state(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=False)["state"]
 
 
-def restore_weights(state: State, directory: Path) -> dict[str, Any] | None:
+def restore_weights(state: State, logger: Logger, directory: Path) -> dict[str, Any] | None:
     """Put the newest checkpoint's weights, optimizer and algorithms into a running `state`; the data goes on.
 
-    Returns the checkpoint's state, None when there is no checkpoint.
+    Collective. Returns the checkpoint's state, None when there is no checkpoint.
     """
     saved = newest_checkpoint(directory)
     if saved is None:
         return None
     loaded = load_state(saved.path)
-    state.model.load_state_dict(loaded["model"])
-    for optimizer in state.optimizers:
-        optimizer.load_state_dict(loaded["optimizers"][type(optimizer).__qualname__])
+    state.load_model_state({"model": loaded["model"]}, logger, strict=True)
+    state.load_optim_state(loaded)
     states = dict(loaded["algorithms"])
     for algorithm in state.algorithms:
         if type(algorithm).__qualname__ in states:
@@ -188,12 +192,20 @@ class Signals:
 
     def __init__(self, at_once: Callable[[], None]) -> None:
         self._at_once = at_once
+        self._before: dict[int, Any] = {}
+        self._timer: threading.Timer | None = None
         self.received = 0
 
     def install(self) -> None:
         """Take over both signals, from Composer's handlers too."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def uninstall(self) -> None:
+        """The loop is over: nothing is left to save, and a signal ends the process as it did before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received:
@@ -201,12 +213,12 @@ class Signals:
             return
         self.received = number
         print(f"\n{signal.Signals(number).name}: saving after this step", file=sys.stderr, flush=True)
-        timer = threading.Timer(25.0, self._give_up)
-        timer.daemon = True
-        timer.start()
+        self._timer = threading.Timer(25.0, self._give_up)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _give_up(self) -> None:
-        print("the step did not end within 25 s: leaving; the last checkpoint stands", file=sys.stderr, flush=True)
+        print("the step was not over and saved within 25 s: the last checkpoint stands", file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):
             self._at_once()
         os._exit(128 + self.received)

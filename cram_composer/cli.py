@@ -36,9 +36,15 @@ def _guarded(command: Callable[[], int]) -> int:
     except CramError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone, as in `cram recipes | head`
         return 0
+    except OSError as error:
+        print(f"error: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr, flush=True)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -42,6 +42,9 @@ class BudgetProgressBar(ProgressBarLogger):
         self._figures.update({name: value for name, value in metrics.items() if isinstance(value, (int, float))})
 
     def epoch_start(self, state: State, logger: Logger) -> None:
+        """Nothing: a run that resumes is in the middle of its one epoch."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
         """Open the bar, in percent of the budget."""
         if self.show_pbar and self._terminal and self.train_pbar is None:
             self.train_pbar = self._build_pbar(state, is_train=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from typing import Any
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content` in one rename; the bytes are on disk before the name is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     data = content.encode() if isinstance(content, str) else content
     with open(temporary, "wb") as file:
         file.write(data)

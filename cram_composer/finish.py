@@ -22,7 +22,8 @@ from cram_composer.files import read_json
 from cram_composer.models.card import model_card
 from cram_composer.models.export import export_model, fill_masks, verify_export
 from cram_composer.models.factory import build_model
-from cram_composer.record import RECORD, RunFolder, environment
+from cram_composer.models.flops import flops_per_token
+from cram_composer.record import RECORD, RunFolder
 from cram_composer.run import Run
 
 
@@ -41,11 +42,12 @@ def finish(run: Run, status: str, reason: str | None) -> None:
     run.trainer.close()
     if dist.get_global_rank() != 0:
         return
-    write_record(run, status, reason)
     if run.config.export.enabled:
+        # Not over yet: a run that is killed from here on evaluates and exports again when it is started again.
+        write_record(run, "running", reason)
         with ledger.outside_budget("export"):
             run.extra["metrics"]["fills"] = _export(run)
-        write_record(run, status, reason)
+    write_record(run, status, reason)
     _print_summary(run)
     _draw_page(run.folder.path)
 
@@ -69,7 +71,7 @@ def _fill(network: PreTrainedModel, tokenizer_dir: Path, sentences: list[str]) -
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
-    predictions = fill_masks(network, tokenizer, sentences)
+    predictions = fill_masks(network, tokenizer, [text.replace("[MASK]", tokenizer.mask_token) for text in sentences])
     return [{"sentence": s, "predictions": p} for s, p in zip(sentences, predictions, strict=True)]
 
 
@@ -115,15 +117,17 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         "config": run.composed.plain,
         "provenance": run.composed.provenance,
         "config_hash": run.composed.hash,
-        "environment": environment(),
+        "environment": run.environment,
         "world_size": dist.get_world_size(),
-        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "kernels": _kernels(run),
+        "parameters": run.parameters(),
+        "kernels": run.kernels(),
         "data": summary(run.data.manifest),
         "budget": run.budget.describe(),
         "steps": int(timestamp.batch),
         "tokens": int(timestamp.token),
         "tokens_per_second": int(timestamp.token) / total if total else None,
+        # At full row length, forward and backward; times tokens_per_second it is the model FLOP/s of the whole budget.
+        "flops_per_token": flops_per_token(run.model.model, run.data.manifest["sequence_length"], _masked_per_row(run)),
         "steps_skipped": run.guard.skipped,
         "ledger": {
             "inside": spent,
@@ -137,18 +141,21 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         "metrics": {"train_loss_final": sum(losses) / len(losses) if losses else None, **run.extra.get("metrics", {})},
         "segments": run.segments,
     }
-    run.folder.write_record(json.loads(json.dumps(record, default=str)))
+    run.folder.write_record(_finite(json.loads(json.dumps(record, default=str))))
     run.folder.write_config(OmegaConf.to_yaml(OmegaConf.create(run.composed.plain)))
 
 
-def _kernels(run: Run) -> dict[str, str]:
-    layernorm = [algorithm.kernel for algorithm in run.trainer.state.algorithms if hasattr(algorithm, "kernel")]
-    return {
-        "attention": "torch scaled_dot_product_attention",
-        "layernorm": layernorm[0] if layernorm else "torch",
-        "precision": run.device.precision,
-        "compile": run.model.compile_state,
-    }
+def _masked_per_row(run: Run) -> int:
+    return round(run.config.objective.mlm_probability * run.data.manifest["sequence_length"])
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a measure that is not finite is recorded as null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def export_run(path: Path, destination: Path | None) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import platform
 import shutil
@@ -20,6 +19,7 @@ from cram_composer.files import read_json, write_atomic, write_json
 
 RECORD = "record.json"
 _CLOCK = "clock.json"
+_ENDING_SECONDS = 30.0
 
 
 class RunFolder:
@@ -38,8 +38,10 @@ class RunFolder:
         """Keep other processes out until this one ends. Raises CramError when another one is in."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
+        holder = self.path / ".lock-holder"
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=_ENDING_SECONDS if _has_lost_its_parent(holder) else 0)
+            holder.write_text(f"{os.getpid()} {os.getppid()}")
         except Timeout:
             raise CramError(
                 f"{self.path}: another process is training in this run folder; wait for it or choose run_name=..."
@@ -77,7 +79,16 @@ class RunFolder:
         write_json(self.path / _CLOCK, {"inside": ledger.snapshot(), "step": step, "clean": clean})
 
 
-@functools.cache
+def _has_lost_its_parent(holder: Path) -> bool:
+    """Whether the process that holds the lock is ending, because the launcher that started it is gone."""
+    try:
+        pid, parent = holder.read_text().split()
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (OSError, ValueError):
+        return True  # nobody, or somebody on the way in or out
+    return f"PPid:\t{parent}\n" not in status
+
+
 def environment() -> dict[str, Any]:
     """What the run ran on: versions, processor, GPUs, git revision. No host name."""
     import cpuinfo

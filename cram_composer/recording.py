@@ -15,6 +15,7 @@ from cram_composer.budget.budget import Budget
 from cram_composer.budget.callback import BudgetCallback
 from cram_composer.budget.ledger import Ledger
 from cram_composer.budget.trace import TRACE, BatchShape, JsonLines, TraceStep
+from cram_composer.errors import CramError
 from cram_composer.record import RunFolder
 
 METRICS = "metrics.jsonl"
@@ -50,7 +51,9 @@ class Heartbeat(Callback):
             self._thread.join()
 
     def beat(self) -> None:
-        """Write the clock now."""
+        """Write the clock now, on rank 0."""
+        if dist.get_global_rank() != 0:
+            return
         with contextlib.suppress(OSError):  # a full disk must not end the run here: the next checkpoint says so
             self._folder.write_clock(self._ledger, self._step, clean=False)
 
@@ -117,7 +120,28 @@ class TraceWriter(Callback):
                 "batch/mlm_probability": self._shape.mlm_probability,
             }
         )
+        self._check_replay(line)
         self._tokens_before, self._rows_before = tokens, rows
+
+    def _check_replay(self, line: TraceStep) -> None:
+        if self._budget.replay is None:
+            return
+        original = self._budget.replay[line.step]
+        for name in ("batch_size", "seq_length"):
+            then, now = getattr(original, name), getattr(line, name)
+            if then != now:
+                raise CramError(
+                    f"budget.replay: step {line.step} had {name} {then} in the trace and has {now} here: the data, the "
+                    "batch settings or the number of devices differ"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The recent losses."""
+        return {"recent_losses": self.recent_losses}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.recent_losses = list(state["recent_losses"])
 
     def close(self, state: State, logger: Logger) -> None:
         """Close the file."""

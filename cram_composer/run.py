@@ -45,5 +45,20 @@ class Run:
     signals: Signals
     final_batches: list[Batch]
     segments: list[dict[str, Any]]  # earlier starts of the run and this one, see record.json
+    environment: dict[str, Any]
     energy: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # metrics of the final evaluation, and fills
+
+    def parameters(self) -> int:
+        """Weights of the model, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def kernels(self) -> dict[str, str]:
+        """What computes: attention and LayerNorm kernels, precision, compilation."""
+        layernorm = [algorithm.kernel for algorithm in self.trainer.state.algorithms if hasattr(algorithm, "kernel")]
+        return {
+            "attention": "torch scaled_dot_product_attention",
+            "layernorm": layernorm[0] if layernorm else "torch",
+            "precision": self.device.precision,
+            "compile": self.model.compile_state,
+        }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from composer import DataSpec, Trainer
 from composer.core import State
-from composer.loggers import LoggerDestination
+from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist, reproducibility
 
 from cram_composer.algorithms.masking_schedule import MaskingSchedule
@@ -39,16 +39,15 @@ from cram_composer.config.units import parse_duration
 from cram_composer.console import BudgetProgressBar
 from cram_composer.data.masking import build_masker, evaluation_masker
 from cram_composer.data.prepare import DataSet, prepare
-from cram_composer.data.stale_memory import remove_stale_memory
 from cram_composer.data.stream import Batch, RowStream, TrainLoader, evaluation_batches, open_split, read_rows
-from cram_composer.device import choose_device
+from cram_composer.device import DeviceChoice
 from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
 from cram_composer.finish import finish, write_record
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
-from cram_composer.record import RunFolder
+from cram_composer.record import RunFolder, environment
 from cram_composer.recording import Heartbeat, MetricsFile, TraceWriter
 from cram_composer.run import Run
 
@@ -57,17 +56,22 @@ _NO_END = "1000000000ba"
 _TEN_MINUTES = 600.0
 
 
-def run(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None) -> int:
+def run(
+    composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: dict[str, Any] | None, started: float
+) -> int:
     """Train to the end of the budget and finish; returns the process's exit status.
 
-    `folder` is locked by this process group, `earlier` the record of an earlier start of the same run.
+    `folder` is locked by this process group, `earlier` the record of an earlier start of the same run, and `started`
+    the time.monotonic() at which this start began.
     """
-    started = time.monotonic()
-    built = build(composed, folder, earlier)
-    built.ledger.outside["setup"] += time.monotonic() - started - built.ledger.outside["data_build"]
+    built = build(composed, device, folder, earlier)
     segment = _Segment(built)
+    built.ledger.outside["setup"] += time.monotonic() - started - built.data.build_seconds
     write_record(built, "running")
-    energy = EnergyMeter()
+    if dist.get_global_rank() == 0:
+        kernels = ", ".join(f"{name} {value}" for name, value in built.kernels().items())
+        print(f"{built.folder.path}: {built.parameters():,} parameters on {device.name}; {kernels}", flush=True)
+    energy = EnergyMeter(built.trainer.state.device)
     energy.start()
     segment.start()
     try:
@@ -81,6 +85,7 @@ def run(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None) -
         raise
     status, reason = _outcome(built)
     segment.close(status)
+    built.signals.uninstall()
     built.energy = energy.stop()
     if status == "interrupted":
         write_record(built, status, reason)
@@ -93,17 +98,17 @@ def run(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None) -
     return 0
 
 
-def build(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None) -> Run:
+def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: dict[str, Any] | None) -> Run:
     """Everything up to the first step. Raises CramError for what the user can fix."""
     config: RunConfig = composed.config
-    device = choose_device(config, dist.get_local_world_size())
     torch.set_num_threads(device.threads)
-    remove_stale_memory()
     dist.initialize_dist(device.name, timeout=_TEN_MINUTES if device.name == "gpu" else 3600.0)
     world_size, rank = dist.get_world_size(), dist.get_global_rank()
     ledger = Ledger()
     data = prepare(config.data, dist.get_local_rank() == 0, dist.barrier)
-    ledger.outside["data_build"] = data.build_seconds
+    for phase, seconds in (earlier or {}).get("ledger", {}).get("outside", {}).items():
+        ledger.outside[phase] += seconds
+    ledger.outside["data_build"] += data.build_seconds
     # The reading processes are forked from here, which the tokenizers library warns about; nothing tokenizes any more.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if data.manifest["sequence_length"] > config.model.max_position_embeddings:
@@ -126,7 +131,8 @@ def build(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None)
     loader = _train_loader(config, data, rank, world_size)
     parts = Parts(budget, loader, world_size)
     guard = NonFiniteGuard(config.train.nonfinite, config.train.max_nonfinite, _rollback(folder, ledger))
-    algorithms = [guard, MaskingSchedule(config.objective, budget, loader), *build_algorithms(config.algorithms, parts)]
+    # The guard is last: Composer runs algorithms in reverse after a step, and clipping would make an infinity finite.
+    algorithms = [MaskingSchedule(config.objective, budget, loader), *build_algorithms(config.algorithms, parts), guard]
 
     heartbeat = Heartbeat(folder, ledger)
     signals = Signals(heartbeat.beat)
@@ -142,6 +148,8 @@ def build(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         saved = newest_checkpoint(folder.checkpoints)
+    if len(set(dist.all_gather_object(saved.step if saved else None))) > 1:
+        raise CramError(f"{folder.checkpoints}: ranks see different checkpoints; runs_dir must be on a shared disk")
     due = due_by_progress(config.eval.interval, budget)
     with warnings.catch_warnings():
         # It is passed on purpose: Composer's own cannot count a wall-clock budget.
@@ -158,7 +166,7 @@ def build(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None)
             eval_dataloader=held_out_evaluator("eval", in_loop, config.eval.batch_size, due),
             algorithms=algorithms,
             callbacks=callbacks,
-            loggers=_loggers(config.logging, folder, budget) if rank == 0 else [],
+            loggers=_loggers(config.logging, folder, budget),
             progress_bar=False,
             max_duration=_NO_END,
             device=device.name,
@@ -194,6 +202,7 @@ def build(composed: Composed, folder: RunFolder, earlier: dict[str, Any] | None)
         signals=signals,
         final_batches=final,
         segments=list((earlier or {}).get("segments", [])),
+        environment=environment(),
     )
 
 
@@ -210,7 +219,13 @@ def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> t
             f"{data.root}: {len(rows)} validation rows are less than one batch of eval.batch_size = "
             f"{settings.batch_size} on {world_size} device(s); lower it or build a larger validation split"
         )
-    return evaluation_batches(rows[: settings.rows], masker, settings.batch_size, rank, world_size), final
+    in_loop = evaluation_batches(rows[: settings.rows], masker, settings.batch_size, rank, world_size)
+    if settings.interval > 0.0 and not in_loop:
+        raise CramError(
+            f"eval.rows: {settings.rows} are less than one batch of eval.batch_size = {settings.batch_size} on "
+            f"{world_size} device(s); raise it, or set eval.interval=0"
+        )
+    return in_loop, final
 
 
 def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int) -> TrainLoader:
@@ -235,9 +250,9 @@ def _checkpoint_interval(config: RunConfig, budget: Budget) -> float:
     return min(_TEN_MINUTES, (budget.limits.seconds or math.inf) / 10.0)
 
 
-def _rollback(folder: RunFolder, ledger: Ledger) -> Callable[[State], bool]:
-    def rollback(state: State) -> bool:
-        loaded = restore_weights(state, folder.checkpoints)
+def _rollback(folder: RunFolder, ledger: Ledger) -> Callable[[State, Logger], bool]:
+    def rollback(state: State, logger: Logger) -> bool:
+        loaded = restore_weights(state, logger, folder.checkpoints)
         if loaded is None:
             return False
         spent, kept = ledger.elapsed(), loaded["callbacks"]["BudgetCallback"]["inside"]
@@ -261,13 +276,16 @@ def _restore_ledger(ledger: Ledger, folder: RunFolder, saved: SavedCheckpoint | 
 
 
 def _loggers(config: LoggingConfig, folder: RunFolder, budget: Budget) -> list[LoggerDestination]:
-    loggers: list[LoggerDestination] = [MetricsFile(folder, budget)]
-    if config.progress_bar:
-        loggers.append(BudgetProgressBar(budget))
-    if config.tensorboard:
-        from composer.loggers import TensorboardLogger
+    loggers: list[LoggerDestination] = []
+    if dist.get_global_rank() == 0:
+        loggers.append(MetricsFile(folder, budget))
+        if config.progress_bar:
+            loggers.append(BudgetProgressBar(budget))
+        if config.tensorboard:
+            from composer.loggers import TensorboardLogger
 
-        loggers.append(TensorboardLogger(log_dir=str(folder.path / "tensorboard"), rank_zero_only=True))
+            loggers.append(TensorboardLogger(log_dir=str(folder.path / "tensorboard"), rank_zero_only=True))
+    # These two exchange their run's id among the ranks, and log on rank 0 only by themselves.
     if config.wandb is not None:
         from composer.loggers import WandBLogger
 

@@ -44,9 +44,9 @@ def same_run(one: Path, other: Path) -> None:
     assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
 
 
-def start(data: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(data: Path, runs: Path, *overrides: str, ranks: int | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        train_command(data, runs, list(overrides)),
+        train_command(data, runs, list(overrides), ranks),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -158,6 +158,64 @@ def test_a_signal_saves_and_the_same_command_continues(train: Train, tiny_data: 
     assert record(run)["steps"] == 120
     assert record(run)["ledger"]["inside"]["lost"] == 0
     assert [step["step"] for step in lines(run / "trace.jsonl")] == list(range(120))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_launcher_takes_its_ranks_with_it(train: Train, tiny_data: Path, tmp_path: Path, number: int):
+    settings = ["budget={wall: 60s, steps: 120}", "run_name=r"]
+    run = tmp_path / "r"
+    process = start(tiny_data, tmp_path, *settings, ranks=1)
+    wait_until(lambda: (run / "trace.jsonl").is_file() and len(lines(run / "trace.jsonl")) > 3, process)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    result = train(*settings, ranks=1)  # waits for the rank that is saving, and goes on
+    assert result.returncode == 0, result.stderr
+    found = record(run)
+    assert found["steps"] == 120
+    assert [segment["reason"] for segment in found["segments"]] == ["interrupted", "finished"]
+
+
+def test_two_ranks_pass_the_end_of_an_epoch(train: Train, tmp_path: Path):
+    # About 80 blocks of 16 rows, one block per rank and step.
+    result = train("budget={wall: 100s, steps: 50}", "run_name=r", "algorithms.batch_size_ramp=null", ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert record(tmp_path / "r")["steps"] == 50
+
+
+def test_a_run_killed_while_it_finishes_finishes_when_started_again(train: Train, tmp_path: Path):
+    settings = ["budget={wall: 60s, steps: 5}", "run_name=r"]
+    assert train(*settings).returncode == 0
+    run = tmp_path / "r"
+    found = record(run)
+    (run / "record.json").write_text(json.dumps(found | {"status": "running"}))
+    result = train(*settings)
+    assert result.returncode == 0, result.stderr
+    again = record(run)
+    assert again["status"] == "finished" and again["steps"] == 5
+    assert again["metrics"]["validation_loss"] == found["metrics"]["validation_loss"]
+    assert len(lines(run / "trace.jsonl")) == 5
+
+
+def test_a_replay_with_other_batches_is_refused(train: Train, tmp_path: Path):
+    assert train("budget={wall: 60s, steps: 3}", "run_name=a").returncode == 0
+    replay = "budget={replay: " + str(tmp_path / "a") + "}"
+    result = train(replay, "run_name=b", "train.device_train_microbatch_size=32")
+    assert result.returncode == 2 and "had batch_size 16 in the trace and has 32" in result.stderr
+
+
+def test_shards_come_from_a_remote(train: Train, tiny_data: Path, tmp_path: Path):
+    cache = tmp_path / "cache"
+    remote = ["budget={wall: 60s, steps: 60}", f"data.remote={tiny_data}", f"data.local={cache}"]
+    result = train(*remote, "run_name=r")
+    assert result.returncode == 0, result.stderr
+    local = train("budget={wall: 60s, steps: 60}", "run_name=l")
+    assert local.returncode == 0, local.stderr
+    same_run(tmp_path / "r", tmp_path / "l")
+    shard = next((cache / "train").glob("*.mds"))
+    assert shard.read_bytes() == (tiny_data / "train" / shard.name).read_bytes()
+    (cache / "manifest.json").write_text("{}")
+    other = train(*remote, "run_name=o")
+    assert other.returncode == 2 and "holds another data set" in other.stderr
 
 
 def test_two_ranks_take_the_same_steps_and_feed_twice_the_tokens(train: Train, tmp_path: Path):

@@ -15,7 +15,8 @@ from cram_composer.config.schema import EmaConfig
 class EMA(Algorithm):
     """Keep an average of the trained weights; evaluate with it, and export it.
 
-    After a step that moved progress by d, average <- average + (1 - 2^(-d / half_life)) (weights - average).
+    After every step, average <- average + (1 - 2^(-d / half_life)) (weights - average), where d is the progress between
+    the start of this step and the start of the one before.
     Composer's own EMA counts its half-life in batches or epochs, which a wall-clock run does not know beforehand.
     """
 
@@ -48,7 +49,8 @@ class EMA(Algorithm):
         moved = self._budget.progress - self._last_progress
         self._last_progress = self._budget.progress
         weights = dict(_parameters(model))
-        averages = [self._average[name] for name in weights]
+        self._average = {name: self._average[name].to(p.device) for name, p in weights.items()}  # loaded on the CPU
+        averages = list(self._average.values())
         torch._foreach_lerp_(averages, list(weights.values()), 1.0 - 0.5 ** (moved / self._config.half_life))
 
     @torch.no_grad()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from composer.core import Algorithm, Event, Precision, State
@@ -22,22 +22,29 @@ class NonFiniteGuard(Algorithm):
     Policies: `skip-step` drops the gradients of the step, `rollback` also goes back to the last checkpoint's weights
     and optimizer (the data goes on, so that the same batch does not come again), `stop` ends the run. More than
     `limit` in a row end the run whatever the policy. All ranks act alike.
+
+    Put it last among the algorithms: Composer runs them in reverse after a step, and clipping must come after this.
     """
 
-    def __init__(self, policy: str, limit: int, rollback: Callable[[State], bool]) -> None:
+    def __init__(self, policy: str, limit: int, rollback: Callable[[State, Logger], bool]) -> None:
         self._policy = policy
         self._limit = limit
         self._rollback = rollback
         self._in_a_row = 0
+        self._loss_is_bad: torch.Tensor | None = None  # over the microbatches of the step, on the device
         self.skipped = 0
 
     def match(self, event: Event, state: State) -> bool:
-        """After all gradients of a step are there."""
-        return event == Event.AFTER_TRAIN_BATCH
+        """After the loss of every microbatch, and when all gradients of a step are there."""
+        return event in (Event.AFTER_LOSS, Event.AFTER_TRAIN_BATCH)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Drop the step if anything in it is not finite."""
-        cause = _non_finite(state)
+        """Take note of a loss; drop the step if anything in it is not finite."""
+        if event == Event.AFTER_LOSS:
+            bad = ~torch.isfinite(torch.as_tensor(state.loss).detach()).all()
+            self._loss_is_bad = bad if self._loss_is_bad is None else self._loss_is_bad | bad
+            return
+        cause = self._cause(state)
         if cause is None:
             self._in_a_row = 0
             return
@@ -58,20 +65,28 @@ class NonFiniteGuard(Algorithm):
             )
         done = "the step was skipped"
         if self._policy == "rollback":
-            done = "went back to the last checkpoint" if self._rollback(state) else "skipped: no checkpoint yet"
+            done = "went back to the last checkpoint" if self._rollback(state, logger) else "skipped: no checkpoint yet"
         log.warning("step %d: %s is not finite: %s", step, cause, done)
 
+    def _cause(self, state: State) -> str | None:
+        """What is not finite on any rank: 'the loss', 'a gradient' or None."""
+        loss_is_bad = bool(self._loss_is_bad) if self._loss_is_bad is not None else False
+        self._loss_is_bad = None
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        # Under fp16 the loss scaler overflows on purpose and skips those steps itself.
+        look_at_gradients = state.precision != Precision.AMP_FP16
+        norm = torch.nn.utils.get_total_norm(gradients) if look_at_gradients and gradients else torch.zeros(())
+        flags = torch.tensor([float(loss_is_bad), float(not bool(torch.isfinite(norm)))])
+        flags = state.device.tensor_to_device(flags)
+        dist.all_reduce(flags, reduce_operation="MAX")
+        if flags[0]:
+            return "the loss"
+        return "a gradient" if flags[1] else None
 
-def _non_finite(state: State) -> str | None:
-    """What is not finite on any rank: 'the loss', 'a gradient' or None."""
-    loss_bad = not math.isfinite(float(state.loss.detach() if isinstance(state.loss, torch.Tensor) else 0.0))
-    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    # Under fp16 the loss scaler overflows on purpose and skips those steps itself.
-    look_at_gradients = state.precision != Precision.AMP_FP16
-    norm = torch.nn.utils.get_total_norm(gradients) if look_at_gradients and gradients else torch.zeros(())
-    flags = torch.tensor([float(loss_bad), float(not bool(torch.isfinite(norm)))])
-    flags = state.device.tensor_to_device(flags)
-    dist.all_reduce(flags, reduce_operation="MAX")
-    if flags[0]:
-        return "the loss"
-    return "a gradient" if flags[1] else None
+    def state_dict(self) -> dict[str, Any]:
+        """Steps skipped so far."""
+        return super().state_dict() | {"skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue counting from a checkpoint."""
+        self.skipped = max(self.skipped, state["skipped"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from cram_composer.budget.trace import TraceStep, read_trace
+from cram_composer.config.paths import expand
 from cram_composer.config.schema import BudgetConfig
 from cram_composer.config.units import parse_duration
 
@@ -66,7 +66,7 @@ class Budget:
 def build_budget(config: BudgetConfig, world_size: int) -> Budget:
     """The budget of `config` on `world_size` devices: device-hours are shared out among them."""
     if config.replay is not None:
-        return Budget(Limits(), read_trace(Path(config.replay)))
+        return Budget(Limits(), read_trace(expand(config.replay)))
     seconds = None
     if config.wall is not None:
         seconds = parse_duration(config.wall)

@@ -16,7 +16,7 @@ from cram_composer.budget.schedules import Schedule
 
 
 class BudgetCallback(Callback):
-    """One tick between steps: rank 0 reads the clock and all ranks take its reading, so that all decide alike.
+    """One tick between steps: all ranks take the latest reading of any of their clocks, so that all decide alike.
 
     Put it last among the callbacks: what the others do after a step is then over when the next step's time is read.
     """
@@ -95,7 +95,7 @@ class BudgetCallback(Callback):
         self.step_started = self._ledger.elapsed()
         reading = torch.tensor([self.step_started, float(self._signal_received())], dtype=torch.float64)
         reading = state.device.tensor_to_device(reading)
-        dist.broadcast(reading, src=0)
+        dist.all_reduce(reading, reduce_operation="MAX")
         elapsed, signal = reading.tolist()
         self.signal = int(signal)
         self._budget.advance(elapsed, int(state.timestamp.token), int(state.timestamp.batch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -25,12 +26,22 @@ class EarlyKill(Callback):
         """Look once, when the progress is reached; the losses are all-reduced, so that all ranks agree."""
         if self._looked or self._budget.progress < self._config.at:
             return
-        self._looked = True
         losses = self._recent_losses()
-        mean = sum(losses) / len(losses) if losses else float("inf")
+        if not losses:
+            return
+        self._looked = True
+        mean = sum(losses) / len(losses)
         if mean > self._config.loss_above:
             self.reason = (
                 f"the training loss was {mean:.3f} at {100 * self._budget.progress:.0f} % of the budget, above "
                 f"train.kill.loss_above = {self._config.loss_above}"
             )
             state.stop_training()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether it has looked: a run that resumes is not judged again."""
+        return {"looked": self._looked}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self._looked = state["looked"]

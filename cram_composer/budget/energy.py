@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import torch
+from composer.devices import Device
+from composer.utils import dist
 
 
 class EnergyMeter:
-    """Joules drawn by all visible NVIDIA GPUs between `start` and `stop` (NVML total energy consumption, in mJ)."""
+    """Joules drawn by the GPUs of this run between `start` and `stop` (NVML total energy consumption, in mJ).
 
-    def __init__(self) -> None:
-        self._before: float | None = None
+    Each rank reads the GPU it trains on; the sum is over all ranks, and there is none if one of them has no counter.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._before = math.nan
 
     def start(self) -> None:
-        """Read the counters."""
-        self._before = _total_joules()
+        """Read this rank's counter."""
+        self._before = _joules(self._device)
 
     def stop(self) -> dict[str, Any] | None:
-        """The energy since `start`, None if it was not measured."""
-        after = _total_joules()
-        if self._before is None or after is None:
+        """The energy since `start`, None if it was not measured. Collective."""
+        spent = torch.tensor([_joules(self._device) - self._before], dtype=torch.float64)
+        spent = self._device.tensor_to_device(spent)
+        dist.all_reduce(spent)
+        joules = float(spent)
+        if not math.isfinite(joules):
             return None
-        return {"joules": after - self._before, "source": "NVML total energy consumption, this start of the run"}
+        return {"joules": joules, "source": "NVML total energy consumption, since the last start of the run"}
 
 
-def _total_joules() -> float | None:
+def _joules(device: Device) -> float:
+    if device.name != "gpu":
+        return math.nan
     try:
         import pynvml
     except ImportError:
-        return None
+        return math.nan
     try:
         pynvml.nvmlInit()
-        devices = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(device) for device in devices) / 1000.0
+        # By UUID, because CUDA_VISIBLE_DEVICES renumbers torch's devices and not NVML's.
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000.0
     except pynvml.NVMLError:
-        return None
+        return math.nan

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-
-def _number(default: Any, low: float, high: float | None = None) -> Any:
-    """A number (or None) from `low` to `high`, both included."""
-    return field(default=default, metadata={"range": (low, high)})
+from cram_composer.config.fields import number
 
 
 @dataclass
@@ -44,17 +40,17 @@ class TokenizerConfig:
     """WordPiece trained on a sample of the train split; or, with `path`, an existing tokenizer as it is."""
 
     path: str | None = None  # folder of a fast Hugging Face tokenizer with pad, unk, cls, sep and mask tokens
-    vocab_size: int = _number(32768, 64)
-    sample_bytes: int = _number(256 << 20, 1)  # text it learns from: the head of every file, in proportion to size
-    limit_alphabet: int = _number(1000, 1)  # the most frequent characters; the words of others become [UNK]
+    vocab_size: int = number(32768, 64)
+    sample_bytes: int = number(256 << 20, 1)  # text it learns from: the head of every file, in proportion to size
+    limit_alphabet: int = number(1000, 1)  # the most frequent characters; the words of others become [UNK]
 
 
 @dataclass
 class PackingConfig:
     """Documents are concatenated, [SEP] after each, and chopped into rows; rows are stored in blocks."""
 
-    sequence_length: int = _number(128, 8)  # tokens in a row
-    block_rows: int = _number(256, 1)  # rows in a record, which is read as a whole
+    sequence_length: int = number(128, 8)  # tokens in a row
+    block_rows: int = number(256, 1)  # rows in a record, which is read as a whole
 
 
 @dataclass
@@ -64,10 +60,10 @@ class DataBuildConfig:
     name: str = ""
     output: str = ""  # folder to make; `~` and $VARIABLES are filled in
     overwrite: bool = False  # replace a finished data set at `output`
-    seed: int = _number(0, 0, 2**63 - 1)  # of the validation split and the shuffle
+    seed: int = number(0, 0, 2**63 - 1)  # of the validation split and the shuffle
     sources: list[SourceConfig] = field(default_factory=list)
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
-    validation_fraction: float = _number(0.01, 1e-9, 0.5)  # of the documents
-    shuffle_memory_mib: int = _number(256, 1)  # MiB of rows that are shuffled in memory at a time
+    validation_fraction: float = number(0.01, 1e-9, 0.5)  # of the documents
+    shuffle_memory_mib: int = number(256, 1)  # MiB of rows that are shuffled in memory at a time

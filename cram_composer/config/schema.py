@@ -8,15 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-
-def _choice(default: str, *others: str) -> Any:
-    """A text field that takes one of a few names; the first is the default."""
-    return field(default=default, metadata={"choices": (default, *others)})
-
-
-def _number(default: Any, low: float, high: float | None = None) -> Any:
-    """A number (or None) from `low` to `high`, both included."""
-    return field(default=default, metadata={"range": (low, high)})
+from cram_composer.config.fields import choice, number
 
 
 @dataclass
@@ -24,9 +16,9 @@ class BudgetConfig:
     """What may be spent. `budget: 24h` is short for `budget: {wall: 24h}`; the limit reached first ends the run."""
 
     wall: str | None = None  # wall-clock of the training loop: 24h, 90m, 600s, 1d, 1h30m
-    device_hours: float | None = _number(None, 1e-6)  # wall-clock times devices; 24 gives 3 h on 8 devices
-    tokens: float | None = _number(None, 1)  # tokens fed to the model, summed over devices
-    steps: int | None = _number(None, 1)  # optimizer steps
+    device_hours: float | None = number(None, 1e-6)  # wall-clock times devices; 24 gives 3 h on 8 devices
+    tokens: float | None = number(None, 1)  # tokens fed to the model, summed over devices
+    steps: int | None = number(None, 1)  # optimizer steps
     replay: str | None = None  # a run folder whose trace is followed step by step, without a clock
 
 
@@ -38,9 +30,9 @@ class DataConfig:
     remote: str | None = None  # the same folder in object storage: s3://bucket/path, gs://, oci://, azure://
     build: str | None = None  # data YAML that makes it
     build_if_missing: bool = False  # run `build` before the clock starts when the data set is not there
-    num_workers: int = _number(1, 0)  # processes per device that read and decompress shards
-    timeout: str = "5m"  # a loader that delivers nothing for this long ends the run with an error
-    verify: str = _choice(
+    num_workers: int = number(1, 0)  # processes per device that read and decompress shards
+    timeout: str = "5m"  # reading processes that deliver nothing for this long end the run
+    verify: str = choice(
         "full", "size"
     )  # before the clock starts: "full" hashes every local shard, "size" compares sizes
 
@@ -49,16 +41,16 @@ class DataConfig:
 class ModelConfig:
     """The encoder; `architecture: hf` takes any `transformers` masked LM instead, of these sizes, the rest its own."""
 
-    architecture: str = _choice("crambert", "hf")
-    hidden_size: int = _number(768, 1)
-    num_hidden_layers: int = _number(16, 1)
-    num_attention_heads: int = _number(12, 1)
-    intermediate_size: int = _number(3072, 1)  # width of the up-projection; a gated FFN halves it
-    norm: str = _choice("layernorm")
+    architecture: str = choice("crambert", "hf")
+    hidden_size: int = number(768, 1)
+    num_hidden_layers: int = number(16, 1)
+    num_attention_heads: int = number(12, 1)
+    intermediate_size: int = number(3072, 1)  # width of the up-projection; a gated FFN halves it
+    norm: str = choice("layernorm")
     norm_eps: float = 1e-12
-    ffn: str = _choice("gelu_glu", "gelu")
-    positions: str = _choice("scaled-sinusoidal", "sinusoidal", "learned")
-    max_position_embeddings: int = _number(512, 1)
+    ffn: str = choice("gelu_glu", "gelu")
+    positions: str = choice("scaled-sinusoidal", "sinusoidal", "learned")
+    max_position_embeddings: int = number(512, 1)
     attention_bias: bool = False
     mlp_bias: bool = False
     initializer_range: float = 0.02
@@ -70,35 +62,35 @@ class ModelConfig:
 class ObjectiveConfig:
     """Masked-language modelling (Devlin et al. 2018, section 3.1)."""
 
-    mlm_probability: float = _number(0.25, 0.01, 0.9)
-    final_mlm_probability: float | None = _number(
+    mlm_probability: float = number(0.25, 0.01, 0.9)
+    final_mlm_probability: float | None = number(
         None, 0.01, 0.9
     )  # masking rate at the end of the budget, reached linearly
-    masking: str = _choice("80-10-10", "all-mask")  # 80 % [MASK], 10 % a random token, 10 % kept; or all [MASK]
-    positions: str = _choice("fixed", "bernoulli")  # fixed: the same count in every row
+    masking: str = choice("80-10-10", "all-mask")  # 80 % [MASK], 10 % a random token, 10 % kept; or all [MASK]
+    positions: str = choice("fixed", "bernoulli")  # fixed: the same count in every row
 
 
 @dataclass
 class OptimizerConfig:
     """The optimizer; `lr` is the peak the schedule multiplies."""
 
-    name: str = _choice("adamw")
-    lr: float = _number(1e-3, 0.0)
+    name: str = choice("adamw")
+    lr: float = number(1e-3, 0.0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = _number(1e-12, 0.0)
-    weight_decay: float = _number(0.01, 0.0)
+    eps: float = number(1e-12, 0.0)
+    weight_decay: float = number(0.01, 0.0)
 
 
 @dataclass
 class ScheduleConfig:
     """Learning rate as a pure function of budget progress; a key its schedule does not read is refused."""
 
-    name: str = _choice("triangle", "one-cycle", "linear", "cosine", "constant", "inverse-sqrt", "wsd")
-    start: float | None = _number(None, 0.0, 1.0)  # factor at progress 0
-    peak_at: float | None = _number(None, 0.0, 1.0)  # progress of the peak
-    warmup: float | None = _number(None, 0.0, 1.0)  # share of the budget spent rising from `start` to the peak
-    decay: float | None = _number(None, 0.0, 1.0)  # share of the budget spent falling to `final`
-    final: float | None = _number(None, 0.0, 1.0)  # factor at progress 1
+    name: str = choice("triangle", "one-cycle", "linear", "cosine", "constant", "inverse-sqrt", "wsd")
+    start: float | None = number(None, 0.0, 1.0)  # factor at progress 0
+    peak_at: float | None = number(None, 0.0, 1.0)  # progress of the peak
+    warmup: float | None = number(None, 0.0, 1.0)  # share of the budget spent rising from `start` to the peak
+    decay: float | None = number(None, 0.0, 1.0)  # share of the budget spent falling to `final`
+    final: float | None = number(None, 0.0, 1.0)  # factor at progress 1
 
 
 @dataclass
@@ -106,20 +98,20 @@ class KillConfig:
     """Give up early on a run that will not get there."""
 
     loss_above: float = 7.5  # nats, smoothed training loss
-    at: float = _number(0.1, 0.0, 1.0)  # progress at which it is looked at
+    at: float = number(0.1, 0.0, 1.0)  # progress at which it is looked at
 
 
 @dataclass
 class TrainConfig:
     """One optimizer step and how it runs."""
 
-    batch_size: int = _number(8192, 1)  # rows per optimizer step over all devices, a whole number of microbatches each
-    device_train_microbatch_size: int = _number(128, 1)
-    precision: str = _choice("auto", "bf16", "fp16", "fp32")
-    compile: str = _choice("auto", "regional", "full", "off")  # regional: layer by layer
-    threads: int | None = _number(None, 1)  # CPU threads per process; default: the cores shared out among local ranks
-    nonfinite: str = _choice("skip-step", "stop", "rollback")
-    max_nonfinite: int = _number(20, 1)  # this many in a row end the run whatever the policy
+    batch_size: int = number(8192, 1)  # rows per optimizer step over all devices, a whole number of microbatches each
+    device_train_microbatch_size: int = number(128, 1)
+    precision: str = choice("auto", "bf16", "fp16", "fp32")
+    compile: str = choice("auto", "regional", "full", "off")  # regional: layer by layer
+    threads: int | None = number(None, 1)  # CPU threads per process; default: the cores shared out among local ranks
+    nonfinite: str = choice("skip-step", "stop", "rollback")
+    max_nonfinite: int = number(20, 1)  # this many in a row end the run whatever the policy
     kill: KillConfig | None = None
 
 
@@ -127,18 +119,18 @@ class TrainConfig:
 class GradientClippingConfig:
     """Composer's GradientClipping."""
 
-    clipping_type: str = _choice("norm", "value", "adaptive")
-    clipping_threshold: float = _number(0.5, 1e-12)
+    clipping_type: str = choice("norm", "value", "adaptive")
+    clipping_threshold: float = number(0.5, 1e-12)
 
 
 @dataclass
 class SeqLengthWarmupConfig:
     """Short rows first, over the first `duration` of the budget."""
 
-    duration: float = _number(0.3, 0.0, 1.0)
-    min_seq_length: int = _number(32, 1)
-    max_seq_length: int | None = _number(None, 1)  # default: the data's
-    step_size: int = _number(32, 1)
+    duration: float = number(0.3, 0.0, 1.0)
+    min_seq_length: int = number(32, 1)
+    max_seq_length: int | None = number(None, 1)  # default: the data's
+    step_size: int = number(32, 1)
     truncate: bool = False  # False reshapes a row into several, losing no token; True keeps each row's head
 
 
@@ -146,16 +138,16 @@ class SeqLengthWarmupConfig:
 class BatchSizeRampConfig:
     """Linear growth of the batch in whole microbatches."""
 
-    initial_batch_size: int | None = _number(None, 1)  # rows over all devices; default: one microbatch per device
-    until: float = _number(0.6, 0.0, 1.0)  # progress at which `train.batch_size` is reached
+    initial_batch_size: int | None = number(None, 1)  # rows over all devices; default: one microbatch per device
+    until: float = number(0.6, 0.0, 1.0)  # progress at which `train.batch_size` is reached
 
 
 @dataclass
 class EmaConfig:
     """Exponential moving average of the weights, used for evaluation and export."""
 
-    half_life: float = _number(0.01, 1e-9, 1.0)  # share of the budget
-    update_interval: int = _number(1, 1)  # optimizer steps
+    half_life: float = number(0.01, 1e-9, 1.0)  # share of the budget
+    update_interval: int = number(1, 1)  # optimizer steps
 
 
 @dataclass
@@ -178,10 +170,10 @@ class AlgorithmsConfig:
 class EvalConfig:
     """Held-out loss at 15 % all-[MASK], the same rows and masks every time."""
 
-    interval: float = _number(0.1, 0.0, 1.0)  # progress between evaluations in the loop (their time counts); 0 for none
-    rows: int = _number(512, 1)  # rows of the validation split used in the loop
-    final_rows: int = _number(4096, 1)  # rows of the final evaluation, outside the budget
-    batch_size: int = _number(64, 1)
+    interval: float = number(0.1, 0.0, 1.0)  # progress between evaluations in the loop (their time counts); 0 for none
+    rows: int = number(512, 1)  # rows of the validation split used in the loop
+    final_rows: int = number(4096, 1)  # rows of the final evaluation, outside the budget
+    batch_size: int = number(64, 1)
 
 
 @dataclass
@@ -189,7 +181,7 @@ class CheckpointConfig:
     """Rolling checkpoints by wall-clock."""
 
     interval: str | None = None  # default: 10m, or a tenth of a wall-clock budget shorter than 100 minutes
-    keep: int = _number(2, 1)
+    keep: int = number(2, 1)
 
 
 @dataclass
@@ -226,7 +218,7 @@ class RunConfig:
     runs_dir: str = "runs"
     recipes: list[str] = field(default_factory=list)
     seed: int = 17
-    device: str = _choice("auto", "cpu", "cuda")
+    device: str = choice("auto", "cpu", "cuda")
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -175,19 +175,24 @@ def _write(
 ) -> SplitCounts:
     """Shuffle the rows of a split into its shards."""
     packer = split.packer
-    tokens = packer.rows * config.packing.sequence_length
+    length, block_rows = config.packing.sequence_length, config.packing.block_rows
+    # Ranks share training blocks out: were one of them shorter, one rank would reach the end of its epoch before the
+    # others and wait for them while they wait for it.
+    whole = split.name == "train"
+    kept = packer.rows // block_rows * block_rows if whole and packer.rows > block_rows else packer.rows
+    tokens = kept * length
     with Progress(f"{split.name} shards", tokens * tokenizer.dtype.itemsize, progress) as bar:
         rows = shuffled(
             packer.path,
             packer.rows,
-            config.packing.sequence_length,
+            length,
             tokenizer.dtype,
             config.shuffle_memory_mib << 20,
             [config.seed, split.number],
         )
 
         def watched() -> Iterator[NDArray]:
-            for block in blocks(rows, config.packing.block_rows):
+            for block in blocks(rows, block_rows, whole):
                 yield block
                 bar.advance(block.nbytes, block.size)
 
@@ -195,10 +200,10 @@ def _write(
     return {
         "documents": split.counts.documents,
         "characters": split.counts.characters,
-        "rows": packer.rows,
+        "rows": kept,
         "tokens": tokens,
         "unk_tokens": int(packer.counts[tokenizer.special_tokens["unk"]]),
-        "dropped_tokens": packer.dropped_tokens,
+        "dropped_tokens": packer.dropped_tokens + (packer.rows - kept) * length,
         "blocks": records,
         "bytes": bytes_,
     }

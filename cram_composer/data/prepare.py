@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,8 +63,10 @@ def prepare(config: DataConfig, local_leader: bool, wait: Callable[[], None]) ->
 def _root(config: DataConfig) -> Path:
     if config.local is not None:
         return expand(config.local)
-    if config.build is None:
-        raise CramError(f"data.local: a remote data set ({config.remote}) needs a local folder for its cache")
+    if config.remote is not None:
+        # A cache of its own: never the folder that a local build is in.
+        return expand("$CRAM_CACHE") / "remote" / hashlib.sha256(config.remote.encode()).hexdigest()[:16]
+    assert config.build is not None  # config.checks.check_run
     return expand(compose(DataBuildConfig, config.build, []).config.output)
 
 
@@ -75,15 +80,24 @@ def _build(config: DataConfig, root: Path) -> None:
 
 
 def _fetch_description(remote: str, root: Path) -> None:
+    """Fetch the manifest and the tokenizer; a manifest that is there already must be the same."""
+    (root / "tokenizer").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as scratch:
+        fetched = Path(scratch) / MANIFEST
+        _download(f"{remote.rstrip('/')}/{MANIFEST}", fetched)
+        if (root / MANIFEST).is_file() and (root / MANIFEST).read_bytes() != fetched.read_bytes():
+            raise CramError(f"{root}: holds another data set than {remote}; choose another folder with data.local")
+        for name in _TOKENIZER_FILES:
+            _download(f"{remote.rstrip('/')}/tokenizer/{name}", Path(scratch) / name)
+            os.replace(Path(scratch) / name, root / "tokenizer" / name)
+        os.replace(fetched, root / MANIFEST)
+
+
+def _download(remote: str, local: Path) -> None:
     from streaming.base.storage import CloudDownloader
 
-    downloader = CloudDownloader.get(remote)
-    for name in (MANIFEST, *(f"tokenizer/{file}" for file in _TOKENIZER_FILES)):
-        target = root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # the downloader keeps what it finds, be it of another data set
-        try:
-            downloader.download(f"{remote.rstrip('/')}/{name}", str(target), timeout=60.0)
-        except Exception as error:
-            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CramError(f"data.remote: cannot fetch {remote.rstrip('/')}/{name}: {cause}") from error
+    try:
+        CloudDownloader.direct_download(remote, str(local), timeout=60.0)
+    except Exception as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CramError(f"data.remote: cannot fetch {remote}: {cause}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from streaming import StreamingDataset
 from torch.utils.data import DataLoader
 
 from cram_composer.data.masking import Masker
+from cram_composer.data.stale_memory import remove_stale_memory
 from cram_composer.errors import CramError
 
 Batch = dict[str, torch.Tensor]
@@ -171,7 +173,8 @@ class TrainLoader:
 
 def open_split(local: Path, remote: str | None, split: str, *, shuffle: bool, seed: int) -> StreamingDataset:
     """A split of a built data set; hashes are validated on every download (local shards by the pre-flight)."""
-    return StreamingDataset(
+    opened = partial(
+        StreamingDataset,
         local=str(local),
         remote=remote,
         split=split,
@@ -183,6 +186,16 @@ def open_split(local: Path, remote: str | None, split: str, *, shuffle: bool, se
         batch_size=1,
         validate_hash="xxh64" if remote else None,
     )
+    try:
+        return opened()
+    except ValueError as error:
+        if "Reused local directory" not in str(error):
+            raise
+    remove_stale_memory()
+    try:
+        return opened()
+    except ValueError as error:
+        raise CramError(f"{local}: another run uses this folder as its cache; give each its own data.local") from error
 
 
 def read_rows(dataset: StreamingDataset, limit: int) -> NDArray:

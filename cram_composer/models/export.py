@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,7 +24,6 @@ def export_model(
     tokenizer_dir: Path,
     destination: Path,
     card: str,
-    state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write `destination`: fp32 safetensors, config, tokenizer, README.md, and CramBERT's code where it is one.
 
@@ -36,14 +34,13 @@ def export_model(
         tokenizer_dir: a tokenizer folder.
         destination: the folder; replaced if it exists.
         card: text of README.md.
-        state_dict: weights to write instead of the model's own, with the model's keys (a moving average, say).
 
     Returns:
         `destination`.
     """
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    plain_copy(model, state_dict).save_pretrained(temporary)
+    plain_copy(model).save_pretrained(temporary)
     # CramBERT has no token types; a tokenizer that hands them over would make every call fail
     names = {"model_input_names": ["input_ids", "attention_mask"]} if isinstance(model, CramBertForMaskedLM) else {}
     AutoTokenizer.from_pretrained(tokenizer_dir, **names).save_pretrained(temporary)
@@ -56,15 +53,15 @@ def export_model(
     return destination
 
 
-def plain_copy(model: PreTrainedModel, state_dict: Mapping[str, torch.Tensor] | None = None) -> PreTrainedModel:
-    """The model on the CPU in fp32 and evaluation mode, made of plain torch modules, with its own or other weights.
+def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on the CPU in fp32 and evaluation mode, made of plain torch modules.
 
     A new instance, so that weights are tied as the class ties them (safetensors refuses other sharing), and neither
     fused kernels nor compiled code come along.
     """
     with torch.random.fork_rng():  # the values it starts from are drawn and thrown away
         copied = type(model)(copy.deepcopy(model.config))
-    copied.load_state_dict(model.state_dict() if state_dict is None else state_dict)
+    copied.load_state_dict(model.state_dict())
     return copied.eval()
 
 

@@ -31,12 +31,13 @@ def step(guard: NonFiniteGuard, now: SimpleNamespace) -> bool:
     """One optimizer step with weight decay; returns whether it changed a weight."""
     optimizer = torch.optim.AdamW(now.model.parameters(), lr=0.1, weight_decay=0.5)
     before = [p.detach().clone() for p in now.model.parameters()]
+    guard.apply(Event.AFTER_LOSS, now, None)
     guard.apply(Event.AFTER_TRAIN_BATCH, now, None)
     optimizer.step()
     return any(not torch.equal(a, b) for a, b in zip(before, now.model.parameters(), strict=True))
 
 
-def no_rollback(now) -> bool:
+def no_rollback(now, logger) -> bool:
     raise AssertionError("no rollback was asked for")
 
 
@@ -55,8 +56,12 @@ def test_a_skipped_step_changes_no_weight(bad: dict[str, float], caplog: pytest.
 
 def test_stop_ends_the_run_and_applies_nothing():
     now = state(loss=float("nan"))
+    guard = NonFiniteGuard("stop", 3, no_rollback)
+    guard.apply(Event.AFTER_LOSS, now, None)  # one microbatch of several: the loss of the last is fine
+    now.loss = torch.tensor(1.0)
+    guard.apply(Event.AFTER_LOSS, now, None)
     with pytest.raises(CramError, match=r"step 3: the loss is not finite.*'stop'"):
-        NonFiniteGuard("stop", 3, no_rollback).apply(Event.AFTER_TRAIN_BATCH, now, None)
+        guard.apply(Event.AFTER_TRAIN_BATCH, now, None)
     assert all(p.grad is None for p in now.model.parameters())
 
 
@@ -74,7 +79,7 @@ def test_too_many_in_a_row_end_the_run_whatever_the_policy():
 
 def test_rollback_asks_for_the_last_checkpoint(caplog: pytest.LogCaptureFixture):
     asked = []
-    guard = NonFiniteGuard("rollback", 3, lambda now: asked.append(now) is None)
+    guard = NonFiniteGuard("rollback", 3, lambda now, logger: asked.append(now) is None)
     now = state(loss=float("nan"))
     with caplog.at_level(logging.WARNING):
         assert not step(guard, now)
