@@ -6,13 +6,10 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from composer import DataSpec, Trainer
-from composer.core import State
-from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist, reproducibility
 
 from cram_composer.algorithms.masking_schedule import MaskingSchedule
@@ -27,16 +24,12 @@ from cram_composer.budget.schedules import build_schedule
 from cram_composer.checkpoint import (
     DataPosition,
     RollingCheckpoints,
-    SavedCheckpoint,
     Signals,
-    load_state,
     newest_checkpoint,
-    restore_weights,
 )
 from cram_composer.config import Composed
-from cram_composer.config.schema import LoggingConfig, RunConfig
+from cram_composer.config.schema import RunConfig
 from cram_composer.config.units import parse_duration
-from cram_composer.console import BudgetProgressBar
 from cram_composer.data.masking import build_masker, evaluation_masker
 from cram_composer.data.prepare import DataSet, prepare
 from cram_composer.data.stream import Batch, RowStream, TrainLoader, evaluation_batches, open_split, read_rows
@@ -44,12 +37,14 @@ from cram_composer.device import DeviceChoice
 from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
 from cram_composer.finish import finish, write_record
+from cram_composer.loggers import build_loggers
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.record import RunFolder, environment
-from cram_composer.recording import Heartbeat, MetricsFile, TraceWriter
+from cram_composer.recording import Heartbeat, TraceWriter
 from cram_composer.run import Run
+from cram_composer.segments import Segment, restore_ledger, rollback_to_checkpoint
 
 # Composer insists on a duration in its own units; the budget callback is what ends a run.
 _NO_END = "1000000000ba"
@@ -65,7 +60,7 @@ def run(
     the time.monotonic() at which this start began.
     """
     built = build(composed, device, folder, earlier)
-    segment = _Segment(built)
+    segment = Segment(built)
     built.ledger.outside["setup"] += time.monotonic() - started - built.data.build_seconds
     write_record(built, "running")
     if dist.get_global_rank() == 0:
@@ -130,7 +125,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
 
     loader = _train_loader(config, data, rank, world_size)
     parts = Parts(budget, loader, world_size)
-    guard = NonFiniteGuard(config.train.nonfinite, config.train.max_nonfinite, _rollback(folder, ledger))
+    guard = NonFiniteGuard(config.train.nonfinite, config.train.max_nonfinite, rollback_to_checkpoint(folder, ledger))
     # The guard is last: Composer runs algorithms in reverse after a step, and clipping would make an infinity finite.
     algorithms = [MaskingSchedule(config.objective, budget, loader), *build_algorithms(config.algorithms, parts), guard]
 
@@ -166,7 +161,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
             eval_dataloader=held_out_evaluator("eval", in_loop, config.eval.batch_size, due),
             algorithms=algorithms,
             callbacks=callbacks,
-            loggers=_loggers(config.logging, folder, budget),
+            loggers=build_loggers(config.logging, folder, budget),
             progress_bar=False,
             max_duration=_NO_END,
             device=device.name,
@@ -181,7 +176,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     if saved is not None and trainer._rng_state is not None:
         # Composer restores these while it spins the dataloader, which this run does not do.
         reproducibility.load_rng_state(trainer._rng_state)
-    _restore_ledger(ledger, folder, saved)
+    restore_ledger(ledger, folder, saved)
     signals.install()
     return Run(
         config=config,
@@ -250,95 +245,9 @@ def _checkpoint_interval(config: RunConfig, budget: Budget) -> float:
     return min(_TEN_MINUTES, (budget.limits.seconds or math.inf) / 10.0)
 
 
-def _rollback(folder: RunFolder, ledger: Ledger) -> Callable[[State, Logger], bool]:
-    def rollback(state: State, logger: Logger) -> bool:
-        loaded = restore_weights(state, logger, folder.checkpoints)
-        if loaded is None:
-            return False
-        spent, kept = ledger.elapsed(), loaded["callbacks"]["BudgetCallback"]["inside"]
-        ledger.restore(kept, lost=0.0)
-        ledger.restore(kept, lost=max(0.0, spent - ledger.elapsed()))
-        return True
-
-    return rollback
-
-
-def _restore_ledger(ledger: Ledger, folder: RunFolder, saved: SavedCheckpoint | None) -> None:
-    """Take over what earlier starts of this run spent; what came after the checkpoint is lost, and counts."""
-    clock = folder.read_clock()
-    kept: dict[str, float] = {}
-    if saved is not None:
-        kept = load_state(saved.path)["callbacks"]["BudgetCallback"]["inside"]
-        if clock is not None and clock["clean"] and clock["step"] == saved.step:
-            kept = clock["inside"]
-    spent = sum(clock["inside"].values()) if clock is not None else 0.0
-    ledger.restore(kept, lost=max(0.0, spent - sum(kept.values())))
-
-
-def _loggers(config: LoggingConfig, folder: RunFolder, budget: Budget) -> list[LoggerDestination]:
-    loggers: list[LoggerDestination] = []
-    if dist.get_global_rank() == 0:
-        loggers.append(MetricsFile(folder, budget))
-        if config.progress_bar:
-            loggers.append(BudgetProgressBar(budget))
-        if config.tensorboard:
-            from composer.loggers import TensorboardLogger
-
-            loggers.append(TensorboardLogger(log_dir=str(folder.path / "tensorboard"), rank_zero_only=True))
-    # These two exchange their run's id among the ranks, and log on rank 0 only by themselves.
-    if config.wandb is not None:
-        from composer.loggers import WandBLogger
-
-        loggers.append(_optional("wandb", WandBLogger, config.wandb))
-    if config.mlflow is not None:
-        from composer.loggers import MLFlowLogger
-
-        loggers.append(_optional("mlflow", MLFlowLogger, config.mlflow))
-    return loggers
-
-
-def _optional(name: str, logger: Callable[..., LoggerDestination], arguments: dict[str, Any]) -> LoggerDestination:
-    try:
-        return logger(**arguments)
-    except TypeError as error:
-        raise CramError(f"logging.{name}: {error}") from None
-    except ImportError:
-        raise CramError(f"logging.{name}: the package is not installed; pip install 'cram-composer[{name}]'") from None
-
-
 def _outcome(built: Run) -> tuple[str, str | None]:
     if built.clock.signal:
         return "interrupted", {15: "SIGTERM", 2: "SIGINT"}[built.clock.signal]
     if built.kill is not None and built.kill.reason is not None:
         return "killed-early", built.kill.reason
     return "finished", None
-
-
-class _Segment:
-    """One start of a run: its steps, and its wall-clock by a clock that is not the ledger's."""
-
-    def __init__(self, built: Run) -> None:
-        self._run = built
-        self._started = 0.0
-        self._entry: dict[str, Any] = {
-            "started_at_step": int(built.trainer.state.timestamp.batch),
-            "spent_before": built.ledger.elapsed(),
-        }
-        if built.segments and "reason" not in built.segments[-1]:
-            built.segments[-1].update(ended_at_step=self._entry["started_at_step"], reason="killed")
-        built.segments.append(self._entry)
-
-    def start(self) -> None:
-        """The loop begins."""
-        self._started = time.perf_counter()
-
-    def close(self, reason: str) -> None:
-        """The loop is over: stop the clock and note how it ended."""
-        wall = time.perf_counter() - self._started
-        step = int(self._run.trainer.state.timestamp.batch)
-        self._run.clock.close_clock()
-        self._run.heartbeat.stop()
-        self._entry.update(ended_at_step=step, reason=reason, wall_seconds=wall)
-        if dist.get_global_rank() == 0:
-            # An interrupted run saved its last step; whatever follows a failure's last checkpoint is lost.
-            self._run.folder.write_clock(self._run.ledger, step, clean=reason == "interrupted")
