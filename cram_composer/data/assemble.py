@@ -74,8 +74,13 @@ def assemble(folder: Path, config: DataBuildConfig, identity: str, progress: boo
     _check_disk(folder, sources)
     tokenizer = _make_tokenizer(folder, config, sources, progress)
     length = config.packing.sequence_length
+    # Ranks share training blocks out: were one of them shorter, one rank would reach the end of its epoch before the
+    # others and wait for them while they wait for it.
+    units = (config.packing.block_rows, 1)
     splits = [
-        _Split(name, i, Packer(folder / f"{name}.rows", length, tokenizer.vocab_size, tokenizer.dtype), _Counts())
+        _Split(
+            name, i, Packer(folder / f"{name}.rows", length, tokenizer.vocab_size, tokenizer.dtype, units[i]), _Counts()
+        )
         for i, name in enumerate(SPLITS)
     ]
     by_source = [_encode(source, config, tokenizer, splits, progress) for source in sources]
@@ -175,24 +180,19 @@ def _write(
 ) -> SplitCounts:
     """Shuffle the rows of a split into its shards."""
     packer = split.packer
-    length, block_rows = config.packing.sequence_length, config.packing.block_rows
-    # Ranks share training blocks out: were one of them shorter, one rank would reach the end of its epoch before the
-    # others and wait for them while they wait for it.
-    whole = split.name == "train"
-    kept = packer.rows // block_rows * block_rows if whole and packer.rows > block_rows else packer.rows
-    tokens = kept * length
+    tokens = packer.rows * config.packing.sequence_length
     with Progress(f"{split.name} shards", tokens * tokenizer.dtype.itemsize, progress) as bar:
         rows = shuffled(
             packer.path,
             packer.rows,
-            length,
+            config.packing.sequence_length,
             tokenizer.dtype,
             config.shuffle_memory_mib << 20,
             [config.seed, split.number],
         )
 
         def watched() -> Iterator[NDArray]:
-            for block in blocks(rows, block_rows, whole):
+            for block in blocks(rows, config.packing.block_rows):
                 yield block
                 bar.advance(block.nbytes, block.size)
 
@@ -200,10 +200,10 @@ def _write(
     return {
         "documents": split.counts.documents,
         "characters": split.counts.characters,
-        "rows": kept,
+        "rows": packer.rows,
         "tokens": tokens,
         "unk_tokens": int(packer.counts[tokenizer.special_tokens["unk"]]),
-        "dropped_tokens": packer.dropped_tokens + (packer.rows - kept) * length,
+        "dropped_tokens": packer.dropped_tokens,
         "blocks": records,
         "bytes": bytes_,
     }

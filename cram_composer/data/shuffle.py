@@ -59,21 +59,16 @@ def _deal(
                         chunk[mine].tofile(out)
 
 
-def blocks(arrays: Iterator[NDArray], block_rows: int, whole: bool) -> Iterator[NDArray]:
-    """The same rows, [block_rows, sequence_length] at a time.
-
-    A rest that fills no block is a shorter last one; with `whole` it is left out, unless it is all there is.
-    """
+def blocks(arrays: Iterator[NDArray], block_rows: int) -> Iterator[NDArray]:
+    """The same rows, [block_rows, sequence_length] at a time; the last block may be shorter."""
     rest: NDArray | None = None
-    any_block = False
     for array in arrays:
         rest = array if rest is None else np.concatenate([rest, array])
         full = len(rest) // block_rows * block_rows
-        any_block = any_block or full > 0
         for start in range(0, full, block_rows):
             yield rest[start : start + block_rows]
         rest = rest[full:]
-    if rest is not None and len(rest) and not (whole and any_block):
+    if rest is not None and len(rest):
         yield rest
 
 

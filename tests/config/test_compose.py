@@ -29,10 +29,10 @@ def error_of(*overrides: str) -> str:
 
 
 def test_later_layers_win_and_are_remembered():
-    result = composed("optimizer.lr=0.002", "budget=60s")
-    assert result.config.optimizer.lr == 0.002
+    result = composed("optimizer.lr=0.005", "budget=60s")
+    assert result.config.optimizer.lr == 0.005
     assert result.provenance["optimizer.lr"] == "command line"
-    assert result.overridden["optimizer.lr"] == [("recipe crammed-bert", 0.001)]
+    assert result.overridden["optimizer.lr"] == [("recipe crammed-bert", 0.001), (CPU, 0.002)]
     assert result.overridden["budget.wall"] == [(CPU, "10m")]
     assert result.provenance["model.hidden_size"] == CPU
     assert result.provenance["schedule.name"] == "recipe crammed-bert"
@@ -82,7 +82,7 @@ def test_naming_one_clock_takes_back_the_other(override: str, wall, device_hours
         ("optimizer.lr=nan", ["optimizer.lr", "out of range"]),
         ("optimizer.betas=[0.9]", ["optimizer.betas"]),
         ("train=3", ["command line", "TrainConfig"]),
-        ("train.batch_size=100", ["train.batch_size", "100", "64 or 128"]),
+        ("train.batch_size=100", ["train.batch_size", "100", "96 or 112"]),
         ("model={architecture: hf}", ["model.hf_name"]),
         ("data={build: null}", ["data"]),
         ("schedule.name=cosin", ["schedule.name", "'cosine'"]),

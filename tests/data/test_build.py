@@ -69,6 +69,8 @@ def test_rows_are_all_documents_packed_and_shuffled(built, documents):
         stream = [i for text in texts for i in [*tokenizer(text, add_special_tokens=False)["input_ids"], 3]]
         in_order = [tuple(stream[i : i + 32]) for i in range(0, len(stream) - 31, 32)]
         rows = [tuple(row) for row in rows_of(built, split).tolist()]
+        if split == "train":
+            in_order = in_order[: len(in_order) // 16 * 16]  # whole blocks
         assert rows != in_order
         assert Counter(rows) == Counter(in_order)
         counts = manifest["splits"][split]
@@ -76,7 +78,7 @@ def test_rows_are_all_documents_packed_and_shuffled(built, documents):
         assert counts["characters"] == sum(map(len, texts))
         assert counts["rows"] == len(rows)
         assert counts["tokens"] == 32 * len(rows)
-        assert counts["dropped_tokens"] == len(stream) % 32
+        assert counts["dropped_tokens"] == len(stream) - 32 * len(rows)
         assert counts["unk_tokens"] == sum(row.count(1) for row in rows)
 
 

@@ -29,3 +29,14 @@ def test_unigram_nats_by_hand():
     # Ids 0 and 1 are special. Train: 3 x id 2, 0 x id 3; smoothed 4/5 and 1/5.
     nats = unigram_nats(np.array([50, 7, 3, 0]), np.array([9, 0, 1, 1]), [0, 1])
     assert nats == pytest.approx(-(math.log(4 / 5) + math.log(1 / 5)) / 2)
+
+
+def test_rows_come_in_whole_units_unless_there_are_fewer_in_all(tmp_path):
+    for tokens, rows in ((100, 24), (95, 16), (30, 7)):
+        packer = Packer(tmp_path / "rows", 4, 50, np.dtype(np.uint16), unit_rows=8)
+        packer.add(list(range(20)))
+        packer.add([1] * (tokens - 20))
+        packer.close()
+        assert packer.rows == rows
+        assert packer.dropped_tokens == tokens - 4 * rows
+        assert packer.counts.sum() == 4 * rows

@@ -64,12 +64,6 @@ def test_blocks_are_full_but_for_the_last():
     rows = np.arange(70).reshape(35, 2)
     sizes = [3, 20, 0, 1, 11]
     arrays = iter(np.split(rows, np.cumsum(sizes)[:-1]))
-    found = list(blocks(arrays, 8, whole=False))
+    found = list(blocks(arrays, 8))
     assert [len(block) for block in found] == [8, 8, 8, 8, 3]
     assert np.concatenate(found).tolist() == rows.tolist()
-
-
-def test_whole_blocks_only_unless_there_is_no_other():
-    rows = np.arange(70).reshape(35, 2)
-    assert [len(block) for block in blocks(iter([rows]), 8, whole=True)] == [8, 8, 8, 8]
-    assert [len(block) for block in blocks(iter([rows]), 100, whole=True)] == [35]
