@@ -205,7 +205,7 @@ def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> t
     """This rank's batches for the evaluations in the loop and for the one at the end."""
     tokens = data.manifest["special_tokens"]
     masker = evaluation_masker(data.manifest["vocab_size"], tuple(tokens.values()), tokens["mask"])
-    dataset = open_split(data.root, data.split_remote("validation"), "validation", shuffle=False, seed=0)
+    dataset = open_split(data.root, data.remote, "validation", shuffle=False, seed=0)
     settings = config.eval
     rows = read_rows(dataset, max(settings.rows, settings.final_rows))
     final = evaluation_batches(rows[: settings.final_rows], masker, settings.batch_size, rank, world_size)
@@ -226,7 +226,7 @@ def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> t
 def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int) -> TrainLoader:
     tokens = data.manifest["special_tokens"]
     masker = build_masker(config.objective, data.manifest["vocab_size"], tuple(tokens.values()), tokens["mask"])
-    dataset = open_split(data.root, data.split_remote("train"), "train", shuffle=True, seed=config.seed)
+    dataset = open_split(data.root, data.remote, "train", shuffle=True, seed=config.seed)
     return TrainLoader(
         RowStream(dataset, config.data.num_workers, parse_duration(config.data.timeout), world_size),
         masker,

@@ -35,10 +35,6 @@ class DataSet:
         """Folder of the tokenizer."""
         return self.root / "tokenizer"
 
-    def split_remote(self, split: str) -> str | None:
-        """Where a split's shards are fetched from, None when they are on this machine."""
-        return f"{self.remote.rstrip('/')}/{split}" if self.remote else None
-
 
 def prepare(config: DataConfig, local_leader: bool, wait: Callable[[], None]) -> DataSet:
     """Make sure that the data set is there and whole. Raises CramError, one line.
