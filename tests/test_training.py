@@ -97,9 +97,8 @@ def test_a_run_by_the_clock_stops_on_time_adds_up_and_is_over(train: Train, tmp_
     assert other.returncode == 2 and "budget.wall" in other.stderr and other.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(train: Train, tiny_data: Path, tmp_path: Path, workers: int):
-    common = [*SCHEDULED, f"data.num_workers={workers}", "eval.interval=0.2"]
+def test_a_killed_run_goes_on_as_if_it_had_not_been(train: Train, tiny_data: Path, tmp_path: Path):
+    common = [*SCHEDULED, "eval.interval=0.2"]
     original = train("budget=8s", "run_name=original", *common)
     assert original.returncode == 0, original.stderr
     replayed = ["budget={replay: " + str(tmp_path / "original") + "}", "checkpoint.interval=0.5s", *common]
