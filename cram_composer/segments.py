@@ -66,6 +66,7 @@ def rollback_to_checkpoint(folder: RunFolder, ledger: Ledger) -> Callable[[State
         if loaded is None:
             return False
         spent, kept = ledger.elapsed(), loaded["callbacks"]["BudgetCallback"]["inside"]
+        # The phase that is open goes on counting in a restored ledger, so its seconds are kept and not lost.
         ledger.restore(kept, lost=0.0)
         ledger.restore(kept, lost=max(0.0, spent - ledger.elapsed()))
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def start(composed: Composed, path: Path) -> int:
 
 def _end_with_the_launcher() -> None:
     """Have Linux send SIGTERM when Composer's launcher is gone: killed itself, it does not end what it started."""
-    if "LOCAL_RANK" in os.environ and hasattr(signal, "SIGTERM"):
+    if "LOCAL_RANK" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
