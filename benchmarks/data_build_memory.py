@@ -1,118 +1,145 @@
-"""Peak memory of a data build against the bound that cram_composer.data.assemble states (Linux only).
+"""Peak memory of a data build against the bound that cram_composer.data.build states (Linux only).
 
     python -m benchmarks.data_build_memory --megabytes 40
-    python -m benchmarks.data_build_memory --megabytes 4000 --format parquet --folder /data/tmp
+    python -m benchmarks.data_build_memory --megabytes 5000 --format jsonl.zst --stages all --partitions 8 --folder DIR
 
-Makes synthetic text whose word frequencies and vocabulary growth are like a natural language's, builds a data set from
-it and compares the growth of resident memory, beyond what the imported libraries take, with the bound. Prints a line
-of JSON; exit status 1 if the bound is exceeded.
+Makes English-like text (benchmarks.synthetic_text), builds a data set from it in a process of its own, and watches
+that process and all that it starts. The bound is for each process's own memory, beyond what it takes once the
+libraries are imported; the sums over all processes are there too. Prints a line of JSON; exit status 1 if the bound is
+exceeded.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import streaming  # noqa: F401 - counted with the libraries, as the next is
 from transformers import PreTrainedTokenizerFast  # noqa: F401
 
-from cram_composer.config.data_schema import DataBuildConfig, SourceConfig, TokenizerConfig
+from benchmarks.process_tree import TreeMemory, own_memory
+from benchmarks.synthetic_text import FORMATS, write_files
+from cram_composer.config.data_schema import (
+    CleanConfig,
+    CompressibilityConfig,
+    DataBuildConfig,
+    ExactDuplicatesConfig,
+    LanguageConfig,
+    LengthConfig,
+    NearDuplicatesConfig,
+    QualityConfig,
+    RepeatedSpansConfig,
+    SourceConfig,
+    StagesConfig,
+    TokenizerConfig,
+)
 from cram_composer.data.build import build
 from cram_composer.data.manifest import load_manifest
 
-_LETTERS = "etaoinshrdlcumwfgypbvkjxqz"
-_WORDS_PER_DOCUMENT = 500
+_LOOK_SECONDS = 0.05
+_STAGES = {
+    "none": StagesConfig(),
+    "all": StagesConfig(
+        clean=CleanConfig(),
+        length=LengthConfig(),
+        quality=QualityConfig(),
+        language=LanguageConfig(),
+        exact_duplicates=ExactDuplicatesConfig(),
+        near_duplicates=NearDuplicatesConfig(),
+        repeated_spans=RepeatedSpansConfig(),
+        compressibility=CompressibilityConfig(threshold=0.4),  # the made-up words need more tokens than English
+    ),
+}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=40, help="size of the text")
-    parser.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl")
-    parser.add_argument("--sample-mib", type=int, default=16, help="tokenizer.sample_bytes in MiB")
-    parser.add_argument("--shuffle-mib", type=int, default=4, help="shuffle_memory_mib")
-    parser.add_argument(
-        "--folder", type=Path, help="where text and data set are put for the time; default: the system's"
-    )
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+    options = _options()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        text = folder / f"text.{arguments.format}"
-        _write_text(text, arguments.megabytes * 1_000_000)
+        cores = len(os.sched_getaffinity(0))
+        files = write_files(folder, options.megabytes * 1_000_000, options.format, options.files, cores)
         config = DataBuildConfig(
             name="memory",
             output=str(folder / "out"),
-            sources=[SourceConfig(paths=[str(text)])],
-            tokenizer=TokenizerConfig(vocab_size=8192, sample_bytes=arguments.sample_mib << 20),
-            shuffle_memory_mib=arguments.shuffle_mib,
+            sources=[SourceConfig(paths=[str(path) for path in files])],
+            stages=_STAGES[options.stages],
+            tokenizer=TokenizerConfig(vocab_size=8192, sample_bytes=options.sample_mib << 20),
+            shuffle_memory_mib=options.shuffle_mib,
+            partitions=options.partitions,
+            jobs=options.jobs,
         )
-        before = _status("VmRSS")
         started = time.monotonic()
-        root = build(config, progress=False)
+        libraries, memory = _watched(config)
         seconds = time.monotonic() - started
-        growth = _status("VmHWM") - before
-        splits = load_manifest(root)["splits"]
-    bound = 256 + max(2 * arguments.sample_mib, arguments.shuffle_mib)
+        manifest = load_manifest(folder / "out")
+    splits = manifest["splits"].values()
+    bound = 256 + max(2 * options.sample_mib, options.shuffle_mib)
+    growth = memory.largest - libraries
     result = {
-        "text_mb": arguments.megabytes,
-        "format": arguments.format,
-        "tokens": sum(split["tokens"] for split in splits.values()),
-        "token_mib": round(sum(split["bytes"] for split in splits.values()) / 2**20, 1),
+        "text_mb": options.megabytes,
+        "format": options.format,
+        "stages": options.stages,
+        "partitions": options.partitions,
+        "tokens": sum(split["tokens"] for split in splits),
+        "token_mib": round(sum(split["bytes"] for split in splits) / 2**20, 1),
+        "documents_left": {stage["name"]: stage["documents_out"] for stage in manifest["stages"]},
         "growth_mib": round(growth, 1),
         "bound_mib": bound,
+        "libraries_mib": round(libraries, 1),
+        "tree_pss_mib": round(memory.total, 1),
+        "tree_rss_mib": round(memory.rss, 1),
+        "processes": memory.processes,
         "seconds": round(seconds, 1),
     }
     print(json.dumps(result))
     return int(growth > bound)
 
 
-def _documents(size: int) -> Iterator[str]:
-    """Documents of Zipf-distributed words (exponent 1.5: distinct words grow as the text's length to the 2/3)."""
-    random = np.random.default_rng(0)
-    words: dict[int, str] = {}
-    while size > 0:
-        numbers = random.zipf(1.5, _WORDS_PER_DOCUMENT)
-        text = " ".join(words.get(n) or words.setdefault(n, _word(n)) for n in numbers.tolist())
-        size -= len(text)
-        if len(words) > 1 << 16:
-            words.clear()
-        yield text
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=40, help="size of the text")
+    parser.add_argument("--format", choices=FORMATS, default="jsonl")
+    parser.add_argument("--files", type=int, help="files of text; default: one per 500 MB, at least one per core")
+    parser.add_argument("--stages", choices=_STAGES, default="none")
+    parser.add_argument("--partitions", type=int, default=1)
+    parser.add_argument("--jobs", type=int, help="partitions at a time; default: one per core")
+    parser.add_argument("--sample-mib", type=int, default=16, help="tokenizer.sample_bytes in MiB")
+    parser.add_argument("--shuffle-mib", type=int, default=4, help="shuffle_memory_mib")
+    parser.add_argument(
+        "--folder", type=Path, help="where text and data set are put for the time; default: the system's"
+    )
+    options = parser.parse_args()
+    options.files = options.files or max(options.megabytes // 500, len(os.sched_getaffinity(0)))
+    return options
 
 
-def _word(number: int) -> str:
-    letters = ""
-    while number:
-        number, letter = divmod(number, len(_LETTERS))
-        letters += _LETTERS[letter]
-    return letters
+def _watched(config: DataBuildConfig) -> tuple[float, TreeMemory]:
+    """Build in a process of its own; what that takes before it begins (MiB), and the peaks of the tree below it."""
+    here, there = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=_build, args=(config, there))
+    process.start()
+    libraries = here.recv()
+    memory = TreeMemory(process.pid or 0)
+    here.send("begin")
+    while process.is_alive():
+        memory.look()
+        process.join(_LOOK_SECONDS)
+    if process.exitcode:
+        sys.exit(f"the build failed with status {process.exitcode}")
+    return libraries, memory
 
 
-def _write_text(path: Path, size: int) -> None:
-    documents = _documents(size)
-    if path.suffix == ".jsonl":
-        with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"text": text}) + "\n" for text in documents)
-        return
-    schema = pa.schema([("text", pa.string())])
-    with pq.ParquetWriter(path, schema) as writer:
-        while batch := list(islice(documents, 10_000)):
-            writer.write_table(pa.table({"text": batch}, schema))
-
-
-def _status(key: str) -> float:
-    """A value of /proc/self/status in MiB."""
-    match = re.search(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert match is not None
-    return int(match[1]) / 1024
+def _build(config: DataBuildConfig, pipe: Connection) -> None:
+    pipe.send(own_memory())
+    pipe.recv()
+    build(config, progress=False)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,20 +20,12 @@ from composer.utils.checkpoint import save_checkpoint
 
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.ledger import Ledger
+from cram_composer.checkpoint_files import checkpoint_files, newest_checkpoint, sha256
 from cram_composer.data.stream import TrainLoader
-from cram_composer.errors import CramError
-from cram_composer.files import read_json, write_json
+from cram_composer.files import write_json
 from cram_composer.record import RunFolder
 
 _SAVING = ".saving-"
-
-
-@dataclass(frozen=True)
-class SavedCheckpoint:
-    """A checkpoint whose file is whole: size and hash are those written beside it."""
-
-    path: Path
-    step: int
 
 
 class RollingCheckpoints(Callback):
@@ -46,8 +35,18 @@ class RollingCheckpoints(Callback):
     and renamed, the `.json` last: a file without one is an interrupted save.
     """
 
-    def __init__(self, folder: RunFolder, budget: Budget, ledger: Ledger, *, interval: float, keep: int) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        budget: Budget,
+        ledger: Ledger,
+        *,
+        interval: float,
+        keep: int,
+        saved: Callable[[Path], None] | None = None,
+    ) -> None:
         self._folder = folder
+        self._saved = saved  # called on rank 0 with every checkpoint
         self._budget = budget
         self._ledger = ledger
         self._interval = interval
@@ -85,62 +84,30 @@ class RollingCheckpoints(Callback):
         self._last_at = self._budget.elapsed
         if dist.get_global_rank() == 0:
             self._folder.write_clock(self._ledger, int(state.timestamp.batch), clean=True)
+            if self._saved is not None:
+                self._saved(self._path(state))
+
+    def _path(self, state: State) -> Path:
+        return self._folder.checkpoints / f"step-{int(state.timestamp.batch):08d}.pt"
 
     def _write(self, state: State) -> None:
         step = int(state.timestamp.batch)
-        directory = self._folder.checkpoints
+        final = self._path(state)
+        directory = final.parent
         directory.mkdir(parents=True, exist_ok=True)
-        final = directory / f"step-{step:08d}.pt"
         temporary = directory / f"{_SAVING}{final.name}"  # Composer wants the suffix
         save_checkpoint(state, str(temporary))
         if dist.get_global_rank() == 0:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-                digest = _sha256(file)
+                digest = sha256(file)
             os.replace(temporary, final)
             write_json(final.with_suffix(".json"), {"step": step, "bytes": final.stat().st_size, "sha256": digest})
             # A newer step than this one is a damaged checkpoint that this run passed over when it resumed.
-            whole = [path for path in _checkpoint_files(directory) if path.name <= final.name]
-            for old in set(_checkpoint_files(directory)) - set(whole[: self._keep]):
+            whole = [path for path in checkpoint_files(directory) if path.name <= final.name]
+            for old in set(checkpoint_files(directory)) - set(whole[: self._keep]):
                 old.with_suffix(".json").unlink(missing_ok=True)
                 old.unlink(missing_ok=True)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _checkpoint_files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step-*.pt"), reverse=True)
-
-
-def newest_checkpoint(directory: Path) -> SavedCheckpoint | None:
-    """The newest checkpoint that is whole; a warning for each newer one that is not. None when there is none."""
-    for path in _checkpoint_files(directory):
-        problem = _problem(path)
-        if problem is None:
-            return SavedCheckpoint(path, int(read_json(path.with_suffix(".json"))["step"]))
-        warnings.warn(f"{path}: {problem}; using the checkpoint before it", stacklevel=2)
-    return None
-
-
-def _problem(path: Path) -> str | None:
-    try:
-        expected = read_json(path.with_suffix(".json"))
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            return f"truncated ({size} of {expected['bytes']} bytes)"
-        with open(path, "rb") as file:
-            return (
-                None if _sha256(file) == expected["sha256"] else "corrupt (its hash is not the one written beside it)"
-            )
-    except FileNotFoundError:
-        return "an interrupted save (no .json beside it)"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"unreadable ({error})"
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -168,23 +135,18 @@ def restore_weights(state: State, logger: Logger, directory: Path) -> dict[str, 
 
 
 class DataPosition(Callback):
-    """Every rank's place in the data, in the checkpoint that rank 0 writes."""
+    """The run's place in the data: one for all ranks, and good for any number of them."""
 
     def __init__(self, loader: TrainLoader) -> None:
         self._loader = loader
 
     def state_dict(self) -> dict[str, Any]:
-        """All ranks' places. Collective."""
-        return {"ranks": dist.all_gather_object(self._loader.state_dict())}
+        """The place."""
+        return self._loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to this rank's place."""
-        if len(state["ranks"]) != dist.get_world_size():
-            raise CramError(
-                f"the checkpoint is of {len(state['ranks'])} device(s) and this start has {dist.get_world_size()}; "
-                "resume on the same number"
-            )
-        self._loader.load_state_dict(state["ranks"][dist.get_global_rank()])
+        """Go to the place."""
+        self._loader.load_state_dict(state)
 
 
 class Signals:

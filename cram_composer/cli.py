@@ -62,10 +62,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_yaml(explain)
     recipes = add("recipes", _recipes, "List the recipes, or show the cards of some.")
     recipes.add_argument("names", nargs="*", metavar="NAME")
-    data = commands.add_parser("data", help="Build data sets.").add_subparsers(required=True, metavar="ACTION")
+    data = commands.add_parser("data", help="Build data sets and look at them.").add_subparsers(
+        required=True, metavar="ACTION"
+    )
     build = data.add_parser("build", help="Build a data set from a data YAML.")
     build.set_defaults(function=_data_build)
     _add_yaml(build)
+    build.add_argument(
+        "--partitions", type=int, metavar="N", help="cut the work into N tasks: processes here, or Slurm jobs"
+    )
+    inspect = data.add_parser("inspect", help="Show what a data set is made of, and draw its page.")
+    inspect.set_defaults(function=_data_inspect)
+    inspect.add_argument(
+        "data", metavar="DATA", help="folder of a data set, or s3://bucket/path, gs://, oci://, azure://"
+    )
+    inspect.add_argument(
+        "--output", type=Path, help="HTML file (default: DATA/inspect.html, ./inspect.html for object storage)"
+    )
     export = add("export", _export, "Write the Hugging Face folder of a run's newest checkpoint.")
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--output", type=Path, help="folder to write (default: RUN/export)")
@@ -129,8 +142,21 @@ def _data_build(options: argparse.Namespace) -> int:
     from cram_composer.config.data_schema import DataBuildConfig
     from cram_composer.data.build import build
 
-    composed = compose(DataBuildConfig, options.yaml, options.overrides)
+    partitions = [] if options.partitions is None else [f"partitions={options.partitions}"]
+    composed = compose(DataBuildConfig, options.yaml, [*options.overrides, *partitions])
     print(build(composed.config))
+    return 0
+
+
+def _data_inspect(options: argparse.Namespace) -> int:
+    from cram_composer.analysis.data_page import console, write_page
+    from cram_composer.analysis.data_set import load_data_set
+    from cram_composer.storage import is_remote
+
+    data = load_data_set(options.data)
+    print(console(data))
+    folder = Path() if is_remote(options.data) else Path(data.uri)
+    print(f"\npage: {write_page(data, options.output or folder / 'inspect.html')}")
     return 0
 
 

@@ -24,11 +24,15 @@ from cram_composer.models.export import export_model, fill_masks, verify_export
 from cram_composer.models.factory import build_model
 from cram_composer.models.flops import flops_per_token
 from cram_composer.record import RECORD, RunFolder
+from cram_composer.remote_run import report_failure
 from cram_composer.run import Run
 
 
-def finish(run: Run, status: str, reason: str | None) -> None:
-    """Evaluate on more rows than the loop did, export, draw the page. Collective."""
+def finish(run: Run, status: str, reason: str | None) -> int:
+    """Evaluate on more rows than the loop did, export, draw the page, copy it all. Collective.
+
+    Returns the process's exit status: 1 when `runs_remote` could not be written.
+    """
     ledger = run.ledger
     with ledger.outside_budget("final_eval"):
         run.trainer.eval(eval_dataloader=held_out_evaluator("final", run.final_batches, run.config.eval.batch_size))
@@ -41,15 +45,26 @@ def finish(run: Run, status: str, reason: str | None) -> None:
     }
     run.trainer.close()
     if dist.get_global_rank() != 0:
-        return
+        return 0
     if run.config.export.enabled:
         # Not over yet: a run that is killed from here on evaluates and exports again when it is started again.
         write_record(run, "running", reason)
         with ledger.outside_budget("export"):
             run.extra["metrics"]["fills"] = _export(run)
+    problem = None
+    if run.remote is not None:
+        with ledger.outside_budget("upload"):
+            problem = run.remote.finish()
     write_record(run, status, reason)
     _print_summary(run)
     _draw_page(run.folder.path)
+    if run.remote is None:
+        return 0
+    problem = problem or run.remote.seal()
+    if problem is not None:
+        return report_failure(run.remote, problem)
+    print(f"copy:   {run.remote.uri}")
+    return 0
 
 
 def _export(run: Run) -> list[dict[str, Any]]:
@@ -125,6 +140,7 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         "budget": run.budget.describe(),
         "steps": int(timestamp.batch),
         "tokens": int(timestamp.token),
+        "epochs": run.loader.stream.epochs,  # times that the budget went through the data
         "tokens_per_second": int(timestamp.token) / total if total else None,
         # At full row length, forward and backward; times tokens_per_second it is the model FLOP/s of the whole budget.
         "flops_per_token": flops_per_token(run.model.model, run.data.manifest["sequence_length"], _masked_per_row(run)),

@@ -18,7 +18,7 @@ from cram_composer.errors import CramError
 from cram_composer.files import read_json, write_atomic, write_json
 
 RECORD = "record.json"
-_CLOCK = "clock.json"
+CLOCK = "clock.json"
 _ENDING_SECONDS = 30.0
 
 
@@ -71,12 +71,12 @@ class RunFolder:
 
     def read_clock(self) -> dict[str, Any] | None:
         """The last heartbeat: {"inside": seconds per phase, "step": steps done, "clean": bool}."""
-        path = self.path / _CLOCK
+        path = self.path / CLOCK
         return read_json(path) if path.is_file() else None
 
     def write_clock(self, ledger: Ledger, step: int, clean: bool) -> None:
         """Write a heartbeat; `clean` says that a checkpoint of exactly this step exists."""
-        write_json(self.path / _CLOCK, {"inside": ledger.snapshot(), "step": step, "clean": clean})
+        write_json(self.path / CLOCK, {"inside": ledger.snapshot(), "step": step, "clean": clean})
 
 
 def _has_lost_its_parent(holder: Path) -> bool:

@@ -16,11 +16,12 @@ from cram_composer.checkpoint import RollingCheckpoints, Signals
 from cram_composer.config import Composed
 from cram_composer.config.schema import RunConfig
 from cram_composer.data.prepare import DataSet
-from cram_composer.data.stream import Batch
+from cram_composer.data.stream import Batch, TrainLoader
 from cram_composer.device import DeviceChoice
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.record import RunFolder
 from cram_composer.recording import Heartbeat, TraceWriter
+from cram_composer.remote_run import RemoteRun
 
 
 @dataclass
@@ -34,12 +35,14 @@ class Run:
     data: DataSet
     budget: Budget
     ledger: Ledger
+    loader: TrainLoader
     model: MaskedLMTrainingModel
     trainer: Trainer
     clock: BudgetCallback
     trace: TraceWriter
     heartbeat: Heartbeat
     checkpoints: RollingCheckpoints
+    remote: RemoteRun | None  # on rank 0, with runs_remote
     guard: NonFiniteGuard
     kill: EarlyKill | None
     signals: Signals

@@ -11,7 +11,8 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from cram_composer.budget.ledger import Ledger
-from cram_composer.checkpoint import SavedCheckpoint, load_state, restore_weights
+from cram_composer.checkpoint import load_state, restore_weights
+from cram_composer.checkpoint_files import SavedCheckpoint
 from cram_composer.record import RunFolder
 from cram_composer.run import Run
 

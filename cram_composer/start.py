@@ -8,11 +8,15 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cram_composer.config import Composed
 from cram_composer.errors import CramError
 from cram_composer.record import RunFolder
+
+if TYPE_CHECKING:
+    from cram_composer.config.schema import RunConfig
+    from cram_composer.remote_run import RemoteRun
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -23,18 +27,25 @@ def start(composed: Composed, path: Path) -> int:
     _end_with_the_launcher()
     first = os.environ.get("RANK", "0") == "0"
     folder = RunFolder(path)
-    if _is_over(folder, composed, first):
-        return 0
+    remote = _remote(folder, composed)
+    if _is_over(folder, composed, first, remote):
+        return remote.complete() if remote is not None and first else 0
     from cram_composer.device import choose_device
 
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     from cram_composer.training import run
 
+    if first and remote is not None:
+        remote.check()
     if first:
         folder.lock()
     try:
         # Read again: another process may have trained here until it let go of the lock.
-        return 0 if _is_over(folder, composed, first) else run(composed, device, folder, folder.read_record(), started)
+        if _is_over(folder, composed, first, remote):
+            return 0
+        if first and remote is not None:
+            remote.restore()
+        return run(composed, device, folder, folder.read_record(), started)
     finally:
         folder.unlock()
 
@@ -45,25 +56,40 @@ def _end_with_the_launcher() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _is_over(folder: RunFolder, composed: Composed, say: bool) -> bool:
-    earlier = folder.read_record()
+def _remote(folder: RunFolder, composed: Composed) -> RemoteRun | None:
+    config: RunConfig = composed.config
+    if config.runs_remote is None:
+        return None
+    from cram_composer.remote_run import RemoteRun
+
+    return RemoteRun(folder, config.runs_remote, config.checkpoint.keep)
+
+
+def _is_over(folder: RunFolder, composed: Composed, say: bool, remote: RemoteRun | None) -> bool:
+    """Whether the run is over, here or in the copy that another machine may have made of it."""
+    if _ended(folder.read_record(), composed, str(folder.path), say):
+        return True
+    return remote is not None and _ended(remote.read_record(), composed, remote.uri, say)
+
+
+def _ended(earlier: dict[str, Any] | None, composed: Composed, where: str, say: bool) -> bool:
     if earlier is None:
         return False
-    _check_same(earlier, composed, folder.path)
+    _check_same(earlier, composed, where)
     over = earlier["status"] in ("finished", "killed-early")
     if over and say:
-        print(f"{folder.path}: this run is over ({earlier['status']}); choose run_name=... for another")
+        print(f"{where}: this run is over ({earlier['status']}); choose run_name=... for another")
     return over
 
 
-def _check_same(earlier: dict[str, Any], composed: Composed, path: Path) -> None:
+def _check_same(earlier: dict[str, Any], composed: Composed, where: str) -> None:
     """A run continues with the configuration it began with."""
     if earlier["config_hash"] == composed.hash:
         return
     before, now = _flat(earlier["config"]), _flat(composed.plain)
     differing = [key for key in now if before.get(key) != now[key]] or ["the schema"]
     raise CramError(
-        f"{path}: holds a run with another configuration ({', '.join(differing[:5])}); "
+        f"{where}: holds a run with another configuration ({', '.join(differing[:5])}); "
         "choose run_name=... for a new run, or go back to that configuration to continue"
     )
 

@@ -12,6 +12,7 @@ import torch
 from composer import DataSpec, Trainer
 from composer.utils import dist, reproducibility
 
+from cram_composer.algorithms.data_curriculum import DataCurriculum
 from cram_composer.algorithms.masking_schedule import MaskingSchedule
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.algorithms.registry import Parts, build_algorithms
@@ -19,20 +20,23 @@ from cram_composer.budget.budget import Budget, build_budget
 from cram_composer.budget.callback import BudgetCallback
 from cram_composer.budget.early_stop import EarlyKill
 from cram_composer.budget.energy import EnergyMeter
+from cram_composer.budget.forecast import EpochForecast
 from cram_composer.budget.ledger import Ledger
 from cram_composer.budget.schedules import build_schedule
 from cram_composer.checkpoint import (
     DataPosition,
     RollingCheckpoints,
     Signals,
-    newest_checkpoint,
 )
+from cram_composer.checkpoint_files import newest_checkpoint
 from cram_composer.config import Composed
 from cram_composer.config.schema import RunConfig
 from cram_composer.config.units import parse_duration
 from cram_composer.data.masking import build_masker, evaluation_masker
+from cram_composer.data.mixture import Curriculum, choose_streams
+from cram_composer.data.opening import open_train, open_validation
 from cram_composer.data.prepare import DataSet, prepare
-from cram_composer.data.stream import Batch, RowStream, TrainLoader, evaluation_batches, open_split, read_rows
+from cram_composer.data.stream import Batch, TrainLoader, evaluation_batches
 from cram_composer.device import DeviceChoice
 from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
@@ -43,12 +47,14 @@ from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.record import RunFolder, environment
 from cram_composer.recording import Heartbeat, TraceWriter
+from cram_composer.remote_run import RemoteRun
 from cram_composer.run import Run
 from cram_composer.segments import Segment, restore_ledger, rollback_to_checkpoint
 
 # Composer insists on a duration in its own units; the budget callback is what ends a run.
 _NO_END = "1000000000ba"
 _TEN_MINUTES = 600.0
+_ONE_MINUTE = 60.0
 
 
 def run(
@@ -86,11 +92,12 @@ def run(
         write_record(built, status, reason)
         if dist.get_global_rank() == 0:
             print(f"{reason}: saved at step {int(built.trainer.state.timestamp.batch)}; the same command continues it")
+        if built.remote is not None:
+            built.remote.flush(_ONE_MINUTE)
         return 128 + built.clock.signal
     with built.ledger.outside_budget("final_checkpoint"):
         built.checkpoints.save(built.trainer.state)
-    finish(built, status, reason)
-    return 0
+    return finish(built, status, reason)
 
 
 def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: dict[str, Any] | None) -> Run:
@@ -123,23 +130,35 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
 
-    loader = _train_loader(config, data, rank, world_size)
+    in_loop, final, cached = _held_out(config, data, rank, world_size)
+    loader = _train_loader(config, data, rank, world_size, cached)
     parts = Parts(budget, loader, world_size)
     guard = NonFiniteGuard(config.train.nonfinite, config.train.max_nonfinite, rollback_to_checkpoint(folder, ledger))
     # The guard is last: Composer runs algorithms in reverse after a step, and clipping would make an infinity finite.
     algorithms = [MaskingSchedule(config.objective, budget, loader), *build_algorithms(config.algorithms, parts), guard]
+    if config.data.curriculum:
+        splits = [stream.split for stream in choose_streams(config.data, data.manifest)]
+        algorithms.insert(0, DataCurriculum(Curriculum(config.data.curriculum, splits), budget, loader))
 
     heartbeat = Heartbeat(folder, ledger)
     signals = Signals(heartbeat.beat)
+    remote = None
+    if config.runs_remote is not None and rank == 0:
+        remote = RemoteRun(folder, config.runs_remote, config.checkpoint.keep)
     checkpoints = RollingCheckpoints(
-        folder, budget, ledger, interval=_checkpoint_interval(config, budget), keep=config.checkpoint.keep
+        folder,
+        budget,
+        ledger,
+        interval=_checkpoint_interval(config, budget),
+        keep=config.checkpoint.keep,
+        saved=remote.offer if remote is not None else None,
     )
     clock = BudgetCallback(budget, ledger, build_schedule(config.schedule), lambda: signals.received, checkpoints.save)
     trace = TraceWriter(folder, budget, clock, ledger, loader)
     kill = EarlyKill(config.train.kill, budget, lambda: trace.recent_losses) if config.train.kill else None
-    callbacks = [heartbeat, trace, *([kill] if kill else []), DataPosition(loader), checkpoints, clock]
+    forecast = EpochForecast(budget, ledger, loader.stream.rows_per_epoch, data.manifest["sequence_length"])
+    callbacks = [heartbeat, trace, forecast, *([kill] if kill else []), DataPosition(loader), checkpoints, clock]
 
-    in_loop, final = _held_out(config, data, rank, world_size)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         saved = newest_checkpoint(folder.checkpoints)
@@ -186,12 +205,14 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         data=data,
         budget=budget,
         ledger=ledger,
+        loader=loader,
         model=model,
         trainer=trainer,
         clock=clock,
         trace=trace,
         heartbeat=heartbeat,
         checkpoints=checkpoints,
+        remote=remote,
         guard=guard,
         kill=kill,
         signals=signals,
@@ -201,13 +222,14 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     )
 
 
-def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> tuple[list[Batch], list[Batch]]:
-    """This rank's batches for the evaluations in the loop and for the one at the end."""
+def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> tuple[list[Batch], list[Batch], int]:
+    """This rank's batches for the evaluations in the loop and at the end; the bytes their shards keep of a cache."""
     tokens = data.manifest["special_tokens"]
-    masker = evaluation_masker(data.manifest["vocab_size"], tuple(tokens.values()), tokens["mask"])
-    dataset = open_split(data.root, data.remote, "validation", shuffle=False, seed=0)
+    masker = evaluation_masker(
+        data.manifest["vocab_size"], tuple(tokens.values()), tokens["mask"], **_row_marks(config, data)
+    )
     settings = config.eval
-    rows = read_rows(dataset, max(settings.rows, settings.final_rows))
+    rows, cached = open_validation(data, max(settings.rows, settings.final_rows))
     final = evaluation_batches(rows[: settings.final_rows], masker, settings.batch_size, rank, world_size)
     if not final:
         raise CramError(
@@ -220,15 +242,20 @@ def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> t
             f"eval.rows: {settings.rows} are less than one batch of eval.batch_size = {settings.batch_size} on "
             f"{world_size} device(s); raise it, or set eval.interval=0"
         )
-    return in_loop, final
+    return in_loop, final, cached
 
 
-def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int) -> TrainLoader:
+def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int, cached: int) -> TrainLoader:
     tokens = data.manifest["special_tokens"]
-    masker = build_masker(config.objective, data.manifest["vocab_size"], tuple(tokens.values()), tokens["mask"])
-    dataset = open_split(data.root, data.remote, "train", shuffle=True, seed=config.seed)
+    masker = build_masker(
+        config.objective,
+        data.manifest["vocab_size"],
+        tuple(tokens.values()),
+        tokens["mask"],
+        **_row_marks(config, data),
+    )
     return TrainLoader(
-        RowStream(dataset, config.data.num_workers, parse_duration(config.data.timeout), world_size),
+        open_train(data, config.data, seed=config.seed, rank=rank, world_size=world_size, reserved=cached),
         masker,
         rows=config.train.batch_size // world_size,
         microbatch=config.train.device_train_microbatch_size,
@@ -236,6 +263,15 @@ def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int) 
         seed=config.seed,
         rank=rank,
     )
+
+
+def _row_marks(config: RunConfig, data: DataSet) -> dict[str, int | None]:
+    """The ids by which a masker tells padding and the ends of documents, where either matters."""
+    tokens = data.manifest["special_tokens"]
+    return {
+        "pad_id": tokens["pad"] if data.manifest["packing"] == "best-fit" else None,
+        "sep_id": tokens["sep"] if config.model.document_masking else None,
+    }
 
 
 def _checkpoint_interval(config: RunConfig, budget: Budget) -> float:

@@ -6,10 +6,12 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.servers import Bucket, S3Server, rclone_server, seaweed_server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -101,3 +103,46 @@ def train(tiny_data: Path, tmp_path: Path) -> Train:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running SeaweedFS, shared by the tests of this process; take a bucket of it from `s3`."""
+    server = seaweed_server(tmp_path_factory.mktemp("seaweed")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running rclone S3 server, shared by the tests of this process; take a bucket of it from `rclone_s3`."""
+    server = rclone_server(tmp_path_factory.mktemp("rclone")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(seaweed: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An empty bucket on SeaweedFS, which this process's environment points at (see S3Server.environment).
+
+    Do to the server what the test needs: stop it, pause it, change its credentials. The next test finds it as it was.
+    """
+    yield from _bucket(seaweed, monkeypatch)
+
+
+@pytest.fixture
+def rclone_s3(rclone: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """The same on rclone's server."""
+    yield from _bucket(rclone, monkeypatch)
+
+
+def _bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    server.start()
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    credentials = server.access_key, server.secret_key
+    yield server.new_bucket()
+    server.resume()
+    if (server.access_key, server.secret_key) != credentials:
+        server.put_credentials(*credentials)

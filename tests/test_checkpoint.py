@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.checkpoint import newest_checkpoint
+from cram_composer.checkpoint_files import newest_checkpoint
 from cram_composer.files import write_json
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ LEDGER_TEXTS = {
     "final_checkpoint": "checkpoint of the finished model",
     "final_eval": "evaluation of the finished model",
     "export": "Hugging Face folder",
+    "upload": "copies in object storage",
 }
 
 
@@ -196,8 +197,12 @@ def _rank(origin: str) -> int:
 
 
 def data_tables(run: Run) -> list[Table]:
-    """The data set in short: what it is, its splits, its sources."""
-    data = run.get("data") or {}
+    """The data set that the run trained on, in short."""
+    return data_set_tables(run.get("data") or {})
+
+
+def data_set_tables(data: Mapping[str, Any]) -> list[Table]:
+    """What a manifest, or the summary of one, says: what the data set is, its splits, its sources."""
     facts = [
         (key.replace("_", " "), _text(value)) for key, value in data.items() if not isinstance(value, (dict, list))
     ]
@@ -206,12 +211,22 @@ def data_tables(run: Run) -> list[Table]:
         (name, *(count(split.get(name)) for split in splits.values()))
         for name in ("documents", "rows", "tokens", "characters")
     ]
-    unknown = (percent(_ratio(split.get("unk_tokens"), split.get("tokens")), 3) for split in splits.values())
+    shares = [
+        (name, *(percent(_ratio(split.get(key), split.get("tokens")), 3) for split in splits.values()))
+        for name, key in (("unknown tokens", "unk_tokens"), ("padding", "padding_tokens"))
+        if key == "unk_tokens" or any(split.get(key) for split in splits.values())
+    ]
     known = ("name", "kind", "documents", "characters", "licence", "files")
+    one_stream = len(data.get("streams") or []) < 2
     sources = [
         (
             str(source.get("name", NOT_RECORDED)),
-            ", ".join([str(source.get("kind", "")), *(f"{k} {v}" for k, v in source.items() if k not in known)]),
+            ", ".join(
+                [
+                    str(source.get("kind", "")),
+                    *(f"{k} {v}" for k, v in source.items() if k not in known and not (k == "stream" and one_stream)),
+                ]
+            ),
             count(source.get("documents")),
             count(source.get("characters")),
             str(source.get("licence") or NOT_RECORDED),
@@ -220,9 +235,7 @@ def data_tables(run: Run) -> list[Table]:
     ]
     return [
         Table("Data set", ("", "Value"), facts),
-        Table(
-            "Splits", ("", *splits), [*counts, ("unknown tokens", *unknown)], numeric=tuple(range(1, len(splits) + 1))
-        ),
+        Table("Splits", ("", *splits), [*counts, *shares], numeric=tuple(range(1, len(splits) + 1))),
         Table("Sources", ("Source", "Kind", "Documents", "Characters", "Licence"), sources, numeric=(2, 3)),
     ]
 

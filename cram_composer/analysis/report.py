@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cram_composer import __version__
 from cram_composer.analysis import page
 from cram_composer.analysis.run_folder import Run, load_run
-from cram_composer.analysis.style import DARK, LIGHT, css_variables, series_style, to_inline_svg, to_png
+from cram_composer.analysis.style import LIGHT, series_style, to_inline_svg, to_png
+from cram_composer.analysis.templating import render
 from cram_composer.errors import CramError
 from cram_composer.files import read_json, write_atomic
 
@@ -41,26 +41,12 @@ def write_report(runs: list[Path], output: Path | None = None) -> Path:
 
 
 def _render(runs: list[Run], figures: dict[str, dict[str, str]]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("cram_composer.analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # Long dotted keys may wrap after a dot or an underscore and nowhere else.
-    environment.filters["breakable"] = lambda text: Markup(
-        str(escape(text)).replace(".", ".<wbr>").replace("_", "_<wbr>").replace("/", "/<wbr>")
-    )
     several = len(runs) > 1
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=runs[0].name if not several else f"{len(runs)} runs",
-        version=__version__,
-        light=css_variables(LIGHT),
-        dark=css_variables(DARK),
         figures={name: {**figure, "svg": Markup(figure["svg"])} for name, figure in figures.items()},
         runs=[_view(run, index) for index, run in enumerate(runs)],
         comparison=page.comparison(runs) if several else None,

@@ -64,6 +64,7 @@ LEDGER = {
     "final_checkpoint": LIGHT["series-4"],
     "final_eval": LIGHT["outside-2"],
     "export": LIGHT["outside-3"],
+    "upload": LIGHT["outside-1"],
 }
 WIDTH = 4.6  # inches; at the width of a phone 1 pt is then about 1 CSS pixel, and text stays readable
 

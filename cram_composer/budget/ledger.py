@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 INSIDE = ("compile", "train", "data", "eval", "checkpoint", "lost")
-OUTSIDE = ("setup", "data_build", "final_checkpoint", "final_eval", "export")
+OUTSIDE = ("setup", "data_build", "final_checkpoint", "final_eval", "export", "upload")
 
 
 class Ledger:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import typing
+from collections.abc import Callable
 from typing import Any
 
-from cram_composer.config.schema import RunConfig
-from cram_composer.config.units import parse_duration
+from cram_composer.config.schema import DataConfig, RunConfig
+from cram_composer.config.units import parse_bytes, parse_duration
 from cram_composer.errors import ConfigError
 
 
@@ -17,8 +19,9 @@ def check_values(schema: type, plain: dict[str, Any], provenance: dict[str, str]
     """Check choices and ranges of every field of `schema` against its metadata, blaming the layer a value is from."""
     _walk(schema, plain, "", provenance)
     if schema is RunConfig:
-        for key in ("budget.wall", "checkpoint.interval", "data.timeout"):
-            _check_duration(plain, key, provenance)
+        for key in ("budget.wall", "checkpoint.interval", "data.timeout", "data.deadline"):
+            _check_unit(parse_duration, plain, key, provenance)
+        _check_unit(parse_bytes, plain, "data.cache_limit", provenance)
 
 
 def _walk(schema: type, values: dict[str, Any], prefix: str, provenance: dict[str, str]) -> None:
@@ -39,7 +42,11 @@ def _walk(schema: type, values: dict[str, Any], prefix: str, provenance: dict[st
                 raise ConfigError(f"{where}: {value} is out of range; it must be {allowed}")
         nested = _dataclass_in(types[spec.name])
         if nested is not None and isinstance(value, dict):
-            _walk(nested, value, key + ".", provenance)
+            if typing.get_origin(types[spec.name]) is dict:  # by name
+                for name, item in value.items():
+                    _walk(nested, item, f"{key}.{name}.", provenance)
+            else:
+                _walk(nested, value, key + ".", provenance)
 
 
 def _dataclass_in(hint: Any) -> type | None:
@@ -49,12 +56,12 @@ def _dataclass_in(hint: Any) -> type | None:
     return None
 
 
-def _check_duration(plain: dict[str, Any], key: str, provenance: dict[str, str]) -> None:
+def _check_unit(parse: Callable[[str], float], plain: dict[str, Any], key: str, provenance: dict[str, str]) -> None:
     section, name = key.split(".")
     text = plain[section][name]
     if text is not None:
         try:
-            parse_duration(text)
+            parse(text)
         except ConfigError as error:
             raise ConfigError(f"{provenance.get(key, 'default')}: {key}: {error}") from None
 
@@ -85,8 +92,39 @@ def check_run(config: RunConfig, world_size: int) -> None:
         raise ConfigError(f"optimizer.betas: {config.optimizer.betas} must be two numbers in [0, 1)")
     if config.model.architecture == "hf" and config.model.hf_name is None:
         raise ConfigError("model.hf_name: architecture hf needs a model type, such as model.hf_name=bert")
+    if config.model.architecture == "hf" and config.model.document_masking:
+        raise ConfigError("model.document_masking: architecture hf cannot do it; use architecture crambert or false")
     if not any((config.data.local, config.data.remote, config.data.build)):
         raise ConfigError("data: no data set named; set data.build, data.local or data.remote")
+    _check_data(config.data)
+
+
+def _check_data(data: DataConfig) -> None:
+    if data.remote is None and data.build is None:
+        for key in ("mirror", "cache_limit"):
+            if getattr(data, key) is not None:
+                raise ConfigError(f"data.{key}: is for shards that come from data.remote, which is not set")
+    patience = parse_duration(data.deadline) * (1 if data.mirror is None else 2)
+    if data.remote is not None and parse_duration(data.timeout) <= patience:
+        raise ConfigError(
+            f"data.timeout: {data.timeout} is over before a shard is given up, after {patience:.0f} s (data.deadline, "
+            "for the remote and its mirror each); raise data.timeout or lower data.deadline"
+        )
+    if data.mixture and data.curriculum:
+        raise ConfigError("data.curriculum: it is a mixture that changes; drop data.mixture or data.curriculum")
+    for name, weight in data.mixture.items():
+        given = [key for key in ("proportion", "repeat", "choose") if getattr(weight, key) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"data.mixture.{name}: {' and '.join(given)} are given; one of them says it all")
+    for before, point in itertools.pairwise([None, *data.curriculum]):
+        assert point is not None
+        if not 0.0 <= point.at <= 1.0 or (before is not None and point.at <= before.at):
+            raise ConfigError(
+                f"data.curriculum: at {point.at}: points go up from 0 to 1, each later than the one before"
+            )
+        shares = point.proportions.values()
+        if not all(math.isfinite(share) and share >= 0.0 for share in shares) or not sum(shares):
+            raise ConfigError(f"data.curriculum: at {point.at}: proportions are 0 or more, and one of them is more")
 
 
 def _ramp_sizes(config: RunConfig) -> list[tuple[str, int]]:

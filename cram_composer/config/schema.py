@@ -23,11 +23,35 @@ class BudgetConfig:
 
 
 @dataclass
+class StreamWeightConfig:
+    """How much of a stream an epoch holds; one of the three, as in Streaming's `Stream`."""
+
+    proportion: float | None = number(None, 0.0)  # share of the epoch, in proportion to those of the other streams
+    repeat: float | None = number(None, 0.0)  # times its own size
+    choose: int | None = number(None, 1)  # blocks
+
+
+@dataclass
+class CurriculumPointConfig:
+    """Shares of the streams at a point of the budget; between points they change linearly."""
+
+    at: float = number(0.0, 0.0, 1.0)  # progress
+    proportions: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
 class DataConfig:
     """Where the shards are (docs of `cram data build` say what they hold)."""
 
     local: str | None = None  # folder of a built data set, or the cache of `remote`; default: the output of `build`
     remote: str | None = None  # the same folder in object storage: s3://bucket/path, gs://, oci://, azure://
+    mirror: str | None = None  # another copy of `remote`, for what cannot be had there
+    cache_limit: str | None = None  # disk that shards of `remote` may take, such as 50gb; the oldest go first
+    deadline: str = "2m"  # a file of `remote` that cannot be had for this long, retries included, ends the run
+    prefetch: int = number(64, 0)  # blocks that are asked for ahead of the one in use, per device
+    order: str = choice("auto", "shuffled", "stored")  # auto: stored if the build put the rows in an order
+    mixture: dict[str, StreamWeightConfig] = field(default_factory=dict)  # by stream; default: all of each
+    curriculum: list[CurriculumPointConfig] = field(default_factory=list)  # a mixture that changes over the budget
     build: str | None = None  # data YAML that makes it
     build_if_missing: bool = False  # run `build` before the clock starts when the data set is not there
     num_workers: int = number(1, 0)  # processes per device that read and decompress shards
@@ -54,6 +78,7 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     initializer_range: float = 0.02
+    document_masking: bool = False  # in pretraining, attention does not cross from one document of a row to another
     hf_name: str | None = None  # model type for `architecture: hf`: bert, modernbert, ...
     hf_overrides: dict[str, Any] = field(default_factory=dict)  # values of that model's own config class
 
@@ -216,6 +241,7 @@ class RunConfig:
 
     run_name: str | None = None  # folder under runs_dir; default: the YAML's name
     runs_dir: str = "runs"
+    runs_remote: str | None = None  # copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://
     recipes: list[str] = field(default_factory=list)
     seed: int = 17
     device: str = choice("auto", "cpu", "cuda")

@@ -1,4 +1,4 @@
-"""Durations as people write them: 24h, 90m, 600s, 1d, 1h30m."""
+"""Durations and sizes as people write them: 24h, 90m, 600s, 1d, 1h30m; 50gb."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from cram_composer.errors import ConfigError
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_SIZES = ["b", "kb", "mb", "gb", "tb"]
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(b|kb|mb|gb|tb)")
 
 
 def parse_duration(text: str) -> float:
@@ -19,6 +21,14 @@ def parse_duration(text: str) -> float:
     if seconds <= 0:
         raise ConfigError(f"the duration '{text}' must be longer than zero")
     return seconds
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in a size such as `50gb`, `500mb` or `1.5tb`; as in Streaming, a kb is 1024 bytes."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(f"'{text}' is not a size: write it as 50gb, 500mb or 2tb")
+    return int(float(match[1]) * 1024 ** _SIZES.index(match[2]))
 
 
 def format_duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,12 +14,15 @@ from cram_composer.errors import CramError
 from cram_composer.files import read_json
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _READ_BYTES = 8 << 20
 
 
 class SplitCounts(TypedDict):
-    """One split. `tokens` is rows x sequence_length; `unk_tokens` of them are [UNK]; `dropped_tokens` filled no row."""
+    """One split. `tokens` is rows x sequence_length; `unk_tokens` of them are [UNK], `padding_tokens` [PAD].
+
+    `dropped_tokens` filled no row or no block. `bytes` is the size of all shards as stored.
+    """
 
     documents: int
     characters: int
@@ -26,6 +30,7 @@ class SplitCounts(TypedDict):
     tokens: int
     unk_tokens: int
     dropped_tokens: int
+    padding_tokens: int
     blocks: int
     bytes: int
 
@@ -43,7 +48,13 @@ class Manifest(TypedDict):
     vocab_size: int
     special_tokens: dict[str, int]
     tokenizer_sha256: str
-    splits: dict[str, SplitCounts]
+    packing: str  # config.data_schema.PackingConfig.kind
+    ordering: str  # of the rows of the train streams
+    compression: str  # of the shards: none or zstd
+    partitions: int
+    streams: list[str]  # the splits to train on: ["train"], or ["train-NAME", ...]
+    splits: dict[str, SplitCounts]  # those and "validation"
+    stages: list[dict[str, Any]]  # data.stages.counts.StageCounts of every stage that is on, in order
     sources: list[dict[str, Any]]
     unigram_validation_nats: float
     config: dict[str, Any]
@@ -85,35 +96,67 @@ def verify(root: Path, manifest: Manifest, full: bool = True) -> None:
         raise _damaged(tokenizer, "missing")
     if hashlib.sha256(tokenizer.read_bytes()).hexdigest() != manifest["tokenizer_sha256"]:
         raise _damaged(tokenizer, "not the tokenizer that the data set was made with")
-    for split, counts in manifest["splits"].items():
-        index = root / split / "index.json"
-        try:
-            listed = json.loads(index.read_bytes())["shards"]
-            records = sum(shard["samples"] for shard in listed)
-            files = [shard["raw_data"] for shard in listed]
-            shards = [(file["basename"], file["bytes"], file["hashes"]["xxh64"]) for file in files]
-        except FileNotFoundError:
-            raise _damaged(index, "missing") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(index, f"not a shard index ({type(error).__name__})") from None
-        if records != counts["blocks"]:
-            raise _damaged(index, f"lists {records} records, the manifest {counts['blocks']}")
-        for name, size, digest in shards:
-            _verify_shard(root / split / name, size, digest if full else None)
+    for split in manifest["splits"]:
+        for shard in read_index(root, split, manifest):
+            _verify_shard(root / split / shard.stored.name, shard.stored, full)
 
 
-def _verify_shard(path: Path, size: int, digest: str | None) -> None:
+@dataclass(frozen=True)
+class ShardFile:
+    """A file of a shard: its name under the split's folder, its size, its hash."""
+
+    name: str
+    bytes: int
+    xxh64: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard as it is stored and as it is read; these are the same file where it is not compressed."""
+
+    stored: ShardFile
+    raw: ShardFile
+
+
+def read_index(root: Path, split: str, manifest: Manifest) -> list[Shard]:
+    """The shards of a split by its index.json. Raises CramError if there is none, or it disagrees with the manifest."""
+    index = root / split / "index.json"
+    try:
+        listed = json.loads(index.read_bytes())["shards"]
+        records = sum(shard["samples"] for shard in listed)
+        shards = []
+        for shard in listed:
+            raw = _shard_file(shard["raw_data"])
+            shards.append(Shard(_shard_file(shard["zip_data"]) if shard["zip_data"] else raw, raw))
+    except FileNotFoundError:
+        raise _damaged(index, "missing") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(index, f"not a shard index ({type(error).__name__})") from None
+    if records != manifest["splits"][split]["blocks"]:
+        raise _damaged(index, f"lists {records} records, the manifest {manifest['splits'][split]['blocks']}")
+    return shards
+
+
+def _shard_file(info: dict[str, Any]) -> ShardFile:
+    return ShardFile(info["basename"], int(info["bytes"]), info["hashes"]["xxh64"])
+
+
+def file_xxh64(path: Path) -> str:
+    """The xxh64 of a file, in hexadecimal."""
+    found = xxhash.xxh64()
+    with open(path, "rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _verify_shard(path: Path, expected: ShardFile, full: bool) -> None:
     if not path.is_file():
         raise _damaged(path, "missing")
-    if path.stat().st_size != size:
-        raise _damaged(path, f"{path.stat().st_size} bytes instead of {size}")
-    if digest is not None:
-        found = xxhash.xxh64()
-        with open(path, "rb") as file:
-            while chunk := file.read(_READ_BYTES):
-                found.update(chunk)
-        if found.hexdigest() != digest:
-            raise _damaged(path, "its xxh64 hash differs from the one in index.json")
+    if path.stat().st_size != expected.bytes:
+        raise _damaged(path, f"{path.stat().st_size} bytes instead of {expected.bytes}")
+    if full and file_xxh64(path) != expected.xxh64:
+        raise _damaged(path, "its xxh64 hash differs from the one in index.json")
 
 
 def _damaged(path: Path, cause: str) -> CramError:

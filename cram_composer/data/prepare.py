@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +12,13 @@ from cram_composer.config import compose
 from cram_composer.config.data_schema import DataBuildConfig
 from cram_composer.config.paths import expand
 from cram_composer.config.schema import DataConfig
+from cram_composer.config.units import parse_bytes, parse_duration
 from cram_composer.data.build import build
 from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest, verify
+from cram_composer.data.mixture import choose_streams
+from cram_composer.data.preflight import Places, check_room, clean_cache, fetch_description, gigabytes, shards_of
 from cram_composer.errors import CramError
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+from cram_composer.storage import is_remote, open_storage
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,11 @@ class DataSet:
 
     root: Path
     manifest: Manifest
-    remote: str | None
-    build_seconds: float
+    remote: str | None = None
+    mirror: str | None = None
+    deadline: float = 120.0  # seconds for a file of the remote
+    cache_limit: int | None = None  # bytes
+    build_seconds: float = 0.0
 
     @property
     def tokenizer(self) -> Path:
@@ -42,58 +45,77 @@ def prepare(config: DataConfig, local_leader: bool, wait: Callable[[], None]) ->
     Only the process with `local_leader` writes; the others `wait` for it.
     """
     started = time.monotonic()
-    root = _root(config)
+    root, remote = _places(config)
+    deadline = parse_duration(config.deadline)
+    limit = None if config.cache_limit is None else parse_bytes(config.cache_limit)
     if local_leader:
-        if config.remote is not None:
-            _fetch_description(config.remote, root)
-        elif not (root / MANIFEST).is_file():
-            _build(config, root)
-    wait()
-    manifest = load_manifest(root)
+        if remote is None and not (root / MANIFEST).is_file():
+            _build(config, str(root))
+        elif config.remote is None and remote is not None and open_storage(remote, deadline).size(MANIFEST) is None:
+            _build(config, remote)
     build_seconds = time.monotonic() - started
-    if config.remote is None and local_leader:
-        verify(root, manifest, full=config.verify == "full")
-    return DataSet(root, manifest, config.remote, build_seconds)
+    if local_leader:
+        try:
+            if remote is None:
+                _check_local(config, root)
+            else:
+                _check_remote(config, root, remote, deadline, limit)
+        except OSError as error:
+            raise CramError(f"{error.filename or root}: {error.strerror or error}") from error
+    wait()
+    return DataSet(root, load_manifest(root), remote, config.mirror, deadline, limit, build_seconds)
 
 
-def _root(config: DataConfig) -> Path:
+def _places(config: DataConfig) -> tuple[Path, str | None]:
+    """The folder on this machine, and where its content comes from if it is not made there."""
+    remote = config.remote
+    if remote is None and config.local is None:
+        assert config.build is not None  # config.checks.check_run
+        output = compose(DataBuildConfig, config.build, []).config.output
+        if not is_remote(output):
+            return expand(output), None
+        remote = output
     if config.local is not None:
-        return expand(config.local)
-    if config.remote is not None:
-        # A cache of its own: never the folder that a local build is in.
-        return expand("$CRAM_CACHE") / "remote" / hashlib.sha256(config.remote.encode()).hexdigest()[:16]
-    assert config.build is not None  # config.checks.check_run
-    return expand(compose(DataBuildConfig, config.build, []).config.output)
+        return expand(config.local), remote
+    assert remote is not None
+    # A cache of its own: never the folder that a local build is in.
+    return expand("$CRAM_CACHE") / "remote" / hashlib.sha256(remote.encode()).hexdigest()[:16], remote
 
 
-def _build(config: DataConfig, root: Path) -> None:
+def _build(config: DataConfig, output: str) -> None:
     if config.build is None:
-        raise CramError(f"{root}: no finished data set there (data.local); build one with `cram data build`")
+        raise CramError(f"{output}: no finished data set there (data.local); build one with `cram data build`")
     if not config.build_if_missing:
-        raise CramError(f"{root}: no finished data set there; build it first: cram data build {config.build}")
-    composed = compose(DataBuildConfig, config.build, [f"output={root}"])
-    build(composed.config)
+        raise CramError(f"{output}: no finished data set there; build it first: cram data build {config.build}")
+    build(compose(DataBuildConfig, config.build, [f"output={output}"]).config)
 
 
-def _fetch_description(remote: str, root: Path) -> None:
-    """Fetch the manifest and the tokenizer; a manifest that is there already must be the same."""
-    (root / "tokenizer").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root) as scratch:
-        fetched = Path(scratch) / MANIFEST
-        _download(f"{remote.rstrip('/')}/{MANIFEST}", fetched)
-        if (root / MANIFEST).is_file() and (root / MANIFEST).read_bytes() != fetched.read_bytes():
-            raise CramError(f"{root}: holds another data set than {remote}; choose another folder with data.local")
-        for name in _TOKENIZER_FILES:
-            _download(f"{remote.rstrip('/')}/tokenizer/{name}", Path(scratch) / name)
-            os.replace(Path(scratch) / name, root / "tokenizer" / name)
-        os.replace(fetched, root / MANIFEST)
+def _check_local(config: DataConfig, root: Path) -> None:
+    manifest = load_manifest(root)
+    full = config.verify == "full"
+    verify(root, manifest, full)
+    if manifest["compression"] != "none":
+        shards = shards_of(root, manifest, _splits(config, manifest))
+        _, kept = clean_cache(root, shards, full=full, fetched=False)
+        check_room(root, shards, kept, None)
 
 
-def _download(remote: str, local: Path) -> None:
-    from streaming.base.storage import CloudDownloader
+def _check_remote(config: DataConfig, root: Path, remote: str, deadline: float, limit: int | None) -> None:
+    started = time.monotonic()
+    places = Places(remote, config.mirror, deadline)
+    places.check()
+    manifest = fetch_description(places, root)
+    shards = shards_of(root, manifest, _splits(config, manifest))
+    places.check_shards(shards)
+    count, kept = clean_cache(root, shards, full=config.verify == "full", fetched=True)
+    check_room(root, shards, kept, limit)
+    size = gigabytes(sum(shard.stored.bytes for shard in shards.values()))
+    print(
+        f"{places.name}: {len(shards)} shards of {size} are there, {count} of them in {root}; "
+        f"checked in {time.monotonic() - started:.1f} s",
+        flush=True,
+    )
 
-    try:
-        CloudDownloader.direct_download(remote, str(local), timeout=60.0)
-    except Exception as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CramError(f"data.remote: cannot fetch {remote}: {cause}") from error
+
+def _splits(config: DataConfig, manifest: Manifest) -> list[str]:
+    return [*(stream.split for stream in choose_streams(config, manifest)), "validation"]

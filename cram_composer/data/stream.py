@@ -1,130 +1,164 @@
-"""From shards to training batches: blocks of rows from Streaming, rows in batches of any size, masked as they leave.
+"""From blocks to training batches: rows in batches of any size on any number of ranks, masked as they leave.
 
-The batch and row sizes are attributes that budget-driven algorithms set between steps. The position in the data is
-exact to the row and does not depend on them.
+The batch and row sizes are attributes that budget-driven algorithms set between steps. The place in the data is that
+of the whole run, exact to the row: it depends neither on those sizes nor on the number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from streaming import StreamingDataset
 from torch.utils.data import DataLoader
 
+from cram_composer.data.block_order import Order
+from cram_composer.data.block_reader import BlockReader, Failure, Request, abandon, only, set_up_worker
 from cram_composer.data.masking import Masker
-from cram_composer.data.stale_memory import remove_stale_memory
+from cram_composer.data.plan import Key, Plan
+from cram_composer.data.row_random import RowRandom
+from cram_composer.data.shards import Blocks
 from cram_composer.errors import CramError
 
 Batch = dict[str, torch.Tensor]
-
-
-@dataclass
-class Position:
-    """Where one rank is: the epoch, the blocks it has used up in it, and the rows taken of the block after those."""
-
-    epoch: int = 0
-    blocks: int = 0
-    rows: int = 0
+_REQUESTS_PER_WORKER = 4
 
 
 class RowStream:
-    """Rows of one rank's share of a split, epoch after epoch, the blocks shuffled anew in each."""
+    """Rows of a data set without end: each step takes the next ones, and this rank its share of them (see Plan).
 
-    def __init__(self, dataset: StreamingDataset, num_workers: int, timeout_seconds: float, world_size: int) -> None:
-        self._dataset = dataset
-        self._num_workers = num_workers
-        self._timeout = timeout_seconds
-        self._world_size = world_size
-        self._blocks: Iterator[NDArray] | None = None
-        self._rest: list[NDArray] = []
-        self.position = Position()
+    There is one sequence of rows for each of `orders`. `prefetch` is the number of this rank's blocks whose shards are
+    asked for ahead; `num_workers` processes read, which are silent for at most `timeout` seconds.
+    """
 
-    def seek(self, position: Position) -> None:
-        """Continue from a position that an earlier stream of the same world size reported."""
-        if self._blocks is not None:
-            raise RuntimeError("seek() after rows were taken")
-        self.position = Position(position.epoch, position.blocks, 0)
-        self._open()
-        if position.rows:
-            self.take(position.rows)
+    def __init__(
+        self,
+        blocks: Blocks,
+        orders: Sequence[Order],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        timeout: float = 300.0,
+        prefetch: int = 64,
+    ) -> None:
+        self.plan = Plan(orders, rank, world_size)
+        self._num_workers, self._timeout = num_workers, timeout
+        self._where = blocks.streams[0].local
+        self._reader = BlockReader(blocks)
+        self._requests = _Requests(self.plan, blocks, prefetch)
+        self._arrivals: Iterator[tuple[Key, NDArray | Failure]] | None = None
+        self._held: dict[Key, NDArray | Failure] = self._requests.held
 
-    def take(self, count: int) -> NDArray:
-        """The next `count` rows, [count, sequence_length]."""
-        parts: list[NDArray] = []
-        missing = count
-        while missing:
-            if not self._rest:
-                self._rest = [self._next_block()]
-            block = self._rest.pop()
-            part, rest = block[:missing], block[missing:]
-            parts.append(part)
-            missing -= len(part)
-            if len(rest):
-                self._rest = [rest]
-                self.position.rows += len(part)
-            else:
-                self.position.blocks += 1
-                self.position.rows = 0
+    @property
+    def epochs(self) -> float:
+        """Times that the run has gone through the data."""
+        return sum(self.plan.next) / self.rows_per_epoch
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of one epoch of every order."""
+        return sum(order.rows_per_epoch for order in self.plan.orders)
+
+    def take(self, rows: int) -> NDArray:
+        """This rank's part of the next step, [rows, sequence_length]. Raises CramError, one line."""
+        spans, counts = self.plan.step(rows)
+        parts = [self._block(key)[first:last] for key, first, last in spans]
+        self.plan.advance(rows, counts)
+        for key in [key for key in self._held if self.plan.is_over(key)]:
+            del self._held[key]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _open(self) -> None:
-        # Streaming counts samples over all ranks from the start of the epoch; a sample is a block here.
-        state = self._dataset.state_dict(self.position.blocks * self._world_size, from_beginning=True)
-        self._dataset.load_state_dict(state | {"epoch": self.position.epoch})
+    def state_dict(self) -> dict[str, Any]:
+        """The place of the whole run: the same on all ranks, good for any number of them."""
+        return self.plan.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a place that a stream of the same data reported."""
+        if self._arrivals is not None:
+            raise RuntimeError("a place is set before rows are taken")
+        self.plan.load_state_dict(state)
+
+    def _block(self, key: Key) -> NDArray:
+        if self._arrivals is None:
+            self._arrivals = self._open()
+        in_flight = self._requests.in_flight
+        while key not in self._held:
+            if key in in_flight or not in_flight:
+                self._receive()
+            else:  # the step is not like the one that was foreseen
+                self.plan.drop(key)
+                self._held[key] = self._reader[Request(key, self.plan.block(key), ())][1]
+        found = self._held[key]
+        if isinstance(found, Failure):
+            self._give_up()
+            raise CramError(found.message)
+        return found
+
+    def _receive(self) -> None:
+        assert self._arrivals is not None
+        try:
+            key, found = next(self._arrivals)
+        except RuntimeError as error:  # a reading process is gone, or delivers nothing
+            self._give_up()
+            raise CramError(f"{self._where}: the data loader failed: {str(error).splitlines()[0]}") from None
+        self._requests.in_flight.discard(key)
+        if not self.plan.is_over(key):
+            self._held[key] = found
+
+    def _give_up(self) -> None:
+        arrivals, self._arrivals = self._arrivals, None
+        abandon(arrivals)
+
+    def _open(self) -> Iterator[tuple[Key, NDArray | Failure]]:
+        workers = self._num_workers
         loader: DataLoader = DataLoader(
-            self._dataset,
-            batch_size=1,
-            collate_fn=_only,
-            num_workers=self._num_workers,
-            timeout=self._timeout if self._num_workers else 0,
-            prefetch_factor=4 if self._num_workers else None,
+            self._reader,
+            batch_size=None,
+            sampler=self._requests,
+            collate_fn=only,
+            num_workers=workers,
+            timeout=self._timeout if workers else 0,
+            prefetch_factor=_REQUESTS_PER_WORKER if workers else None,
+            worker_init_fn=set_up_worker,
         )
-        self._blocks = iter(loader)
-
-    def _next_block(self) -> NDArray:
-        if self._blocks is None:
-            self._open()
-        assert self._blocks is not None
-        for _ in range(2):
-            try:
-                return next(self._blocks)
-            except StopIteration:
-                self._end_epoch()
-            except RuntimeError as error:
-                raise CramError(
-                    f"the data loader failed in epoch {self.position.epoch} after {self.position.blocks} blocks of "
-                    f"{self._dataset.streams[0].local}: {str(error).splitlines()[0]}"
-                ) from error
-        raise CramError(f"{self._dataset.streams[0].local}: no rows for this rank; build a larger data set")
-
-    def _end_epoch(self) -> None:
-        # Streaming 0.13 can end an epoch early without an error when a shard cannot be read.
-        expected = len(self._dataset)
-        if self.position.blocks != expected:
-            raise CramError(
-                f"{self._dataset.streams[0].local}: epoch {self.position.epoch} delivered {self.position.blocks} of "
-                f"{expected} blocks: a shard is missing or cannot be read"
-            )
-        self.position = Position(self.position.epoch + 1)
-        self._open()
+        return iter(loader)
 
 
-def _only(samples: list[dict[str, Any]]) -> NDArray:
-    return samples[0]["rows"]
+class _Requests:
+    """What is read next, without end: an epoch's end is nothing that a reading process has to know of.
+
+    It does not know the stream it is for: the two would be freed by the garbage collector then, and torch's loader has
+    to be freed before its queues are.
+    """
+
+    def __init__(self, plan: Plan, blocks: Blocks, prefetch: int) -> None:
+        self._plan = plan
+        self._blocks = blocks
+        self._prefetch = prefetch
+        self.in_flight: set[Key] = set()
+        self.held: dict[Key, NDArray | Failure] = {}
+
+    def __iter__(self) -> Iterator[Request]:
+        while True:
+            new = self._plan.foresee(self._prefetch + 1, self.in_flight | self.held.keys())
+            key = self._plan.pop()
+            self.in_flight.add(key)
+            yield Request(key, self._plan.block(key), self._absent(new) if self._prefetch else ())
+
+    def _absent(self, keys: list[Key]) -> tuple[int, ...]:
+        shards = dict.fromkeys(self._blocks.shard_of(self._plan.block(key)) for key in keys)
+        return tuple(shard for shard in shards if self._blocks.is_remote(shard))
 
 
 class TrainLoader:
     """The endless training dataloader of one rank.
 
-    `rows` (rows drawn per step), `seq_length`, `truncate` and `mlm_probability` may be changed between steps. A
-    `seq_length` below the data's cuts every row into pieces of that length, or keeps its head only with `truncate`.
+    `rows` (rows drawn per step), `seq_length`, `truncate`, `mlm_probability` and `stream.plan.shares` may be changed
+    between steps. A `seq_length` below the data's cuts every row into pieces of that length, or keeps its head only
+    with `truncate`. Masks depend on the step and the row's place in it, not on the ranks that share it.
     """
 
     def __init__(
@@ -151,9 +185,9 @@ class TrainLoader:
         rows = self.stream.take(self.rows)
         if self.seq_length < self.data_seq_length:
             rows = rows[:, : self.seq_length] if self.truncate else rows.reshape(-1, self.seq_length)
-        rng = np.random.default_rng([self._seed, self._rank, self.step])
+        random = RowRandom((self._seed, self.step), self._rank * len(rows))
         self.step += 1
-        return self.masker(rows, self.mlm_probability, rng)
+        return self.masker(rows, self.mlm_probability, random)
 
     def split(self, batch: Batch, microbatch_size: int | float) -> list[Batch]:
         """Microbatches of a batch: as many as the rows drawn make, each with the same number of tokens."""
@@ -162,52 +196,13 @@ class TrainLoader:
         return [{name: pieces[name][i] for name in pieces} for i in range(count)]
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's place in the data, and the step that seeds its masks."""
-        return {"position": asdict(self.stream.position), "step": self.step}
+        """The run's place in the data, and the step that seeds its masks; the same on all ranks."""
+        return {"stream": self.stream.state_dict(), "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a place that `state_dict` reported."""
-        self.stream.seek(Position(**state["position"]))
+        """Continue at a place that `state_dict` reported, on any number of ranks."""
+        self.stream.load_state_dict(state["stream"])
         self.step = state["step"]
-
-
-def open_split(local: Path, remote: str | None, split: str, *, shuffle: bool, seed: int) -> StreamingDataset:
-    """A split of a built data set; hashes are validated on every download (local shards by the pre-flight)."""
-    opened = partial(
-        StreamingDataset,
-        local=str(local),
-        remote=remote,
-        split=split,
-        shuffle=shuffle,
-        shuffle_seed=seed,
-        shuffle_algo="py1e",
-        # One canonical node whatever the hardware: the order of blocks does not depend on how many machines read them.
-        num_canonical_nodes=1,
-        batch_size=1,
-        validate_hash="xxh64" if remote else None,
-    )
-    try:
-        return opened()
-    except ValueError as error:
-        if "Reused local directory" not in str(error):
-            raise
-    remove_stale_memory()
-    try:
-        return opened()
-    except ValueError as error:
-        raise CramError(f"{local}: another run uses this folder as its cache; give each its own data.local") from error
-
-
-def read_rows(dataset: StreamingDataset, limit: int) -> NDArray:
-    """The first `limit` rows of a split in stored order, [<=limit, sequence_length]."""
-    blocks: list[NDArray] = []
-    count = 0
-    for index in range(dataset.num_samples):
-        if count >= limit:
-            break
-        blocks.append(dataset[index]["rows"])
-        count += len(blocks[-1])
-    return np.concatenate(blocks)[:limit]
 
 
 def evaluation_batches(

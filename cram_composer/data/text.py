@@ -55,14 +55,31 @@ def _break(text: str) -> tuple[str, str]:
     return text[:end], text[end:]
 
 
-def split_documents(pieces: Iterable[Piece], validation_fraction: float, seed: int) -> Iterator[SplitPiece]:
-    """Assign each document to a split; documents without text are dropped.
+def whole(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
+    """Pieces joined up to `characters` or the end of their document, so that a document is seen whole if it can be."""
+    texts: list[str] = []
+    size = 0
+    for piece in pieces:
+        texts.append(piece.text)
+        size += len(piece.text)
+        if piece.last or size >= characters:
+            yield Piece("".join(texts), piece.last)
+            texts, size = [], 0
 
-    A document goes by a keyed hash of its text (of its first piece when it is long), white space collapsed and case
-    folded: exact duplicates land in the same split, whatever else the corpus holds and in whatever order.
+
+def split_of(text: str, validation_fraction: float, seed: int) -> int:
+    """The split (an index into SPLITS) of a document that begins with `text`, white space collapsed.
+
+    A document goes by a keyed hash of its first PIECE_CHARACTERS, case folded: exact duplicates land in the same split,
+    whatever else the corpus holds and in whatever order.
     """
-    key = seed.to_bytes(8, "little")
-    threshold = round(validation_fraction * 2**64)
+    start = text[:PIECE_CHARACTERS].casefold().encode()
+    digest = hashlib.blake2b(start, digest_size=8, key=seed.to_bytes(8, "little")).digest()
+    return int(int.from_bytes(digest, "little") < round(validation_fraction * 2**64))
+
+
+def split_documents(pieces: Iterable[Piece], validation_fraction: float, seed: int) -> Iterator[SplitPiece]:
+    """Assign each document to a split by its first piece; documents without text are dropped."""
     split: int | None = None
     for piece in pieces:
         text = " ".join(piece.text.split())
@@ -70,8 +87,7 @@ def split_documents(pieces: Iterable[Piece], validation_fraction: float, seed: i
         if split is None:
             if not text:
                 continue
-            digest = hashlib.blake2b(text.casefold().encode(), digest_size=8, key=key).digest()
-            split = int(int.from_bytes(digest, "little") < threshold)
+            split = split_of(text, validation_fraction, seed)
         yield SplitPiece(split, text, first, piece.last)
         if piece.last:
             split = None

@@ -68,9 +68,22 @@ class CramBertModel(CramBertPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
-        """`input_ids` int64 [B, L]; `attention_mask` [B, L], 0 at padding -> last_hidden_state [B, L, H]."""
-        mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
+    ) -> BaseModelOutput:
+        """`input_ids` int64 [B, L]; `attention_mask` [B, L], 0 at padding -> last_hidden_state [B, L, H].
+
+        With `document_ids` int64 [B, L] a token attends to those of the same number in its row. Padding is to have a
+        number of its own, such as -1, and takes no `attention_mask` then.
+        """
+        mask = None
+        if document_ids is not None:
+            mask = document_ids[:, None, :, None] == document_ids[:, None, None, :]
+        elif attention_mask is not None:
+            mask = attention_mask[:, None, None, :].bool()
         hidden = self.embeddings(input_ids)
         for layer in self.layers:
             hidden = layer(hidden, mask)
@@ -100,6 +113,7 @@ class CramBertForMaskedLM(CramBertPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         masked_positions: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
     ) -> MaskedLMOutput:
         """Predict tokens, everywhere or only at `masked_positions`.
 
@@ -109,11 +123,12 @@ class CramBertForMaskedLM(CramBertPreTrainedModel):
             labels: int64, -100 where there is nothing to predict; [B, L], or [B, K] with `masked_positions`.
             masked_positions: int64 [B, K], columns to predict. The hidden states are gathered before the decoder, so
                 that it runs on B*K rows of a static shape (the paper's sparse prediction).
+            document_ids: int64 [B, L], of several documents in a row: attention stays within each, see CramBertModel.
 
         Returns:
             loss (mean nats over labels != -100, None without labels) and logits [B, L, V] or [B, K, V].
         """
-        hidden = self.encoder(input_ids, attention_mask).last_hidden_state
+        hidden = self.encoder(input_ids, attention_mask, document_ids).last_hidden_state
         if masked_positions is not None:
             hidden = hidden.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         loss, logits = self.head(hidden, labels)

@@ -25,6 +25,8 @@ Batch = dict[str, torch.Tensor]
 class MaskedLMTrainingModel(ComposerModel):
     """Masked-language modelling of `model` on batches of `input_ids` [B, L], `masked_positions` and `labels` [B, K].
 
+    A batch may have `attention_mask` [B, L] too and, for CramBERT, `document_ids` [B, L].
+
     Args:
         model: a masked LM. One whose forward takes `masked_positions` (CramBERT) predicts those positions only; any
             other is given dense labels [B, L] and decodes every position.
@@ -107,11 +109,11 @@ class MaskedLMTrainingModel(ComposerModel):
 
 
 def _with_dense_labels(batch: Batch) -> Batch:
-    """Replace labels [B, K] at `masked_positions` by labels [B, L], -100 elsewhere."""
+    """Replace labels [B, K] and `masked_positions` by labels [B, L], -100 where nothing is masked."""
     dense = torch.full_like(batch["input_ids"], IGNORED)
     # the maximum, so that an unused slot (-100) leaves alone a position another slot names
     dense = dense.scatter_reduce(1, batch["masked_positions"], batch["labels"], "amax")
-    return {"input_ids": batch["input_ids"], "labels": dense}
+    return {name: t for name, t in batch.items() if name != "masked_positions"} | {"labels": dense}
 
 
 def _first_line(error: Exception) -> str:

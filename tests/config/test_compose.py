@@ -84,6 +84,7 @@ def test_naming_one_clock_takes_back_the_other(override: str, wall, device_hours
         ("train=3", ["command line", "TrainConfig"]),
         ("train.batch_size=100", ["train.batch_size", "100", "96 or 112"]),
         ("model={architecture: hf}", ["model.hf_name"]),
+        ("model={architecture: hf, hf_name: bert, document_masking: true}", ["model.document_masking"]),
         ("data={build: null}", ["data"]),
         ("schedule.name=cosin", ["schedule.name", "'cosine'"]),
         ("optimizer.betas=[0.9,{]", ["command line", "YAML"]),
@@ -141,6 +142,7 @@ def test_every_shipped_recipe_and_run_composes():
         "fused-layernorm",
         "batch-size-ramp",
         "ema",
+        "document-masking",
     } <= set(recipe_names())
     for name in recipe_names():
         check_run(composed(f"recipes=[crammed-bert,{name}]" if name != "crammed-bert" else "seed=1").config, 1)

@@ -69,10 +69,10 @@ def test_rows_are_all_documents_packed_and_shuffled(built, documents):
         stream = [i for text in texts for i in [*tokenizer(text, add_special_tokens=False)["input_ids"], 3]]
         in_order = [tuple(stream[i : i + 32]) for i in range(0, len(stream) - 31, 32)]
         rows = [tuple(row) for row in rows_of(built, split).tolist()]
-        if split == "train":
-            in_order = in_order[: len(in_order) // 16 * 16]  # whole blocks
-        assert rows != in_order
-        assert Counter(rows) == Counter(in_order)
+        assert rows != in_order[: len(rows)]
+        assert Counter(rows) <= Counter(in_order)
+        # Whole blocks of train rows; some row, by chance, stays out.
+        assert len(rows) == (len(in_order) // 16 * 16 if split == "train" else len(in_order))
         counts = manifest["splits"][split]
         assert counts["documents"] == len(texts)
         assert counts["characters"] == sum(map(len, texts))
@@ -136,7 +136,7 @@ def test_same_input_and_seed_give_the_same_bytes_anywhere(built, config, tmp_pat
     again = files_of(build(config, progress=False))
     assert again == files_of(built)
     other_seed = build(replace(config, output=str(tmp_path / "seed"), seed=1), progress=False)
-    assert files_of(other_seed)["train/shard.00000.mds"] != again["train/shard.00000.mds"]
+    assert files_of(other_seed)["train/00000/shard.00000.mds"] != again["train/00000/shard.00000.mds"]
 
 
 def test_same_bytes_in_a_process_of_its_own(built, corpus, tmp_path):
@@ -158,7 +158,9 @@ def test_shuffle_in_many_buckets_keeps_every_row(built, config, monkeypatch):
     for split in SPLITS:
         few, many = rows_of(built, split).tolist(), rows_of(root, split).tolist()
         assert few != many
-        assert sorted(few) == sorted(many)
+        assert len(few) == len(many)
+        # By chance, other rows may be those that do not fill a block.
+        assert len(set(map(tuple, few)) - set(map(tuple, many))) < (16 if split == "train" else 1)
 
 
 def test_finished_data_set_is_kept(config, capsys):
@@ -180,7 +182,8 @@ def test_finished_data_set_is_kept(config, capsys):
 def test_progress_is_told_off_a_terminal_and_not_when_quiet(config, capsys):
     build(config)
     told = capsys.readouterr().err
-    assert re.search(r"tokens of files: 0\.\d MB in \d+ s, [\d.]+ MB/s, [\d.]+ M tokens, [\d.]+ M tokens/s", told)
+    assert re.search(r"tokens of files: 0\.\d MB in \d+ s, [\d.]+ MB/s", told)
+    assert re.search(r"train shards: 0\.\d MB in \d+ s, [\d.]+ MB/s, [\d.]+ M tokens, [\d.]+ M tokens/s", told)
     assert len(told.splitlines()) < 12
     build(replace(config, overwrite=True), progress=False)
     assert capsys.readouterr().err == ""
@@ -196,15 +199,16 @@ def test_existing_tokenizer_is_used(built, config):
         build(config, progress=False)
 
 
-def test_kill_leaves_nothing_that_looks_finished(config, corpus, built):
+def test_kill_leaves_nothing_that_looks_finished_and_the_next_start_goes_on(config, corpus, built, capsys):
     program = (
         "import sys, time; from cram_composer.config.data_schema import *\n"
-        "from cram_composer.data import assemble, build\n"
-        "def stop(path, value):\n"
+        "from cram_composer.data.build import build, pipeline\n"
+        "def stop(*arguments):\n"
         "    print('ready', flush=True); time.sleep(600)\n"
-        "assemble.write_json = stop\n"
-        "build.build(DataBuildConfig(name='test', output=sys.argv[1], sources=[SourceConfig(paths=[sys.argv[2]])],\n"
-        "    validation_fraction=0.1), progress=False)"
+        "pipeline.write_description = stop\n"
+        "build(DataBuildConfig(name='test', output=sys.argv[1], \n"
+        "    sources=[SourceConfig(paths=[sys.argv[2]], licence='none')], tokenizer=TokenizerConfig(vocab_size=400),\n"
+        "    packing=PackingConfig(sequence_length=32, block_rows=16), validation_fraction=0.1), progress=False)"
     )
     root = Path(config.output)
     command = [sys.executable, "-c", program, str(root), str(corpus)]
@@ -213,29 +217,52 @@ def test_kill_leaves_nothing_that_looks_finished(config, corpus, built):
         # Everything but the manifest is written when the child says so.
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGKILL)
-    assert (root.parent / "out.partial" / "train" / "index.json").is_file()
+    partial = root.parent / "out.partial"
+    assert (partial / "out" / "train" / "index.json").is_file()
     assert not root.exists()
     with pytest.raises(CramError, match="not a finished data set"):
-        load_manifest(root.parent / "out.partial")
+        load_manifest(partial / "out")
+    shard = partial / "out" / "train" / "00000" / "shard.00000.mds"
+    before = shard.stat().st_mtime_ns
     config.sources[0].licence = "none"
-    assert files_of(build(config, progress=False)) == files_of(built)
-    assert not (root.parent / "out.partial").exists()
+    assert files_of(build(config)) == files_of(built)
+    assert "going on with the build" in capsys.readouterr().err
+    assert (root / "train" / "00000" / "shard.00000.mds").stat().st_mtime_ns == before, "it was written again"
+    assert not partial.exists()
 
 
-def test_failure_cleans_up(config, monkeypatch):
-    def full(path, value):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    monkeypatch.setattr("cram_composer.data.assemble.write_json", full)
-    with pytest.raises(CramError, match="the disk is full; free some space or choose another output"):
+def test_other_text_is_not_gone_on_with(config, corpus, tmp_path, monkeypatch):
+    text = tmp_path / "text.jsonl"
+    shutil.copy(corpus, text)
+    config.sources[0].paths = [str(text)]
+    monkeypatch.setattr("cram_composer.data.build.pipeline.merge_indexes", lambda work: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         build(config, progress=False)
-    assert [path.name for path in Path(config.output).parent.iterdir()] == [".out.lock"]
+    assert (tmp_path / "out.partial" / "done" / "write" / "00000.json").is_file()
+    monkeypatch.undo()
+    text.write_text(text.read_text().replace("a", "i"))
+    other = build(config, progress=False)
+    decoded = AutoTokenizer.from_pretrained(other / "tokenizer").batch_decode(rows_of(other, "train"))
+    assert "a" not in set("".join(decoded).replace("[PAD]", "").lower())
+
+
+def test_failure_says_where_the_work_is_and_a_start_after_it_succeeds(config, monkeypatch, capsys):
+    def full(work, described, identity):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work.root))
+
+    monkeypatch.setattr("cram_composer.data.build.pipeline.write_description", full)
+    with pytest.raises(CramError, match="the disk is full; free some space or choose another output"):
+        build(config)
+    assert "what was done until now is kept in" in capsys.readouterr().err
+    assert sorted(path.name for path in Path(config.output).parent.iterdir()) == [".out.lock", "out.partial"]
+    monkeypatch.undo()
+    assert load_manifest(build(config, progress=False))["name"] == "test"
 
 
 def test_failed_overwrite_keeps_the_old_data_set(config, monkeypatch):
     root = build(config, progress=False)
     before = files_of(root)
-    monkeypatch.setattr("cram_composer.data.assemble.open_sources", lambda configs: 1 / 0)
+    monkeypatch.setattr("cram_composer.data.build.pipeline.open_sources", lambda configs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build(replace(config, overwrite=True), progress=False)
     assert files_of(root) == before
@@ -312,7 +339,7 @@ def test_unusable_input_is_one_line_and_leaves_nothing(config, tmp_path, spoil, 
     with pytest.raises(CramError, match=message) as error:
         build(config, progress=False)
     assert "\n" not in str(error.value)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial/out/manifest.json"))
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 

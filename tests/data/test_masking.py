@@ -101,3 +101,43 @@ def test_special_tokens_anywhere_in_the_vocabulary():
     tokens[:, 5] = 999
     batch = masked(Masker(1000, (0, 999), 998), tokens, 0.9)
     assert not (batch["masked_positions"] == 5).any()
+
+
+PAD, SEP = 0, 3
+
+
+def padded_rows() -> np.ndarray:
+    """128 tokens; row 0 is full, row 1 has 40 tokens of two documents, row 2 is all padding."""
+    tokens = rows(3)
+    tokens[1, 39] = SEP
+    tokens[1, 40:] = tokens[2] = PAD
+    return tokens
+
+
+def test_padding_is_neither_masked_nor_seen_and_short_rows_keep_their_rate():
+    tokens = padded_rows()
+    batch = masked(Masker(1000, SPECIAL, MASK, pad_id=PAD), tokens, 0.25)
+    assert (batch["labels"] != IGNORED).sum(dim=1).tolist() == [32, 10, 0]
+    assert batch["labels"].shape == (3, 32)
+    assert batch["attention_mask"].dtype == torch.int64
+    assert batch["attention_mask"].sum(dim=1).tolist() == [128, 40, 1]  # attention to nothing at all is not defined
+    assert torch.equal(batch["attention_mask"][:2].bool(), torch.from_numpy(tokens[:2] != PAD))
+    assert not (batch["labels"] == PAD).any()
+    assert "document_ids" not in batch
+
+
+def test_documents_are_those_of_the_row_before_it_was_masked():
+    tokens = padded_rows()
+    masker = build_masker(ObjectiveConfig(mlm_probability=0.9), 1000, SPECIAL, MASK, PAD, SEP)
+    batch = masked(masker, tokens, 0.9)
+    ids = batch["document_ids"]
+    assert ids[1].tolist() == [0] * 18 + [1] * 22 + [-1] * 88
+    assert (ids[2] == -1).all()
+    without_padding = masked(evaluation_masker(1000, SPECIAL, MASK, sep_id=SEP), tokens[:1], 0.15)
+    assert without_padding["document_ids"][0].tolist() == [0] * 18 + [1] * 110
+    assert "attention_mask" not in without_padding
+
+
+def test_rows_without_padding_are_masked_alike_with_and_without_it():
+    plain, aware = (masked(Masker(1000, SPECIAL, MASK, pad_id=pad), rows(), 0.25) for pad in (None, PAD))
+    assert all(torch.equal(plain[name], aware[name]) for name in plain)

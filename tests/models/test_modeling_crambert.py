@@ -146,3 +146,49 @@ def test_classifier_losses():
     scores = torch.tensor([0.5, 4.0])
     output = regressor(input_ids, labels=scores)
     torch.testing.assert_close(output.loss, ((output.logits[:, 0] - scores) ** 2).mean())
+
+
+def several_documents() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two rows of 20 tokens: documents of 5, 9 and 3 tokens and padding; one document of 20."""
+    input_ids = torch.randint(5, 40, (2, 20), generator=torch.Generator().manual_seed(3))
+    document_ids = torch.zeros_like(input_ids)
+    document_ids[0] = torch.tensor([0] * 5 + [1] * 9 + [2] * 3 + [-1] * 3)
+    input_ids[0, 17:] = 0
+    return input_ids, document_ids
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_token_does_not_see_the_other_documents_of_its_row(training):
+    model = tiny_model().train(training)
+    input_ids, document_ids = several_documents()
+    before = model(input_ids, document_ids=document_ids).logits
+    changed = input_ids.clone()
+    changed[0, :5] = changed[0, 14:17] = 39
+    after = model(changed, document_ids=document_ids).logits
+    assert torch.equal(before[0, 5:14], after[0, 5:14])
+    assert not torch.equal(before[0, :5], after[0, :5])
+    assert not torch.equal(model(input_ids).logits[0, 5:14], model(changed).logits[0, 5:14]), "without it, it does"
+    changed = input_ids.clone()
+    changed[0, 5] = 39
+    assert not torch.equal(before[0, 6:14], model(changed, document_ids=document_ids).logits[0, 6:14])
+
+
+def test_one_document_is_a_row_without_document_ids_and_padding_is_as_a_shorter_row():
+    model = tiny_model().eval()
+    input_ids, document_ids = several_documents()
+    logits = model(input_ids, document_ids=document_ids).logits
+    torch.testing.assert_close(logits[1], model(input_ids[1:]).logits[0])
+    torch.testing.assert_close(logits[:1, :5], model(input_ids[:1, :5]).logits)
+    assert torch.isfinite(logits).all()
+
+
+def test_rows_of_padding_have_finite_losses_and_gradients():
+    model = tiny_model()
+    batch = training_batch()
+    document_ids = torch.zeros_like(batch["input_ids"])
+    document_ids[1] = -1
+    batch["labels"][1] = -100
+    for extra in ({"document_ids": document_ids}, {"attention_mask": (torch.arange(16) < 1).long().expand(3, 16)}):
+        model.zero_grad()
+        model(**batch, **extra).loss.backward()
+        assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())

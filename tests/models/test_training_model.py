@@ -44,6 +44,13 @@ def test_hugging_face_models_train_on_masked_positions(name):
     assert all(p.grad is not None for n, p in model.named_parameters() if "token_type" not in n and p.requires_grad)
 
 
+def test_padding_is_hidden_from_hugging_face_models():
+    model = MaskedLMTrainingModel(hugging_face_model("bert").eval())
+    batch = training_batch() | {"attention_mask": (torch.arange(16) < 12).long().expand(3, 16)}
+    changed = batch | {"input_ids": torch.where(torch.arange(16) < 12, batch["input_ids"], 7)}
+    torch.testing.assert_close(model(batch).logits[:, :12], model(changed).logits[:, :12])
+
+
 def test_autocast_computes_in_its_dtype_and_the_loss_in_fp32():
     batch = training_batch()
     outputs = MaskedLMTrainingModel(tiny_model(), autocast_dtype=torch.bfloat16)(batch)

@@ -18,7 +18,7 @@ __all__ = ["SOURCE_KINDS", "Part", "Source", "open_sources"]
 
 
 class SourceKind(NamedTuple):
-    """How a kind is opened, and the keys of SourceConfig it reads besides `kind` and `max_characters`."""
+    """How a kind is opened, and the keys of SourceConfig it reads besides those of every kind."""
 
     open: Callable[[SourceConfig], list[Source]]
     keys: frozenset[str]
@@ -31,6 +31,9 @@ SOURCE_KINDS: dict[str, SourceKind] = {
         open_hub, frozenset({"name", "licence", "dataset", "subset", "split", "revision", "text_column"})
     ),
 }
+
+
+_OF_EVERY_KIND = ("kind", "max_characters", "stream")
 
 
 def open_sources(configs: Iterable[SourceConfig]) -> list[Source]:
@@ -48,7 +51,7 @@ def _open(config: SourceConfig) -> list[Source]:
         raise CramError(f"source: max_characters is {config.max_characters}; it must be at least 1")
     default = SourceConfig()
     for key in (spec.name for spec in dataclasses.fields(SourceConfig)):
-        read = key in kind.keys or key in ("kind", "max_characters")
+        read = key in kind.keys or key in _OF_EVERY_KIND
         if not read and getattr(config, key) != getattr(default, key):
             raise CramError(f"source kind '{config.kind}': the key '{key}' means nothing to it; remove it")
     return kind.open(config)

@@ -1,0 +1,58 @@
+"""How often the budget will go through the data, told as soon as the speed is known."""
+
+from __future__ import annotations
+
+import sys
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from cram_composer.budget.budget import Budget
+from cram_composer.budget.ledger import Ledger
+
+_STEPS = 20
+_PROGRESS = 0.01
+
+
+class EpochForecast(Callback):
+    """One warning line if the budget will take more than one epoch; `rows_per_epoch` rows of `row_tokens` tokens.
+
+    The speed is that of 20 steps and 1 % of the budget in which nothing was compiled.
+    """
+
+    def __init__(self, budget: Budget, ledger: Ledger, rows_per_epoch: int, row_tokens: int) -> None:
+        self._budget = budget
+        self._ledger = ledger
+        self._row_tokens = row_tokens
+        self._epoch_tokens = rows_per_epoch * row_tokens
+        self._compiled = -1.0
+        self._since: tuple[int, float, int] | None = None  # step, progress and tokens where the measuring began
+        self._done = False
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Measure from here on if anything was compiled since the last step."""
+        if self._done:
+            return
+        compiled = self._ledger.snapshot().get("compile", 0.0)
+        if compiled != self._compiled or self._since is None:
+            self._compiled = compiled
+            self._since = int(state.timestamp.batch), self._budget.progress, int(state.timestamp.token)
+            return
+        step, progress, tokens = self._since
+        passed = self._budget.progress - progress
+        if int(state.timestamp.batch) - step < _STEPS or passed < _PROGRESS:
+            return
+        self._done = True
+        now = int(state.timestamp.token)
+        epochs = (now + (now - tokens) / passed * (1.0 - self._budget.progress)) / self._epoch_tokens
+        if epochs > 1.0 and dist.get_global_rank() == 0:
+            data = f"the data ({_tokens(self._epoch_tokens)} tokens)"
+            print(f"warning: the budget will take {epochs:.1f} epochs over {data}", file=sys.stderr, flush=True)
+
+
+def _tokens(count: int) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:,}"

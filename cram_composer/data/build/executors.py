@@ -1,0 +1,143 @@
+"""Where the tasks of a phase run: in this process, in several on this machine, or as an array of Slurm jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cram_composer.config.data_schema import DataBuildConfig
+from cram_composer.data.build.tasks import failure_file, run_task
+from cram_composer.data.progress import say
+from cram_composer.errors import CramError
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_SLURM_DEFAULTS = {"timeout_min": 24 * 60, "cpus_per_task": 2, "mem_gb": 4}
+
+
+class Executor:
+    """Runs tasks; a context manager that keeps its processes from phase to phase."""
+
+    def __init__(self, config: DataBuildConfig, progress: bool) -> None:
+        self._config = config
+        self._progress = progress
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._jobs = min(config.jobs or cores, config.partitions)
+        self._threads = max(cores // self._jobs, 1)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, root: Path, phase: str, partitions: list[int]) -> None:
+        """Run a phase for the given partitions. Raises the CramError of the first task that fails."""
+        if self._config.executor == "slurm":
+            _slurm(root, phase, partitions, self._config, self._progress)
+        elif self._jobs == 1:
+            for partition in partitions:
+                run_task(root, phase, partition, self._progress)
+        else:
+            self._processes(root, phase, partitions)
+
+    def _processes(self, root: Path, phase: str, partitions: list[int]) -> None:
+        if self._pool is None:
+            # Spawned, not forked: the tokenizers library has threads in this process.
+            arguments = (self._threads, os.getpid())
+            context = get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._jobs, context, initializer=_begin, initargs=arguments)
+        started = time.monotonic()
+        waiting: set[Future] = {self._pool.submit(run_task, root, phase, partition) for partition in partitions}
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                _tell(self._progress, phase, len(partitions) - len(waiting), len(partitions), started)
+        except BrokenProcessPool:
+            raise CramError(
+                f"data build: a process of phase '{phase}' was killed (out of memory?); set jobs lower and start again"
+            ) from None
+
+
+def _tell(progress: bool, phase: str, done: int, total: int, started: float) -> None:
+    say(progress, f"{phase}: {done} of {total} partitions done, {time.monotonic() - started:.0f} s")
+
+
+def _begin(threads: int, parent: int) -> None:
+    """Set up a process: its threads, and that it ends with the one that started it."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _slurm(root: Path, phase: str, partitions: list[int], config: DataBuildConfig, progress: bool) -> None:
+    import submitit
+
+    settings: dict[str, Any] = {**_SLURM_DEFAULTS, "name": f"cram-data-{phase}", **config.slurm}
+    try:
+        executor = submitit.AutoExecutor(folder=root / "slurm", cluster="slurm")
+        executor.update_parameters(**settings)
+    except Exception as error:  # submitit raises several types for a missing Slurm and for unknown settings
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CramError(f"data build: executor=slurm cannot be used: {reason}") from error
+    jobs = executor.map_array(_slurm_task, [str(root)] * len(partitions), [phase] * len(partitions), partitions)
+    say(progress, f"{phase}: {len(jobs)} Slurm jobs, {jobs[0].job_id} ...; logs in {root / 'slurm'}")
+    try:
+        _wait(root, phase, dict(zip(partitions, jobs, strict=True)), progress)
+    except BaseException:
+        for job in jobs:
+            with contextlib.suppress(OSError):  # no scancel here
+                job.cancel(check=False)
+        raise
+
+
+def _slurm_task(root: str, phase: str, partition: int) -> None:
+    os.environ["RAYON_NUM_THREADS"] = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+    run_task(Path(root), phase, partition)
+
+
+def _wait(root: Path, phase: str, jobs: dict[int, Any], progress: bool) -> None:
+    total, started = len(jobs), time.monotonic()
+    while jobs:
+        # submitit asks Slurm once a minute at most; a job that has left its result is over before that.
+        finished = [p for p, job in jobs.items() if job.paths.result_pickle.exists() or job.done()]
+        for partition in finished:
+            error = jobs.pop(partition).exception()
+            if error is not None:
+                raise _failed(root, phase, partition, error)
+        if finished:
+            _tell(progress, phase, total - len(jobs), total, started)
+        time.sleep(1.0)
+
+
+def _failed(root: Path, phase: str, partition: int, error: BaseException) -> CramError:
+    try:
+        return CramError(failure_file(root, phase, partition).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        lines = _lines(str(error).splitlines())
+        reason = lines[-1] if lines else type(error).__name__
+        return CramError(
+            f"data build: partition {partition} of phase '{phase}' failed: {reason}; logs: {root / 'slurm'}"
+        )
+
+
+def _lines(lines: Iterable[str]) -> list[str]:
+    return [line.strip() for line in lines if line.strip().strip("-")]

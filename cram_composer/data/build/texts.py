@@ -1,0 +1,102 @@
+"""The documents of one partition on disk, for the stages that must see all documents before they can judge one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_RECORD = np.dtype([("start", "<u8"), ("size", "<u4"), ("source", "<u2"), ("split", "u1"), ("flags", "u1")])
+_FIRST, _LAST, _DROPPED = 1, 2, 4
+_FLUSH = 4096
+
+
+class Chunk(NamedTuple):
+    """A document, or a part of one longer than 2^20 characters, white space collapsed; `text` None was dropped.
+
+    `source` is an index into the configuration's sources, `split` into SPLITS.
+    """
+
+    source: int
+    split: int
+    first: bool
+    last: bool
+    text: str | None
+
+
+class TextWriter:
+    """Append chunks to FOLDER/PARTITION.text and their places to FOLDER/PARTITION.index; a context manager."""
+
+    def __init__(self, folder: Path, partition: int) -> None:
+        self.bytes = 0
+        self.chunks = 0
+        self._records: list[tuple[int, int, int, int, int]] = []
+        self._text = open(folder / f"{partition:05d}.text", "wb")  # noqa: SIM115 - closed by __exit__
+        self._index = open(folder / f"{partition:05d}.index", "wb")  # noqa: SIM115
+
+    def add(self, chunk: Chunk) -> None:
+        """Append one chunk."""
+        data = b"" if chunk.text is None else chunk.text.encode()
+        flags = _FIRST * chunk.first | _LAST * chunk.last | _DROPPED * (chunk.text is None)
+        self._records.append((self.bytes, len(data), chunk.source, chunk.split, flags))
+        self._text.write(data)
+        self.bytes += len(data)
+        self.chunks += 1
+        if len(self._records) == _FLUSH:
+            self._flush()
+
+    def _flush(self) -> None:
+        np.array(self._records, _RECORD).tofile(self._index)
+        self._records = []
+
+    def __enter__(self) -> TextWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._flush()
+        self._text.close()
+        self._index.close()
+
+
+class Texts:
+    """What a TextWriter wrote, read through the page cache: memory is the kernel's to take back."""
+
+    def __init__(self, folder: Path, partition: int) -> None:
+        self.text: NDArray = _mapped(folder / f"{partition:05d}.text", np.dtype(np.uint8))
+        self._index = _mapped(folder / f"{partition:05d}.index", _RECORD)
+        # A copy, because searching a view of records would make one each time.
+        self.starts = np.ascontiguousarray(self._index["start"])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def dropped(self, number: int) -> bool:
+        """Whether the chunk was dropped before it was written."""
+        return bool(self._index[number]["flags"] & _DROPPED)
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """First byte of a chunk in the file and the byte after its last."""
+        record = self._index[number]
+        start = int(record["start"])
+        return start, start + int(record["size"])
+
+    def bytes_of(self, number: int) -> bytes:
+        """The UTF-8 text of a chunk."""
+        start, end = self.bounds(number)
+        return self.text[start:end].tobytes()
+
+    def chunk(self, number: int, text: str | None) -> Chunk:
+        """A chunk with another text."""
+        record = self._index[number]
+        flags = int(record["flags"])
+        return Chunk(int(record["source"]), int(record["split"]), bool(flags & _FIRST), bool(flags & _LAST), text)
+
+
+def _mapped(path: Path, dtype: np.dtype) -> NDArray:
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)

@@ -1,0 +1,316 @@
+"""Real S3 servers on this machine, for tests of everything that touches object storage: SeaweedFS and rclone.
+
+Each enforces an access key, keeps its data in a folder of its own over restarts, and dies with the process that started
+it. They are started and signalled by pid: stopping, pausing and changing credentials is what the tests are about.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 1.0
+_LAUNCHER = ThreadPoolExecutor(1, "servers")
+
+Command = Callable[["S3Server"], list[str]]
+
+
+class S3Server:
+    """A server process; `command` makes its command line from the ports and credentials it has now.
+
+    `reloads` says that it reads its credentials again on SIGHUP.
+    """
+
+    def __init__(self, folder: Path, command: Command, ports: int, reloads: bool = False) -> None:
+        self.folder = folder
+        self.access_key, self.secret_key = "cram-key", "cram-secret"
+        self.keys_before: list[str] = []
+        self.ports: list[int] = []
+        self._port_count = ports
+        self._reloads = reloads
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def port(self) -> int:
+        """The S3 port, the same over restarts."""
+        return self.ports[0]
+
+    @property
+    def endpoint(self) -> str:
+        """What S3_ENDPOINT_URL is set to."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server, which must be running."""
+        assert self._process is not None
+        return self._process.pid
+
+    def environment(self) -> dict[str, str]:
+        """Variables that point boto3, Composer and Streaming at this server and at nothing else of this machine."""
+        return {
+            "S3_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def start(self) -> S3Server:
+        """Start, unless it runs, and wait until an object can be written. Restarts on the ports it had."""
+        if self._process is not None and self._process.poll() is None:
+            return self
+        for _ in range(3):
+            if not self.ports:
+                self.ports = _free_ports(self._port_count)
+            self._launch()
+            if self._wait_until_ready():
+                return self
+            self.stop()
+            if self.folder.joinpath("used").exists():
+                break  # clients know the ports: no others will do
+            self.ports = []  # another process may have taken one in between
+        raise RuntimeError(f"the server did not start: {(self.folder / 'log').read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL if it is still there some seconds later. Its data stay."""
+        if self._process is None:
+            return
+        self.resume()
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+        for port in self.ports:
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # SIGKILL leaves them; no option moves them
+                left.unlink(missing_ok=True)
+
+    def pause(self) -> None:
+        """Stop its process: connections are still accepted (by the kernel), and nothing is ever answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        if self._process is not None and self._process.poll() is None:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def put_credentials(self, key: str, secret: str) -> None:
+        """From now on only these are accepted (at least 8 characters each, or rclone ignores them).
+
+        environment() has them; what was taken from it before is wrong now. A running rclone is restarted for it.
+        """
+        self.keys_before.append(self.access_key)
+        self.access_key, self.secret_key = key, secret
+        if self._process is None:
+            return
+        if self._reloads:
+            self._command(self)  # writes the file that it reads
+            os.kill(self.pid, signal.SIGHUP)
+            self._wait_until_ready()
+        else:
+            self.stop()
+            self.start()
+
+    def client(self, read_timeout: float = 10.0) -> Any:
+        """A boto3 client with the credentials of now, independent of the environment and of the code under test."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(connect_timeout=2, read_timeout=read_timeout, retries={"total_max_attempts": 1}),
+        )
+
+    def new_bucket(self) -> Bucket:
+        """An empty bucket of its own name."""
+        name = f"b-{uuid.uuid4().hex[:12]}"
+        self.client().create_bucket(Bucket=name)
+        return Bucket(self, name)
+
+    def _launch(self) -> None:
+        # The signal that ends it comes when the *thread* that started it ends: a test may start it from a timer.
+        self._process = _LAUNCHER.submit(self._popen).result()
+
+    def _popen(self) -> subprocess.Popen[bytes]:
+        with open(self.folder / "log", "ab") as log:
+            return subprocess.Popen(
+                self._command(self),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_the_parent,
+            )
+
+    def _wait_until_ready(self) -> bool:
+        """Whether an object could be written, read and deleted before the process ended or the time was up."""
+        client, name = self.client(), "ready"
+        end = time.monotonic() + _READY_SECONDS
+        assert self._process is not None
+        while time.monotonic() < end and self._process.poll() is None:
+            try:
+                if name not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+                    client.create_bucket(Bucket=name)
+                client.put_object(Bucket=name, Key="probe", Body=b"x")
+                client.get_object(Bucket=name, Key="probe")["Body"].read()
+                client.delete_object(Bucket=name, Key="probe")
+            except Exception:  # whatever it says while it comes up
+                time.sleep(0.1)
+                continue
+            self.folder.joinpath("used").touch()
+            return True
+        return False
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of a server."""
+
+    server: S3Server
+    name: str
+
+    @property
+    def uri(self) -> str:
+        """The URI of the whole bucket, without a slash at its end."""
+        return f"s3://{self.name}"
+
+    def environment(self) -> dict[str, str]:
+        """See S3Server.environment."""
+        return self.server.environment()
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object."""
+        self.server.client().put_object(Bucket=self.name, Key=key, Body=content)
+
+    def get(self, key: str) -> bytes:
+        """Read an object."""
+        return self.server.client().get_object(Bucket=self.name, Key=key)["Body"].read()
+
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        self.server.client().delete_object(Bucket=self.name, Key=key)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """The keys of all objects under a prefix, in order."""
+        pages = self.server.client().get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+
+    def upload_folder(self, folder: Path, prefix: str = "") -> str:
+        """Copy a folder with everything below it; returns its URI."""
+        client = self.server.client()
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                client.upload_file(str(path), self.name, f"{prefix}/{path.relative_to(folder)}".lstrip("/"))
+        return f"{self.uri}/{prefix}".rstrip("/")
+
+
+def seaweed_server(folder: Path) -> S3Server:
+    """SeaweedFS: master, volume server, filer and S3 gateway in one process."""
+
+    def command(server: S3Server) -> list[str]:
+        s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = server.ports
+        data, identities = server.folder / "data", server.folder / "identities.json"
+        data.mkdir(exist_ok=True)
+        # Reading the file again, it forgets no key: one that is no longer valid gets a secret that nobody has.
+        secrets = dict.fromkeys(server.keys_before, uuid.uuid4().hex) | {server.access_key: server.secret_key}
+        credentials = [{"accessKey": key, "secretKey": secret} for key, secret in secrets.items()]
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        identity = {"name": "test", "credentials": credentials, "actions": actions}
+        identities.write_text(json.dumps({"identities": [identity]}))
+        return [
+            binary("weed"),
+            f"-logdir={server.folder}",
+            "server",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            f"-dir={data}",
+            f"-master.port={master}",
+            f"-master.port.grpc={master_grpc}",
+            "-master.telemetry=false",
+            "-master.resumeState=false",  # with it a restart waits some 20 s for the election of the only master
+            "-master.volumeSizeLimitMB=64",  # a bucket takes several volumes; -volume.max=0 is the free disk over this
+            f"-volume.port={volume}",
+            f"-volume.port.grpc={volume_grpc}",
+            "-volume.max=0",
+            "-volume.preStopSeconds=0",
+            f"-filer.port={filer}",
+            f"-filer.port.grpc={filer_grpc}",
+            f"-filer.localSocket={server.folder / 'filer.sock'}",
+            "-s3",
+            f"-s3.port={s3}",
+            f"-s3.port.grpc={s3_grpc}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            f"-s3.localSocket={server.folder / 's3.sock'}",
+            f"-s3.config={identities}",
+            "-s3.iam=false",
+            "-s3.autoCreateBucket=false",
+        ]
+
+    return S3Server(folder, command, ports=8, reloads=True)
+
+
+def rclone_server(folder: Path) -> S3Server:
+    """rclone serving a folder: a bucket is a folder in it."""
+
+    def command(server: S3Server) -> list[str]:
+        data = server.folder / "data"
+        data.mkdir(exist_ok=True)
+        return [
+            binary("rclone"),
+            "serve",
+            "s3",
+            str(data),
+            "--config=",
+            f"--addr=127.0.0.1:{server.port}",
+            f"--auth-key={server.access_key},{server.secret_key}",
+            f"--cache-dir={server.folder / 'cache'}",
+        ]
+
+    return S3Server(folder, command, ports=1)
+
+
+def binary(name: str) -> str:
+    """Where a program of this environment is."""
+    return str(Path(sys.executable).parent / name)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, all different."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _die_with_the_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
