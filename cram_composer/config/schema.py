@@ -241,7 +241,9 @@ class RunConfig:
 
     run_name: str | None = None  # folder under runs_dir; default: the YAML's name
     runs_dir: str = "runs"
-    runs_remote: str | None = None  # copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://
+    runs_remote: str | None = (
+        None  # copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://
+    )
     recipes: list[str] = field(default_factory=list)
     seed: int = 17
     device: str = choice("auto", "cpu", "cuda")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
+from streaming.base.distributed import barrier, get_local_rank
 
 from cram_composer.config.schema import DataConfig
 from cram_composer.config.units import parse_duration
@@ -40,6 +46,21 @@ def open_blocks(
         made = [_shard_stream(data, stream) for stream in streams]
         return Blocks(made, known, shuffle=shuffle, seed=seed, cache_limit=limit)
 
+    with _one_at_a_time():
+        return _open(data, opened)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """One run of a user opens a data set at a time: those that do so at the same moment take each other's names."""
+    lock = FileLock(Path(tempfile.gettempdir()) / f"cram-opening-{os.getuid()}.lock")
+    with lock if get_local_rank() == 0 else nullcontext():
+        barrier()
+        yield
+        barrier()
+
+
+def _open(data: DataSet, opened: Callable[[], Blocks]) -> Blocks:
     try:
         return opened()
     except ValueError as error:
