@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import random
 import tempfile
@@ -165,13 +166,13 @@ class Storage:
     def _store(self, left: float) -> tuple[ObjectStore, bool]:
         """This thread's client, or with little time left one of shorter time limits; and whether it is new."""
         kept = self._local.__dict__
-        if left < READ_SECONDS:
-            seconds = max(left, 1.0)
-            return connect(self._scheme, self._bucket, min(CONNECT_SECONDS, seconds), seconds), True
-        fresh = kept.get("pid") != os.getpid()
+        # To the second, so that a deadline shorter than the usual limit does not take a new client for every object.
+        seconds = min(READ_SECONDS, float(max(1, math.ceil(left))))
+        made_for = os.getpid(), seconds
+        fresh = kept.get("made_for") != made_for
         if fresh:
-            kept["store"] = connect(self._scheme, self._bucket, CONNECT_SECONDS, READ_SECONDS)
-            kept["pid"] = os.getpid()
+            kept["store"] = connect(self._scheme, self._bucket, min(CONNECT_SECONDS, seconds), seconds)
+            kept["made_for"] = made_for
         return kept["store"], fresh
 
     def _error(self, name: str, cause: str, words: str, advice: str, writing: str) -> StorageError:

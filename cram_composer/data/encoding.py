@@ -113,6 +113,8 @@ class WordEncoder:
         self._tokens: NDArray = np.zeros(0, np.uint32)
 
     def __call__(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        if not texts:
+            return []
         split = [text.split(" ") for text in texts]
         words = list(chain.from_iterable(split))
         numbers = list(map(self._numbers.get, words))
@@ -125,7 +127,7 @@ class WordEncoder:
         lengths = self._lengths[of_words]
         ends = np.cumsum(lengths)
         # Token k of the text is token k - (tokens before its word) of the word.
-        at = np.repeat(self._starts[of_words] - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+        at = np.repeat(self._starts[of_words] - (ends - lengths), lengths) + np.arange(ends[-1])
         last_words = np.cumsum([len(words) for words in split]) - 1
         return np.split(self._tokens[at], ends[last_words[:-1]])
 

@@ -12,6 +12,9 @@ SPLITS = ("train", "validation")
 # enough for the tokenizer's threads.
 PIECE_CHARACTERS = 1 << 15
 
+# What decides a document's split. Less than the shortest first piece of a long document has, white space collapsed.
+_SPLIT_CHARACTERS = 1 << 11
+
 
 class Piece(NamedTuple):
     """A document, or a part of a long one; `last` is where the document ends."""
@@ -70,10 +73,10 @@ def whole(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
 def split_of(text: str, validation_fraction: float, seed: int) -> int:
     """The split (an index into SPLITS) of a document that begins with `text`, white space collapsed.
 
-    A document goes by a keyed hash of its first PIECE_CHARACTERS, case folded: exact duplicates land in the same split,
-    whatever else the corpus holds and in whatever order.
+    A document goes by a keyed hash of its beginning, case folded: exact duplicates land in the same split, whatever
+    else the corpus holds, in whatever order, and however long the pieces are that it is read in.
     """
-    start = text[:PIECE_CHARACTERS].casefold().encode()
+    start = text[:_SPLIT_CHARACTERS].casefold().encode()
     digest = hashlib.blake2b(start, digest_size=8, key=seed.to_bytes(8, "little")).digest()
     return int(int.from_bytes(digest, "little") < round(validation_fraction * 2**64))
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.data.manifest import load_manifest, summary, verify
+from cram_composer.data.manifest import load_manifest, read_index, summary, verify
 from cram_composer.errors import CramError
+from tests.data.data_sets import write_data_set
+
+TRAIN, VALIDATION = "train/00000/shard.00000.mds", "validation/00000/shard.00000.mds"
 
 
 @pytest.fixture
@@ -29,9 +32,18 @@ def drop_shard_from_index(root: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "flipped bit": (lambda root: flip(root / "train/shard.00000.mds"), "train/shard.00000.mds: its xxh64 hash differs"),
-    "truncated": (lambda root: (root / "validation/shard.00000.mds").write_bytes(b"x"), "mds: 1 bytes instead of"),
-    "missing shard": (lambda root: (root / "train/shard.00000.mds").unlink(), "train/shard.00000.mds: missing"),
+    "flipped bit": (
+        lambda root: flip(root / TRAIN),
+        f"{TRAIN}: its xxh64 hash differs",
+    ),
+    "truncated": (
+        lambda root: (root / VALIDATION).write_bytes(b"x"),
+        "mds: 1 bytes instead of",
+    ),
+    "missing shard": (
+        lambda root: (root / TRAIN).unlink(),
+        f"{TRAIN}: missing",
+    ),
     "missing index": (lambda root: (root / "train/index.json").unlink(), "train/index.json: missing"),
     "broken index": (lambda root: (root / "train/index.json").write_text("{}"), "index.json: not a shard index"),
     "short index": (drop_shard_from_index, "index.json: lists 0 records, the manifest"),
@@ -53,9 +65,9 @@ def test_damage_is_found_and_named(root, case):
 
 def test_quick_check_compares_sizes_only(root):
     manifest = load_manifest(root)
-    flip(root / "train/shard.00000.mds")
+    flip(root / TRAIN)
     verify(root, manifest, full=False)
-    (root / "train/shard.00000.mds").write_bytes(b"x")
+    (root / TRAIN).write_bytes(b"x")
     with pytest.raises(CramError, match="1 bytes instead of"):
         verify(root, manifest, full=False)
 
@@ -65,9 +77,9 @@ def test_quick_check_compares_sizes_only(root):
     [
         (None, "not a finished data set .no manifest.json.; build it with: cram data build"),
         ("{", "manifest.json: cannot be read"),
-        ("[]", "format version None, but 1 is needed"),
-        ('{"format_version": 2}', "format version 2, but 1 is needed"),
-        ('{"format_version": 1, "name": "x"}', "incomplete .no block_rows, config,"),
+        ("[]", "format version None, but 2 is needed"),
+        ('{"format_version": 1}', "format version 1, but 2 is needed"),
+        ('{"format_version": 2, "name": "x"}', "incomplete .no block_rows, compression,"),
     ],
 )
 def test_manifest_that_cannot_be_used(tmp_path, content, message):
@@ -82,3 +94,14 @@ def test_summary_is_short(root):
     assert "config" not in short
     assert "files" not in short["sources"][0]
     assert short["splits"] == load_manifest(root)["splits"]
+
+
+def test_the_compressed_form_is_what_is_checked_and_every_stream_is(tmp_path):
+    root = write_data_set(tmp_path / "data", {"train-web": 64, "train-wiki": 64}, compression="zstd")
+    manifest = load_manifest(root)
+    verify(root, manifest)
+    (shard,) = read_index(root, "train-wiki", manifest)[:1]
+    assert shard.stored.name.endswith(".zstd") and shard.raw.name.endswith(".mds")
+    flip(root / "train-wiki" / shard.stored.name)
+    with pytest.raises(CramError, match="train-wiki/00000/shard.00000.mds.zstd: its xxh64 hash differs"):
+        verify(root, manifest)

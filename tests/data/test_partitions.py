@@ -30,6 +30,7 @@ from cram_composer.config.data_schema import (
 )
 from cram_composer.data.build import build
 from cram_composer.data.build.partition import partition_pieces
+from cram_composer.data.build.work import Work
 from cram_composer.data.manifest import load_manifest, verify
 from cram_composer.data.sources import open_sources
 from cram_composer.errors import CramError
@@ -70,7 +71,7 @@ def configuration(files: list[Path], output: Path, partitions: int) -> DataBuild
         output=str(output),
         sources=[SourceConfig(paths=[str(path) for path in files])],
         tokenizer=TokenizerConfig(vocab_size=400),
-        packing=PackingConfig(sequence_length=32, block_rows=4),
+        packing=PackingConfig(sequence_length=32, block_rows=2),
         validation_fraction=0.1,
         partitions=partitions,
     )
@@ -87,12 +88,6 @@ def test_every_document_is_in_exactly_one_partition(files, partitions):
     assert max(sizes) < 2 * min(sizes)
 
 
-def test_limited_source_is_shared_out(files):
-    (source,) = open_sources([SourceConfig(paths=[str(path) for path in files], max_characters=40_000)])
-    sizes = [sum(len(piece.text) for piece in partition_pieces(source, p, 4)) for p in range(4)]
-    assert sum(sizes) == pytest.approx(40_000, rel=0.1)
-
-
 def test_partitions_hold_what_one_does(files, tmp_path):
     one = build(configuration(files, tmp_path / "one", 1), progress=False)
     three = build(configuration(files, tmp_path / "three", 3), progress=False)
@@ -103,14 +98,14 @@ def test_partitions_hold_what_one_does(files, tmp_path):
     for split in ("train", "validation"):
         facts, expected = manifest["splits"][split], load_manifest(one)["splits"][split]
         assert (facts["documents"], facts["characters"]) == (expected["documents"], expected["characters"])
-        left_out = 3 * 4 * 32 + 3 * 32  # less than a block of rows and a row in each partition
+        left_out = 3 * 2 * 32 + 3 * 32  # less than a block of rows and a row in each partition
         assert abs(facts["tokens"] - expected["tokens"]) <= left_out
         assert facts["tokens"] + facts["dropped_tokens"] == expected["tokens"] + expected["dropped_tokens"]
         assert facts["rows"] == len(rows_of(three, split))
         assert facts["blocks"] == LocalDataset(str(three / split)).size
         mine, theirs = words_of(three, split), words_of(one, split)
         assert sum((mine & theirs).values()) > 0.9 * sum(theirs.values())
-    assert all(len(sample["rows"]) == 4 for sample in LocalDataset(str(three / "train")))
+    assert all(len(sample["rows"]) == 2 for sample in LocalDataset(str(three / "train")))
     assert {path.name for path in (three / "train").iterdir()} == {"index.json", "00000", "00001", "00002"}
 
 
@@ -150,12 +145,64 @@ def test_failed_partition_is_named_and_the_others_are_not_done_again(files, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_too_little_text_for_blocks_is_one_line(files, tmp_path):
-    config = replace(
-        configuration(files[:1], tmp_path / "out", 16), packing=PackingConfig(sequence_length=32, block_rows=64)
-    )
-    with pytest.raises(CramError, match="no partition has a whole block of 64 rows; lower partitions or packing"):
+def test_little_text_is_written_by_fewer_partitions(files, tmp_path):
+    config = configuration(files[:1], tmp_path / "out", 16)
+    config.packing = PackingConfig(sequence_length=32, block_rows=64)
+    manifest = load_manifest(build(config, progress=False))
+    facts = manifest["splits"]["train"]
+    assert facts["blocks"] * 64 == facts["rows"]
+    assert facts["dropped_tokens"] < 64 * 32 + 16 * 32  # a block, and a row of each partition
+    config = configuration(files[:1], tmp_path / "less", 16)
+    config.packing = PackingConfig(sequence_length=32, block_rows=4096)
+    facts = load_manifest(build(config, progress=False))["splits"]["train"]
+    assert facts["blocks"] == 1
+    assert 0 < facts["rows"] < 4096
+
+
+def test_partition_of_nothing_but_duplicates(files, tmp_path):
+    (tmp_path / "copy.jsonl").write_text(files[0].read_text())
+    config = configuration([files[0], tmp_path / "copy.jsonl"], tmp_path / "out", 2)
+    config.stages = StagesConfig(exact_duplicates=ExactDuplicatesConfig())
+    manifest = load_manifest(build(config, progress=False))
+    assert sum(split["documents"] for split in manifest["splits"].values()) == 120
+    assert manifest["stages"][0]["documents_in"] == 240
+
+
+def test_limit_takes_the_same_text_for_any_number_of_partitions(files):
+    (source,) = open_sources([SourceConfig(paths=[str(path) for path in files], max_characters=40_000)])
+    expected = sorted(piece.text for piece in source.pieces())
+    for partitions in (2, 9):
+        found = [piece.text for p in range(partitions) for piece in partition_pieces(source, p, partitions)]
+        assert sorted(found) == expected
+
+
+@pytest.mark.parametrize("place", ["foreign", "out", "out/inside"])
+def test_work_is_never_put_over_what_is_not_ours(files, tmp_path, place):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("mine")
+    config = replace(configuration(files, tmp_path / "out", 1), work=str(tmp_path / place))
+    with pytest.raises(CramError, match=r"work: .*choose another folder"):
         build(config, progress=False)
+    assert (tmp_path / "foreign" / "thesis.tex").read_text() == "mine"
+
+
+def test_work_that_is_half_removed_is_not_gone_on_with(files, tmp_path, monkeypatch):
+    config = replace(configuration(files, tmp_path / "out", 1), work=str(tmp_path / "work"))
+    before = files_of(build(config, progress=False))
+    assert not (tmp_path / "work").exists()
+    remove = Work.remove
+
+    def killed(self: Work) -> None:
+        if self.any_done():  # between the move and the end of the removal
+            raise ZeroDivisionError
+        remove(self)
+
+    monkeypatch.setattr(Work, "remove", killed)
+    with pytest.raises(ZeroDivisionError):
+        build(replace(config, overwrite=True), progress=False)
+    monkeypatch.undo()
+    assert (tmp_path / "work" / "done").is_dir()
+    assert files_of(build(replace(config, overwrite=True), progress=False)) == before
 
 
 def test_streams_are_splits_of_their_own(files, tmp_path):

@@ -44,7 +44,7 @@ def build(config: DataBuildConfig, progress: bool = True) -> Path | str:
 
     A finished one is returned as it is. The work is done in `config.work`, by default `OUTPUT.partial` or, when the
     output is in object storage, a folder in $CRAM_CACHE; what a build that failed or was killed has done stays there
-    and the next start goes on with it. Only one process builds at a time, others wait for it. The same text,
+    and the next start goes on with it. Only one process of a machine builds it at a time, others wait. The same text,
     configuration and library versions give the same bytes.
 
     Raises CramError, one line, for any input or configuration that cannot be used.
@@ -84,10 +84,13 @@ def _check(config: DataBuildConfig) -> None:
 def _build_local(config: DataBuildConfig, identity: str, progress: bool) -> Path:
     root = Path(os.path.abspath(expand(config.output)))
     work = Work(Path(os.path.abspath(expand(config.work))) if config.work else root.with_name(f"{root.name}.partial"))
+    if root == work.root or root in work.root.parents or work.root in root.parents:
+        raise CramError(f"work: {work.root} and the output {root} must not be in each other; choose another folder")
     with _errors_in_one_line(work.root):
         if not _finished(root, config, identity, progress):
             root.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(root.with_name(f".{root.name}.lock"), str(root), progress):
+            lock = root.with_name(f".{root.name}.lock")
+            with _lock(lock, str(root), progress), _work_lock(work, config, progress):
                 if not _finished(root, config, identity, progress):
                     _check_free(root)
                     _work(work, config, identity, progress)
@@ -103,17 +106,31 @@ def _build_remote(config: DataBuildConfig, identity: str, progress: bool) -> str
     storage = open_storage(uri, REMOTE_DEADLINE_SECONDS)
     with _errors_in_one_line(work.root):
         work.root.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(work.root.with_name(f".{work.root.name}.lock"), uri, progress):
+        with _lock(_lock_of(work), uri, progress):
             storage.check(write=True)
             with tempfile.TemporaryDirectory() as scratch:
                 if storage.size(MANIFEST) is not None:
                     storage.download(MANIFEST, Path(scratch) / MANIFEST)
                 if _finished(Path(scratch), config, identity, progress, uri):
                     return uri
-            storage.delete(MANIFEST)
             _work(work, config, identity, progress)
     say(progress, f"{uri} is finished")
     return uri
+
+
+def _lock_of(work: Work) -> Path:
+    return work.root.with_name(f".{work.root.name}.lock")
+
+
+@contextmanager
+def _work_lock(work: Work, config: DataBuildConfig, progress: bool) -> Iterator[None]:
+    """Where the work's place was chosen, two builds with different outputs may have chosen the same."""
+    if not config.work:
+        yield
+        return
+    work.root.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(_lock_of(work), str(work.root), progress):
+        yield
 
 
 def _digest(text: str) -> str:
@@ -124,7 +141,10 @@ def _finished(root: Path, config: DataBuildConfig, identity: str, progress: bool
     """Whether the data set is there already; raises CramError for one of another configuration."""
     if config.overwrite or not (root / MANIFEST).is_file():
         return False
-    found = load_manifest(root)["config_hash"]
+    try:
+        found = load_manifest(root)["config_hash"]
+    except CramError as error:  # of another format, or damaged
+        raise CramError(f"{error}; to replace it, pass overwrite=true") from None
     if found != identity:
         raise CramError(
             f"{name or root}: holds a data set of another configuration ({found}, not {identity}); choose another "
@@ -168,17 +188,21 @@ def _work(work: Work, config: DataBuildConfig, identity: str, progress: bool) ->
     except BaseException:
         if work.any_done():
             say(progress, f"what was done until now is kept in {work.root}; the same command goes on with it")
-        else:
-            shutil.rmtree(work.root, ignore_errors=True)
+        elif work.plan() is not None:
+            work.remove()
         raise
 
 
 def _move(work: Work, root: Path) -> None:
-    """Put the finished data set in its place, and remove the rest."""
-    old = root.with_name(f"{root.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """Put the finished data set in its place in one rename, and remove the rest."""
+    new, old = (root.with_name(f".{root.name}.cram-{name}") for name in ("new", "old"))
+    for left_over in (new, old):
+        if left_over.exists():
+            shutil.rmtree(left_over)
+    shutil.move(work.out, new)  # copies if the work is on another disk
     if root.exists():
         os.replace(root, old)
-    shutil.move(work.out, root)
-    shutil.rmtree(work.root)
-    shutil.rmtree(old, ignore_errors=True)
+    os.replace(new, root)
+    work.remove()
+    if old.exists():
+        shutil.rmtree(old)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cram_composer.data.build.encoding import open_tokenizer, rows_path, total_counts
+from cram_composer.data.build.encoding import open_tokenizer, rows_path
 from cram_composer.data.build.shards import Uploads, write_shards
 from cram_composer.data.build.work import Work
 from cram_composer.data.ordering import ORDERINGS, RowFacts, sentence_end_ids
@@ -31,6 +31,8 @@ from cram_composer.data.shuffle import (
 from cram_composer.data.text import SPLITS
 from cram_composer.data.tokenizer import BuiltTokenizer
 from cram_composer.storage import is_remote, open_storage
+
+_BLOCKS_A_WRITER = 32
 
 
 def sample(work: Work, partition: int, progress: bool) -> None:
@@ -51,7 +53,7 @@ def deal(work: Work, partition: int, progress: bool) -> None:
         for left_over in folder.glob(f"*.{name}*"):  # of a task that was interrupted
             left_over.unlink()
         file = _rows(work, split, partition, tokenizer)
-        buckets = _buckets(work, split, tokenizer) * work.config.partitions
+        buckets = _buckets(work, split, tokenizer) * writers(work, split)
         if ordered and split != SPLITS[1]:
             paths = sorted(work.folder("samples").glob(f"{split}.*.npy"))
             limits = borders(np.concatenate([np.load(path) for path in paths]), buckets)
@@ -79,11 +81,12 @@ def _write(work: Work, partition: int, progress: bool, uploads: Uploads | None) 
     facts = {}
     for number, split in enumerate(work.splits):
         rows = _gathered(work, partition, number, tokenizer)
-        arrays = _blocks(work, split, rows, sum(r[split]["rows"] for r in work.results("encode")))
+        arrays = _blocks(work, split, rows, total_rows(work, split))
         folder = work.out / split / f"{partition:05d}"
         for left_over in folder.glob("*"):  # of a task that was interrupted
             left_over.unlink()
-        share = total_tokens(work, split) // work.config.partitions * tokenizer.dtype.itemsize
+        row_bytes = work.config.packing.sequence_length * tokenizer.dtype.itemsize
+        share = total_rows(work, split) // writers(work, split) * row_bytes
         with Progress(f"{split} shards", share, progress) as bar:
 
             def watched(arrays: Iterator[NDArray] = arrays, bar: Progress = bar) -> Iterator[NDArray]:
@@ -98,8 +101,8 @@ def _write(work: Work, partition: int, progress: bool, uploads: Uploads | None) 
             "blocks": written.blocks,
             "rows": written.rows,
             "bytes": written.bytes,
-            "counts": written.counts.tolist(),
         }
+        work.save_counts("write", split, partition, written.counts)
     return facts
 
 
@@ -108,7 +111,7 @@ def _gathered(work: Work, partition: int, number: int, tokenizer: BuiltTokenizer
     length, each = config.packing.sequence_length, _buckets(work, split, tokenizer)
     seed = _seed(work, number, "order", partition)
     names = [f"{p:05d}" for p in range(config.partitions)]
-    mine = range(partition * each, (partition + 1) * each)
+    mine = range(partition * each, (partition + 1) * each) if partition < writers(work, split) else range(0)
     return gather(work.folder("dealt", split), names, mine, length, tokenizer.dtype, seed)
 
 
@@ -119,17 +122,23 @@ def _blocks(work: Work, split: str, rows: Iterator[NDArray], total_rows: int) ->
     return (block for block in blocks(rows, size) if len(block) == size or not only_whole)
 
 
-def total_tokens(work: Work, split: str) -> int:
-    """Tokens in all rows of a split, padding included."""
-    return sum(result[split]["rows"] for result in work.results("encode")) * work.config.packing.sequence_length
+def total_rows(work: Work, split: str) -> int:
+    """Rows of a split that all partitions have packed."""
+    return sum(result[split]["rows"] for result in work.results("encode"))
+
+
+def writers(work: Work, split: str) -> int:
+    """Partitions that write a split: not so many that what fills no block of theirs would be missed."""
+    fewest_rows = _BLOCKS_A_WRITER * work.config.packing.block_rows
+    return max(min(total_rows(work, split) // fewest_rows, work.config.partitions), 1)
 
 
 def _buckets(work: Work, split: str, tokenizer: BuiltTokenizer) -> int:
-    """Buckets of each partition."""
+    """Buckets of each partition that writes."""
     config = work.config
     row_bytes = config.packing.sequence_length * tokenizer.dtype.itemsize
-    rows = sum(result[split]["rows"] for result in work.results("encode"))
-    return buckets_needed(rows, row_bytes, config.shuffle_memory_mib << 20, config.partitions)
+    memory = config.shuffle_memory_mib << 20
+    return buckets_needed(total_rows(work, split), row_bytes, memory, writers(work, split))
 
 
 def _rows_path(work: Work, split: str, partition: int) -> Path:
@@ -146,7 +155,7 @@ def _keys(work: Work, split: str, tokenizer: BuiltTokenizer) -> Keys:
         sep_id=special["sep"],
         pad_id=special["pad"],
         sentence_end_ids=sentence_end_ids(tokenizer.backend),
-        counts=total_counts(work.results("encode"), split),
+        counts=work.counts("encode", split),
     )
     ordering = ORDERINGS[work.config.ordering]
     return lambda rows: ordering(rows, facts)

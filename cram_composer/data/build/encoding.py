@@ -37,6 +37,7 @@ class Encoder:
     def __init__(self, work: Work, partition: int, judgements: Judgements) -> None:
         config = work.config
         self._work = work
+        self._partition = partition
         self._filter = config.stages.compressibility
         self._judgements = judgements
         self.tokenizer = open_tokenizer(work)
@@ -97,14 +98,15 @@ class Encoder:
         return True
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """By split: documents, characters, rows, dropped and padding tokens, counts [vocab_size] of every id."""
+        """By split: documents, characters, rows, dropped and padding tokens. Counts of ids go to the work folder."""
+        for split, packer in zip(self._work.splits, self._packers, strict=True):
+            self._work.save_counts("encode", split, self._partition, packer.counts)
         return {
             split: {
                 **asdict(text),
                 "rows": packer.rows,
                 "dropped_tokens": packer.dropped_tokens,
                 "padding_tokens": packer.padding_tokens,
-                "counts": packer.counts.tolist(),
             }
             for split, packer, text in zip(self._work.splits, self._packers, self._text, strict=True)
         }
@@ -142,8 +144,3 @@ def _batches(chunks: Iterator[Chunk]) -> Iterator[list[Chunk]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def total_counts(results: list[dict[str, dict[str, Any]]], split: str) -> np.ndarray:
-    """Counts [vocab_size] of every id in a split, over all partitions."""
-    return np.sum([np.array(result[split]["counts"], np.int64) for result in results], axis=0)

@@ -20,8 +20,11 @@ from cram_composer.config.data_schema import DataBuildConfig
 from cram_composer.data.build.tasks import failure_file, run_task
 from cram_composer.data.progress import say
 from cram_composer.errors import CramError
+from cram_composer.files import read_json, write_json
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_SUBMITTED = "slurm-jobs.json"
+_CANCEL_SECONDS = 120.0
 _SLURM_DEFAULTS = {"timeout_min": 24 * 60, "cpus_per_task": 2, "mem_gb": 4}
 
 
@@ -62,8 +65,10 @@ class Executor:
             context = get_context("spawn")
             self._pool = ProcessPoolExecutor(self._jobs, context, initializer=_begin, initargs=arguments)
         started = time.monotonic()
-        waiting: set[Future] = {self._pool.submit(run_task, root, phase, partition) for partition in partitions}
+        waiting: set[Future] = set()
         try:
+            for partition in partitions:
+                waiting.add(self._pool.submit(run_task, root, phase, partition))
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
@@ -98,15 +103,41 @@ def _slurm(root: Path, phase: str, partitions: list[int], config: DataBuildConfi
     except Exception as error:  # submitit raises several types for a missing Slurm and for unknown settings
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CramError(f"data build: executor=slurm cannot be used: {reason}") from error
-    jobs = executor.map_array(_slurm_task, [str(root)] * len(partitions), [phase] * len(partitions), partitions)
+    try:
+        jobs = executor.map_array(_slurm_task, [str(root)] * len(partitions), [phase] * len(partitions), partitions)
+    except Exception as error:  # what sbatch said: an unknown partition, a larger array than is allowed
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CramError(f"data build: Slurm takes no array of {len(partitions)} jobs: {reason[:300]}") from error
+    write_json(root / _SUBMITTED, [job.job_id for job in jobs])
     say(progress, f"{phase}: {len(jobs)} Slurm jobs, {jobs[0].job_id} ...; logs in {root / 'slurm'}")
     try:
         _wait(root, phase, dict(zip(partitions, jobs, strict=True)), progress)
     except BaseException:
-        for job in jobs:
-            with contextlib.suppress(OSError):  # no scancel here
-                job.cancel(check=False)
+        _cancel(jobs)
         raise
+    (root / _SUBMITTED).unlink()
+
+
+def _cancel(jobs: list[Any]) -> None:
+    """Cancel jobs and wait until they are over: two tasks for one partition would write the same files."""
+    with contextlib.suppress(OSError):  # no scancel here
+        for job in jobs:
+            job.cancel(check=False)
+        ends = time.monotonic() + _CANCEL_SECONDS
+        while time.monotonic() < ends and not all(job.done(force_check=True) for job in jobs):
+            time.sleep(2.0)
+
+
+def cancel_left_over(root: Path, progress: bool) -> None:
+    """Cancel the jobs that a coordinator which was killed has left in Slurm."""
+    if not (root / _SUBMITTED).is_file():
+        return
+    from submitit import SlurmJob
+
+    ids = read_json(root / _SUBMITTED)
+    say(progress, f"cancelling {len(ids)} Slurm jobs of the last start")
+    _cancel([SlurmJob(folder=root / "slurm", job_id=job_id) for job_id in ids])
+    (root / _SUBMITTED).unlink()
 
 
 def _slurm_task(root: str, phase: str, partition: int) -> None:

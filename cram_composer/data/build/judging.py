@@ -25,7 +25,7 @@ from cram_composer.data.build.reading import DUPLICATE_STAGES, Judgements, Reade
 from cram_composer.data.build.texts import Chunk, Texts, TextWriter
 from cram_composer.data.build.work import Work
 from cram_composer.data.progress import Progress
-from cram_composer.data.stages.buckets import BucketWriter, later_owners, pairs
+from cram_composer.data.stages.buckets import BucketWriter, later_owners, pairs, shares
 from cram_composer.data.stages.duplicates import band_keys, document_key
 from cram_composer.data.stages.examples import removed_span
 from cram_composer.data.stages.repeats import EarlierText, anchors, cut, repeated_spans
@@ -34,6 +34,7 @@ _PARTITION_BITS = 40  # an owner or a position is (partition << 40 | number or b
 _RANGE_BITS = 24  # places that repeat are kept by ranges of 16 MiB of a partition's text
 _BUCKET_BYTES = 64 << 20
 _BUFFER_BYTES = 32 << 20
+_TEXTS_OPEN = 32  # texts of other partitions; each takes two of the files that a process may hold open
 _GROUP = 1024  # documents whose keys are handed on together
 
 # Bytes of keys for a byte of text: 16 each; documents of 500 bytes and more have 14 bands by default, and a place in
@@ -98,7 +99,9 @@ def duplicates(work: Work, partition: int, progress: bool) -> None:
     folder = work.folder("duplicates")
     for stage in _duplicate_stages(work.config.stages):
         for bucket in _my_buckets(work, stage, partition):
-            np.save(folder / f"{stage}.{bucket:05d}.npy", later_owners(_bucket_files(work, stage, bucket)))
+            files = _bucket_files(work, stage, bucket)
+            found = [later_owners(files, share) for share in shares(files, 2 * _BUCKET_BYTES)]
+            np.save(folder / f"{stage}.{bucket:05d}.npy", np.unique(np.concatenate(found)))
 
 
 def anchor(work: Work, partition: int, progress: bool) -> None:
@@ -122,14 +125,21 @@ def repeats(work: Work, partition: int, progress: bool) -> None:
     """Find, in this partition's share of the buckets, the places that share a key with an earlier one."""
     stage = work.config.stages.repeated_spans
     assert stage is not None
+    folder = work.folder("repeats")
+    for left_over in folder.glob(f"*/{partition:05d}"):  # of a task that was interrupted
+        left_over.unlink()
     for bucket in _my_buckets(work, "repeated_spans", partition):
-        later, earlier = pairs(_bucket_files(work, "repeated_spans", bucket), apart=stage.length)
-        both = np.stack([later, earlier], axis=1)
-        ranges = later >> np.uint64(_RANGE_BITS)
-        for part in np.split(both, np.flatnonzero(np.diff(ranges)) + 1):
-            if len(part):
-                place = work.folder("repeats", f"{int(part[0, 0]) >> _RANGE_BITS:010x}")
-                part.tofile(place / f"{bucket:05d}")
+        files = _bucket_files(work, "repeated_spans", bucket)
+        # A place may come with several others: what is found takes more room than what it is found in.
+        for share in shares(files, _BUCKET_BYTES // 4):
+            later, earlier = pairs(files, apart=stage.length, share=share)
+            both = np.stack([later, earlier], axis=1)
+            ranges = later >> np.uint64(_RANGE_BITS)
+            for part in np.split(both, np.flatnonzero(np.diff(ranges)) + 1):
+                if len(part):
+                    place = work.folder("repeats", f"{int(part[0, 0]) >> _RANGE_BITS:010x}")
+                    with open(place / f"{partition:05d}", "ab") as out:
+                        part.tofile(out)
 
 
 def survivors(work: Work, partition: int, judgements: Judgements, progress: bool) -> Iterator[Chunk]:
@@ -164,10 +174,9 @@ class _Spans:
 
     def __init__(self, work: Work, partition: int, texts: Texts, length: int) -> None:
         self._folder = work.folder("repeats")
-        self._texts = [
-            texts if p == partition else Texts(work.folder("texts"), p) for p in range(work.config.partitions)
-        ]
         self._partition = partition
+        self._texts = work.folder("texts")
+        self._opened = {partition: texts}
         self._own = texts
         self._length = length
         self._ranges: dict[int, NDArray] = {}
@@ -193,7 +202,12 @@ class _Spans:
         return left
 
     def _earlier(self, partition: int) -> EarlierText:
-        texts = self._texts[partition]
+        if partition not in self._opened:
+            others = [number for number in self._opened if number != self._partition]
+            if len(others) == _TEXTS_OPEN:
+                del self._opened[others[0]]
+            self._opened[partition] = Texts(self._texts, partition)
+        texts = self._opened[partition]
         return EarlierText(texts.text, texts.starts)
 
     def _between(self, first: int, after: int) -> NDArray:

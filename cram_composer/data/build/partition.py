@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from cram_composer.data.sources import Source
-from cram_composer.data.sources.base import Part, head
+from cram_composer.data.sources.base import Part
 from cram_composer.data.text import Piece
 
 
@@ -14,23 +14,15 @@ def partition_pieces(source: Source, partition: int, partitions: int) -> Iterato
     """The pieces of a source that belong to one of `partitions`: whole files, or every n-th document of each.
 
     Files are dealt out, the largest first, to the partition that has least; a source with fewer files than partitions
-    is read by all of them, each taking its documents and skipping the others'. A limit on the source's characters is
-    shared out evenly.
+    is read by all of them, each taking its documents and skipping the others'. So is one with a limit on its
+    characters, because where that is reached does not depend on the partitions.
     """
     if partitions == 1:
         yield from source.pieces()
-        return
-    if len(source.parts) >= partitions:
-        mine: Iterator[Piece] = chain.from_iterable(
-            part.pieces() for part in _dealt(source.parts, partitions)[partition]
-        )
+    elif len(source.parts) >= partitions and source.max_characters is None:
+        yield from chain.from_iterable(part.pieces() for part in _dealt(source.parts, partitions)[partition])
     else:
-        everything = chain.from_iterable(part.pieces() for part in source.parts)
-        mine = _every(everything, partition, partitions)
-    if source.max_characters is None:
-        yield from mine
-    else:
-        yield from head(mine, -(-source.max_characters // partitions))
+        yield from _every(source.pieces(), partition, partitions)
 
 
 def expected_bytes(source: Source, partition: int, partitions: int) -> int | None:

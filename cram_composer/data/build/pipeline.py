@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
-from cram_composer.config.data_schema import DataBuildConfig
-from cram_composer.data.build.executors import Executor
+from cram_composer.config.data_schema import DataBuildConfig, SourceConfig
+from cram_composer.data.build.executors import Executor, cancel_left_over
 from cram_composer.data.build.judging import DUPLICATE_STAGES, bucket_count
 from cram_composer.data.build.publish import check_splits, merge_indexes, upload_description, write_description
 from cram_composer.data.build.reading import cleaned, needs_all_documents
 from cram_composer.data.build.work import Work
+from cram_composer.data.manifest import MANIFEST
 from cram_composer.data.ordering import ORDERINGS
 from cram_composer.data.progress import Progress, say
 from cram_composer.data.sample import write_sample
@@ -20,8 +22,9 @@ from cram_composer.data.sources import Source, open_sources
 from cram_composer.data.tokenizer import BuiltTokenizer, adopt_tokenizer, save_tokenizer
 from cram_composer.data.vocabulary import train_tokenizer
 from cram_composer.errors import CramError
-from cram_composer.storage import is_remote
+from cram_composer.storage import is_remote, open_storage
 
+_UNKNOWN_BYTES = 10 << 30  # taken to be in a source whose size nobody knows
 # Folders of the work that nobody reads after a phase.
 _SPENT = {
     "duplicates": ["keys"],
@@ -34,14 +37,19 @@ _SPENT = {
 
 def run_pipeline(work: Work, config: DataBuildConfig, described: dict[str, Any], identity: str, progress: bool) -> None:
     """Make the data set in `work.out` or, when the output is in object storage, there. Raises CramError and OSError."""
-    sources = open_sources(config.sources)
-    if not work.begin(asdict(config), identity, _inputs(sources)):
+    key = [identity, config.output]
+    sources = open_sources(_pinned(config, work.plan(), key).sources)
+    # From here on every task reads the same commit of a data set on the hub.
+    config = replace(config, sources=[*_with_revisions(config, sources)])
+    cancel_left_over(work.root, progress)
+    if not work.begin(asdict(config), [*key, _inputs(sources)]):
         say(progress, f"going on with the build in {work.root}")
     _check_disk(work, sources)
     if not work.is_done("tokenizer"):
         built = _make_tokenizer(work, config, sources, progress)
         facts = {"vocab_size": built.vocab_size, "special_tokens": built.special_tokens, "sha256": built.sha256}
         work.done("tokenizer", 0, facts)
+    remote = is_remote(config.output)
     with Executor(config, progress) as executor:
         if needs_all_documents(config.stages):
             _judge(work, config, sources, executor)
@@ -50,18 +58,40 @@ def run_pipeline(work: Work, config: DataBuildConfig, described: dict[str, Any],
         if config.ordering in ORDERINGS:
             _run(work, "sample", executor)
         _run(work, "deal", executor)
+        if remote:
+            open_storage(config.output).delete(MANIFEST)  # from the first shard on it is not that data set any more
         _run(work, "write", executor)
     merge_indexes(work)
     write_description(work, described, identity)
-    if is_remote(config.output):
+    if remote:
         upload_description(work)
+
+
+def _pinned(config: DataBuildConfig, plan: dict[str, Any] | None, key: list[Any]) -> DataBuildConfig:
+    """The configuration with the commits of hub data sets that an interrupted build of it has read."""
+    if plan is None or plan["key"][:2] != key:
+        return config
+    earlier = [entry["revision"] for entry in plan["config"]["sources"]]
+    sources = [replace(entry, revision=revision) for entry, revision in zip(config.sources, earlier, strict=True)]
+    return replace(config, sources=sources)
+
+
+def _with_revisions(config: DataBuildConfig, sources: list[Source]) -> Iterator[SourceConfig]:
+    found = {
+        (source.origin["dataset"], source.origin["subset"]): source.origin["revision"]
+        for source in sources
+        if source.kind == "hub"
+    }
+    for entry in config.sources:
+        yield replace(entry, revision=found.get((entry.dataset, entry.subset), entry.revision))
 
 
 def _judge(work: Work, config: DataBuildConfig, sources: list[Source], executor: Executor) -> None:
     """The stages that compare documents."""
     on = [stage for stage in (*DUPLICATE_STAGES, "repeated_spans") if getattr(config.stages, stage) is not None]
     if not work.is_done("layout"):
-        expected = sum(source.expected_bytes or 0 for source in sources)
+        sizes = [source.expected_bytes for source in sources]
+        expected = sum(_UNKNOWN_BYTES if size is None else size for size in sizes)
         work.done("layout", 0, {stage: bucket_count(expected, stage, config.partitions) for stage in on})
     _run(work, "read", executor)
     if any(stage in DUPLICATE_STAGES for stage in on):

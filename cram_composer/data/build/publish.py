@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
-import shutil
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 
 from cram_composer import __version__
-from cram_composer.data.build.encoding import total_counts
 from cram_composer.data.build.reading import Judgements, Reader, needs_all_documents, stages_on
 from cram_composer.data.build.work import Work
-from cram_composer.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, SplitCounts
+from cram_composer.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, SplitCounts, verify
 from cram_composer.data.packing import unigram_nats
 from cram_composer.data.sources import Source
 from cram_composer.data.text import SPLITS
 from cram_composer.errors import CramError
 from cram_composer.files import write_json
-from cram_composer.storage import open_storage
+from cram_composer.storage import is_remote, open_storage
 
 EXAMPLES = "examples.json"
+_SHARD = re.compile(r"(train(-[\w-]+)?|validation)/\d{5}/shard\.\d+\.mds(\.zstd)?")  # as builds name them
 _LIBRARIES = ("numpy", "tokenizers", "transformers", "mosaicml-streaming", "rensa")
 
 
@@ -58,11 +58,6 @@ def _merge(work: Work, split: str) -> None:
     from streaming.base.util import merge_index
 
     written = [result[split] for result in work.results("write")]
-    if not sum(facts["blocks"] for facts in written):
-        raise CramError(
-            f"the {split} split is empty: no partition has a whole block of {work.config.packing.block_rows} rows; "
-            "lower partitions or packing.block_rows"
-        )
     folder = work.out / split
     parts = [folder / f"{partition:05d}" for partition, facts in enumerate(written) if facts["blocks"]]
     (folder / "index.json").unlink(missing_ok=True)
@@ -93,7 +88,7 @@ def write_description(work: Work, described: dict[str, Any], identity: str) -> N
             judgements.merge(result["judgements"])
     write_json(work.out / EXAMPLES, judgements.examples.as_dict())
     splits = {split: _counts(work, split, special) for split in work.splits}
-    train = sum((total_counts(work.results("write"), split) for split in work.streams), np.zeros(1, np.int64))
+    train = sum((work.counts("write", split) for split in work.streams), np.zeros(1, np.int64))
     manifest: Manifest = {
         "format_version": FORMAT_VERSION,
         "name": config.name,
@@ -115,11 +110,13 @@ def write_description(work: Work, described: dict[str, Any], identity: str) -> N
         "sources": _sources(work),
         # Rounded, because the last digits of a logarithm depend on the processor.
         "unigram_validation_nats": round(
-            unigram_nats(train, total_counts(work.results("write"), SPLITS[1]), list(special.values())), 6
+            unigram_nats(train, work.counts("write", SPLITS[1]), list(special.values())), 6
         ),
         "config": described,
         "config_hash": identity,
     }
+    if not is_remote(config.output):
+        verify(work.out, manifest, full=False)
     write_json(work.out / MANIFEST, manifest)
 
 
@@ -127,7 +124,7 @@ def _counts(work: Work, split: str, special: dict[str, int]) -> SplitCounts:
     encoded = [result[split] for result in work.results("encode")]
     written = [result[split] for result in work.results("write")]
     length = work.config.packing.sequence_length
-    counts = total_counts(work.results("write"), split)
+    counts = work.counts("write", split)
     rows = sum(facts["rows"] for facts in written)
     left_out = sum(facts["rows"] for facts in encoded) - rows
     return {
@@ -183,14 +180,14 @@ def upload_description(work: Work) -> None:
     for name, size in expected.items():
         if there.get(name) != size:
             # The shards here are gone since they were uploaded: there is nothing to go on with.
-            shutil.rmtree(work.root)
+            work.remove()
             found = f"{there[name]} bytes instead of {size}" if name in there else "missing"
             raise CramError(f"{storage.uri_of(name)}: {found} after its upload; start the build again")
     for name in there.keys() - expected.keys():
-        if name.endswith((".mds", ".mds.zstd")):
+        if _SHARD.fullmatch(name):
             storage.delete(name)
     storage.upload(work.out / MANIFEST, MANIFEST)
-    shutil.rmtree(work.root)
+    work.remove()
 
 
 def _expected(work: Work) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,12 @@ def run_task(root: Path, phase: str, partition: int, progress: bool = False) -> 
     failure.unlink(missing_ok=True)
     try:
         work.done(phase, partition, TASKS[phase](work, partition, progress))
-    except (CramError, OSError) as error:
+    except Exception as error:
         message = str(described(error, root))
         write_atomic(failure, message)
+        if not isinstance(error, CramError | OSError):
+            write_atomic(failure.with_suffix(".traceback"), traceback.format_exc())
+            message += f" (in phase {phase}; {failure.with_suffix('.traceback')} says where)"
         raise CramError(message) from error
 
 
@@ -70,7 +74,8 @@ def described(error: Exception, root: Path) -> CramError:
         return CramError(f"{root.parent}: the disk is full; free some space or choose another output")
     if isinstance(error, OSError):
         return CramError(f"{error.filename or root}: {error.strerror or error}")
-    return CramError(f"{type(error).__name__}: {error}")
+    first_line = (str(error).splitlines() or [""])[0]
+    return CramError(f"{type(error).__name__}: {first_line}")
 
 
 def failure_file(root: Path, phase: str, partition: int) -> Path:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_RECORD = np.dtype([("start", "<u8"), ("size", "<u4"), ("source", "<u2"), ("split", "u1"), ("flags", "u1")])
+_RECORD = np.dtype([("size", "<u4"), ("source", "<u2"), ("split", "u1"), ("flags", "u1")])
 _FIRST, _LAST, _DROPPED = 1, 2, 4
 _FLUSH = 4096
 
@@ -33,15 +33,18 @@ class TextWriter:
     def __init__(self, folder: Path, partition: int) -> None:
         self.bytes = 0
         self.chunks = 0
-        self._records: list[tuple[int, int, int, int, int]] = []
+        self._records: list[tuple[int, int, int, int]] = []
+        self._starts: list[int] = []
         self._text = open(folder / f"{partition:05d}.text", "wb")  # noqa: SIM115 - closed by __exit__
         self._index = open(folder / f"{partition:05d}.index", "wb")  # noqa: SIM115
+        self._places = open(folder / f"{partition:05d}.starts", "wb")  # noqa: SIM115
 
     def add(self, chunk: Chunk) -> None:
         """Append one chunk."""
         data = b"" if chunk.text is None else chunk.text.encode()
         flags = _FIRST * chunk.first | _LAST * chunk.last | _DROPPED * (chunk.text is None)
-        self._records.append((self.bytes, len(data), chunk.source, chunk.split, flags))
+        self._records.append((len(data), chunk.source, chunk.split, flags))
+        self._starts.append(self.bytes)
         self._text.write(data)
         self.bytes += len(data)
         self.chunks += 1
@@ -50,7 +53,8 @@ class TextWriter:
 
     def _flush(self) -> None:
         np.array(self._records, _RECORD).tofile(self._index)
-        self._records = []
+        np.array(self._starts, "<u8").tofile(self._places)
+        self._records, self._starts = [], []
 
     def __enter__(self) -> TextWriter:
         return self
@@ -61,6 +65,7 @@ class TextWriter:
         self._flush()
         self._text.close()
         self._index.close()
+        self._places.close()
 
 
 class Texts:
@@ -69,8 +74,7 @@ class Texts:
     def __init__(self, folder: Path, partition: int) -> None:
         self.text: NDArray = _mapped(folder / f"{partition:05d}.text", np.dtype(np.uint8))
         self._index = _mapped(folder / f"{partition:05d}.index", _RECORD)
-        # A copy, because searching a view of records would make one each time.
-        self.starts = np.ascontiguousarray(self._index["start"])
+        self.starts = _mapped(folder / f"{partition:05d}.starts", np.dtype("<u8"))
 
     def __len__(self) -> int:
         return len(self._index)
@@ -81,9 +85,8 @@ class Texts:
 
     def bounds(self, number: int) -> tuple[int, int]:
         """First byte of a chunk in the file and the byte after its last."""
-        record = self._index[number]
-        start = int(record["start"])
-        return start, start + int(record["size"])
+        start = int(self.starts[number])
+        return start, start + int(self._index[number]["size"])
 
     def bytes_of(self, number: int) -> bytes:
         """The UTF-8 text of a chunk."""

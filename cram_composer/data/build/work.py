@@ -11,13 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from cram_composer.config.data_schema import DataBuildConfig
 from cram_composer.data.text import SPLITS
+from cram_composer.errors import CramError
 from cram_composer.files import read_json, write_json
 
 _PLAN = "plan.json"
+_MARK = ".cram-build"  # says that the folder is ours to remove
 
 
 class Work:
@@ -37,22 +41,42 @@ class Work:
         """Folder of the tokenizer."""
         return self.out / "tokenizer"
 
-    def begin(self, config: dict[str, Any], identity: str, inputs: list[Any]) -> bool:
-        """Make the folder for a data set of this identity and input; False if there is one to be gone on with.
-
-        What another configuration or other input files left is thrown away.
-        """
-        plan = {"identity": identity, "inputs": inputs, "config": config}
+    def plan(self) -> dict[str, Any] | None:
+        """What the work was begun for; None where there is no work that could be gone on with."""
         try:
-            found = read_json(self.root / _PLAN)
+            return read_json(self.root / _PLAN) if self.out.is_dir() else None
         except (OSError, ValueError):
-            found = {}
-        resumed = (found.get("identity"), found.get("inputs")) == (identity, inputs)
+            return None
+
+    def begin(self, config: dict[str, Any], key: list[Any]) -> bool:
+        """Make the folder for what `key` identifies; False if there is one for it already, to be gone on with.
+
+        What was left of other work is thrown away. Raises CramError for a folder that is no work of a build.
+        """
+        found = self.plan()
+        resumed = found is not None and found["key"] == key
         if not resumed:
-            shutil.rmtree(self.root, ignore_errors=True)
-            self.out.mkdir(parents=True)
-        write_json(self.root / _PLAN, plan)  # again when resuming: how the work is done may have changed
+            self.remove()
+            self.root.mkdir(parents=True)
+            (self.root / _MARK).touch()
+            self.out.mkdir()
+        # Again when resuming: how the work is done may have changed.
+        write_json(self.root / _PLAN, {"key": key, "config": config})
         return not resumed
+
+    def remove(self) -> None:
+        """Remove the folder, the plan first: what is left of it if this is interrupted is not gone on with."""
+        if not self.root.exists():
+            return
+        if not (self.root / _MARK).is_file() and any(self.root.iterdir()):
+            raise CramError(f"work: {self.root} is there already and is not the work of a build; choose another folder")
+        (self.root / _PLAN).unlink(missing_ok=True)
+        mark = self.root / _MARK
+        for path in self.root.iterdir():
+            if path != mark:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        mark.unlink(missing_ok=True)
+        self.root.rmdir()
 
     @cached_property
     def config(self) -> DataBuildConfig:
@@ -103,6 +127,21 @@ class Work:
     def done(self, phase: str, partition: int, result: Any) -> None:
         """Say that a task is done."""
         write_json(self._result(phase, partition), result)
+
+    def counts(self, phase: str, split: str) -> NDArray:
+        """Counts [vocab_size] of every id in a split, summed over the partitions as `save_counts` left them."""
+        paths = [self._counts(phase, split, partition) for partition in range(self.config.partitions)]
+        total = np.load(paths[0])
+        for path in paths[1:]:
+            total += np.load(path)
+        return total
+
+    def save_counts(self, phase: str, split: str, partition: int, counts: NDArray) -> None:
+        """Keep counts [vocab_size] of a task; not in its result, which every task of the next phase reads."""
+        np.save(self._counts(phase, split, partition), counts)
+
+    def _counts(self, phase: str, split: str, partition: int) -> Path:
+        return self.folder("counts") / f"{phase}.{split}.{partition:05d}.npy"
 
     def any_done(self) -> bool:
         """Whether there is anything that a next start could go on with."""

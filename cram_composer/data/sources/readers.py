@@ -105,7 +105,7 @@ def read_parquet(path: Path, text_column: str, document: str) -> Iterator[Piece]
             for batch in file.iter_batches(batch_size=64, columns=[text_column], use_threads=False):
                 for value in batch.column(0):
                     yield from document_pieces(column_text(value.as_py(), text_column, str(path)))
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise _unreadable(path, error) from None
 
 

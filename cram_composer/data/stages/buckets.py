@@ -18,6 +18,9 @@ _RECORD_BYTES = 16
 _BYTES_PER_BUFFERED = _RECORD_BYTES + _RECORD_BYTES + 8 + 8
 
 
+_RECORDS_AT_ONCE = 1 << 18
+
+
 class BucketWriter:
     """Appends records to `folder/NAME.BUCKET`, BUCKET = key modulo `count` in five digits; takes `memory_bytes`.
 
@@ -69,14 +72,26 @@ class BucketWriter:
             path.touch()
 
 
-def later_owners(files: list[Path]) -> NDArray[np.uint64]:
+Share = tuple[int, int]  # (i, n): those of the records whose keys fall in share i of n
+_ALL: Share = (0, 1)
+
+
+def shares(files: list[Path], memory_bytes: int) -> list[Share]:
+    """Shares of a bucket that are small enough to be looked at in so much memory, one after the other."""
+    count = sum(path.stat().st_size for path in files) // memory_bytes + 1
+    return [(i, count) for i in range(count)]
+
+
+def later_owners(files: list[Path], share: Share = _ALL) -> NDArray[np.uint64]:
     """Owners, sorted, that share a key with a smaller owner. `files` are those of one bucket, of all partitions."""
-    keys, owners = _grouped(files)
+    keys, owners = _grouped(files, share)
     later = owners > owners[_first_of_group(keys)]
     return np.unique(owners[later])
 
 
-def pairs(files: list[Path], candidates: int = 8, apart: int = 1) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def pairs(
+    files: list[Path], candidates: int = 8, apart: int = 1, share: Share = _ALL
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Positions [n] and, for each, an earlier position [n] with the same key; sorted by the first, then the second.
 
     `files` are those of one bucket, of all partitions. A position comes up to `candidates` times: with the earliest
@@ -84,7 +99,7 @@ def pairs(files: list[Path], candidates: int = 8, apart: int = 1) -> tuple[NDArr
     with the same text is nearly always among these. Pairs that are less than `apart` bytes apart are left out: they
     are of no use to `repeated_spans` if that is its length, and text such as "-----" has them at every byte.
     """
-    keys, positions = _grouped(files)
+    keys, positions = _grouped(files, share)
     first = _first_of_group(keys)
     place = np.arange(len(keys))
     place = place[place > first]
@@ -101,18 +116,25 @@ def pairs(files: list[Path], candidates: int = 8, apart: int = 1) -> tuple[NDArr
     return records[order, 0], records[order, 1]
 
 
-def _grouped(files: list[Path]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Keys and owners of all records, sorted by key, then by owner."""
-    records = np.concatenate([np.zeros((0, 2), "<u8"), *map(_read, files)])
+def _grouped(files: list[Path], share: Share) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Keys and owners of a share of the records, sorted by key, then by owner."""
+    records = np.concatenate([np.zeros((0, 2), "<u8"), *(_read(path, share) for path in files)])
     order = np.lexsort((records[:, 1], records[:, 0]))
     return records[order, 0], records[order, 1]
 
 
-def _read(path: Path) -> NDArray[np.uint64]:
+def _read(path: Path, share: Share) -> NDArray[np.uint64]:
     try:
         if path.stat().st_size % _RECORD_BYTES:
             raise CramError(f"{path}: cut off within a record; remove the build's work folder and build again")
-        return np.fromfile(path, "<u8").reshape(-1, 2)
+        if share == _ALL:
+            return np.fromfile(path, "<u8").reshape(-1, 2)
+        mine = []
+        with open(path, "rb") as file:
+            while len(records := np.fromfile(file, "<u8", 2 * _RECORDS_AT_ONCE).reshape(-1, 2)):
+                # Upper bits: the bucket was chosen by the lower ones.
+                mine.append(records[(records[:, 0] >> np.uint64(40)) % np.uint64(share[1]) == share[0]])
+        return np.concatenate([np.zeros((0, 2), "<u8"), *mine])
     except FileNotFoundError:
         raise CramError(f"{path}: missing; remove the build's work folder and build again") from None
 
