@@ -6,7 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from cram_composer.data.stages.buckets import BucketWriter, later_owners, pairs
+from cram_composer.data.stages.buckets import BucketWriter, later_owners, pairs, shares
 from cram_composer.errors import CramError
 
 
@@ -80,6 +80,23 @@ def test_pairs(tmp_path, candidates, apart):
         later, earlier = pairs([paths[bucket] for paths in files], candidates, apart)
         assert list(zip(later.tolist(), earlier.tolist(), strict=True)) == sorted(expected)
         assert later.dtype == earlier.dtype == np.uint64
+
+
+def test_a_bucket_that_is_too_large_is_looked_at_in_shares(tmp_path):
+    random = np.random.default_rng(0)
+    # Keys of documents are hashes: all of their bits are random.
+    hashes = random.integers(0, 1 << 63, 200, np.uint64)
+    keys, owners = hashes[random.integers(0, 200, 3000)], random.permutation(3000).astype(np.uint64)
+    writer = BucketWriter(tmp_path, "x", 1, 1 << 20)
+    writer.add(keys, owners)
+    writer.close()
+    parts = shares(writer.paths, 10_000)
+    assert len(parts) == 3000 * 16 // 10_000 + 1
+    found = [later_owners(writer.paths, share) for share in parts]
+    assert all(map(len, found))
+    assert sorted(np.concatenate(found)) == later_owners(writer.paths).tolist()
+    in_shares = [pair for share in parts for pair in zip(*map(list, pairs(writer.paths, share=share)), strict=True)]
+    assert sorted(in_shares) == sorted(zip(*map(list, pairs(writer.paths)), strict=True))
 
 
 def test_no_records(tmp_path):
