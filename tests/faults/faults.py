@@ -1,0 +1,274 @@
+"""The faults, one record each."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from pathlib import Path
+
+from tests.faults.scene import DEADLINE, Fault, Scene
+from tests.servers import S3Server
+
+# What may pass between a fault and the end: the steps for which there still are shards, and an orderly end. Where a
+# server has to be waited for, the deadline comes to it, or 10 s, the least that a fetch is given; twice, since a shard
+# that could not be fetched ahead is tried once more when it is needed.
+AT_ONCE = 20.0
+WAITED = AT_ONCE + 2 * max(DEADLINE, 10.0)
+START = 90.0  # of which most is the start of Python, twice as long on a busy machine
+OUTAGE = 5.0  # seconds
+
+
+def original(scene: Scene) -> bytes:
+    return (scene.source / scene.victim).read_bytes()
+
+
+def server_of(scene: Scene) -> S3Server:
+    assert scene.server is not None
+    return scene.server
+
+
+def remove(scene: Scene) -> None:
+    assert scene.bucket is not None
+    scene.bucket.delete(scene.key)
+
+
+def corrupt(scene: Scene) -> None:
+    assert scene.bucket is not None
+    content = bytearray(original(scene))
+    content[len(content) // 2] ^= 1
+    scene.bucket.put(scene.key, bytes(content))
+
+
+def truncate(scene: Scene) -> None:
+    assert scene.bucket is not None
+    scene.bucket.put(scene.key, original(scene)[:100])
+
+
+def restore(scene: Scene) -> None:
+    assert scene.bucket is not None
+    scene.bucket.put(scene.key, original(scene))
+
+
+def stop_a_while(scene: Scene) -> None:
+    server_of(scene).stop()
+    time.sleep(OUTAGE)
+    server_of(scene).start()
+
+
+def pause_a_while(scene: Scene) -> None:
+    server_of(scene).pause()
+    time.sleep(OUTAGE)
+    server_of(scene).resume()
+
+
+def stop(scene: Scene) -> None:
+    server_of(scene).stop()
+
+
+def start(scene: Scene) -> None:
+    server_of(scene).start()
+
+
+def pause(scene: Scene) -> None:
+    server_of(scene).pause()
+
+
+def resume(scene: Scene) -> None:
+    server_of(scene).resume()
+
+
+def change_credentials(scene: Scene) -> None:
+    server_of(scene).put_credentials("another-key", "another-secret")
+
+
+def change_credentials_back(scene: Scene) -> None:
+    server_of(scene).put_credentials(scene.environment["AWS_ACCESS_KEY_ID"], scene.environment["AWS_SECRET_ACCESS_KEY"])
+
+
+def empty_bucket_name(scene: Scene) -> None:
+    """The bucket that the command names does not exist."""
+    assert scene.bucket is not None
+    client = server_of(scene).client()
+    keys = scene.bucket.keys()
+    for key in keys:
+        client.delete_object(Bucket=scene.bucket.name, Key=key)
+    client.delete_bucket(Bucket=scene.bucket.name)
+
+
+def make_bucket(scene: Scene) -> None:
+    assert scene.bucket is not None
+    server_of(scene).client().create_bucket(Bucket=scene.bucket.name)
+    scene.bucket.upload_folder(scene.source, "data")
+
+
+def fill_disk(scene: Scene) -> None:
+    assert scene.process is not None
+    # The file system is mounted for that process only.
+    filler = Path(f"/proc/{scene.process.pid}/root{scene.cache}/filler")
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def delete_local(scene: Scene) -> None:
+    os.unlink(scene.cache / scene.victim)
+
+
+def restore_local(scene: Scene) -> None:
+    shutil.copyfile(scene.source / scene.victim, scene.cache / scene.victim)
+
+
+def nothing(scene: Scene) -> None:
+    pass
+
+
+FAULTS = [
+    Fault(
+        "missing-before",
+        "a shard is missing from the bucket, before the start",
+        remove,
+        restore,
+        line="missing; copy the data set there again",
+        before=True,
+        bound=START,
+        quick=(0,),
+    ),
+    Fault(
+        "missing",
+        "a shard is deleted from the bucket while the run trains",
+        remove,
+        restore,
+        line="there is no such object",
+        bound=AT_ONCE,
+    ),
+    Fault(
+        "missing-rclone",
+        "the same on another server (rclone)",
+        remove,
+        restore,
+        line="there is no such object",
+        bound=AT_ONCE,
+        server="rclone",
+    ),
+    Fault(
+        "corrupt",
+        "one bit of a shard flips in the bucket",
+        corrupt,
+        restore,
+        line="its xxh64 hash differs from the one in index.json (fetched twice)",
+        bound=AT_ONCE,
+    ),
+    Fault(
+        "corrupt-zstd",
+        "one bit of a zstd-compressed shard flips in the bucket",
+        corrupt,
+        restore,
+        line="its xxh64 hash differs from the one in index.json (fetched twice)",
+        bound=AT_ONCE,
+        compression="zstd",
+        quick=(2,),
+    ),
+    Fault(
+        "truncated",
+        "a shard is replaced by its first 100 bytes",
+        truncate,
+        restore,
+        line="100 bytes instead of",
+        bound=AT_ONCE,
+    ),
+    Fault(
+        "corrupt-mirrored",
+        "one bit of a shard flips in the bucket, and `data.mirror` has a good copy",
+        corrupt,
+        restore,
+        recovers=True,
+        bound=AT_ONCE,
+        mirrored=True,
+    ),
+    Fault(
+        "stopped-a-while",
+        f"the server is stopped (connection refused) and started again {OUTAGE:.0f} s later; `data.deadline` 60 s",
+        stop_a_while,
+        nothing,
+        outage=True,
+        recovers=True,
+        bound=60.0,
+        quick=(1,),
+        settings=("data.deadline=60s",),
+    ),
+    Fault(
+        "paused-a-while",
+        f"the server answers nothing for {OUTAGE:.0f} s; `data.deadline` 60 s",
+        pause_a_while,
+        nothing,
+        outage=True,
+        recovers=True,
+        bound=60.0,
+        settings=("data.deadline=60s",),
+    ),
+    Fault(
+        "stopped",
+        "the server is stopped (connection refused) for good",
+        stop,
+        start,
+        line="cannot be reached, tried for",
+        bound=WAITED,
+    ),
+    Fault(
+        "paused",
+        "the server takes connections and never answers again",
+        pause,
+        resume,
+        line="cannot be reached, tried for",
+        bound=WAITED,
+    ),
+    Fault(
+        "wrong-credentials",
+        "the credentials are wrong, before the start",
+        change_credentials,
+        change_credentials_back,
+        line="; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        before=True,
+        bound=START,
+    ),
+    Fault(
+        "revoked-credentials",
+        "the credentials stop working while the run trains",
+        change_credentials,
+        change_credentials_back,
+        line="; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        bound=AT_ONCE,
+    ),
+    Fault(
+        "no-bucket",
+        "the bucket does not exist, before the start",
+        empty_bucket_name,
+        make_bucket,
+        line="there is no such bucket as",
+        before=True,
+        bound=START,
+    ),
+    Fault(
+        "disk-full",
+        "the disk of the cache fills up while the run trains",
+        fill_disk,
+        nothing,  # the file that filled it is gone
+        line="disk is full",
+        bound=AT_ONCE,
+        small_disk=True,
+    ),
+    Fault(
+        "local-deleted",
+        "without `data.remote`: a shard is deleted from the disk while the run trains",
+        delete_local,
+        restore_local,
+        line="is not there any more",
+        bound=AT_ONCE,
+        server="",
+    ),
+]
