@@ -111,6 +111,10 @@ class S3Server:
     def pause(self) -> None:
         """Stop its process: connections are still accepted (by the kernel), and nothing is ever answered."""
         os.kill(self.pid, signal.SIGSTOP)
+        # The signal takes its time, and every thread stops by itself: a request sent at once could be answered.
+        threads = Path(f"/proc/{self.pid}/task")
+        while threads.is_dir() and not all(_is_stopped(thread) for thread in threads.iterdir()):
+            time.sleep(0.01)
 
     def resume(self) -> None:
         """Let a paused server go on."""
@@ -314,3 +318,10 @@ def _free_ports(count: int) -> list[int]:
 def _die_with_the_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _is_stopped(task: Path) -> bool:
+    try:
+        return (task / "stat").read_text().rsplit(")", 1)[1].split()[0] in "TtZX"
+    except OSError:  # the thread has ended
+        return True

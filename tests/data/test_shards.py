@@ -233,7 +233,8 @@ def test_a_server_that_stops_answering_ends_in_one_line_by_the_deadline(
         assert time.monotonic() - started < 60.0
     finally:
         seaweed.resume()
-    assert uri in line and "cannot be reached" in line
+    # The process that fetches the shard says the one; one that waited for it may be first to say the other.
+    assert (uri in line and "cannot be reached" in line) or "nobody could fetch it" in line
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -14,11 +14,12 @@ PATH = REPOSITORY / "docs" / "reliability.md"
 _TEXT = f"""\
 # What happens when the data cannot be had
 
-Written by `python -m pytest tests/faults --faults --write-table`; do not edit. Every row of the table is a training
-with `python train.py` that reads its shards from a real S3 server (SeaweedFS; rclone where it says so) into an empty
-cache, and to which something happens: before it starts, or some dozen of its {STEPS} steps later, to a shard that it
-has yet to fetch. It is done three times, with `data.num_workers` = 0, 1 and 2. `data.deadline` is {DEADLINE:.0f} s
-unless the row says otherwise (2 minutes is the default).
+Written by `python -m pytest tests/faults --faults --write-table` from the latest result of every case; do not edit.
+Every row of the table is a training with `python train.py` that reads its shards from a real S3 server (SeaweedFS;
+rclone where it says so) into an empty cache, and to which something happens: before it starts, or some dozen of its
+{STEPS} steps later, to a shard that it has yet to fetch. It is done three times, with `data.num_workers` = 0, 1 and 2.
+`data.deadline` is {DEADLINE:.0f} s unless the row says otherwise (2 minutes is the default); a fetch is given 10 s at
+least.
 
 Asserted for each: the run ends by itself, with exit status 0 after all its steps, or with exit status 2 and one line on
 stderr, without a traceback; no process stays; no wrong row was trained on; `record.json` gives the same line as the
@@ -57,8 +58,8 @@ def _row(fault: Fault, results: list[dict[str, Any] | None]) -> str:
 
 
 def _seen(said: list[str], fault: Fault) -> str:
-    """What was seen with any number of workers; lines that differ in a number only are shown once."""
-    different = {re.sub(r"\d+ s\b", "", line): line for line in reversed(said)}
+    """What was seen with any number of workers; lines that differ in a shard's or another number are shown once."""
+    different = {re.sub(r"\d+ s\b|shard\.\d+", "", line): line for line in reversed(said)}
     quoted = [f"`{line}`".replace("|", "\\|") for text in reversed(different.values()) for line in text.splitlines()]
     if fault.recovers:
         return "nothing: the run goes on" + "".join(f"<br>{line}" for line in quoted)
