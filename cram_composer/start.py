@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cram_composer.config import Composed
 from cram_composer.errors import CramError
+from cram_composer.processes import end_with_parent
 from cram_composer.record import RunFolder
 
 if TYPE_CHECKING:
     from cram_composer.config.schema import RunConfig
     from cram_composer.remote_run import RemoteRun
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def start(composed: Composed, path: Path) -> int:
@@ -52,8 +49,8 @@ def start(composed: Composed, path: Path) -> int:
 
 def _end_with_the_launcher() -> None:
     """Have Linux send SIGTERM when Composer's launcher is gone: killed itself, it does not end what it started."""
-    if "LOCAL_RANK" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if "LOCAL_RANK" in os.environ:
+        end_with_parent(signal.SIGTERM)
 
 
 def _remote(folder: RunFolder, composed: Composed) -> RemoteRun | None:

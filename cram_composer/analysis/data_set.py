@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cram_composer.config.paths import expand
-from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest
+from cram_composer.data.manifest import COLUMN, EXAMPLES, MANIFEST, Manifest, load_manifest, stored_file
 from cram_composer.errors import CramError
 from cram_composer.files import read_json, write_atomic
 from cram_composer.storage import is_remote, open_storage
 
-EXAMPLES = "examples.json"
 ROWS_PER_SPLIT = 4
 
 
@@ -116,7 +115,7 @@ def _sample(files: _Files, split: str, manifest: Manifest, tokenizer: Tokenizer)
     ends = list(accumulate(shard["samples"] for shard in shards))
     first, end = 0, ends[-1]
     if files.remote:
-        smallest = min(range(len(shards)), key=lambda i: (_stored(shards[i])["bytes"], i))
+        smallest = min(range(len(shards)), key=lambda i: (stored_file(shards[i])["bytes"], i))
         first, end = ends[smallest] - shards[smallest]["samples"], ends[smallest]
     for number in range(ROWS_PER_SPLIT):
         place = (end - first) * (number + 0.5) / ROWS_PER_SPLIT
@@ -127,17 +126,12 @@ def _sample(files: _Files, split: str, manifest: Manifest, tokenizer: Tokenizer)
         yield _as_text(rows[row], block, row, manifest["special_tokens"], tokenizer)
 
 
-def _stored(shard: dict[str, Any]) -> dict[str, Any]:
-    """The file of a shard that is stored: the compressed one, if there is one."""
-    return shard["zip_data"] or shard["raw_data"]
-
-
 def _block(files: _Files, split: str, shard: dict[str, Any], record: int) -> NDArray:
     """A block of rows [block_rows, sequence_length], from a shard whose hash is right."""
     from streaming.base.compression import decompress
     from streaming.base.format import reader_from_json
 
-    stored = _stored(shard)
+    stored = stored_file(shard)
     name = f"{split}/{stored['basename']}"
     content = files.path(name).read_bytes()
     if xxhash.xxh64(content).hexdigest() != stored["hashes"]["xxh64"]:
@@ -150,7 +144,7 @@ def _block(files: _Files, split: str, shard: dict[str, Any], record: int) -> NDA
         write_atomic(root / split / shard["raw_data"]["basename"], decompress(shard["compression"], content))
     reader = reader_from_json(str(root), split, shard)
     reader.validate(False)  # no pickles
-    return reader.decode_sample(reader.get_sample_data(record))["rows"]
+    return reader.decode_sample(reader.get_sample_data(record))[COLUMN]
 
 
 def _as_text(ids: NDArray, block: int, row: int, special: dict[str, int], tokenizer: Tokenizer) -> SampleRow:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing.process
 import os
 import queue
 import signal
-import sys
 import threading
 import weakref
 from contextlib import suppress
@@ -20,8 +18,8 @@ from torch.utils.data._utils import signal_handling
 
 from cram_composer.data.shards import Blocks
 from cram_composer.errors import CramError
+from cram_composer.processes import end_with_parent
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 # One fetches while the other validates and unpacks.
 _FETCHING_THREADS = 2
 _T = TypeVar("_T")
@@ -95,8 +93,7 @@ def set_up_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):
         os.setpgid(0, 0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
 
 
 def abandon(arrivals: Any) -> None:

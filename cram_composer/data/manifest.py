@@ -14,6 +14,8 @@ from cram_composer.errors import CramError
 from cram_composer.files import read_json
 
 MANIFEST = "manifest.json"
+EXAMPLES = "examples.json"
+COLUMN = "rows"  # of the MDS records: a block of rows
 FORMAT_VERSION = 2
 _READ_BYTES = 8 << 20
 
@@ -127,7 +129,7 @@ def read_index(root: Path, split: str, manifest: Manifest) -> list[Shard]:
         shards = []
         for shard in listed:
             raw = _shard_file(shard["raw_data"])
-            shards.append(Shard(_shard_file(shard["zip_data"]) if shard["zip_data"] else raw, raw))
+            shards.append(Shard(_shard_file(stored_file(shard)) if shard["zip_data"] else raw, raw))
     except FileNotFoundError:
         raise _damaged(index, "missing") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -135,6 +137,11 @@ def read_index(root: Path, split: str, manifest: Manifest) -> list[Shard]:
     if records != manifest["splits"][split]["blocks"]:
         raise _damaged(index, f"lists {records} records, the manifest {manifest['splits'][split]['blocks']}")
     return shards
+
+
+def stored_file(shard: dict[str, Any]) -> dict[str, Any]:
+    """The entry of an index's shard that tells of the file that is stored: the compressed one, if there is one."""
+    return shard["zip_data"] or shard["raw_data"]
 
 
 def _shard_file(info: dict[str, Any]) -> ShardFile:

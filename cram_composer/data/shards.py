@@ -23,10 +23,10 @@ from streaming import StreamingDataset
 from streaming.base.dataset import _ShardState
 from streaming.base.shuffle import get_shuffle
 
+from cram_composer.data.manifest import COLUMN
 from cram_composer.data.shard_stream import LAST_TRY_SECONDS, ShardError, ShardStream
 from cram_composer.errors import CramError
 
-COLUMN = "rows"
 _TICK_SECONDS = 0.02
 _READS = 8  # a shard may be evicted between being fetched and being read
 # A shard's blocks are spread over this many shards' worth of an epoch: so many have to be there at a time.

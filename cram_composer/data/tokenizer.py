@@ -23,6 +23,7 @@ __all__ = [
     "BuiltTokenizer",
     "adopt_tokenizer",
     "normalizer",
+    "open_backend",
     "save_tokenizer",
     "train_tokenizer",
     "write_sample",
@@ -96,9 +97,14 @@ def _save(wrapped: Any, folder: Path) -> BuiltTokenizer:
     wrapped.model_max_length = MODEL_MAX_LENGTH
     wrapped.save_pretrained(folder)
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    roles = {role: getattr(wrapped, f"{role}_token_id") for role in SPECIAL_TOKENS}
+    return BuiltTokenizer(open_backend(folder), len(wrapped), roles, digest)
+
+
+def open_backend(folder: Path) -> Tokenizer:
+    """A saved tokenizer as documents are encoded with it: whole, unpadded, and with nothing special in their text."""
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # "[MASK]" written in a document is text, not a mask
-    roles = {role: getattr(wrapped, f"{role}_token_id") for role in SPECIAL_TOKENS}
-    return BuiltTokenizer(backend, len(wrapped), roles, digest)
+    return backend

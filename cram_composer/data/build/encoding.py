@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from cram_composer.config.data_schema import CompressibilityConfig
 from cram_composer.data.build.reading import Judgements
@@ -17,7 +16,7 @@ from cram_composer.data.build.texts import Chunk
 from cram_composer.data.build.work import Work
 from cram_composer.data.encoding import encoder
 from cram_composer.data.packing import BestFitPacker, Packer
-from cram_composer.data.tokenizer import BuiltTokenizer
+from cram_composer.data.tokenizer import BuiltTokenizer, open_backend
 
 _BATCH_CHARACTERS = 1 << 19  # tokenized at once; what becomes of them takes about 120 bytes a token
 _NONE = np.zeros(0, np.uint32)
@@ -126,11 +125,7 @@ def open_tokenizer(work: Work) -> BuiltTokenizer:
     """The tokenizer of the build, in any process that works on it."""
     facts = work.result("tokenizer")
     assert facts is not None
-    backend = Tokenizer.from_file(str(work.tokenizer / "tokenizer.json"))
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True  # "[MASK]" written in a document is text, not a mask
-    return BuiltTokenizer(backend, **facts)
+    return BuiltTokenizer(open_backend(work.tokenizer), **facts)
 
 
 def _batches(chunks: Iterator[Chunk]) -> Iterator[list[Chunk]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -21,8 +20,8 @@ from cram_composer.data.build.tasks import failure_file, run_task
 from cram_composer.data.progress import say
 from cram_composer.errors import CramError
 from cram_composer.files import read_json, write_json
+from cram_composer.processes import end_with_parent
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _SUBMITTED = "slurm-jobs.json"
 _CANCEL_SECONDS = 120.0
 _SLURM_DEFAULTS = {"timeout_min": 24 * 60, "cpus_per_task": 2, "mem_gb": 4}
@@ -87,10 +86,9 @@ def _tell(progress: bool, phase: str, done: int, total: int, started: float) -> 
 def _begin(threads: int, parent: int) -> None:
     """Set up a process: its threads, and that it ends with the one that started it."""
     os.environ["RAYON_NUM_THREADS"] = str(threads)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
+    end_with_parent(signal.SIGTERM)
+    if sys.platform == "linux" and os.getppid() != parent:
+        os._exit(1)
 
 
 def _slurm(root: Path, phase: str, partitions: list[int], config: DataBuildConfig, progress: bool) -> None:

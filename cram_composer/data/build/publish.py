@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import re
 from importlib.metadata import version
@@ -16,7 +15,16 @@ import numpy as np
 from cram_composer import __version__
 from cram_composer.data.build.reading import Judgements, Reader, needs_all_documents, stages_on
 from cram_composer.data.build.work import Work
-from cram_composer.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, SplitCounts, verify
+from cram_composer.data.manifest import (
+    EXAMPLES,
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    SplitCounts,
+    load_manifest,
+    read_index,
+    verify,
+)
 from cram_composer.data.packing import unigram_nats
 from cram_composer.data.sources import Source
 from cram_composer.data.text import SPLITS
@@ -24,7 +32,6 @@ from cram_composer.errors import CramError
 from cram_composer.files import write_json
 from cram_composer.storage import is_remote, open_storage
 
-EXAMPLES = "examples.json"
 _SHARD = re.compile(r"(train(-[\w-]+)?|validation)/\d{5}/shard\.\d+\.mds(\.zstd)?")  # as builds name them
 _LIBRARIES = ("numpy", "tokenizers", "transformers", "mosaicml-streaming", "rensa")
 
@@ -192,9 +199,9 @@ def upload_description(work: Work) -> None:
 
 def _expected(work: Work) -> dict[str, int]:
     """Stored size of every shard by its name in the data set."""
-    sizes = {}
-    for split in work.splits:
-        for shard in json.loads((work.out / split / "index.json").read_bytes())["shards"]:
-            stored = shard["zip_data"] or shard["raw_data"]
-            sizes[f"{split}/{stored['basename']}"] = stored["bytes"]
-    return sizes
+    manifest = load_manifest(work.out)
+    return {
+        f"{split}/{shard.stored.name}": shard.stored.bytes
+        for split in work.splits
+        for shard in read_index(work.out, split, manifest)
+    }

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cram_composer.data.manifest import COLUMN, stored_file
 from cram_composer.storage import Storage
 
-COLUMN = "rows"
 _SHARD_BYTES = 32 << 20  # MDSWriter holds a shard in memory about three times
 _UPLOADS = 4  # at a time
 
@@ -52,19 +52,14 @@ def write_shards(
             written.counts += np.bincount(array.ravel(), minlength=vocab_size)
             taken = _hand_over(folder, writer.shards, taken, uploads)
     _hand_over(folder, writer.shards, taken, uploads)
-    written.bytes = sum(_stored(shard)["bytes"] for shard in writer.shards)
+    written.bytes = sum(stored_file(shard)["bytes"] for shard in writer.shards)
     return written
-
-
-def _stored(shard: dict[str, Any]) -> dict[str, Any]:
-    """The file of a shard that is stored: the compressed one if there is one."""
-    return shard["zip_data"] or shard["raw_data"]
 
 
 def _hand_over(folder: Path, shards: list[dict[str, Any]], taken: int, uploads: Uploads | None) -> int:
     if uploads is not None:
         for shard in shards[taken:]:
-            stored = _stored(shard)
+            stored = stored_file(shard)
             uploads.add(folder / stored["basename"], stored["hashes"]["xxh64"])
     return len(shards)
 
