@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Callable
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from cram_composer.data.text import PIECE_CHARACTERS
 
@@ -21,6 +22,8 @@ Encode = Callable[[list[str]], list[NDArray[np.uint32]]]
 
 _MOST_WORDS = 1 << 18  # then all are forgotten: text whose words hardly ever repeat must not take all memory
 _MOST_CHARACTERS = 1 << 22  # of these words
+_SIGNS = r"!-/:-@\[-`{-~"
+_BERT_WORDS = re.compile(f"[^ {_SIGNS}]+|[{_SIGNS}]").findall  # where BERT's pre-tokenizer cuts ASCII text
 # Normalisers that look at single characters, so that what they do to a word does not depend on its neighbours.
 _CONTEXT_FREE = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"}
 
@@ -104,43 +107,45 @@ class WordEncoder:
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
+        bert = type(backend.pre_tokenizer) is pre_tokenizers.BertPreTokenizer
         # With its space, a word is told from one that its normaliser leaves nothing or only the end of.
-        self._before = "" if type(backend.pre_tokenizer) is pre_tokenizers.BertPreTokenizer else " "
-        self._numbers: dict[str, int] = {}
-        self._characters = 0
-        self._starts: NDArray = np.zeros(0, np.int64)
-        self._lengths: NDArray = np.zeros(0, np.int64)
-        self._tokens: NDArray = np.zeros(0, np.uint32)
+        self._before = "" if bert else " "
+        # BERT takes every sign for a word of its own and changes no more of ASCII than its case. Words without signs
+        # and capitals are far fewer, and the model alone takes a third of a tokenizer's time for one.
+        self._is_bert = bert and type(backend.normalizer) is normalizers.BertNormalizer
+        self._lowercase = self._is_bert and backend.normalizer.lowercase
+        self._known = _Known(self._ids)
 
     def __call__(self, texts: list[str]) -> list[NDArray[np.uint32]]:
-        if not texts:
-            return []
-        split = [text.split(" ") for text in texts]
-        words = list(chain.from_iterable(split))
-        numbers = list(map(self._numbers.get, words))
-        if None in numbers:
-            if len(self._numbers) > _MOST_WORDS or self._characters > _MOST_CHARACTERS:
-                self._forget()
-            self._learn([word for word in dict.fromkeys(words) if word not in self._numbers])
-            numbers = list(map(self._numbers.get, words))
-        of_words = np.array(numbers, np.int64)
-        lengths = self._lengths[of_words]
-        ends = np.cumsum(lengths)
-        # Token k of the text is token k - (tokens before its word) of the word.
-        at = np.repeat(self._starts[of_words] - (ends - lengths), lengths) + np.arange(ends[-1])
-        last_words = np.cumsum([len(words) for words in split]) - 1
-        return np.split(self._tokens[at], ends[last_words[:-1]])
+        ids = self._known.__getitem__
+        return [np.frombuffer(b"".join(map(ids, self._words(text))), np.uint32) for text in texts]
 
-    def _learn(self, words: list[str]) -> None:
-        spaced = [self._before + word for word in words]
-        encodings = self._backend.encode_batch_fast(spaced, add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
-        lengths = np.array(list(map(len, ids)), np.int64)
-        self._numbers.update(zip(words, range(len(self._numbers), len(self._numbers) + len(words)), strict=True))
-        self._characters += sum(map(len, words))
-        self._starts = np.concatenate([self._starts, len(self._tokens) + np.cumsum(lengths) - lengths])
-        self._lengths = np.concatenate([self._lengths, lengths])
-        self._tokens = np.concatenate([self._tokens, np.array(list(chain.from_iterable(ids)), np.uint32)])
+    def _words(self, text: str) -> list[str]:
+        if not self._is_bert:
+            return text.split(" ")
+        if self._lowercase:
+            # Only ASCII: what becomes of other capitals is the normaliser's business, and may change with their place.
+            text = text.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
+        return _BERT_WORDS(text)
 
-    def _forget(self) -> None:
-        self.__init__(self._backend)  # type: ignore[misc]
+    def _ids(self, word: str) -> bytes:
+        if self._is_bert and word.isascii() and word.isprintable():
+            return array("I", [token.id for token in self._backend.model.tokenize(word)]).tobytes()
+        return array("I", self._backend.encode(self._before + word, add_special_tokens=False).ids).tobytes()
+
+
+class _Known(dict[str, bytes]):
+    """Ids by text; those of a text that is new are computed, and all are forgotten when there are too many."""
+
+    def __init__(self, compute: Callable[[str], bytes]) -> None:
+        super().__init__()
+        self._compute = compute
+        self._characters = 0
+
+    def __missing__(self, text: str) -> bytes:
+        if len(self) >= _MOST_WORDS or self._characters > _MOST_CHARACTERS:
+            self.clear()
+            self._characters = 0
+        ids = self[text] = self._compute(text)
+        self._characters += len(text)
+        return ids

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context, parent_process
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,10 @@ from cram_composer.errors import CramError
 from cram_composer.files import read_json, write_json
 from cram_composer.processes import end_with_parent
 
+# Not forked from this process, in which the tokenizers library has threads, but on Linux from one that has imported
+# what the tasks need: once, and in memory that all of them share.
+_START = "forkserver" if sys.platform == "linux" else "spawn"
+_PRELOAD = ["streaming", "cram_composer.data.build.tasks"]
 _SUBMITTED = "slurm-jobs.json"
 _CANCEL_SECONDS = 120.0
 _SLURM_DEFAULTS = {"timeout_min": 24 * 60, "cpus_per_task": 2, "mem_gb": 4}
@@ -39,6 +43,9 @@ class Executor:
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Executor:
+        if self._jobs > 1 and self._config.executor == "local" and _START == "forkserver":
+            forkserver.set_forkserver_preload(_PRELOAD)
+            forkserver.ensure_running()  # it imports while this process does what comes before the first phase
         return self
 
     def __exit__(
@@ -59,10 +66,9 @@ class Executor:
 
     def _processes(self, root: Path, phase: str, partitions: list[int]) -> None:
         if self._pool is None:
-            # Spawned, not forked: the tokenizers library has threads in this process.
-            arguments = (self._threads, os.getpid())
-            context = get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._jobs, context, initializer=_begin, initargs=arguments)
+            self._pool = ProcessPoolExecutor(
+                self._jobs, get_context(_START), initializer=_begin, initargs=(self._threads,)
+            )
         started = time.monotonic()
         waiting: set[Future] = set()
         try:
@@ -83,11 +89,12 @@ def _tell(progress: bool, phase: str, done: int, total: int, started: float) -> 
     say(progress, f"{phase}: {done} of {total} partitions done, {time.monotonic() - started:.0f} s")
 
 
-def _begin(threads: int, parent: int) -> None:
+def _begin(threads: int) -> None:
     """Set up a process: its threads, and that it ends with the one that started it."""
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     end_with_parent(signal.SIGTERM)
-    if sys.platform == "linux" and os.getppid() != parent:
+    build = parent_process()
+    if build is None or not build.is_alive():  # it has ended already
         os._exit(1)
 
 

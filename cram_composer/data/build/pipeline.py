@@ -45,12 +45,12 @@ def run_pipeline(work: Work, config: DataBuildConfig, described: dict[str, Any],
     if not work.begin(asdict(config), [*key, _inputs(sources)]):
         say(progress, f"going on with the build in {work.root}")
     _check_disk(work, sources)
-    if not work.is_done("tokenizer"):
-        built = _make_tokenizer(work, config, sources, progress)
-        facts = {"vocab_size": built.vocab_size, "special_tokens": built.special_tokens, "sha256": built.sha256}
-        work.done("tokenizer", 0, facts)
     remote = is_remote(config.output)
     with Executor(config, progress) as executor:
+        if not work.is_done("tokenizer"):
+            built = _make_tokenizer(work, config, sources, progress)
+            facts = {"vocab_size": built.vocab_size, "special_tokens": built.special_tokens, "sha256": built.sha256}
+            work.done("tokenizer", 0, facts)
         if needs_all_documents(config.stages):
             _judge(work, config, sources, executor)
         _run(work, "encode", executor)
