@@ -47,7 +47,8 @@ class DataConfig:
     remote: str | None = None  # the same folder in object storage: s3://bucket/path, gs://, oci://, azure://
     mirror: str | None = None  # another copy of `remote`, for what cannot be had there
     cache_limit: str | None = None  # disk that shards of `remote` may take, such as 50gb; the oldest go first
-    deadline: str = "2m"  # a file of `remote` that cannot be had for this long, retries included, ends the run
+    # A file of `remote` that cannot be had for this long, retries included, ends the run; every try gets 10 s at least.
+    deadline: str = "2m"
     prefetch: int = number(64, 0)  # blocks that are asked for ahead of the one in use, per device
     order: str = choice("auto", "shuffled", "stored")  # auto: stored if the build put the rows in an order
     mixture: dict[str, StreamWeightConfig] = field(default_factory=dict)  # by stream; default: all of each

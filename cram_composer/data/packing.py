@@ -18,30 +18,35 @@ _BUFFER_TOKENS = 1 << 20
 class Packer:
     """Rows of one split. The documents' ids are concatenated and chopped (Geiping and Goldstein 2022, section 4.1).
 
-    `counts` [vocab_size] is how often each id is in the rows; `rows` how many there are, a whole number of
-    `unit_rows` unless there are fewer in all. What does not fill a unit at the end stays out and is `dropped_tokens`.
+    `counts` [vocab_size] is how often each id is in the rows; `rows` how many there are. What does not fill a row
+    at the end stays out and is `dropped_tokens`.
     """
 
     padding_tokens = 0
 
-    def __init__(self, path: Path, sequence_length: int, vocab_size: int, dtype: np.dtype, unit_rows: int = 1) -> None:
+    def __init__(self, path: Path, sequence_length: int, vocab_size: int, dtype: np.dtype) -> None:
         self.path = path
         self.counts = np.zeros(vocab_size, np.int64)
         self.rows = 0
         self._sequence_length = sequence_length
-        self._unit = sequence_length * unit_rows
         self._dtype = dtype
         self._rest = np.zeros(0, dtype)
         self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
 
     @property
     def dropped_tokens(self) -> int:
-        """Tokens at the end that do not fill a unit of rows."""
+        """Tokens at the end that do not fill a row."""
         return len(self._rest)
 
     def add(self, ids: NDArray) -> None:
         """Append token ids [tokens]."""
-        self._write(np.concatenate([self._rest, np.asarray(ids, self._dtype)]), self._unit)
+        tokens = np.concatenate([self._rest, np.asarray(ids, self._dtype)])
+        rows = len(tokens) // self._sequence_length
+        full: NDArray = tokens[: rows * self._sequence_length]
+        full.tofile(self._file)
+        self.counts += np.bincount(full, minlength=len(self.counts))
+        self.rows += rows
+        self._rest = tokens[len(full) :].copy()
 
     def add_documents(self, ids: list[NDArray], last: list[bool], sep_id: int) -> None:
         """Append pieces of documents in order, `sep_id` after each piece that is the `last` of its document."""
@@ -49,17 +54,7 @@ class Packer:
 
     def close(self) -> None:
         """Finish the file."""
-        if not self.rows:
-            self._write(self._rest, self._sequence_length)
         self._file.close()
-
-    def _write(self, tokens: NDArray, unit: int) -> None:
-        used = len(tokens) // unit * unit
-        full: NDArray = tokens[:used]
-        full.tofile(self._file)
-        self.counts += np.bincount(full, minlength=len(self.counts))
-        self.rows += used // self._sequence_length
-        self._rest = tokens[used:].copy()
 
 
 class BestFitPacker:
@@ -69,25 +64,20 @@ class BestFitPacker:
     million tokens at a time, the longest go first, each into the row with the least room that is enough for it; within
     a row they stand in the order they came in. What is left of a row is `pad_id`.
 
-    `counts` [vocab_size] leaves padding out, `padding_tokens` is how much of it is in the rows. `rows` is a whole
-    number of `unit_rows` unless there are fewer in all; the rows left over, those with the most padding, stay out and
-    their tokens are `dropped_tokens`, which is known after `close`. The same documents give the same rows.
+    `counts` [vocab_size] leaves padding out, `padding_tokens` is how much of it is in the `rows`; no token is dropped.
+    The same documents give the same rows.
     """
 
-    def __init__(
-        self, path: Path, sequence_length: int, vocab_size: int, dtype: np.dtype, pad_id: int, unit_rows: int = 1
-    ) -> None:
+    dropped_tokens = 0
+
+    def __init__(self, path: Path, sequence_length: int, vocab_size: int, dtype: np.dtype, pad_id: int) -> None:
         self.path = path
         self.counts = np.zeros(vocab_size, np.int64)
         self.rows = 0
         self.padding_tokens = 0
-        self.dropped_tokens = 0
         self._sequence_length = sequence_length
-        self._unit_rows = unit_rows
         self._dtype = dtype
         self._pad_id = pad_id
-        # Rows that do not fill a unit wait for the next round, which has to be much larger than that.
-        self._capacity = max(_BUFFER_TOKENS, 4 * unit_rows * sequence_length)
         self._open = np.zeros(0, dtype)  # what came of a document whose end did not; shorter than a row
         self._tokens: list[NDArray] = []  # of whole documents, and of full rows of longer ones
         self._lengths: list[NDArray] = []  # of each of them
@@ -104,16 +94,13 @@ class BestFitPacker:
         used = whole + (len(tokens) - whole) // self._sequence_length * self._sequence_length
         self._hold(tokens[:used], np.diff(ends, prepend=0, append=used))
         self._open = tokens[used:].copy()
-        if self._waiting >= self._capacity:
-            self._pack(self._unit_rows)
+        if self._waiting >= _BUFFER_TOKENS:
+            self._pack()
 
     def close(self) -> None:
         """Finish the file."""
         self._hold(self._open, np.array([len(self._open)]))
-        self._pack(self._unit_rows)
-        if not self.rows:
-            self._pack(1)
-        self.dropped_tokens = self._waiting
+        self._pack()
         self._file.close()
 
     def _hold(self, tokens: NDArray, lengths: NDArray) -> None:
@@ -121,37 +108,30 @@ class BestFitPacker:
         self._lengths.append(lengths[lengths > 0])
         self._waiting += len(tokens)
 
-    def _pack(self, unit_rows: int) -> None:
-        """Write the fullest rows of what is held, a whole number of units; hold on to the rest."""
+    def _pack(self) -> None:
+        """Write what is held."""
         tokens = np.concatenate(self._tokens)
         lengths = _cut(np.concatenate(self._lengths), self._sequence_length)
+        self._tokens, self._lengths, self._waiting = [], [], 0
         row_of = best_fit(lengths, self._sequence_length)
         filled = np.bincount(row_of, lengths).astype(np.int64)  # tokens in each row
-        used = len(filled) // unit_rows * unit_rows
-        written = np.zeros(len(filled), bool)
-        written[np.argsort(-filled, kind="stable")[:used]] = True
-
-        held = ~written[row_of]
-        self._tokens, self._lengths = [tokens[np.repeat(held, lengths)]], [lengths[held]]
-        self._waiting = len(self._tokens[0])
 
         # Documents by row, and within a row as they came: both the tokens' places there and here follow from it.
         order = np.argsort(row_of, kind="stable")
-        order = order[~held[order]]
         starts = np.cumsum(lengths) - lengths
-        new_row = np.cumsum(written) - 1
         lengths_there = lengths[order]
         before = np.cumsum(lengths_there) - lengths_there
-        padding = self._sequence_length - filled[written]
-        there = before + (np.cumsum(padding) - padding)[new_row[row_of[order]]]
+        padding = self._sequence_length - filled
+        there = before + (np.cumsum(padding) - padding)[row_of[order]]
         position = np.arange(lengths_there.sum())
-        rows = np.full(used * self._sequence_length, self._pad_id, self._dtype)
-        packed = tokens[position + np.repeat(starts[order] - before, lengths_there)]
-        rows[position + np.repeat(there - before, lengths_there)] = packed
+        rows = np.full(len(filled) * self._sequence_length, self._pad_id, self._dtype)
+        rows[position + np.repeat(there - before, lengths_there)] = tokens[
+            position + np.repeat(starts[order] - before, lengths_there)
+        ]
         rows.tofile(self._file)
-        self.counts += np.bincount(packed, minlength=len(self.counts))
-        self.rows += used
-        self.padding_tokens += len(rows) - len(packed)
+        self.counts += np.bincount(tokens, minlength=len(self.counts))
+        self.rows += len(filled)
+        self.padding_tokens += len(rows) - len(tokens)
 
 
 def best_fit(lengths: NDArray, capacity: int) -> NDArray:

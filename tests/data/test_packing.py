@@ -36,17 +36,6 @@ def test_unigram_nats_by_hand():
     assert nats == pytest.approx(-(math.log(4 / 5) + math.log(1 / 5)) / 2)
 
 
-def test_rows_come_in_whole_units_unless_there_are_fewer_in_all(tmp_path):
-    for tokens, rows in ((100, 24), (95, 16), (30, 7)):
-        packer = Packer(tmp_path / "rows", 4, 50, np.dtype(np.uint16), unit_rows=8)
-        packer.add(list(range(20)))
-        packer.add([1] * (tokens - 20))
-        packer.close()
-        assert packer.rows == rows
-        assert packer.dropped_tokens == tokens - 4 * rows
-        assert packer.counts.sum() == 4 * rows
-
-
 SEP, PAD = 3, 0
 
 
@@ -70,8 +59,8 @@ def in_pieces(documents: list[list[int]], seed: int = 1) -> Iterator[tuple[list[
     yield ids, last
 
 
-def best_fit_rows(folder: Path, documents: list[list[int]], length: int, unit_rows: int = 1, whole: bool = False):
-    packer = BestFitPacker(folder / "rows", length, 100, np.dtype(np.uint16), PAD, unit_rows)
+def best_fit_rows(folder: Path, documents: list[list[int]], length: int, whole: bool = False):
+    packer = BestFitPacker(folder / "rows", length, 100, np.dtype(np.uint16), PAD)
     if whole:
         packer.add_documents(documents, [True] * len(documents), SEP)
     else:
@@ -141,19 +130,9 @@ def test_documents_stand_in_a_row_as_they_came(tmp_path):
     assert rows.tolist() == [[10, SEP, 20, 21, 22, SEP, 30, 31, SEP, *[PAD] * 7]]
 
 
-def test_best_fit_rows_come_in_whole_units_and_the_emptiest_stay_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "_BUFFER_TOKENS", 1)  # a round for every four units
-    documents = [[7] * 31] * 40 + [[8] * 15] * 5
-    packer, rows = best_fit_rows(tmp_path, documents, 32, unit_rows=8)
-    assert packer.rows == len(rows) == 40
-    assert (rows == 8).sum() == 0
-    assert packer.dropped_tokens == 5 * 16
-    assert packer.padding_tokens == 0
-    packer, rows = best_fit_rows(tmp_path, documents[-3:], 32, unit_rows=8)
-    assert packer.rows == len(rows) == 2, "fewer than a unit in all"
-    assert packer.dropped_tokens == 0
-    packer, rows = best_fit_rows(tmp_path, [], 32, unit_rows=8)
-    assert packer.rows == len(rows) == packer.dropped_tokens == 0
+def test_no_documents_are_no_rows(tmp_path):
+    packer, rows = best_fit_rows(tmp_path, [], 32)
+    assert packer.rows == len(rows) == packer.padding_tokens == 0
 
 
 def test_a_document_without_an_end_is_not_lost_or_held_whole(tmp_path):
