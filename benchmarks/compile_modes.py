@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from cram_composer.config.schema import ModelConfig, OptimizerConfig
+from cram_composer.config.model_schema import ModelConfig
+from cram_composer.config.optimizer_schema import OptimizerConfig
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer

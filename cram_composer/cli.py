@@ -12,7 +12,7 @@ from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import Composed, compose
 from cram_composer.config.checks import check_run
 from cram_composer.config.paths import expand
-from cram_composer.config.recipes import load_recipe, recipe_names
+from cram_composer.config.recipes import KINDS, load_recipe, recipe_names
 from cram_composer.config.schema import RunConfig
 from cram_composer.errors import CramError
 
@@ -124,17 +124,22 @@ def _lookup(plain: object, key: str) -> object:
 
 def _recipes(options: argparse.Namespace) -> int:
     if not options.names:
-        names = recipe_names()
-        width = max(len(name) for name in names)
-        for name in names:
-            print(f"{name:<{width}}  {load_recipe(name, 'recipes/').card.summary}")
+        recipes = [load_recipe(name, "recipes/") for name in recipe_names()]
+        width = max(len(recipe.name) for recipe in recipes)
+        for kind in KINDS:
+            print(f"{kind}s:")
+            for recipe in recipes:
+                if recipe.card.kind == kind:
+                    print(f"  {recipe.name:<{width}}  {recipe.card.summary}")
         return 0
     for name in options.names:
-        card = load_recipe(name, "command line").card
         print(name)
-        for label, value in vars(card).items():
-            if value:
-                print(f"  {label + ':':<10} {', '.join(value) if isinstance(value, list) else value}")
+        for label, value in vars(load_recipe(name, "command line").card).items():
+            items = [value] if isinstance(value, str) else value
+            if isinstance(value, dict):
+                items = [f"{other} ({reason})" for other, reason in value.items()]
+            if items:
+                print(f"  {label + ':':<10} {', '.join(items)}")
     return 0
 
 

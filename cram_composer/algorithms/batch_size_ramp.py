@@ -7,7 +7,7 @@ from composer.loggers import Logger
 
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.schedules import ramp
-from cram_composer.config.schema import BatchSizeRampConfig
+from cram_composer.config.algorithms_schema import BatchSizeRampConfig
 from cram_composer.data.stream import TrainLoader
 
 

@@ -9,7 +9,7 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
 from cram_composer.budget.budget import Budget
-from cram_composer.config.schema import EmaConfig
+from cram_composer.config.algorithms_schema import EmaConfig
 
 
 class EMA(Algorithm):

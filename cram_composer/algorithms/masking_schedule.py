@@ -7,7 +7,7 @@ from composer.loggers import Logger
 
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.schedules import ramp
-from cram_composer.config.schema import ObjectiveConfig
+from cram_composer.config.objective_schema import ObjectiveConfig
 from cram_composer.data.stream import TrainLoader
 
 

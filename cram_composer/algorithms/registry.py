@@ -14,7 +14,7 @@ from cram_composer.algorithms.ema import EMA
 from cram_composer.algorithms.fused_layernorm import FusedLayerNorm
 from cram_composer.algorithms.seq_length_warmup import SeqLengthWarmup
 from cram_composer.budget.budget import Budget
-from cram_composer.config.schema import AlgorithmsConfig
+from cram_composer.config.algorithms_schema import AlgorithmsConfig
 from cram_composer.data.stream import TrainLoader
 
 

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from cram_composer.config.checks import check_values
 from cram_composer.config.paths import find_shared
-from cram_composer.config.recipes import Recipe, check_compatible, load_recipe
+from cram_composer.config.recipes import Recipe, check_compatible, check_used, leaves, load_recipe
 from cram_composer.config.shorthand import expand
 from cram_composer.errors import ConfigError
 
@@ -51,14 +51,13 @@ def compose(schema: type, path: Path | str, overrides: list[str]) -> Composed:
     file = find_shared(Path(path))
     in_file = _read_yaml(file)
     on_command_line = [_parse_override(item) for item in overrides]
-    layers: list[tuple[str, Any]] = []
+    recipes: list[Recipe] = []
     if "recipes" in {f.name for f in dataclasses.fields(schema)}:
         recipes = _named_recipes(in_file, on_command_line, str(path))
-        layers = [(f"recipe {recipe.name}", recipe.values) for recipe in recipes]
-    layers.append((str(path), in_file))
+    layers = [*((f"recipe {recipe.name}", recipe.values) for recipe in recipes), (str(path), in_file)]
 
     merged: DictConfig = OmegaConf.structured(schema)
-    provenance = dict.fromkeys(_leaves(_plain(merged)), DEFAULT)
+    provenance = dict.fromkeys(leaves(_plain(merged)), DEFAULT)
     overridden: dict[str, list[tuple[str, Any]]] = {}
     for source, values in layers:
         merged = _apply(merged, source, values, provenance, overridden)
@@ -66,6 +65,8 @@ def compose(schema: type, path: Path | str, overrides: list[str]) -> Composed:
         merged = _apply(merged, COMMAND_LINE, {key: value}, provenance, overridden)
     plain = _plain(merged)
     check_values(schema, plain, provenance)
+    if recipes:
+        check_used(recipes, plain, provenance["recipes"])
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
     return Composed(OmegaConf.to_object(merged), plain, provenance, overridden, digest, str(path))
 
@@ -116,10 +117,10 @@ def _apply(
     overridden: dict[str, list[tuple[str, Any]]],
 ) -> DictConfig:
     """Apply one layer, record what it set, and turn OmegaConf's errors into one line that names the layer."""
-    before = _leaves(_plain(config))
+    before = leaves(_plain(config))
     try:
         after_config, named = _merge(config, values)
-        after = _leaves(_plain(after_config))
+        after = leaves(_plain(after_config))
     except ConfigKeyError as error:
         raise ConfigError(f"{source}: unknown key '{error.full_key}'{_nearest(error)}") from None
     except (OmegaConfBaseException, ValueError, TypeError) as error:
@@ -155,7 +156,7 @@ def _merge(config: DictConfig, values: dict[str, Any]) -> tuple[DictConfig, set[
             value = {name: value}
         nested[names[0]] = value
     nested = expand(nested)
-    named |= _leaves(nested).keys()
+    named |= leaves(nested).keys()
     merged = OmegaConf.merge(config, nested)
     assert isinstance(merged, DictConfig)
     return merged, named
@@ -174,13 +175,3 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of everything that is not a non-empty mapping; a list is one value."""
-    if isinstance(value, dict) and (value or not prefix):
-        found: dict[str, Any] = {}
-        for key, item in value.items():
-            found |= _leaves(item, f"{prefix}.{key}" if prefix else str(key))
-        return found
-    return {prefix: value}

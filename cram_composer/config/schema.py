@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from cram_composer.config.algorithms_schema import AlgorithmsConfig
 from cram_composer.config.fields import choice, number
+from cram_composer.config.model_schema import ModelConfig
+from cram_composer.config.objective_schema import ObjectiveConfig
+from cram_composer.config.optimizer_schema import OptimizerConfig, ScheduleConfig
 
 
 @dataclass
@@ -63,63 +67,6 @@ class DataConfig:
 
 
 @dataclass
-class ModelConfig:
-    """The encoder; `architecture: hf` takes any `transformers` masked LM instead, of these sizes, the rest its own."""
-
-    architecture: str = choice("crambert", "hf")
-    hidden_size: int = number(768, 1)
-    num_hidden_layers: int = number(16, 1)
-    num_attention_heads: int = number(12, 1)
-    intermediate_size: int = number(3072, 1)  # width of the up-projection; a gated FFN halves it
-    norm: str = choice("layernorm")
-    norm_eps: float = 1e-12
-    ffn: str = choice("gelu_glu", "gelu")
-    positions: str = choice("scaled-sinusoidal", "sinusoidal", "learned")
-    max_position_embeddings: int = number(512, 1)
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    initializer_range: float = 0.02
-    document_masking: bool = False  # in pretraining, attention does not cross from one document of a row to another
-    hf_name: str | None = None  # model type for `architecture: hf`: bert, modernbert, ...
-    hf_overrides: dict[str, Any] = field(default_factory=dict)  # values of that model's own config class
-
-
-@dataclass
-class ObjectiveConfig:
-    """Masked-language modelling (Devlin et al. 2018, section 3.1)."""
-
-    mlm_probability: float = number(0.25, 0.01, 0.9)
-    final_mlm_probability: float | None = number(
-        None, 0.01, 0.9
-    )  # masking rate at the end of the budget, reached linearly
-    masking: str = choice("80-10-10", "all-mask")  # 80 % [MASK], 10 % a random token, 10 % kept; or all [MASK]
-    positions: str = choice("fixed", "bernoulli")  # fixed: the same count in every row
-
-
-@dataclass
-class OptimizerConfig:
-    """The optimizer; `lr` is the peak the schedule multiplies."""
-
-    name: str = choice("adamw")
-    lr: float = number(1e-3, 0.0)
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = number(1e-12, 0.0)
-    weight_decay: float = number(0.01, 0.0)
-
-
-@dataclass
-class ScheduleConfig:
-    """Learning rate as a pure function of budget progress; a key its schedule does not read is refused."""
-
-    name: str = choice("triangle", "one-cycle", "linear", "cosine", "constant", "inverse-sqrt", "wsd")
-    start: float | None = number(None, 0.0, 1.0)  # factor at progress 0
-    peak_at: float | None = number(None, 0.0, 1.0)  # progress of the peak
-    warmup: float | None = number(None, 0.0, 1.0)  # share of the budget spent rising from `start` to the peak
-    decay: float | None = number(None, 0.0, 1.0)  # share of the budget spent falling to `final`
-    final: float | None = number(None, 0.0, 1.0)  # factor at progress 1
-
-
-@dataclass
 class KillConfig:
     """Give up early on a run that will not get there."""
 
@@ -139,57 +86,6 @@ class TrainConfig:
     nonfinite: str = choice("skip-step", "stop", "rollback")
     max_nonfinite: int = number(20, 1)  # this many in a row end the run whatever the policy
     kill: KillConfig | None = None
-
-
-@dataclass
-class GradientClippingConfig:
-    """Composer's GradientClipping."""
-
-    clipping_type: str = choice("norm", "value", "adaptive")
-    clipping_threshold: float = number(0.5, 1e-12)
-
-
-@dataclass
-class SeqLengthWarmupConfig:
-    """Short rows first, over the first `duration` of the budget."""
-
-    duration: float = number(0.3, 0.0, 1.0)
-    min_seq_length: int = number(32, 1)
-    max_seq_length: int | None = number(None, 1)  # default: the data's
-    step_size: int = number(32, 1)
-    truncate: bool = False  # False reshapes a row into several, losing no token; True keeps each row's head
-
-
-@dataclass
-class BatchSizeRampConfig:
-    """Linear growth of the batch in whole microbatches."""
-
-    initial_batch_size: int | None = number(None, 1)  # rows over all devices; default: one microbatch per device
-    until: float = number(0.6, 0.0, 1.0)  # progress at which `train.batch_size` is reached
-
-
-@dataclass
-class EmaConfig:
-    """Exponential moving average of the weights, used for evaluation and export."""
-
-    half_life: float = number(0.01, 1e-9, 1.0)  # share of the budget
-    update_interval: int = number(1, 1)  # optimizer steps
-
-
-@dataclass
-class FusedLayerNormConfig:
-    """LayerNorm by a fused CUDA kernel; has no settings."""
-
-
-@dataclass
-class AlgorithmsConfig:
-    """Algorithms that are switched on; null is off."""
-
-    gradient_clipping: GradientClippingConfig | None = None
-    seq_length_warmup: SeqLengthWarmupConfig | None = None
-    batch_size_ramp: BatchSizeRampConfig | None = None
-    ema: EmaConfig | None = None
-    fused_layernorm: FusedLayerNormConfig | None = None
 
 
 @dataclass

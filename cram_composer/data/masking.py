@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cram_composer.config.schema import ObjectiveConfig
+from cram_composer.config.objective_schema import ObjectiveConfig
 from cram_composer.data.packing import document_ids
 from cram_composer.data.row_random import RowRandom
 

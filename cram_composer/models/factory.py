@@ -14,7 +14,7 @@ from cram_composer.models.configuration_crambert import CramBertConfig
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 
 if TYPE_CHECKING:
-    from cram_composer.config.schema import ModelConfig
+    from cram_composer.config.model_schema import ModelConfig
 
 
 def build_model(settings: ModelConfig, vocab_size: int, special_token_ids: Mapping[str, int]) -> PreTrainedModel:

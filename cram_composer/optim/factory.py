@@ -13,7 +13,7 @@ from cram_composer.errors import CramError
 from cram_composer.optim.groups import parameter_groups
 
 if TYPE_CHECKING:
-    from cram_composer.config.schema import OptimizerConfig
+    from cram_composer.config.optimizer_schema import OptimizerConfig
 
 
 def adamw(settings: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -15,13 +15,13 @@ from cram_composer.algorithms.masking_schedule import MaskingSchedule
 from cram_composer.algorithms.registry import REGISTRY
 from cram_composer.algorithms.seq_length_warmup import SeqLengthWarmup
 from cram_composer.budget.budget import Budget, Limits
-from cram_composer.config.schema import (
+from cram_composer.config.algorithms_schema import (
     AlgorithmsConfig,
     BatchSizeRampConfig,
     EmaConfig,
-    ObjectiveConfig,
     SeqLengthWarmupConfig,
 )
+from cram_composer.config.objective_schema import ObjectiveConfig
 from cram_composer.errors import ConfigError
 
 

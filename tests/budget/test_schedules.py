@@ -8,7 +8,7 @@ import math
 import pytest
 
 from cram_composer.budget.schedules import SCHEDULES, build_schedule, ramp
-from cram_composer.config.schema import ScheduleConfig
+from cram_composer.config.optimizer_schema import ScheduleConfig
 from cram_composer.errors import ConfigError
 
 

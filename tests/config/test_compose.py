@@ -113,23 +113,62 @@ def test_words_that_yaml_takes_for_booleans_stay_words():
     assert composed("train.compile=off").config.train.compile == "off"
 
 
-def test_needs_and_conflicts_of_recipes_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    card = "card: {{summary: s, source: s, expected: e, cost: c, {}}}\n"
+@pytest.fixture
+def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to put recipes in, beside a run."""
     (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "a.yaml").write_text(card.format("needs: [b]"))
-    (tmp_path / "recipes" / "b.yaml").write_text(card.format("conflicts: [c]"))
-    (tmp_path / "recipes" / "c.yaml").write_text(card.format("needs: []") + "seed: 5\n")
-    (tmp_path / "recipes" / "d.yaml").write_text("card: {summary: s}\n")
     (tmp_path / "run.yaml").write_text("budget: 1m\ndata: {local: x}\n")
     monkeypatch.setattr("cram_composer.config.recipes.shared_dir", lambda: tmp_path)
-    run = tmp_path / "run.yaml"
+    return tmp_path
+
+
+def add_recipe(folder: Path, name: str, values: str, kind: str = "ingredient", extra: str = "") -> None:
+    card = f"card: {{kind: {kind}, summary: s, source: s, expected: e, measured: m, cost: c{extra}}}\n"
+    (folder / "recipes" / f"{name}.yaml").write_text(card + values)
+
+
+def test_needs_and_conflicts_of_recipes_are_checked(recipe_folder: Path):
+    run = recipe_folder / "run.yaml"
+    add_recipe(recipe_folder, "a", "", extra=", needs: [b]")
+    add_recipe(recipe_folder, "b", "", extra=", conflicts: {c: they are enemies}")
+    add_recipe(recipe_folder, "c", "seed: 5\n")
+    (recipe_folder / "recipes" / "d.yaml").write_text("card: {summary: s}\n")
+    add_recipe(recipe_folder, "e", "", kind="side dish")
     with pytest.raises(ConfigError, match="'a' needs 'b'"):
         compose(RunConfig, run, ["recipes=[a]"])
-    with pytest.raises(ConfigError, match="'b' and 'c' exclude each other"):
-        compose(RunConfig, run, ["recipes=[b,c]"])
+    for both in ("[b,c]", "[c,b]"):
+        with pytest.raises(ConfigError, match="exclude each other: they are enemies; drop one"):
+            compose(RunConfig, run, [f"recipes={both}"])
     with pytest.raises(ConfigError, match=r"d\.yaml: card"):
         compose(RunConfig, run, ["recipes=[d]"])
+    with pytest.raises(ConfigError, match=r"e\.yaml: card: kind is 'side dish'"):
+        compose(RunConfig, run, ["recipes=[e]"])
     assert compose(RunConfig, run, ["recipes=[c]"]).config.seed == 5
+
+
+def test_no_recipe_undoes_another(recipe_folder: Path):
+    run = recipe_folder / "run.yaml"
+    add_recipe(recipe_folder, "whole", "seed: 1\noptimizer: {lr: 0.1}\n", kind="preset")
+    add_recipe(recipe_folder, "other", "seed: 2\n", kind="preset")
+    add_recipe(recipe_folder, "fast", "optimizer: {lr: 0.2, eps: 0.1}\n")
+    add_recipe(recipe_folder, "slow", "optimizer: {lr: 0.01}\n")
+    add_recipe(recipe_folder, "fast-too", "optimizer: {lr: 0.2}\n")
+    assert compose(RunConfig, run, ["recipes=[whole,fast,fast-too]"]).config.optimizer.lr == 0.2
+    with pytest.raises(ConfigError, match=r"'fast' and 'slow' exclude each other: optimizer.lr is 0.2 in one and 0.01"):
+        compose(RunConfig, run, ["recipes=[whole,fast,slow]"])
+    with pytest.raises(ConfigError, match="'whole' and 'other' exclude each other: each is a whole set-up"):
+        compose(RunConfig, run, ["recipes=[whole,other]"])
+    with pytest.raises(ConfigError, match="'whole' is a whole set-up and would undo 'fast'; name it first"):
+        compose(RunConfig, run, ["recipes=[fast,whole]"])
+
+
+def test_ingredients_of_crambert_are_refused_for_another_architecture(recipe_folder: Path):
+    run = recipe_folder / "run.yaml"
+    add_recipe(recipe_folder, "gelu", "model: {ffn: gelu}\n")
+    hf = ["model.architecture=hf", "model.hf_name=bert"]
+    with pytest.raises(ConfigError, match=r"'gelu' sets model\.ffn, which only CramBERT has, .* 'bert'"):
+        compose(RunConfig, run, ["recipes=[gelu]", *hf])
+    assert compose(RunConfig, run, hf).config.model.hf_name == "bert"
 
 
 def test_every_shipped_recipe_and_run_composes():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cram_composer.config.schema import ObjectiveConfig
+from cram_composer.config.objective_schema import ObjectiveConfig
 from cram_composer.data.masking import IGNORED, Masker, build_masker, evaluation_masker
 
 SPECIAL = (0, 1, 2, 3, 4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import SPECIAL, training_batch
 
-from cram_composer.config.schema import ModelConfig
+from cram_composer.config.model_schema import ModelConfig
 from cram_composer.errors import CramError
 from cram_composer.models.factory import build_model
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cram_composer.config.schema import ModelConfig, OptimizerConfig
+from cram_composer.config.model_schema import ModelConfig
+from cram_composer.config.optimizer_schema import OptimizerConfig
 from cram_composer.errors import CramError
 from cram_composer.models.factory import build_model
 from cram_composer.optim import build_optimizer, parameter_groups
