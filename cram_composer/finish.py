@@ -20,9 +20,10 @@ from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import held_out_evaluator
 from cram_composer.files import read_json
 from cram_composer.models.card import model_card
-from cram_composer.models.export import export_model, fill_masks, verify_export
+from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
 from cram_composer.models.factory import build_model
 from cram_composer.models.flops import flops_per_token
+from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 from cram_composer.record import RECORD, RunFolder
 from cram_composer.remote_run import report_failure
 from cram_composer.run import Run
@@ -74,7 +75,9 @@ def _export(run: Run) -> list[dict[str, Any]]:
         average.swap_in(run.trainer.state.model)
     record = read_json(run.folder.path / RECORD)
     destination = run.folder.path / "export"
-    export_model(network, run.data.tokenizer, destination, model_card(record, run.data.manifest))
+    form = exported_form(network)
+    card = model_card(record, run.data.manifest, custom_code=isinstance(form, CramBertForMaskedLM))
+    export_model(form, run.data.tokenizer, destination, card)
     verify_export(destination, network)
     fills = _fill(network, run.data.tokenizer, run.config.export.sentences)
     for average in averages:
@@ -192,6 +195,8 @@ def export_run(path: Path, destination: Path | None) -> Path:
     network.load_state_dict(
         {name.removeprefix(prefix): tensor for name, tensor in weights.items()}, strict=averages is None
     )
-    target = export_model(network, path / "tokenizer", destination or path / "export", model_card(record, manifest))
+    form = exported_form(network)
+    card = model_card(record, manifest, custom_code=isinstance(form, CramBertForMaskedLM))
+    target = export_model(form, path / "tokenizer", destination or path / "export", card)
     verify_export(target, network)
     return target

@@ -57,10 +57,11 @@ class Run:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def kernels(self) -> dict[str, str]:
-        """What computes: attention and LayerNorm kernels, precision, compilation."""
+        """What computes: attention, loss and norm kernels, precision, compilation."""
         layernorm = [algorithm.kernel for algorithm in self.trainer.state.algorithms if hasattr(algorithm, "kernel")]
         return {
             "attention": "torch scaled_dot_product_attention",
+            "loss": self.model.loss_kernel,
             "layernorm": layernorm[0] if layernorm else "torch",
             "precision": self.device.precision,
             "compile": self.model.compile_state,

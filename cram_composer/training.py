@@ -126,6 +126,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     tokens = data.manifest["special_tokens"]
     network = build_model(config.model, data.manifest["vocab_size"], tokens)
     model = MaskedLMTrainingModel(network, device.autocast_dtype, device.compile)
+    model.use_loss(config.model.loss_kernel, device.name)
     optimizer = build_optimizer(config.optimizer, model)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]

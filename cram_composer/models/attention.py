@@ -1,29 +1,133 @@
-"""Bidirectional self-attention. This file travels with exported models."""
+"""Bidirectional self-attention, and what of a batch it has to know. This file travels with exported models."""
 
 from __future__ import annotations
+
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .configuration_crambert import CramBertConfig
+from .positions import alibi_bias, rotary_table, rotate
+
+_QK_EPS = 1e-6
+
+
+class Context(NamedTuple):
+    """What attention knows of the rows besides their hidden states; the same for all layers of a kind.
+
+    `mask` is broadcastable to [B, heads, L, L]: bool, True where a key may be attended to, or a float that is added;
+    `rotary` a table for `rotate`. None where there is nothing of the kind.
+    """
+
+    mask: torch.Tensor | None
+    rotary: torch.Tensor | None
+
+    def strided(self, stride: int, count: int) -> Context:
+        """That of every `stride`-th position, the first `count` of them."""
+        mask = None if self.mask is None else self.mask[..., ::stride, ::stride][..., :count, :count]
+        return Context(mask, None if self.rotary is None else self.rotary[..., ::stride, :][..., :count, :])
+
+    def of(self, positions: torch.Tensor) -> Context:
+        """That of the positions int64 [B, K], which differ from row to row."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None, None]
+        mask = self.mask
+        if mask is not None:
+            length = mask.shape[-1]
+            mask = mask.expand(len(positions), -1, length, length)
+            mask = mask[rows, :, positions[:, :, None], positions[:, None, :]].permute(0, 3, 1, 2)
+        return Context(mask, None if self.rotary is None else self.rotary[:, positions][:, :, None])
+
+
+def is_local(config: CramBertConfig, layer: int) -> bool:
+    """Whether a layer attends to near tokens only (ModernBERT: Warner et al. 2024, arXiv 2412.13663, section 2.1.2)."""
+    return config.local_window is not None and layer % config.global_every != 0
+
+
+def context(
+    config: CramBertConfig,
+    local: bool,
+    hidden: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    document_ids: torch.Tensor | None,
+    causal: torch.Tensor | None,
+) -> Context:
+    """The context of the layers that see everything, or of the `local` ones.
+
+    Args:
+        config: the model's.
+        local: of which layers.
+        hidden: the embedded rows, [B, L, H].
+        attention_mask: [B, L], 0 at padding; not looked at where there are document ids.
+        document_ids: int64 [B, L], see CramBertModel.
+        causal: bool [B], rows whose tokens attend to themselves and what is before them only.
+    """
+    length, device = hidden.shape[1], hidden.device
+    place = torch.arange(length, device=device)
+    masks = []
+    if document_ids is not None:
+        masks.append(document_ids[:, None, :, None] == document_ids[:, None, None, :])
+    elif attention_mask is not None:
+        masks.append(attention_mask[:, None, None, :].bool())
+    if local:
+        assert config.local_window is not None
+        masks.append((place[:, None] - place).abs()[None, None] <= config.local_window // 2)
+    if causal is not None:
+        masks.append((place[:, None] >= place)[None, None] | ~causal[:, None, None, None])
+    mask = reduce(torch.logical_and, masks) if masks else None
+    if config.positions == "alibi":
+        bias = alibi_bias(length, config.num_attention_heads, device).to(hidden.dtype)
+        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+    rotary = None
+    if config.positions == "rotary":
+        theta = config.local_rope_theta if local and config.local_rope_theta is not None else config.rope_theta
+        rotary = rotary_table(length, config.hidden_size // config.num_attention_heads, theta, device)
+    return Context(mask, rotary)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2) with one fused QKV projection, through torch SDPA."""
+    """Multi-head attention (Vaswani et al. 2017, section 3.2) with one fused QKV projection, through torch SDPA.
 
-    def __init__(self, config: CramBertConfig) -> None:
+    `qk_norm` normalises queries and keys per head (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv
+    2302.05442). With `value_embedding`, values are half the projection and half that embedding at first (Zhou et al.
+    2024, arXiv 2410.17897, section 4, where it is the first layer's values); both shares are learned.
+    """
+
+    def __init__(self, config: CramBertConfig, has_value_embedding: bool = False) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        head_size = config.hidden_size // config.num_attention_heads
+        self.query_norm = nn.RMSNorm(head_size, eps=_QK_EPS) if config.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(head_size, eps=_QK_EPS) if config.qk_norm else nn.Identity()
+        self.value_shares = nn.Parameter(torch.empty(2)) if has_value_embedding else None
+        self.reset_parameters()
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`hidden` [B, L, H]; `mask` bool, broadcastable to [B, heads, L, L], True where a key may be attended to."""
+    def reset_parameters(self) -> None:
+        """Values start as the mean of projection and embedding."""
+        if self.value_shares is not None:
+            nn.init.constant_(self.value_shares, 0.5)
+
+    def forward(
+        self, hidden: torch.Tensor, context: Context, value_embedding: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`hidden` and `value_embedding` [B, L, H] -> [B, L, H]."""
         batch, length, width = hidden.shape
         qkv = self.qkv(hidden).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, L, H / heads]
+        query, key = self.query_norm(query), self.key_norm(key)
+        if context.rotary is not None:
+            query, key = rotate(query, context.rotary), rotate(key, context.rotary)
+        if self.value_shares is not None and value_embedding is not None:
+            embedded = value_embedding.view(batch, length, self.num_heads, -1).transpose(1, 2)
+            value = (self.value_shares[0] * value + self.value_shares[1] * embedded).to(query.dtype)
+        mask = context.mask
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.out(context.transpose(1, 2).reshape(batch, length, width))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return self.out(attended.transpose(1, 2).reshape(batch, length, width))

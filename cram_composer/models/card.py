@@ -8,10 +8,12 @@ from typing import Any
 Row = tuple[str, Any]
 
 
-def model_card(record: dict[str, Any], manifest: Mapping[str, Any]) -> str:
-    """Markdown with YAML front matter, from record.json and the data set's manifest.json; absent facts are left out."""
+def model_card(record: dict[str, Any], manifest: Mapping[str, Any], custom_code: bool) -> str:
+    """Markdown with YAML front matter, from record.json and the data set's manifest.json; absent facts are left out.
+
+    `custom_code` says whether the exported model brings its own code, see `export.exported_form`.
+    """
     model = record["config"]["model"]
-    custom_code = model["architecture"] == "crambert"
     parts = [
         _front_matter(custom_code),
         f"# {record['run_name']}",

@@ -21,7 +21,11 @@ class CramBertConfig(PretrainedConfig):
 
     `intermediate_size` is the width of the up-projection: the gate of `ffn="gelu_glu"` halves it, so that 3072 means
     768 -> 3072 -> 1536 -> 768. Biases of the linear layers are off (`attention_bias`, `mlp_bias`); LayerNorm keeps
-    weight and bias, as the published model does. Dropout is 0, as in pretraining; fine-tuning sets it.
+    weight and bias, as the published model does. Dropout is 0, as in pretraining; fine-tuning sets it. The other
+    choices are described where they are made: `stack` in stacks.py, `norm_place` in layer.py, `positions` in
+    positions.py, the windows in attention.py, the head's in heads.py. `output_init` is how projections into the
+    residual stream start: "normal" as all others, "scaled" by 1 / sqrt(2 layers) (Shoeybi et al. 2019, arXiv
+    1909.08053), or "zero" (Zhang et al. 2019, arXiv 1901.09321).
     `classifier_pooling` is "mean" (over the unmasked tokens) or "first".
     """
 
@@ -34,14 +38,34 @@ class CramBertConfig(PretrainedConfig):
         num_hidden_layers: int = 16,
         num_attention_heads: int = 12,
         intermediate_size: int = 3072,
+        stack: str = "plain",
+        repeats: int = 4,
+        dropped_tokens: float = 0.5,
         norm: str = "layernorm",
+        norm_place: str = "pre",
         norm_eps: float = 1e-12,
+        norm_bias: bool = True,
+        embedding_norm: bool = True,
+        first_norm: bool = True,
+        final_norm: bool = True,
+        qk_norm: bool = False,
         ffn: str = "gelu_glu",
+        ffn_every: int = 1,
         positions: str = "scaled-sinusoidal",
         max_position_embeddings: int = 512,
+        rope_theta: float = 10000.0,
+        local_rope_theta: float | None = None,
+        local_window: int | None = None,
+        global_every: int = 3,
         attention_bias: bool = False,
         mlp_bias: bool = False,
+        value_embeddings: int = 0,
+        head_transform: bool = False,
+        head_bias: bool = False,
+        logit_softcap: float | None = None,
+        logit_scale: float = 1.0,
         initializer_range: float = 0.02,
+        output_init: str = "normal",
         hidden_dropout_prob: float = 0.0,
         attention_probs_dropout_prob: float = 0.0,
         classifier_pooling: str = "mean",
@@ -55,14 +79,34 @@ class CramBertConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size
+        self.stack = stack
+        self.repeats = repeats
+        self.dropped_tokens = dropped_tokens
         self.norm = norm
+        self.norm_place = norm_place
         self.norm_eps = norm_eps
+        self.norm_bias = norm_bias
+        self.embedding_norm = embedding_norm
+        self.first_norm = first_norm
+        self.final_norm = final_norm
+        self.qk_norm = qk_norm
         self.ffn = ffn
+        self.ffn_every = ffn_every
         self.positions = positions
         self.max_position_embeddings = max_position_embeddings
+        self.rope_theta = rope_theta
+        self.local_rope_theta = local_rope_theta
+        self.local_window = local_window
+        self.global_every = global_every
         self.attention_bias = attention_bias
         self.mlp_bias = mlp_bias
+        self.value_embeddings = value_embeddings
+        self.head_transform = head_transform
+        self.head_bias = head_bias
+        self.logit_softcap = logit_softcap
+        self.logit_scale = logit_scale
         self.initializer_range = initializer_range
+        self.output_init = output_init
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.classifier_pooling = classifier_pooling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -53,20 +54,13 @@ def _crambert(settings: ModelConfig) -> PretrainedConfig:
     for key in ("hidden_size", "intermediate_size"):
         if getattr(settings, key) % 2:
             raise CramError(f"model.{key}: {getattr(settings, key)} must be even: sinusoids pair columns, gates halve")
-    return CramBertConfig(
-        hidden_size=settings.hidden_size,
-        num_hidden_layers=settings.num_hidden_layers,
-        num_attention_heads=settings.num_attention_heads,
-        intermediate_size=settings.intermediate_size,
-        norm=settings.norm,
-        norm_eps=settings.norm_eps,
-        ffn=settings.ffn,
-        positions=settings.positions,
-        max_position_embeddings=settings.max_position_embeddings,
-        attention_bias=settings.attention_bias,
-        mlp_bias=settings.mlp_bias,
-        initializer_range=settings.initializer_range,
-    )
+    if settings.stack == "funnel" and settings.num_hidden_layers < 5:
+        raise CramError(
+            f"model.num_hidden_layers: {settings.num_hidden_layers} are too few for a funnel: three stages and two "
+            "layers after them need 5"
+        )
+    known = inspect.signature(CramBertConfig.__init__).parameters
+    return CramBertConfig(**{key: value for key, value in vars(settings).items() if key in known})
 
 
 def _hugging_face(settings: ModelConfig) -> PretrainedConfig:

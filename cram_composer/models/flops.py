@@ -7,17 +7,43 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedModel
 
+from cram_composer.models.attention import is_local
+from cram_composer.models.configuration_crambert import CramBertConfig
+from cram_composer.models.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.stacks import PlainStack
+
 
 def flops_per_token(model: PreTrainedModel, seq_length: int, masked_per_row: int | None = None) -> float:
     """Floating-point operations of forward and backward, per input token (PaLM, arXiv 2204.02311, appendix B).
 
-    6 per weight of every linear layer a token passes through, plus 12 * layers * H * L for the two matrix products of
-    bidirectional attention. The decoder counts for the `masked_per_row` of `seq_length` positions it runs on (None:
-    all of them). Embedding look-ups, norms and activations count for nothing, recomputation neither.
+    6 per weight of every linear layer a token passes through, each time it does, plus 12 * H * L for the two matrix
+    products of bidirectional attention in each layer, L being the tokens that a token can see. The head counts for the
+    `masked_per_row` of `seq_length` positions it runs on (None: all of them). Embedding look-ups, norms and activations
+    count for nothing, recomputation neither.
     """
-    decoder = cast(nn.Linear, model.get_output_embeddings())
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not decoder]
-    dense = sum(linear.weight.numel() for linear in linears)
     share = 1.0 if masked_per_row is None else masked_per_row / seq_length
+    decoder = cast(nn.Linear, model.get_output_embeddings())
+    if isinstance(model, CramBertForMaskedLM):
+        head = _weights(model.head)
+        return _crambert_encoder(model, seq_length) + 6 * head * share
     attention = 12 * model.config.num_hidden_layers * model.config.hidden_size * seq_length
+    dense = _weights(model) - decoder.weight.numel()
     return 6 * (dense + decoder.weight.numel() * share) + attention
+
+
+def _crambert_encoder(model: CramBertForMaskedLM, seq_length: int) -> float:
+    config = cast(CramBertConfig, model.config)
+    weights = [_weights(layer) for layer in model.encoder.layers]
+    passes = cast(PlainStack, model.encoder.stack).passes(seq_length)
+    total = 0.0
+    for index, tokens in passes:
+        seen = tokens
+        if is_local(config, index):
+            assert config.local_window is not None
+            seen = min(tokens, 2 * (config.local_window // 2) + 1)
+        total += tokens * (6 * weights[index] + 12 * config.hidden_size * seen)
+    return total / seq_length
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))

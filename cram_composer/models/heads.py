@@ -9,24 +9,65 @@ import torch.nn.functional as F
 from torch import nn
 
 from .configuration_crambert import CramBertConfig
+from .norms import NORMS
 
 
-class MaskedLMHead(nn.Module):
-    """A decoder tied to the token embedding, without transform or bias, and the loss: one module, compiled as one."""
+class HeadTransform(nn.Module):
+    """What BERT has before its decoder: a dense layer, gelu, a norm. [B, N, H] -> [B, N, H]."""
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__()
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.mlp_bias)
+        self.norm = NORMS[config.norm](config)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.norm(F.gelu(self.dense(hidden)))
+
+
+class MaskedLMHead(nn.Module):
+    """The decoder, mostly tied to the token embedding, and the loss: one module, compiled as one.
+
+    `label_smoothing` (Szegedy et al. 2015, arXiv 1512.00567, section 7) and `loss` are set for training and are no part
+    of the model: a loss takes hidden states [N, H], the head and labels [N], and returns nats, and logits or None.
+    """
+
+    def __init__(self, config: CramBertConfig) -> None:
+        super().__init__()
+        self.transform = HeadTransform(config) if config.head_transform else nn.Identity()
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+        self.softcap = config.logit_softcap
+        self.logit_scale = config.logit_scale
+        self.label_smoothing = 0.0
+        self.loss: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = cross_entropy
 
     def forward(
         self, hidden: torch.Tensor, labels: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """`hidden` [B, N, H] and `labels` int64 [B, N] -> mean loss in nats over labels != -100, logits [B, N, V]."""
-        logits = self.decoder(hidden)
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """`hidden` [B, N, H] and `labels` int64 [B, N] -> mean loss in nats over labels != -100, logits [B, N, V].
+
+        In training, a loss may return no logits.
+        """
+        hidden = self.transform(hidden)
         if labels is None:
-            return None, logits
-        # fp32: a log-sum-exp over 32768 logits in bf16 keeps two or three digits
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100), logits
+            return None, self.logits(hidden)
+        loss = self.loss if self.training else cross_entropy
+        nats, logits = loss(hidden.flatten(0, 1), self, labels.flatten())
+        return nats, None if logits is None else logits.unflatten(0, labels.shape)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., H] -> [..., V]; capped at c by c tanh(x / c) (Gemma 2, arXiv 2408.00118, section 2)."""
+        logits = self.decoder(hidden)
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def cross_entropy(hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean loss in nats over `labels` int64 [N] that are not -100, and the logits [N, V], of `hidden` [N, H]."""
+    logits = head.logits(hidden)
+    smoothing = head.label_smoothing if head.training else 0.0
+    # fp32: a log-sum-exp over 32768 logits in bf16 keeps two or three digits
+    return F.cross_entropy(logits.float(), labels, ignore_index=-100, label_smoothing=smoothing), logits
 
 
 def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -5,34 +5,29 @@ This file and those it imports travel with exported models: they import torch, t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
 
-from .attention import SelfAttention
+from .attention import SelfAttention, context
 from .configuration_crambert import CramBertConfig
 from .embeddings import Embeddings
-from .feedforward import FEEDFORWARDS
+from .feedforward import GLU, MLP
+
+# transformers brings along what this file imports, but not what only those files import: hence the unused ones.
+from .funnel import Funnel  # noqa: F401
 from .heads import ClassificationHead, MaskedLMHead
-from .norms import NORMS
-
-
-class CramBertLayer(nn.Module):
-    """Pre-norm transformer layer, [B, L, H] -> [B, L, H] (Xiong et al. 2020, arXiv 2002.04745)."""
-
-    def __init__(self, config: CramBertConfig) -> None:
-        super().__init__()
-        self.attention_norm = NORMS[config.norm](config)
-        self.attention = SelfAttention(config)
-        self.feedforward_norm = NORMS[config.norm](config)
-        self.feedforward = FEEDFORWARDS[config.ffn](config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), mask))
-        return hidden + self.dropout(self.feedforward(self.feedforward_norm(hidden)))
+from .layer import CramBertLayer
+from .layer_calls import LayerCalls, pick
+from .norms import norm_if
+from .positions import sinusoids  # noqa: F401
+from .stacks import STACKS
+from .token_dropping import TokenDropping  # noqa: F401
 
 
 class CramBertPreTrainedModel(PreTrainedModel):
@@ -43,13 +38,20 @@ class CramBertPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal with `initializer_range` (0.02) for every matrix, zero biases: BERT's and the cramming code's."""
+        """Normal with `initializer_range` (0.02) for every matrix, zero biases: BERT's and the cramming code's.
+
+        Blocks are visited after their layers, and `output_init` then has its say.
+        """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif callable(reset := getattr(module, "reset_parameters", None)):
             reset()  # norms and positions know their own start
+        if isinstance(module, SelfAttention | MLP | GLU) and self.config.output_init != "normal":
+            output = module.out if isinstance(module, SelfAttention) else module.w_out
+            scale = 0.0 if self.config.output_init == "zero" else (2 * self.config.num_hidden_layers) ** -0.5
+            nn.init.normal_(output.weight, std=self.config.initializer_range * scale)
 
 
 class CramBertModel(CramBertPreTrainedModel):
@@ -58,8 +60,12 @@ class CramBertModel(CramBertPreTrainedModel):
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__(config)
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(CramBertLayer(config) for _ in range(config.num_hidden_layers))
-        self.final_norm = NORMS[config.norm](config)
+        self.layers = nn.ModuleList(CramBertLayer(config, index) for index in range(config.num_hidden_layers))
+        self.value_embeddings = nn.ModuleList(
+            nn.Embedding(config.vocab_size, config.hidden_size) for _ in range(config.value_embeddings)
+        )
+        self.stack = STACKS[config.stack](config)
+        self.final_norm = norm_if(config.final_norm and config.norm_place != "post", config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -73,25 +79,27 @@ class CramBertModel(CramBertPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         document_ids: torch.Tensor | None = None,
+        causal: torch.Tensor | None = None,
     ) -> BaseModelOutput:
         """`input_ids` int64 [B, L]; `attention_mask` [B, L], 0 at padding -> last_hidden_state [B, L, H].
 
         With `document_ids` int64 [B, L] a token attends to those of the same number in its row. Padding is to have a
-        number of its own, such as -1, and takes no `attention_mask` then.
+        number of its own, such as -1, and takes no `attention_mask` then. In rows where `causal` bool [B] is true, a
+        token attends to nothing after it.
         """
-        mask = None
-        if document_ids is not None:
-            mask = document_ids[:, None, :, None] == document_ids[:, None, None, :]
-        elif attention_mask is not None:
-            mask = attention_mask[:, None, None, :].bool()
         hidden = self.embeddings(input_ids)
-        for layer in self.layers:
-            hidden = layer(hidden, mask)
+        config = cast(CramBertConfig, self.config)
+        layers = cast(Sequence[CramBertLayer], self.layers)
+        rows = (hidden, attention_mask, document_ids, causal)
+        has_local = any(layer.is_local for layer in layers)
+        contexts = (context(config, False, *rows), context(config, True, *rows) if has_local else None)
+        values = [embedding(input_ids) for embedding in self.value_embeddings]
+        hidden = self.stack(LayerCalls(layers, contexts, values), hidden)
         return BaseModelOutput(last_hidden_state=self.final_norm(hidden))
 
 
 class CramBertForMaskedLM(CramBertPreTrainedModel):
-    """The encoder with a decoder tied to its token embedding."""
+    """The encoder with a decoder, tied to its token embedding unless `tie_word_embeddings` is off."""
 
     _tied_weights_keys = {"head.decoder.weight": "encoder.embeddings.word_embeddings.weight"}  # type: ignore[assignment]  # noqa: RUF012
 
@@ -114,6 +122,7 @@ class CramBertForMaskedLM(CramBertPreTrainedModel):
         labels: torch.Tensor | None = None,
         masked_positions: torch.Tensor | None = None,
         document_ids: torch.Tensor | None = None,
+        causal: torch.Tensor | None = None,
     ) -> MaskedLMOutput:
         """Predict tokens, everywhere or only at `masked_positions`.
 
@@ -124,13 +133,15 @@ class CramBertForMaskedLM(CramBertPreTrainedModel):
             masked_positions: int64 [B, K], columns to predict. The hidden states are gathered before the decoder, so
                 that it runs on B*K rows of a static shape (the paper's sparse prediction).
             document_ids: int64 [B, L], of several documents in a row: attention stays within each, see CramBertModel.
+            causal: bool [B], rows in which a token attends to nothing after it.
 
         Returns:
-            loss (mean nats over labels != -100, None without labels) and logits [B, L, V] or [B, K, V].
+            loss (mean nats over labels != -100, None without labels) and logits [B, L, V] or [B, K, V]; a loss kernel
+            may do without logits in training.
         """
-        hidden = self.encoder(input_ids, attention_mask, document_ids).last_hidden_state
+        hidden = self.encoder(input_ids, attention_mask, document_ids, causal).last_hidden_state
         if masked_positions is not None:
-            hidden = hidden.gather(1, masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+            hidden = pick(hidden, masked_positions)
         loss, logits = self.head(hidden, labels)
         return MaskedLMOutput(loss=loss, logits=logits)
 

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from cram_composer.models.compilation import compile_model, uncompile
+from cram_composer.models.losses import choose_loss
 from cram_composer.models.metrics import IGNORED, MaskedAccuracy, MaskedLoss
+from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class MaskedLMTrainingModel(ComposerModel):
             and for each new shape; one that fails is given up with a warning and the batch is run again without it.
             Evaluation runs eagerly: a graph of its own would cost more of the budget than it saves.
 
-    `compile_state` says what is in effect: the mode, or "off (failed: ...)".
+    `compile_state` says what is in effect: the mode, or "off (failed: ...)"; `loss_kernel` what computes the loss.
     """
 
     def __init__(self, model: PreTrainedModel, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> None:
@@ -46,6 +48,7 @@ class MaskedLMTrainingModel(ComposerModel):
         self.predicts_positions = "masked_positions" in inspect.signature(model.forward).parameters
         self.compiled_regions = compile_model(model, compile)
         self.compile_state = compile
+        self.loss_kernel = "torch, full"
         self.rehearsed: set[tuple[torch.Size, ...]] = set()
 
     def forward(self, batch: Batch) -> MaskedLMOutput:
@@ -63,6 +66,11 @@ class MaskedLMTrainingModel(ComposerModel):
             self.compile_state = f"off (failed: {reason})"
             log.warning("torch.compile failed and is off for the rest of this run: %s", reason)
         return self._forward(batch)
+
+    def use_loss(self, kernel: str, device: str) -> None:
+        """Have CramBERT's head compute its training loss with a kernel of LOSSES on `device` ("cpu" or "gpu")."""
+        if isinstance(self.model, CramBertForMaskedLM):
+            self.model.head.loss, self.loss_kernel = choose_loss(kernel, device)
 
     def _rehearse(self, batch: Batch) -> None:
         """Run forward and backward once for nothing when the batch's shapes are new.

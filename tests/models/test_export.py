@@ -12,7 +12,7 @@ from tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from cram_composer.errors import CramError
-from cram_composer.models.export import export_model, fill_masks, verify_export
+from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
 
 # What a reader of the export has: torch and transformers, another directory, no cram_composer.
 READER = """
@@ -67,7 +67,7 @@ def trained_model() -> PreTrainedModel:
 
 def test_an_export_loads_where_the_package_is_not(tmp_path, tokenizer_dir):
     model = trained_model().eval()
-    folder = export_model(model, tokenizer_dir, tmp_path / "export", "# a card\n")
+    folder = export_model(exported_form(model), tokenizer_dir, tmp_path / "export", "# a card\n")
     assert (folder / "README.md").read_text() == "# a card\n"
     assert not list(tmp_path.glob(".export*")), "nothing temporary stays behind"
     inputs = {"input_ids": torch.randint(VOCAB_SIZE, (2, 24)), "attention_mask": torch.ones(2, 24, dtype=torch.int64)}
@@ -86,7 +86,7 @@ def test_an_export_loads_where_the_package_is_not(tmp_path, tokenizer_dir):
 
 
 def test_weights_are_fp32_and_tied_ones_stored_once(tmp_path, tokenizer_dir):
-    folder = export_model(trained_model().bfloat16(), tokenizer_dir, tmp_path / "export", "")
+    folder = export_model(exported_form(trained_model().bfloat16()), tokenizer_dir, tmp_path / "export", "")
     weights = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert [name for name in weights if "decoder" in name or "word_embeddings" in name] == [
@@ -104,7 +104,7 @@ def test_weights_are_fp32_and_tied_ones_stored_once(tmp_path, tokenizer_dir):
 def test_exporting_draws_no_random_numbers_and_another_model_is_noticed(tmp_path, tokenizer_dir):
     model, other = trained_model(), tiny_model(vocab_size=VOCAB_SIZE)
     before = torch.get_rng_state()
-    folder = export_model(model, tokenizer_dir, tmp_path / "export", "")
+    folder = export_model(exported_form(model), tokenizer_dir, tmp_path / "export", "")
     assert torch.equal(torch.get_rng_state(), before)
     assert verify_export(folder, model) == 0.0
     with pytest.raises(CramError, match="logits differ"):
@@ -113,7 +113,7 @@ def test_exporting_draws_no_random_numbers_and_another_model_is_noticed(tmp_path
 
 def test_a_damaged_export_is_noticed(tmp_path, tokenizer_dir):
     model = trained_model()
-    folder = export_model(model, tokenizer_dir, tmp_path / "export", "")
+    folder = export_model(exported_form(model), tokenizer_dir, tmp_path / "export", "")
     assert verify_export(folder, model) <= 1e-5
     weights = load_file(folder / "model.safetensors")
     weights["encoder.final_norm.weight"][3] = float("nan")
@@ -125,9 +125,9 @@ def test_a_damaged_export_is_noticed(tmp_path, tokenizer_dir):
 def test_an_export_replaces_the_one_before(tmp_path, tokenizer_dir):
     model = trained_model()
     destination = tmp_path / "export"
-    export_model(model, tokenizer_dir, destination, "first")
+    export_model(exported_form(model), tokenizer_dir, destination, "first")
     (destination / "stale.txt").write_text("left by an older version")
-    export_model(model, tokenizer_dir, destination, "second")
+    export_model(exported_form(model), tokenizer_dir, destination, "second")
     assert (destination / "README.md").read_text() == "second"
     assert not (destination / "stale.txt").exists()
 
@@ -135,7 +135,7 @@ def test_an_export_replaces_the_one_before(tmp_path, tokenizer_dir):
 def test_a_native_architecture_needs_no_code(tmp_path, tokenizer_dir):
     sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", intermediate_size=32, **sizes))
-    folder = export_model(model, tokenizer_dir, tmp_path / "export", "")
+    folder = export_model(exported_form(model), tokenizer_dir, tmp_path / "export", "")
     assert not list(folder.glob("*.py"))
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
     assert verify_export(folder, model) <= 1e-5

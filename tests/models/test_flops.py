@@ -9,8 +9,20 @@ from cram_composer.models.flops import flops_per_token
 
 
 @pytest.mark.parametrize("length", [8, 16])
-def test_the_count_is_what_torch_counts(length):
-    model, batch = tiny_model(), training_batch(rows=2, length=length, masked=4)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"stack": "recurrent", "repeats": 3},
+        {"stack": "token-dropping", "num_hidden_layers": 6},
+        {"stack": "funnel", "num_hidden_layers": 8},
+        {"ffn_every": 2, "ffn": "relu2", "value_embeddings": 1},
+        {"head_transform": True, "norm_place": "post"},
+    ],
+    ids=lambda changes: "-".join(map(str, next(iter(changes.items()), ["plain"]))),
+)
+def test_the_count_is_what_torch_counts(changes, length):
+    model, batch = tiny_model(**changes), training_batch(rows=2, length=length, masked=4)
     # the plain attention, whose matrix products torch counts
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**batch).loss.backward()

@@ -1,0 +1,54 @@
+"""One transformer layer. This file travels with exported models."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .attention import Context, SelfAttention, is_local
+from .configuration_crambert import CramBertConfig
+from .feedforward import FEEDFORWARDS
+from .norms import norm_if
+
+
+class CramBertLayer(nn.Module):
+    """Attention and, in every `ffn_every`-th layer, a feed-forward block: [B, L, H] -> [B, L, H].
+
+    x + f(norm(x)) with `norm_place="pre"` (Xiong et al. 2020, arXiv 2002.04745), norm(x + f(x)) with "post" (Vaswani et
+    al. 2017), x + norm(f(norm(x))) with "sandwich" (Ding et al. 2021, arXiv 2105.13290, section 2.3).
+    """
+
+    def __init__(self, config: CramBertConfig, index: int) -> None:
+        super().__init__()
+        before, after = config.norm_place in ("pre", "sandwich"), config.norm_place == "sandwich"
+        self.is_local = is_local(config, index)
+        # The first k layers have a value embedding each, the last k the same ones in reverse.
+        nearest = min(index, config.num_hidden_layers - 1 - index)
+        self.value_embedding = nearest if nearest < config.value_embeddings else None
+        self.is_post = config.norm_place == "post"
+
+        self.attention_norm = norm_if(self.is_post or (before and (index > 0 or config.first_norm)), config)
+        self.attention = SelfAttention(config, self.value_embedding is not None)
+        self.attention_out_norm = norm_if(after, config)
+        self.has_feedforward = (index + 1) % config.ffn_every == 0
+        if self.has_feedforward:
+            self.feedforward_norm = norm_if(self.is_post or before, config)
+            self.feedforward = FEEDFORWARDS[config.ffn](config)
+            self.feedforward_out_norm = norm_if(after, config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden: torch.Tensor, context: Context, value_embedding: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if self.is_post:
+            attended = self.attention(hidden, context, value_embedding)
+            hidden = self.attention_norm(hidden + self.dropout(attended))
+            if self.has_feedforward:
+                hidden = self.feedforward_norm(hidden + self.dropout(self.feedforward(hidden)))
+            return hidden
+        attended = self.attention(self.attention_norm(hidden), context, value_embedding)
+        hidden = hidden + self.dropout(self.attention_out_norm(attended))
+        if self.has_feedforward:
+            changed = self.feedforward(self.feedforward_norm(hidden))
+            hidden = hidden + self.dropout(self.feedforward_out_norm(changed))
+        return hidden

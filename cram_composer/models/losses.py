@@ -1,0 +1,81 @@
+"""The masked-LM loss by kernel: what CramBERT's head computes in training. None of this travels with exported models.
+
+The logits of all masked tokens of a microbatch are its largest tensor: with 32768 entries, 128 rows of 32 masked tokens
+take 512 MiB in fp32, and twice that with their gradient. The kernels other than "full" never hold them all.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from cram_composer.models.heads import MaskedLMHead, cross_entropy
+
+log = logging.getLogger(__name__)
+
+Loss = Callable[[torch.Tensor, MaskedLMHead, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+
+_CHUNK = 1024  # masked tokens whose logits are held at a time: 128 MiB in fp32 with 32768 entries
+
+
+def chunked_cross_entropy(
+    hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The loss of `cross_entropy`, some tokens at a time; their logits are computed again for the backward."""
+
+    def summed(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = head.logits(hidden).float()
+        return F.cross_entropy(logits, labels, ignore_index=-100, label_smoothing=head.label_smoothing, reduction="sum")
+
+    chunks = zip(hidden.split(_CHUNK), labels.split(_CHUNK), strict=True)
+    total = torch.stack([checkpoint(summed, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    return total / (labels != -100).sum(), None
+
+
+@torch.compiler.disable
+def liger_cross_entropy(
+    hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The loss of `cross_entropy` by Liger's fused linear cross-entropy (arXiv 2410.10989), for CUDA tensors."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    decoder = head.decoder
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    loss = liger_fused_linear_cross_entropy(
+        hidden * head.logit_scale,
+        decoder.weight.to(hidden.dtype),
+        labels,
+        bias=None if decoder.bias is None else decoder.bias.to(hidden.dtype),
+        label_smoothing=head.label_smoothing,
+        softcap=head.softcap,
+    )
+    return loss, None
+
+
+LOSSES: dict[str, Loss] = {
+    "chunked": chunked_cross_entropy,
+    "full": cross_entropy,
+    "liger": liger_cross_entropy,
+}
+
+
+def choose_loss(kernel: str, device: str) -> tuple[Loss, str]:
+    """The loss to compute on `device` ("cpu" or "gpu") and its name; warns where it is not what was asked for."""
+    if kernel != "liger":
+        return LOSSES[kernel], f"torch, {kernel}"
+    reason = "there is no GPU"
+    if device == "gpu":
+        try:
+            import liger_kernel.transformers.functional  # noqa: F401
+        except (ImportError, RuntimeError) as error:  # Triton raises RuntimeError where it finds no driver
+            reason = str(error)
+        else:
+            return LOSSES[kernel], f"liger {importlib.metadata.version('liger-kernel')} (triton)"
+    log.warning("model.loss_kernel: liger cannot be used (%s); the chunked loss of torch runs", reason)
+    return LOSSES["chunked"], "torch, chunked"
