@@ -43,7 +43,7 @@ from cram_composer.config.data_schema import (
 from cram_composer.data.build import build
 from cram_composer.data.manifest import load_manifest
 
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 0.2
 _STAGES = {
     "none": StagesConfig(),
     "all": StagesConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -69,7 +70,7 @@ class TextWriter:
 
 
 class Texts:
-    """What a TextWriter wrote, read through the page cache: memory is the kernel's to take back."""
+    """What a TextWriter wrote, read through the page cache; `release` gives back what has been read."""
 
     def __init__(self, folder: Path, partition: int) -> None:
         self.text: NDArray = _mapped(folder / f"{partition:05d}.text", np.dtype(np.uint8))
@@ -78,6 +79,11 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self._index)
+
+    def release(self) -> None:
+        """Let go of the pages that are resident: else a process grows by all the text that it has looked at."""
+        if isinstance(self.text, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            self.text._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
     def dropped(self, number: int) -> bool:
         """Whether the chunk was dropped before it was written."""
