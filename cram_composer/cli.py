@@ -12,6 +12,7 @@ from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import Composed, compose
 from cram_composer.config.checks import check_run
 from cram_composer.config.paths import expand
+from cram_composer.config.recipe_page import recipe_page
 from cram_composer.config.recipes import KINDS, load_recipe, recipe_names
 from cram_composer.config.schema import RunConfig
 from cram_composer.errors import CramError
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_yaml(explain)
     recipes = add("recipes", _recipes, "List the recipes, or show the cards of some.")
     recipes.add_argument("names", nargs="*", metavar="NAME")
+    recipes.add_argument("--markdown", action="store_true", help="print docs/recipes.md")
     data = commands.add_parser("data", help="Build data sets and look at them.").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -125,6 +127,9 @@ def _lookup(plain: object, key: str) -> object:
 def _recipes(options: argparse.Namespace) -> int:
     if not options.names:
         recipes = [load_recipe(name, "recipes/") for name in recipe_names()]
+        if options.markdown:
+            print(recipe_page(recipes), end="")
+            return 0
         width = max(len(recipe.name) for recipe in recipes)
         for kind in KINDS:
             print(f"{kind}s:")

@@ -11,7 +11,7 @@ from composer.utils import dist
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
-from cram_composer.algorithms.ema import EMA
+from cram_composer.algorithms.weight_average import WeightAverage, saved_average
 from cram_composer.analysis.report import write_report
 from cram_composer.checkpoint import load_state, newest_checkpoint
 from cram_composer.config.schema import RunConfig
@@ -70,7 +70,7 @@ def finish(run: Run, status: str, reason: str | None) -> int:
 
 def _export(run: Run) -> list[dict[str, Any]]:
     network = run.model.model
-    averages = [algorithm for algorithm in run.trainer.state.algorithms if isinstance(algorithm, EMA)]
+    averages = [algorithm for algorithm in run.trainer.state.algorithms if isinstance(algorithm, WeightAverage)]
     for average in averages:
         average.swap_in(run.trainer.state.model)
     record = read_json(run.folder.path / RECORD)
@@ -126,6 +126,7 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
     total = sum(spent.values())
     last = run.segments[-1] if run.segments else {}
     losses = run.trace.recent_losses
+    length = run.data.manifest["sequence_length"]
     record = {
         "format_version": 1,
         "run_name": run.folder.path.name,
@@ -146,7 +147,7 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         "epochs": run.loader.stream.epochs,  # times that the budget went through the data
         "tokens_per_second": int(timestamp.token) / total if total else None,
         # At full row length, forward and backward; times tokens_per_second it is the model FLOP/s of the whole budget.
-        "flops_per_token": flops_per_token(run.model.model, run.data.manifest["sequence_length"], _masked_per_row(run)),
+        "flops_per_token": flops_per_token(run.model.model, length, run.loader.masker.capacity(length)),
         "steps_skipped": run.guard.skipped,
         "ledger": {
             "inside": spent,
@@ -162,10 +163,6 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
     }
     run.folder.write_record(_finite(json.loads(json.dumps(record, default=str))))
     run.folder.write_config(OmegaConf.to_yaml(OmegaConf.create(run.composed.plain)))
-
-
-def _masked_per_row(run: Run) -> int:
-    return round(run.config.objective.mlm_probability * run.data.manifest["sequence_length"])
 
 
 def _finite(value: Any) -> Any:
@@ -187,9 +184,11 @@ def export_run(path: Path, destination: Path | None) -> Path:
         raise CramError(f"{path}: no usable checkpoint to export")
     config: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), record["config"]))  # type: ignore[assignment]
     manifest = record["data"]
-    network = build_model(config.model, manifest["vocab_size"], manifest["special_tokens"])
+    network = build_model(
+        config.model, manifest["vocab_size"], manifest["special_tokens"], shift=config.objective.shift
+    )
     state = load_state(saved.path)
-    averages = dict(state["algorithms"]).get("EMA", {}).get("average")
+    averages = saved_average(state["algorithms"])
     weights = averages or state["model"]
     prefix = "model."
     network.load_state_dict(

@@ -15,7 +15,9 @@ from composer.utils import dist, reproducibility
 from cram_composer.algorithms.data_curriculum import DataCurriculum
 from cram_composer.algorithms.masking_schedule import MaskingSchedule
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
+from cram_composer.algorithms.optimizer_support import optimizer_support
 from cram_composer.algorithms.registry import Parts, build_algorithms
+from cram_composer.algorithms.swa import with_swa
 from cram_composer.budget.budget import Budget, build_budget
 from cram_composer.budget.callback import BudgetCallback
 from cram_composer.budget.early_stop import EarlyKill
@@ -32,7 +34,7 @@ from cram_composer.checkpoint_files import newest_checkpoint
 from cram_composer.config import Composed
 from cram_composer.config.schema import RunConfig
 from cram_composer.config.units import parse_duration
-from cram_composer.data.masking import build_masker, evaluation_masker
+from cram_composer.data.masking import build_masker, evaluation_masker, word_joins
 from cram_composer.data.mixture import Curriculum, choose_streams
 from cram_composer.data.opening import open_train, open_validation
 from cram_composer.data.prepare import DataSet, prepare
@@ -124,7 +126,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
 
     reproducibility.seed_all(config.seed)  # the same weights on every rank
     tokens = data.manifest["special_tokens"]
-    network = build_model(config.model, data.manifest["vocab_size"], tokens)
+    network = build_model(config.model, data.manifest["vocab_size"], tokens, shift=config.objective.shift)
     model = MaskedLMTrainingModel(network, device.autocast_dtype, device.compile)
     model.use_loss(config.model.loss_kernel, device.name)
     optimizer = build_optimizer(config.optimizer, model)
@@ -133,10 +135,11 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
 
     in_loop, final, cached = _held_out(config, data, rank, world_size)
     loader = _train_loader(config, data, rank, world_size, cached)
-    parts = Parts(budget, loader, world_size)
+    parts = Parts(budget, loader, world_size, config.seed)
     guard = NonFiniteGuard(config.train.nonfinite, config.train.max_nonfinite, rollback_to_checkpoint(folder, ledger))
     # The guard is last: Composer runs algorithms in reverse after a step, and clipping would make an infinity finite.
     algorithms = [MaskingSchedule(config.objective, budget, loader), *build_algorithms(config.algorithms, parts), guard]
+    algorithms = [*optimizer_support(optimizer, model, budget, algorithms), *algorithms]
     if config.data.curriculum:
         splits = [stream.split for stream in choose_streams(config.data, data.manifest)]
         algorithms.insert(0, DataCurriculum(Curriculum(config.data.curriculum, splits), budget, loader))
@@ -154,7 +157,8 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         keep=config.checkpoint.keep,
         saved=remote.offer if remote is not None else None,
     )
-    clock = BudgetCallback(budget, ledger, build_schedule(config.schedule), lambda: signals.received, checkpoints.save)
+    schedule = with_swa(build_schedule(config.schedule), config.algorithms.swa)
+    clock = BudgetCallback(budget, ledger, schedule, lambda: signals.received, checkpoints.save)
     trace = TraceWriter(folder, budget, clock, ledger, loader)
     kill = EarlyKill(config.train.kill, budget, lambda: trace.recent_losses) if config.train.kill else None
     forecast = EpochForecast(budget, ledger, loader.stream.rows_per_epoch, data.manifest["sequence_length"])
@@ -187,6 +191,8 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
             device=device.name,
             precision=device.composer_precision,
             device_train_microbatch_size=config.train.device_train_microbatch_size,
+            # Also where layers are left out or frozen: they are the same ones in all microbatches of a step.
+            ddp_sync_strategy="single_auto_sync",
             seed=config.seed,
             run_name=folder.path.name,
             load_path=str(saved.path) if saved else None,
@@ -225,10 +231,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
 
 def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> tuple[list[Batch], list[Batch], int]:
     """This rank's batches for the evaluations in the loop and at the end; the bytes their shards keep of a cache."""
-    tokens = data.manifest["special_tokens"]
-    masker = evaluation_masker(
-        data.manifest["vocab_size"], tuple(tokens.values()), tokens["mask"], **_row_marks(config, data)
-    )
+    masker = evaluation_masker(**_token_ids(config, data), shift=config.objective.shift)
     settings = config.eval
     rows, cached = open_validation(data, max(settings.rows, settings.final_rows))
     final = evaluation_batches(rows[: settings.final_rows], masker, settings.batch_size, rank, world_size)
@@ -247,14 +250,9 @@ def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> t
 
 
 def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int, cached: int) -> TrainLoader:
-    tokens = data.manifest["special_tokens"]
-    masker = build_masker(
-        config.objective,
-        data.manifest["vocab_size"],
-        tuple(tokens.values()),
-        tokens["mask"],
-        **_row_marks(config, data),
-    )
+    words = config.objective.unit != "token"
+    joins = word_joins(data.tokenizer, data.manifest["vocab_size"]) if words else None
+    masker = build_masker(config.objective, **_token_ids(config, data), joins=joins)
     return TrainLoader(
         open_train(data, config.data, seed=config.seed, rank=rank, world_size=world_size, reserved=cached),
         masker,
@@ -266,10 +264,13 @@ def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int, 
     )
 
 
-def _row_marks(config: RunConfig, data: DataSet) -> dict[str, int | None]:
-    """The ids by which a masker tells padding and the ends of documents, where either matters."""
+def _token_ids(config: RunConfig, data: DataSet) -> dict[str, Any]:
+    """The ids that a masker has to know; those of padding and the ends of documents where either matters."""
     tokens = data.manifest["special_tokens"]
     return {
+        "vocab_size": data.manifest["vocab_size"],
+        "special_ids": tuple(tokens.values()),
+        "mask_id": tokens["mask"],
         "pad_id": tokens["pad"] if data.manifest["packing"] == "best-fit" else None,
         "sep_id": tokens["sep"] if config.model.document_masking else None,
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Bucket, S3Server, rclone_server, seaweed_server
+from tests.tiny_runs import TinyRuns
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -146,3 +147,18 @@ def _bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucke
     server.resume()
     if (server.access_key, server.secret_key) != credentials:
         server.put_credentials(*credentials)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
+    """Train ten steps on random rows of 16 tokens."""
+    from tests.data.data_sets import write_data_set
+
+    data = write_data_set(tmp_path_factory.mktemp("made-up") / "data")
+    return TinyRuns(data, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def plain_run(tiny_run: TinyRuns) -> Path:
+    """What recipes are compared with."""
+    return tiny_run("plain")

@@ -23,7 +23,8 @@ class BatchSizeRamp(Algorithm):
         self._loader = loader
         self._last = loader.rows // loader.microbatch
         initial = config.initial_batch_size
-        self._first = 1 if initial is None else initial // (world_size * loader.microbatch)
+        first = 1 if initial is None else initial // (world_size * loader.microbatch)
+        self._first = min(first, self._last)  # a preset's ramp in a run of small batches
 
     def match(self, event: Event, state: State) -> bool:
         """Before every batch is fetched."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Event, State
+from composer.core import Event, State
 from composer.loggers import Logger
 
+from cram_composer.algorithms.weight_average import WeightAverage, Weights, parameters
 from cram_composer.budget.budget import Budget
 from cram_composer.config.algorithms_schema import EmaConfig
 
 
-class EMA(Algorithm):
+class EMA(WeightAverage):
     """Keep an average of the trained weights; evaluate with it, and export it.
 
     After every step, average <- average + (1 - 2^(-d / half_life)) (weights - average), where d is the progress between
@@ -21,62 +22,43 @@ class EMA(Algorithm):
     """
 
     def __init__(self, config: EmaConfig, budget: Budget) -> None:
+        super().__init__(budget)
         self._config = config
-        self._budget = budget
         self._last_progress = 0.0
-        self._average: dict[str, torch.Tensor] = {}
-        self._trained: dict[str, torch.Tensor] = {}  # the trained weights while the average stands in for them
+        self._average: Weights = {}
+
+    def average(self) -> Weights:
+        """The average so far."""
+        return self._average
 
     def match(self, event: Event, state: State) -> bool:
         """At the start, after every step and around evaluation."""
-        return event in (Event.FIT_START, Event.BATCH_END, Event.EVAL_START, Event.EVAL_END)
+        return event in (Event.FIT_START, Event.BATCH_END) or super().match(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Start or update the average, or exchange it with the trained weights."""
+        super().apply(event, state, logger)
         if event == Event.BATCH_END:
             if int(state.timestamp.batch) % self._config.update_interval == 0:
                 self._update(state.model)
-        elif event == Event.EVAL_START:
-            self.swap_in(state.model)
-        elif event == Event.EVAL_END:
-            self.swap_out(state.model)
-        elif not self._average:
+        elif event == Event.FIT_START and not self._average:
             self._last_progress = self._budget.progress
-            self._average = {name: p.detach().clone() for name, p in _parameters(state.model)}
+            self._average = {name: p.detach().clone() for name, p in parameters(state.model)}
 
     @torch.no_grad()
     def _update(self, model: torch.nn.Module) -> None:
         moved = self._budget.progress - self._last_progress
         self._last_progress = self._budget.progress
-        weights = dict(_parameters(model))
+        weights = dict(parameters(model))
         self._average = {name: self._average[name].to(p.device) for name, p in weights.items()}  # loaded on the CPU
         averages = list(self._average.values())
         torch._foreach_lerp_(averages, list(weights.values()), 1.0 - 0.5 ** (moved / self._config.half_life))
 
-    @torch.no_grad()
-    def swap_in(self, model: torch.nn.Module) -> None:
-        """Put the average in the model's place of the trained weights."""
-        self._trained = {name: p.detach().clone() for name, p in _parameters(model)}
-        for name, p in _parameters(model):
-            p.copy_(self._average[name])
-
-    @torch.no_grad()
-    def swap_out(self, model: torch.nn.Module) -> None:
-        """Put the trained weights back."""
-        for name, p in _parameters(model):
-            p.copy_(self._trained[name])
-        self._trained = {}
-
     def state_dict(self) -> dict[str, Any]:
         """The average and the progress it has seen."""
-        return super().state_dict() | {"average": dict(self._average), "last_progress": self._last_progress}
+        return super().state_dict() | {"last_progress": self._last_progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self._average = dict(state["average"])
         self._last_progress = state["last_progress"]
-
-
-def _parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    # DDP wraps the model; names without its prefix fit a run on any number of devices.
-    return [(name.removeprefix("module."), p) for name, p in model.named_parameters()]

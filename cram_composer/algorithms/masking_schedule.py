@@ -1,14 +1,23 @@
-"""Masking-rate schedule: the share of masked tokens moves in a line with budget progress."""
+"""Masking-rate schedule: the share of masked tokens moves with budget progress."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
 from cram_composer.budget.budget import Budget
-from cram_composer.budget.schedules import ramp
 from cram_composer.config.objective_schema import ObjectiveConfig
 from cram_composer.data.stream import TrainLoader
+
+# Progress in [0, 1] -> how much of the way from the first rate to the last is behind.
+MASK_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: 0.5 * (1.0 - math.cos(math.pi * progress)),
+    "step": lambda progress: float(progress >= 0.5),
+}
 
 
 class MaskingSchedule(Algorithm):
@@ -17,6 +26,7 @@ class MaskingSchedule(Algorithm):
     def __init__(self, config: ObjectiveConfig, budget: Budget, loader: TrainLoader) -> None:
         self._start = config.mlm_probability
         self._end = config.mlm_probability if config.final_mlm_probability is None else config.final_mlm_probability
+        self._schedule = MASK_SCHEDULES[config.mask_schedule]
         self._budget = budget
         self._loader = loader
 
@@ -26,4 +36,5 @@ class MaskingSchedule(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Set the masking rate of the next batch."""
-        self._loader.mlm_probability = ramp(self._budget.progress, self._start, self._end, 1.0)
+        way = self._schedule(min(max(self._budget.progress, 0.0), 1.0))
+        self._loader.mlm_probability = (1.0 - way) * self._start + way * self._end

@@ -31,6 +31,7 @@ class NonFiniteGuard(Algorithm):
         self._limit = limit
         self._rollback = rollback
         self._in_a_row = 0
+        self._last_bad = -1  # the step of the latest
         self._loss_is_bad: torch.Tensor | None = None  # over the microbatches of the step, on the device
         self.skipped = 0
 
@@ -46,14 +47,15 @@ class NonFiniteGuard(Algorithm):
             return
         cause = self._cause(state)
         if cause is None:
-            self._in_a_row = 0
             return
-        self._in_a_row += 1
+        step = int(state.timestamp.batch)
+        # By the numbers of steps: under SAM, a good pass comes before a bad one of the same step.
+        self._in_a_row = self._in_a_row + 1 if self._last_bad == step - 1 else 1
+        self._last_bad = step
         self.skipped += 1
         # A parameter without a gradient is one that no optimizer touches, weight decay included.
         for parameter in state.model.parameters():
             parameter.grad = None
-        step = int(state.timestamp.batch)
         if self._policy == "stop":
             raise CramError(
                 f"step {step}: {cause} is not finite, and train.nonfinite is 'stop'; the step was not applied"

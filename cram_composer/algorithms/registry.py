@@ -6,16 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from composer.algorithms import GradientClipping
 from composer.core import Algorithm
 
 from cram_composer.algorithms.batch_size_ramp import BatchSizeRamp
 from cram_composer.algorithms.ema import EMA
 from cram_composer.algorithms.fused_layernorm import FusedLayerNorm
+from cram_composer.algorithms.gradient_clipping import gradient_clipping
+from cram_composer.algorithms.label_smoothing import LabelSmoothing
+from cram_composer.algorithms.lawa import LAWA
+from cram_composer.algorithms.layer_freezing import LayerFreezing
+from cram_composer.algorithms.low_precision_layernorm import LowPrecisionNorms
+from cram_composer.algorithms.sam import SAM
 from cram_composer.algorithms.seq_length_warmup import SeqLengthWarmup
+from cram_composer.algorithms.stochastic_depth import StochasticLayers
+from cram_composer.algorithms.swa import SWA
 from cram_composer.budget.budget import Budget
 from cram_composer.config.algorithms_schema import AlgorithmsConfig
 from cram_composer.data.stream import TrainLoader
+from cram_composer.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -25,18 +33,34 @@ class Parts:
     budget: Budget
     loader: TrainLoader
     world_size: int
+    seed: int
 
 
 REGISTRY: dict[str, Callable[[Any, Parts], Algorithm]] = {
-    "gradient_clipping": lambda config, parts: GradientClipping(config.clipping_type, config.clipping_threshold),
+    "gradient_clipping": lambda config, parts: gradient_clipping(config),
     "seq_length_warmup": lambda config, parts: SeqLengthWarmup(config, parts.budget, parts.loader),
     "batch_size_ramp": lambda config, parts: BatchSizeRamp(config, parts.budget, parts.loader, parts.world_size),
+    "label_smoothing": lambda config, parts: LabelSmoothing(config),
+    "stochastic_depth": lambda config, parts: StochasticLayers(config, parts.budget, parts.seed),
+    "layer_freezing": lambda config, parts: LayerFreezing(config, parts.budget),
+    "sam": lambda config, parts: SAM(config),
     "ema": lambda config, parts: EMA(config, parts.budget),
+    "swa": lambda config, parts: SWA(config, parts.budget),
+    "lawa": lambda config, parts: LAWA(config, parts.budget),
     "fused_layernorm": lambda config, parts: FusedLayerNorm(),
+    "low_precision_layernorm": lambda config, parts: LowPrecisionNorms(),
 }
+
+# Of each of these, only one can be what a run evaluates, or what computes its norms.
+EXCLUSIVE = (("ema", "swa", "lawa"), ("fused_layernorm", "low_precision_layernorm"))
 
 
 def build_algorithms(config: AlgorithmsConfig, parts: Parts) -> list[Algorithm]:
-    """The algorithms that are switched on, in the order of the schema."""
-    settings = [(field.name, getattr(config, field.name)) for field in fields(config)]
-    return [REGISTRY[name](setting, parts) for name, setting in settings if setting is not None]
+    """The algorithms that are switched on, in the order of the schema. ConfigError: two exclude each other."""
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    on = {name: setting for name, setting in settings.items() if setting is not None}
+    for alternatives in EXCLUSIVE:
+        chosen = [name for name in alternatives if name in on]
+        if len(chosen) > 1:
+            raise ConfigError(f"algorithms: {' and '.join(chosen)} do the same thing; set all but one of them to null")
+    return [REGISTRY[name](setting, parts) for name, setting in on.items()]

@@ -1,4 +1,9 @@
-"""Learning-rate schedules: pure functions of budget progress in [0, 1] to a factor of the peak rate."""
+"""Learning-rate schedules: pure functions of budget progress in [0, 1] to a factor of the peak rate.
+
+What Cramming compares (arXiv 2212.14034, figure 2; cramming/backend/optimizers/schedulers.py of its code) is all here,
+some of it by another name: its one-cycle is `triangle` with start 0 and peak_at 0.5, its ramp the same with a late
+peak, its trapezoid and dives are `wsd`.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +44,43 @@ def linear(p: float, *, start: float = 0.0, warmup: float = 0.06, final: float =
     return _line(p, 0.0, start, warmup, 1.0) if p < warmup else _line(p, warmup, 1.0, 1.0, final)
 
 
+def polynomial(p: float, *, start: float = 0.0, warmup: float = 0.06, power: float = 1.0, final: float = 0.0) -> float:
+    """Linear warmup, then (1 - q)^power, q from 0 to 1 (power 1: "budget-polynomial" of the cramming code)."""
+    if p < warmup:
+        return _line(p, 0.0, start, warmup, 1.0)
+    return final + (1.0 - final) * _line(p, warmup, 1.0, 1.0, 0.0) ** power
+
+
 def cosine(p: float, *, start: float = 0.0, warmup: float = 0.06, final: float = 0.0) -> float:
     """Linear warmup, then half a cosine to `final` (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5)."""
     return _line(p, 0.0, start, warmup, 1.0) if p < warmup else _half_cosine(p, warmup, 1.0, 1.0, final)
+
+
+def cosine_restarts(
+    p: float, *, start: float = 0.0, warmup: float = 0.06, cycles: int = 4, final: float = 0.0
+) -> float:
+    """Linear warmup, then `cycles` times half a cosine to `final`, each from the peak (SGDR, arXiv 1608.03983, section
+    3, with cycles of one length; "budget-cosine-annealing" of the cramming code)."""
+    if p < warmup:
+        return _line(p, 0.0, start, warmup, 1.0)
+    turn = _line(p, warmup, 0.0, 1.0, cycles)
+    return final if p >= 1.0 else _half_cosine(turn % 1.0, 0.0, 1.0, 1.0, final)
+
+
+def inverse_cosine(p: float, *, start: float = 0.0, decay: float = 0.25, final: float = 0.0) -> float:
+    """Half a cosine up, cut off `decay` before the end of the budget by a line to `final`; the peak is where they meet
+    ("budget-inv-cosine" of the cramming code)."""
+    turn = 1.0 - decay
+    if p >= turn:
+        return _line(p, turn, 1.0, 1.0, final)
+    return _half_cosine(p, 0.0, start, 1.0, 1.0) / _half_cosine(turn, 0.0, start, 1.0, 1.0)
+
+
+def multi_cycle(p: float, *, start: float = 0.0, cycles: int = 8, final: float = 0.0) -> float:
+    """`cycles` triangles, each up from `start` and down to it, the last one to `final` ("budget-multi-cycle" of the
+    cramming code; Smith 2017, arXiv 1506.01186, cyclical learning rates)."""
+    cycle = min(int(p * cycles), cycles - 1)
+    return triangle(p * cycles - cycle, start=start, peak_at=0.5, final=final if cycle == cycles - 1 else start)
 
 
 def constant(p: float, *, start: float = 0.0, warmup: float = 0.0) -> float:
@@ -63,16 +102,35 @@ def inverse_sqrt(
     return _line(p, turn, rate, 1.0, final) if decay and p > turn else rate
 
 
-def wsd(p: float, *, start: float = 0.0, warmup: float = 0.05, decay: float = 0.2, final: float = 0.0) -> float:
-    """Warmup, stable, linear decay (Hu et al. 2024, arXiv 2404.06395, section 4)."""
-    return _line(p, 0.0, start, warmup, 1.0) if p < warmup else _line(p, 1.0 - decay, 1.0, 1.0, final)
+def wsd(
+    p: float,
+    *,
+    start: float = 0.0,
+    warmup: float = 0.05,
+    decay: float = 0.2,
+    decay_shape: str = "linear",
+    final: float = 0.0,
+) -> float:
+    """Warmup, stable, decay (Hu et al. 2024, arXiv 2404.06395, section 4; the trapezoid of the cramming code).
+
+    With `decay_shape="1-sqrt"` the decay is 1 - sqrt(q) with q going from 0 to 1, steepest where it begins (Haegele et
+    al. 2024, arXiv 2405.18392, section 3).
+    """
+    if p < warmup:
+        return _line(p, 0.0, start, warmup, 1.0)
+    share = _line(p, 1.0 - decay, 0.0, 1.0, 1.0)
+    return 1.0 + (final - 1.0) * (math.sqrt(share) if decay_shape == "1-sqrt" else share)
 
 
 SCHEDULES: dict[str, Callable[..., float]] = {
     "triangle": triangle,
     "one-cycle": one_cycle,
     "linear": linear,
+    "polynomial": polynomial,
     "cosine": cosine,
+    "cosine-restarts": cosine_restarts,
+    "inverse-cosine": inverse_cosine,
+    "multi-cycle": multi_cycle,
     "constant": constant,
     "inverse-sqrt": inverse_sqrt,
     "wsd": wsd,

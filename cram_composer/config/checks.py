@@ -10,6 +10,8 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from cram_composer.config.objective_schema import check_objective
+from cram_composer.config.optimizer_schema import optimizer_values
 from cram_composer.config.schema import DataConfig, RunConfig
 from cram_composer.config.units import parse_bytes, parse_duration
 from cram_composer.errors import ConfigError
@@ -88,8 +90,8 @@ def check_run(config: RunConfig, world_size: int) -> None:
         raise ConfigError("algorithms.seq_length_warmup: max_seq_length is below min_seq_length")
     if config.device == "cpu" and train.precision == "fp16":
         raise ConfigError("train.precision: fp16 needs a GPU; use bf16 or fp32")
-    if len(config.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in config.optimizer.betas):
-        raise ConfigError(f"optimizer.betas: {config.optimizer.betas} must be two numbers in [0, 1)")
+    optimizer_values(config.optimizer)
+    check_objective(config.objective, config.model)
     if config.model.architecture == "hf" and config.model.hf_name is None:
         raise ConfigError("model.hf_name: architecture hf needs a model type, such as model.hf_name=bert")
     if config.model.architecture == "hf" and config.model.document_masking:

@@ -1,5 +1,7 @@
 """Composition: schema defaults, then recipes in order, then the YAML, then the command line; later wins.
 
+Ingredients that only the command line names come after the YAML: they are what its user wants changed.
+
 Every layer is checked against the schema on its own, so that an error can name the file it is in.
 """
 
@@ -54,7 +56,11 @@ def compose(schema: type, path: Path | str, overrides: list[str]) -> Composed:
     recipes: list[Recipe] = []
     if "recipes" in {f.name for f in dataclasses.fields(schema)}:
         recipes = _named_recipes(in_file, on_command_line, str(path))
-    layers = [*((f"recipe {recipe.name}", recipe.values) for recipe in recipes), (str(path), in_file)]
+    # What a file names it may adjust; an ingredient that the command line adds changes the file.
+    added = [r for r in recipes if r.card.kind == "ingredient" and r.name not in in_file.get("recipes", [])]
+    layers = [(f"recipe {recipe.name}", recipe.values) for recipe in recipes if recipe not in added]
+    layers.append((str(path), in_file))
+    layers += [(f"recipe {recipe.name}", recipe.values) for recipe in added]
 
     merged: DictConfig = OmegaConf.structured(schema)
     provenance = dict.fromkeys(leaves(_plain(merged)), DEFAULT)

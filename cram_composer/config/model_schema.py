@@ -28,6 +28,7 @@ class ModelConfig:
     first_norm: bool = True  # pre-norm: the norm before the first attention, which repeats that of the embedding
     final_norm: bool = True  # pre-norm and sandwich: after the last layer
     qk_norm: bool = False  # RMSNorm of queries and keys, per head
+    attention_gate: bool = False  # what a head has gathered is multiplied by gelu of a projection of its input
     ffn: str = choice("gelu_glu", "gelu", "swiglu", "relu2")
     ffn_every: int = number(1, 1)  # only every k-th layer has a feed-forward block
     positions: str = choice("scaled-sinusoidal", "sinusoidal", "learned", "rotary", "alibi", "none")

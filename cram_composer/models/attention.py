@@ -92,7 +92,8 @@ class SelfAttention(nn.Module):
 
     `qk_norm` normalises queries and keys per head (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv
     2302.05442). With `value_embedding`, values are half the projection and half that embedding at first (Zhou et al.
-    2024, arXiv 2410.17897, section 4, where it is the first layer's values); both shares are learned.
+    2024, arXiv 2410.17897, section 4, where it is the first layer's values); both shares are learned. `attention_gate`
+    is that of GPT-BERT (Charpentier and Samuel 2024, arXiv 2410.24159, section 2).
     """
 
     def __init__(self, config: CramBertConfig, has_value_embedding: bool = False) -> None:
@@ -101,6 +102,9 @@ class SelfAttention(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.gate = None
+        if config.attention_gate:
+            self.gate = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         head_size = config.hidden_size // config.num_attention_heads
         self.query_norm = nn.RMSNorm(head_size, eps=_QK_EPS) if config.qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(head_size, eps=_QK_EPS) if config.qk_norm else nn.Identity()
@@ -130,4 +134,5 @@ class SelfAttention(nn.Module):
             mask = mask.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        attended = attended.transpose(1, 2).reshape(batch, length, width)
+        return self.out(attended if self.gate is None else attended * F.gelu(self.gate(hidden)))

@@ -22,7 +22,7 @@ def compile_model(model: PreTrainedModel, mode: str) -> list[nn.Module]:
     """
     regions: list[nn.Module] = []
     if mode == "regional":
-        regions += _encoder_layers(model)
+        regions += encoder_layers(model)
         if isinstance(model, CramBertForMaskedLM):
             regions.append(model.head)
     if mode != "off":
@@ -39,7 +39,9 @@ def uncompile(regions: list[nn.Module]) -> None:
         region._compiled_call_impl = None  # what nn.Module.compile sets; torch has no call to undo it
 
 
-def _encoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The members of the list of modules that holds the most parameters; none if the model has no such list."""
+def encoder_layers(model: nn.Module) -> list[nn.Module]:
+    """CramBERT's layers; of another model, the members of the list of modules that holds the most parameters."""
+    if isinstance(model, CramBertForMaskedLM):
+        return list(model.encoder.layers)
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[]))

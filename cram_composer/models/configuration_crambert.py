@@ -25,7 +25,8 @@ class CramBertConfig(PretrainedConfig):
     choices are described where they are made: `stack` in stacks.py, `norm_place` in layer.py, `positions` in
     positions.py, the windows in attention.py, the head's in heads.py. `output_init` is how projections into the
     residual stream start: "normal" as all others, "scaled" by 1 / sqrt(2 layers) (Shoeybi et al. 2019, arXiv
-    1909.08053), or "zero" (Zhang et al. 2019, arXiv 1901.09321).
+    1909.08053), or "zero" (Zhang et al. 2019, arXiv 1901.09321). With `shift`, a
+    token is predicted from the hidden state of the position before it.
     `classifier_pooling` is "mean" (over the unmasked tokens) or "first".
     """
 
@@ -49,6 +50,7 @@ class CramBertConfig(PretrainedConfig):
         first_norm: bool = True,
         final_norm: bool = True,
         qk_norm: bool = False,
+        attention_gate: bool = False,
         ffn: str = "gelu_glu",
         ffn_every: int = 1,
         positions: str = "scaled-sinusoidal",
@@ -64,6 +66,7 @@ class CramBertConfig(PretrainedConfig):
         head_bias: bool = False,
         logit_softcap: float | None = None,
         logit_scale: float = 1.0,
+        shift: bool = False,
         initializer_range: float = 0.02,
         output_init: str = "normal",
         hidden_dropout_prob: float = 0.0,
@@ -90,6 +93,7 @@ class CramBertConfig(PretrainedConfig):
         self.first_norm = first_norm
         self.final_norm = final_norm
         self.qk_norm = qk_norm
+        self.attention_gate = attention_gate
         self.ffn = ffn
         self.ffn_every = ffn_every
         self.positions = positions
@@ -105,6 +109,7 @@ class CramBertConfig(PretrainedConfig):
         self.head_bias = head_bias
         self.logit_softcap = logit_softcap
         self.logit_scale = logit_scale
+        self.shift = shift
         self.initializer_range = initializer_range
         self.output_init = output_init
         self.hidden_dropout_prob = hidden_dropout_prob

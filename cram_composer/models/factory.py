@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from cram_composer.config.model_schema import ModelConfig
 
 
-def build_model(settings: ModelConfig, vocab_size: int, special_token_ids: Mapping[str, int]) -> PreTrainedModel:
+def build_model(
+    settings: ModelConfig, vocab_size: int, special_token_ids: Mapping[str, int], shift: bool = False
+) -> PreTrainedModel:
     """A masked LM with fresh weights, in fp32 on the CPU, drawn from torch's global generator.
 
     Args:
@@ -26,6 +28,7 @@ def build_model(settings: ModelConfig, vocab_size: int, special_token_ids: Mappi
             `hf_overrides`; all else is that model's own default.
         vocab_size: entries of the tokenizer.
         special_token_ids: ids of "pad", "cls" and "sep", as in a data manifest.
+        shift: CramBERT is to predict a token at the position before its own.
 
     Raises:
         CramError: unknown model type or config key, or sizes that do not divide.
@@ -43,6 +46,7 @@ def build_model(settings: ModelConfig, vocab_size: int, special_token_ids: Mappi
             f"model: hidden_size {hidden_size} is not divisible by num_attention_heads {heads}; change one of them"
         )
     if isinstance(config, CramBertConfig):
+        config.shift = shift
         return CramBertForMaskedLM(config)
     model_class: Any = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
     return AutoModelForMaskedLM.from_config(

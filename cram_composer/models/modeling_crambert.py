@@ -130,7 +130,8 @@ class CramBertForMaskedLM(CramBertPreTrainedModel):
             input_ids: int64 [B, L].
             attention_mask: [B, L], 0 at padding; None for rows without padding.
             labels: int64, -100 where there is nothing to predict; [B, L], or [B, K] with `masked_positions`.
-            masked_positions: int64 [B, K], columns to predict. The hidden states are gathered before the decoder, so
+            masked_positions: int64 [B, K], columns whose hidden states predict, those of the masked tokens or, with
+                `config.shift`, those before them. The hidden states are gathered before the decoder, so
                 that it runs on B*K rows of a static shape (the paper's sparse prediction).
             document_ids: int64 [B, L], of several documents in a row: attention stays within each, see CramBertModel.
             causal: bool [B], rows in which a token attends to nothing after it.
@@ -142,6 +143,8 @@ class CramBertForMaskedLM(CramBertPreTrainedModel):
         hidden = self.encoder(input_ids, attention_mask, document_ids, causal).last_hidden_state
         if masked_positions is not None:
             hidden = pick(hidden, masked_positions)
+        elif self.config.shift:
+            hidden = torch.cat((hidden[:, :1], hidden[:, :-1]), dim=1)
         loss, logits = self.head(hidden, labels)
         return MaskedLMOutput(loss=loss, logits=logits)
 

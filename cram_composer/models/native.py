@@ -15,9 +15,11 @@ State = dict[str, torch.Tensor]
 
 # What neither of them has.
 _PLAIN: dict[str, Any] = {
+    "shift": False,
     "stack": "plain",
     "ffn_every": 1,
     "qk_norm": False,
+    "attention_gate": False,
     "value_embeddings": 0,
     "logit_softcap": None,
     "logit_scale": 1.0,

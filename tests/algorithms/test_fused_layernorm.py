@@ -13,51 +13,66 @@ from composer.core import Event
 from torch import nn
 
 from cram_composer.algorithms import fused_layernorm
-from cram_composer.algorithms.fused_layernorm import FusedLayerNorm, LigerLayerNorm, replace_layernorms
+from cram_composer.algorithms.fused_layernorm import FusedLayerNorm, LigerLayerNorm, LigerRMSNorm, replace_norms
 
-# Liger's Triton kernels on the CPU, through Triton's interpreter. It lacks three things a GPU has: a driver to import
-# with, a compiled scalar argument (`eps.to`), and libdevice's rsqrt, for which Triton's own stands in.
+# Liger's Triton kernels on the CPU, through Triton's interpreter. It lacks some things a GPU has: a driver to import
+# with, compiled scalar arguments (`eps.to`), the min of a program's number and a scalar, and libdevice's rsqrt, for
+# which Triton's own stands in.
 INTERPRETED = """
 import types
 import torch
 import triton.language as tl
 from triton.runtime import driver
 driver.set_active(types.SimpleNamespace(get_benchmarker=lambda: None))
-from cram_composer.algorithms.fused_layernorm import layer_norm, liger_kernels
+from cram_composer.algorithms.fused_kernels import layer_norm, layer_norm_kernels, rms_norm, rms_norm_kernels
 
 class Scalar(float):
     def to(self, dtype):
         return self
 
-kernels = liger_kernels()
-kernels.rsqrt = lambda x: tl.math.rsqrt(x)
-forward = kernels.layer_norm_forward
-kernels.layer_norm_forward = lambda x, weight, bias, eps: forward(x, weight, bias, Scalar(eps))
+def with_scalars(module, name):
+    function = getattr(module, name)
+    scalars = lambda value: Scalar(value) if isinstance(value, float) else value
+    setattr(module, name, lambda *arguments, **others: function(*map(scalars, arguments), **others))
+
+for kernels in (layer_norm_kernels(), rms_norm_kernels()):
+    kernels.rsqrt = lambda x: tl.math.rsqrt(x)
+with_scalars(layer_norm_kernels(), "layer_norm_forward")
+with_scalars(rms_norm_kernels(), "rms_norm_forward")
+with_scalars(rms_norm_kernels(), "rms_norm_backward")
+
+def of_torch(x, weight, bias=None):
+    shape = x.shape[-1:]
+    if bias is None:
+        return torch.nn.functional.rms_norm(x, shape, weight, 1e-12)
+    return torch.nn.functional.layer_norm(x, shape, weight, bias, 1e-12)
 
 torch.manual_seed(0)
-for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-    for shape in ((3, 5, 48), (2, 64)):
-        x = (torch.randn(shape) * 3 + 1).to(dtype)
-        x = x.transpose(0, 1) if x.ndim == 3 else x  # not contiguous
-        weight, bias = torch.randn(shape[-1]) + 1, torch.randn(shape[-1])
-        ours = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
-        exact = [t.detach().float().clone().requires_grad_() for t in (x, weight, bias)]
-        output = layer_norm(*ours, 1e-12)[0]
-        expected = torch.nn.functional.layer_norm(exact[0], shape[-1:], *exact[1:], eps=1e-12)
-        assert output.dtype == dtype
-        gradient = torch.randn_like(expected)
-        output.backward(gradient.to(dtype))
-        expected.backward(gradient.to(dtype).float())
-        torch.testing.assert_close(output.float(), expected, rtol=tolerance, atol=tolerance)
-        for got, wanted in zip(ours, exact):
-            torch.testing.assert_close(got.grad.float(), wanted.grad, rtol=tolerance, atol=5 * tolerance)
-example = (torch.randn(4, 6, requires_grad=True), torch.ones(6, requires_grad=True), torch.zeros(6), 1e-5)
-torch.library.opcheck(layer_norm, example)  # what torch.compile relies on: schema, shapes and autograd registration
+for kernel, parameters in ((layer_norm, 2), (rms_norm, 1)):
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        for shape in ((3, 5, 48), (2, 64)):
+            x = (torch.randn(shape) * 3 + 1).to(dtype)
+            x = x.transpose(0, 1) if x.ndim == 3 else x  # not contiguous
+            tensors = (x, torch.randn(shape[-1]) + 1, torch.randn(shape[-1]))[: parameters + 1]
+            ours = [t.detach().clone().requires_grad_() for t in tensors]
+            exact = [t.detach().float().clone().requires_grad_() for t in tensors]
+            output = kernel(*ours, 1e-12)[0]
+            expected = of_torch(*exact)
+            assert output.dtype == dtype
+            gradient = torch.randn_like(expected)
+            output.backward(gradient.to(dtype))
+            expected.backward(gradient.to(dtype).float())
+            torch.testing.assert_close(output.float(), expected, rtol=tolerance, atol=tolerance)
+            for got, wanted in zip(ours, exact):
+                torch.testing.assert_close(got.grad.float(), wanted.grad, rtol=tolerance, atol=5 * tolerance)
+    # what torch.compile relies on: schema, shapes and autograd registration
+    example = (torch.randn(4, 6, requires_grad=True), torch.ones(6, requires_grad=True), torch.zeros(6))
+    torch.library.opcheck(kernel, (*example[: parameters + 1], 1e-5))
 print("equal")
 """
 
 
-def test_the_kernel_computes_layernorm_and_its_gradients():
+def test_the_kernels_compute_norms_and_their_gradients():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     child = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
@@ -67,7 +82,7 @@ def test_the_kernel_computes_layernorm_and_its_gradients():
 
 def make_model() -> nn.Module:
     torch.manual_seed(0)
-    block = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6, eps=1e-12))
+    block = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6, eps=1e-12), nn.RMSNorm(6, eps=1e-6))
     return nn.ModuleDict({"block": block, "last": nn.LayerNorm(6, bias=False), "out": nn.Linear(6, 2)})
 
 
@@ -80,16 +95,22 @@ def apply(model: nn.Module, device: str) -> FusedLayerNorm:
     return algorithm
 
 
-def test_on_a_gpu_every_layernorm_is_replaced_and_keeps_its_parameters(monkeypatch):
-    monkeypatch.setattr(fused_layernorm, "liger_kernels", lambda: None)
+def kernels_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("layer_norm_kernels", "rms_norm_kernels"):
+        monkeypatch.setattr(fused_layernorm, name, lambda: None)
+
+
+def test_on_a_gpu_every_norm_is_replaced_and_keeps_its_parameters(monkeypatch):
+    kernels_there(monkeypatch)
     model = make_model()
     before = dict(model.named_parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # made before the algorithm runs, as in a Trainer
     algorithm = apply(model, "gpu")
     assert algorithm.kernel.startswith("liger 0.")
     assert isinstance(model["block"][1], LigerLayerNorm)
+    assert isinstance(model["block"][2], LigerRMSNorm)
     assert isinstance(model["last"], LigerLayerNorm)
-    assert model["block"][1].eps == 1e-12
+    assert (model["block"][1].eps, model["block"][2].eps) == (1e-12, 1e-6)
     after = dict(model.named_parameters())
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)
@@ -100,10 +121,12 @@ def test_on_a_gpu_every_layernorm_is_replaced_and_keeps_its_parameters(monkeypat
     assert torch.equal(plain["block"][1].weight, model["block"][1].weight)
 
 
-def test_a_layernorm_without_weights_stays_torchs():
-    model = nn.Sequential(nn.LayerNorm(4, elementwise_affine=False), nn.LayerNorm(4))
-    assert replace_layernorms(model) == 1
-    assert type(model[0]) is nn.LayerNorm
+def test_norms_that_the_kernels_cannot_do_stay_torchs():
+    model = nn.Sequential(
+        nn.LayerNorm(4, elementwise_affine=False), nn.LayerNorm((2, 4)), nn.RMSNorm((2, 4)), nn.LayerNorm(4)
+    )
+    assert replace_norms(model) == 1
+    assert [type(layer) for layer in model[:3]] == [nn.LayerNorm, nn.LayerNorm, nn.RMSNorm]
 
 
 def test_a_replaced_model_gives_the_same_numbers_on_the_cpu():
@@ -112,7 +135,7 @@ def test_a_replaced_model_gives_the_same_numbers_on_the_cpu():
         for parameter in plain.parameters():
             parameter.add_(torch.randn_like(parameter))
     fused = copy.deepcopy(plain)
-    assert replace_layernorms(fused) == 2
+    assert replace_norms(fused) == 3
     inputs = torch.randn(4, 6)
     assert torch.equal(fused["last"](fused["block"](inputs)), plain["last"](plain["block"](inputs)))
 
@@ -123,7 +146,7 @@ def test_on_a_cpu_nothing_changes(caplog):
         algorithm = apply(model, "cpu")
     assert algorithm.kernel == "torch"
     assert type(model["last"]) is nn.LayerNorm
-    assert "torch's own LayerNorm runs" in caplog.text
+    assert "torch's own norms run" in caplog.text
 
 
 @pytest.mark.parametrize("error", [ImportError("not installed"), RuntimeError("0 active drivers")])
@@ -131,7 +154,8 @@ def test_without_liger_it_says_so_and_changes_nothing(error, monkeypatch, caplog
     def fail():
         raise error
 
-    monkeypatch.setattr(fused_layernorm, "liger_kernels", fail)
+    kernels_there(monkeypatch)
+    monkeypatch.setattr(fused_layernorm, "rms_norm_kernels", fail)
     model = make_model()
     algorithm = apply(model, "gpu")
     assert algorithm.kernel == "torch"

@@ -14,7 +14,7 @@ from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.errors import CramError
 
 
-def state(loss: float = 1.0, gradient: float = 1.0) -> SimpleNamespace:
+def state(loss: float = 1.0, gradient: float = 1.0, batch: int = 3) -> SimpleNamespace:
     model = torch.nn.Linear(2, 1)
     for p in model.parameters():
         p.grad = torch.full_like(p, gradient)
@@ -23,7 +23,7 @@ def state(loss: float = 1.0, gradient: float = 1.0) -> SimpleNamespace:
         loss=torch.tensor(loss),
         precision=Precision.FP32,
         device=DeviceCPU(),
-        timestamp=SimpleNamespace(batch=3),
+        timestamp=SimpleNamespace(batch=batch),
     )
 
 
@@ -67,14 +67,15 @@ def test_stop_ends_the_run_and_applies_nothing():
 
 def test_too_many_in_a_row_end_the_run_whatever_the_policy():
     guard = NonFiniteGuard("skip-step", 2, no_rollback)
-    bad = {"gradient": float("inf")}
-    step(guard, state(**bad))
-    step(guard, state(**bad))
-    step(guard, state())  # a good one starts the count again
-    step(guard, state(**bad))
-    step(guard, state(**bad))
+    bad = float("inf")
+    step(guard, state(gradient=bad, batch=0))
+    step(guard, state(gradient=bad, batch=1))
+    step(guard, state(batch=2))  # a good one starts the count again
+    step(guard, state(gradient=bad, batch=3))
+    step(guard, state(batch=4))
+    step(guard, state(gradient=bad, batch=4))  # the second pass of a step of SAM
     with pytest.raises(CramError, match="3 steps in a row"):
-        step(guard, state(**bad))
+        step(guard, state(gradient=bad, batch=5))
 
 
 def test_rollback_asks_for_the_last_checkpoint(caplog: pytest.LogCaptureFixture):

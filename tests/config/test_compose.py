@@ -171,20 +171,7 @@ def test_ingredients_of_crambert_are_refused_for_another_architecture(recipe_fol
     assert compose(RunConfig, run, hf).config.model.hf_name == "bert"
 
 
-def test_every_shipped_recipe_and_run_composes():
-    from cram_composer.config.recipes import recipe_names
-
-    assert {
-        "crammed-bert",
-        "gradient-clipping",
-        "seq-length-warmup",
-        "fused-layernorm",
-        "batch-size-ramp",
-        "ema",
-        "document-masking",
-    } <= set(recipe_names())
-    for name in recipe_names():
-        check_run(composed(f"recipes=[crammed-bert,{name}]" if name != "crammed-bert" else "seed=1").config, 1)
+def test_every_shipped_run_composes():
     for path in sorted(Path("yamls").glob("*.yaml")):
         check_run(compose(RunConfig, path, []).config, world_size=1)
 

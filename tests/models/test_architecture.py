@@ -43,6 +43,7 @@ def logits(made: CramBertForMaskedLM, input_ids: torch.Tensor | None = None, **m
         {"first_norm": False},
         {"final_norm": False},
         {"qk_norm": True},
+        {"attention_gate": True},
         {"ffn": "gelu"},
         {"ffn": "swiglu"},
         {"ffn": "relu2"},
@@ -158,6 +159,17 @@ def test_normed_queries_and_keys_have_no_scale():
         before = attention(hidden, EMPTY)
         attention.qkv.weight[:32] *= 100.0
         assert torch.allclose(attention(hidden, EMPTY), before, atol=1e-4)
+
+
+def test_a_gate_multiplies_what_is_attended_to():
+    gated, plain = SelfAttention(tiny_config(attention_gate=True)), SelfAttention(tiny_config())
+    plain.load_state_dict(gated.state_dict(), strict=False)
+    with torch.no_grad():
+        gated.out.weight.copy_(torch.eye(16))
+        plain.out.weight.copy_(torch.eye(16))
+        hidden = torch.randn(2, 8, 16)
+        gate = nn.functional.gelu(hidden @ gated.gate.weight.T)
+        assert torch.allclose(gated(hidden, EMPTY), plain(hidden, EMPTY) * gate, atol=1e-6)
 
 
 def test_norms_stand_where_they_are_said_to():
@@ -301,6 +313,14 @@ def test_logits_are_capped():
     expected = 0.5 * torch.tanh(logits(ordinary) / 0.5)
     assert torch.allclose(logits(capped), expected, atol=1e-6)
     assert math.isclose(logits(model(logit_scale=0.5)).sum().item(), 0.5 * logits(ordinary).sum().item(), rel_tol=1e-4)
+
+
+def test_shifted_models_predict_a_token_where_the_one_before_it_stands():
+    plain, shifted = model(), model()
+    shifted.config.shift = True
+    assert torch.equal(logits(shifted)[:, 1:], logits(plain)[:, :-1])
+    positions = torch.tensor([[3, 7]] * 3)
+    assert torch.equal(logits(shifted, masked_positions=positions), logits(plain, masked_positions=positions))
 
 
 def test_an_untied_decoder_has_weights_of_its_own():

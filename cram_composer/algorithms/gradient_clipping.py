@@ -1,0 +1,65 @@
+"""Adaptive gradient clipping; the other kinds are Composer's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from composer.algorithms import GradientClipping
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from torch import nn
+
+from cram_composer.config.algorithms_schema import GradientClippingConfig
+from cram_composer.models.training_model import MaskedLMTrainingModel
+
+
+class AdaptiveGradientClipping(Algorithm):
+    """Brock et al. 2021, arXiv 2102.06171, section 4: no row of a gradient is longer than a share of its weights'.
+
+    Composer's leaves out the paper's smallest norm of weights, so that what starts at zero (biases, or the output of a
+    block with `output_init: zero`) gets no gradient ever. As in the paper, the last linear layer is left alone: the
+    decoder, and with it the token embedding that it is tied to.
+    """
+
+    def __init__(self, clipping_threshold: float) -> None:
+        self._threshold = clipping_threshold
+        self._decoder: torch.Tensor | None = None
+
+    def match(self, event: Event, state: State) -> bool:
+        """At the start, and when all gradients of a step are there."""
+        return event in (Event.INIT, Event.AFTER_TRAIN_BATCH)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Find the decoder, or clip."""
+        if event == Event.INIT:
+            network = cast(MaskedLMTrainingModel, state.model).model
+            self._decoder = cast(nn.Linear, network.get_output_embeddings()).weight
+        else:
+            clip_adaptively((p for p in state.model.parameters() if p is not self._decoder), self._threshold)
+
+
+@torch.no_grad()
+def clip_adaptively(parameters: Iterable[nn.Parameter], threshold: float, smallest: float = 1e-3) -> None:
+    """Scale each row g of a gradient to |g| <= threshold max(|w|, smallest), for the same row w of the weights.
+
+    A row is what makes one output of a matrix, or a whole vector or scalar.
+    """
+    for parameter in parameters:
+        if parameter.grad is not None:
+            longest = threshold * _row_norms(parameter).clamp(min=smallest)
+            # Without a gradient the ratio is infinite, and stays 1.
+            parameter.grad.mul_((longest / _row_norms(parameter.grad)).clamp(max=1.0))
+
+
+def _row_norms(tensor: torch.Tensor) -> torch.Tensor:
+    rows = tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None
+    return torch.linalg.vector_norm(tensor, dim=rows, keepdim=tensor.ndim > 1)
+
+
+def gradient_clipping(config: GradientClippingConfig) -> Algorithm:
+    """The algorithm of a clipping type."""
+    if config.clipping_type == "adaptive":
+        return AdaptiveGradientClipping(config.clipping_threshold)
+    return GradientClipping(config.clipping_type, config.clipping_threshold)

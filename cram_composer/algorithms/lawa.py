@@ -1,0 +1,44 @@
+"""Latest weight averaging: the mean of the latest k weights, taken at intervals of the budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cram_composer.algorithms.weight_average import PeriodicAverage, Weights, parameters
+from cram_composer.budget.budget import Budget
+from cram_composer.config.algorithms_schema import LawaConfig
+
+
+class LAWA(PeriodicAverage):
+    """Kaddour 2022, arXiv 2209.14981, algorithm 1; an interval of the budget stands for the paper's epoch.
+
+    There is no average before there are k weights. They are kept in the memory of the host.
+    """
+
+    def __init__(self, config: LawaConfig, budget: Budget) -> None:
+        super().__init__(budget, config.update_interval, config.update_interval)
+        self._k = config.k
+        self._latest: list[Weights] = []  # oldest first
+
+    def average(self) -> Weights:
+        """The mean of the latest k weights; empty before there are as many."""
+        if len(self._latest) < self._k:
+            return {}
+        return {name: torch.stack([weights[name] for weights in self._latest]).mean(0) for name in self._latest[0]}
+
+    def take_up(self, model: nn.Module) -> None:
+        """Keep these weights, and no more than k."""
+        weights = {name: p.detach().to("cpu", copy=True) for name, p in parameters(model)}
+        self._latest = [*self._latest, weights][-self._k :]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The latest weights and their mean."""
+        return super().state_dict() | {"latest": list(self._latest)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        super().load_state_dict(state)
+        self._latest = list(state["latest"])

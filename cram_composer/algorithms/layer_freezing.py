@@ -1,0 +1,75 @@
+"""Layer freezing: the lowest layers stop being trained as the budget goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+
+from cram_composer.algorithms.around_layers import around_layers
+from cram_composer.budget.budget import Budget
+from cram_composer.config.algorithms_schema import LayerFreezingConfig
+from cram_composer.errors import ConfigError
+from cram_composer.models.training_model import MaskedLMTrainingModel
+
+
+class LayerFreezing(Algorithm):
+    """Freeze training (Raghu et al. 2017, arXiv 1706.05806, section 4.2), with Composer's parameter names.
+
+    From `freeze_start` on, the share of frozen layers grows in a line, from 0 to `freeze_level` at the end of the
+    budget. Frozen layers run without autograd: no activations are kept and no backward is run for them or for what is
+    below them, and without a gradient the optimizer does not touch their weights, neither by momentum nor by decay.
+    Which are frozen follows from progress alone, so that there is no state.
+
+    The token embedding goes on being trained as the decoder that it is tied to, by the decoder's gradient only; an
+    untied one, and position embeddings, freeze with the first layer. The bare network below a frozen layer is then not
+    quite fixed, which the paper's are; freezing the decoder as well would stop what the layers above can learn.
+
+    Composer's LayerFreezing acts at the ends of epochs, and its checkpoints do not resume.
+    """
+
+    def __init__(self, config: LayerFreezingConfig, budget: Budget) -> None:
+        self._config = config
+        self._budget = budget
+        self._layers = 0
+        self._frozen = 0
+
+    @property
+    def find_unused_parameters(self) -> bool:
+        """DDP has to look for parameters that get no gradient."""
+        return True
+
+    def match(self, event: Event, state: State) -> bool:
+        """At the start and before every step."""
+        return event in (Event.INIT, Event.BATCH_START)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Set up the layers, or settle how many are frozen in this step."""
+        if event == Event.INIT:
+            network = cast(MaskedLMTrainingModel, state.model).model
+            if getattr(network.config, "stack", None) == "recurrent":
+                raise ConfigError(
+                    "algorithms.layer_freezing: with model.stack=recurrent the lowest layers run again above the "
+                    "others, which then need their gradient; use another stack"
+                )
+            self._layers = around_layers(network, self._run, "algorithms.layer_freezing")
+            return
+        frozen = int(self._share() * self._layers + 1e-9)
+        if frozen != self._frozen:
+            self._frozen = frozen
+            logger.log_metrics({"layer_freezing/layers_frozen": frozen})
+
+    def _share(self) -> float:
+        start = self._config.freeze_start
+        past = max(0.0, self._budget.progress - start)
+        return self._config.freeze_level * past / (1.0 - start) if past else 0.0
+
+    def _run(self, index: int, call: Callable[..., Any], hidden: torch.Tensor, *others: Any, **named: Any) -> Any:
+        if index >= self._frozen:
+            return call(hidden, *others, **named)
+        with torch.no_grad():
+            # Detached, the first layer's input is like those of the others, and they share a graph.
+            return call(hidden.detach(), *others, **named)

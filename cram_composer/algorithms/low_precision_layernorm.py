@@ -1,0 +1,88 @@
+"""LayerNorm and RMSNorm in the dtype of autocast, which runs them in fp32 of its own accord."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from composer.core import Algorithm, Event, Precision, State
+from composer.loggers import Logger
+from composer.utils.module_surgery import replace_module_classes
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16}
+
+
+class LowPrecisionNorms(Algorithm):
+    """Norms read and write bf16 or fp16 under autocast (MosaicBERT: Portes et al. 2023, arXiv 2312.17482, section 2).
+
+    torch's kernels keep their statistics in fp32 all the same. In fp32 there is nothing to change, and the log says so.
+    Composer's LowPrecisionLayerNorm copies the parameters into new ones, leaves RMSNorm alone, and does not know of the
+    autocast that bf16 on a CPU comes from here. A class of that name would be taken for it when a checkpoint is loaded.
+    """
+
+    def __init__(self) -> None:
+        self.kernel = "torch"
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.INIT
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        dtype = _DTYPES.get(state.precision, state.model.autocast_dtype)
+        if dtype is None:
+            log.info("low-precision-layernorm: this run computes in fp32, norms stay as they are")
+            return
+        replaced = replace_norms(state.model)
+        self.kernel = f"torch, in {str(dtype).removeprefix('torch.')}"
+        log.info("low-precision-layernorm: %d norms run on %s", replaced, self.kernel)
+
+
+def replace_norms(model: nn.Module) -> int:
+    """Put one of low precision in the place of every LayerNorm and RMSNorm; returns how many."""
+
+    def replacement(layer: nn.Module, index: int) -> nn.Module | None:
+        if isinstance(layer, nn.LayerNorm):
+            return _LayerNorm(layer)
+        return _RMSNorm(layer) if isinstance(layer, nn.RMSNorm) else None
+
+    return len(replace_module_classes(model, {nn.LayerNorm: replacement, nn.RMSNorm: replacement}))
+
+
+class _LayerNorm(nn.LayerNorm):
+    """A LayerNorm with the parameters of another, which are shared."""
+
+    def __init__(self, layer: nn.LayerNorm) -> None:
+        super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        lowered, weight, bias = (_lowered(tensor, input) for tensor in (input, self.weight, self.bias))
+        with torch.autocast(input.device.type, enabled=False):
+            return F.layer_norm(lowered, self.normalized_shape, weight, bias, self.eps)
+
+
+class _RMSNorm(nn.RMSNorm):
+    """An RMSNorm with the weights of another, which are shared."""
+
+    def __init__(self, layer: nn.RMSNorm) -> None:
+        super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
+        self.weight = layer.weight
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        lowered, weight = (_lowered(tensor, input) for tensor in (input, self.weight))
+        with torch.autocast(input.device.type, enabled=False):
+            return F.rms_norm(lowered, self.normalized_shape, weight, self.eps)
+
+
+def _lowered(tensor: Any, input: torch.Tensor) -> Any:
+    """A tensor (or None) in the dtype of autocast on the device of `input`, where there is one."""
+    device = input.device.type
+    return (
+        tensor.to(torch.get_autocast_dtype(device))
+        if torch.is_autocast_enabled(device) and tensor is not None
+        else tensor
+    )

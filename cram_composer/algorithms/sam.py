@@ -1,0 +1,87 @@
+"""Sharpness-aware minimization: descend along the gradient at the worst point nearby."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from torch.optim import Optimizer
+
+from cram_composer.config.algorithms_schema import SamConfig
+
+Closure = Callable[..., Any]
+
+
+class SAM(Algorithm):
+    """Foret et al. 2020, arXiv 2010.01412, algorithm 1, with Composer's parameter names.
+
+    In every `interval`-th step, the optimizer steps at w along the gradient at w + rho g / (|g| + epsilon), where g is
+    the gradient at w over this device's rows (the paper's m-sharpness). The optimizer stays what it is, its state and
+    its name in checkpoints included: only its `step` calls Composer's closure twice.
+
+    Composer's own SAM wraps the optimizer after a checkpoint is loaded, so that a run does not resume; it subtracts
+    what it has added instead of going back to w, from which devices drift apart by rounding; and it fails, or stays
+    at the worst point, when the non-finite guard takes the gradients away.
+    """
+
+    def __init__(self, config: SamConfig) -> None:
+        self._config = config
+        self._origin: list[tuple[torch.nn.Parameter, torch.Tensor]] = []  # weights while others stand in for them
+
+    def match(self, event: Event, state: State) -> bool:
+        """Before a checkpoint is loaded and the loss scaler is chosen."""
+        return event == Event.INIT
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Put the two passes before the step of every optimizer."""
+        for optimizer in state.optimizers:
+            self._sharpen(optimizer, state)
+
+    def _sharpen(self, optimizer: Optimizer, state: State) -> None:
+        descend = optimizer.step
+
+        def step(optimizer: Optimizer, closure: Closure | None = None) -> Any:
+            if closure is None:
+                return descend()
+            if (int(state.timestamp.batch) + 1) % self._config.interval == 0:
+                loss = self._gradient_nearby(optimizer, closure)
+            else:
+                loss = closure()
+            if loss is not None:  # None: the loss scaler has seen an overflow, on this or another device
+                descend()
+            return loss
+
+        optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
+        optimizer._step_supports_amp_closure = True  # type: ignore[attr-defined]  # Composer passes closures under fp16
+
+    def _gradient_nearby(self, optimizer: Optimizer, closure: Closure) -> Any:
+        """Leave the gradient at the worst point in the parameters, and the parameters where they were."""
+        loss = closure(ddp_sync=False)
+        moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if loss is None or not moved:  # overflow, or not finite: the guard has dropped the step
+            return loss
+        with torch.no_grad():
+            norm = torch.nn.utils.get_total_norm([p.grad for p in moved])
+            scale = self._config.rho / (norm + self._config.epsilon)
+            self._origin = [(p, p.clone()) for p in moved]
+            for p in moved:
+                p.add_(p.grad * scale)
+        try:
+            loss_nearby = closure(loss_dict={})  # the loss that is reported is that of the first pass
+        finally:
+            self._go_back()
+        return None if loss_nearby is None else loss
+
+    @torch.no_grad()
+    def _go_back(self) -> None:
+        for p, weights in self._origin:
+            p.copy_(weights)
+        self._origin = []
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing is kept from step to step; after a rollback in the middle of one, there is nothing to go back to."""
+        self._origin = []

@@ -1,0 +1,112 @@
+"""What averages of the weights have in common: evaluation and export use the average, training goes on without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from torch import nn
+
+from cram_composer.budget.budget import Budget
+
+Weights = dict[str, torch.Tensor]
+
+
+class WeightAverage(Algorithm):
+    """An average of the trained weights, in whose place the model is evaluated and exported.
+
+    A subclass says what the average is, and takes up weights at events of its own.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._trained: Weights = {}  # the trained weights while the average stands in for them
+
+    def average(self) -> Weights:
+        """The average by parameter name, as it is now; empty where there is none yet."""
+        raise NotImplementedError
+
+    def match(self, event: Event, state: State) -> bool:
+        """Around evaluation."""
+        return event in (Event.EVAL_START, Event.EVAL_END)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Exchange the trained weights and the average."""
+        if event == Event.EVAL_START:
+            self.swap_in(state.model)
+        elif event == Event.EVAL_END:
+            self.swap_out(state.model)
+
+    @torch.no_grad()
+    def swap_in(self, model: nn.Module) -> None:
+        """Put the average in the model's place of the trained weights; they stay where there is none."""
+        average = self.average()
+        if not average:
+            return
+        self._trained = {name: p.detach().clone() for name, p in parameters(model)}
+        for name, p in parameters(model):
+            p.copy_(average[name])
+
+    @torch.no_grad()
+    def swap_out(self, model: nn.Module) -> None:
+        """Put the trained weights back."""
+        if self._trained:
+            for name, p in parameters(model):
+                p.copy_(self._trained[name])
+        self._trained = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, which is what `cram export` takes from a checkpoint."""
+        return super().state_dict() | {"average": dict(self.average())}
+
+
+class PeriodicAverage(WeightAverage):
+    """An average of the weights at `start` and every `interval` after it, both in budget progress.
+
+    Weights are taken up between steps, the last ones when the budget is spent. A step that passes several of these
+    points counts once.
+    """
+
+    def __init__(self, budget: Budget, start: float, interval: float) -> None:
+        super().__init__(budget)
+        self._start = start
+        self._interval = interval
+        self._passed = -1  # the last of these points that was passed, counted from 0
+
+    def take_up(self, model: nn.Module) -> None:
+        """Have the weights of `model` in the average."""
+        raise NotImplementedError
+
+    def match(self, event: Event, state: State) -> bool:
+        """Before a step, when progress is that of the weights, and at the end."""
+        return event in (Event.BATCH_START, Event.FIT_END) or super().match(event, state)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Take up the weights if it is time, or exchange them with their average."""
+        super().apply(event, state, logger)
+        if event in (Event.BATCH_START, Event.FIT_END) and self._budget.progress >= self._start:
+            point = int((self._budget.progress - self._start) / self._interval + 1e-9)
+            if point > self._passed:
+                self._passed = point
+                self.take_up(state.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and how far it has come."""
+        return super().state_dict() | {"passed": self._passed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self._passed = state["passed"]
+
+
+def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters by name; without the prefix of DDP, so that names fit a run on any number of devices."""
+    return [(name.removeprefix("module."), p) for name, p in model.named_parameters()]
+
+
+def saved_average(algorithms: Iterable[tuple[str, dict[str, Any]]]) -> Weights | None:
+    """The average among the algorithms of a checkpoint, None where there is none."""
+    return next((state["average"] for _, state in algorithms if state.get("average")), None)

@@ -1,0 +1,112 @@
+"""What each parameter of a masked LM is and how deep it sits, for CramBERT and the models of transformers alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+# Matrices that are several projections in one, by the last part of their module's name, and how many: their rows are
+# those of query, key and value, one after the other. Others that are fused (by head, as in DeBERTa) are left whole.
+_FUSED_ATTENTION = {"qkv": 3, "Wqkv": 3}
+# The two matrices of a feed-forward block: the first is [value; gate] if it has twice the rows that the other takes.
+_FEEDFORWARDS = (("w_in", "w_out"), ("Wi", "Wo"))
+
+
+@dataclass(frozen=True)
+class ModelParameter:
+    """A trainable parameter.
+
+    `role` is "embedding" (of tokens, positions, ...), "output" (a decoder that is not tied to an embedding), "matrix"
+    (of any other linear layer) or "other" (norms, biases, scalars). `depth` is 0 for embeddings and what comes before
+    the layers, i + 1 in layer i, and one more than the last layer's for what follows. `parts` is how many projections
+    a matrix holds, stacked along its rows. `in_layer` tells the layers from what is before and after them.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    role: str
+    depth: int
+    parts: int
+    in_layer: bool
+
+
+def describe(model: nn.Module) -> list[ModelParameter]:
+    """Every trainable parameter of `model` once, in its order; a tied one under its first name."""
+    depths = _layer_depths(model)
+    last = max(depths.values(), default=0) + 1
+    embeddings = _ids(module.weight for module in model.modules() if isinstance(module, nn.Embedding))
+    linears = _ids(module.weight for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
+    outputs = _ids(_decoder_weights(model))
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    described, before_layers = [], bool(depths)
+    for name, parameter in model.named_parameters():
+        layer = next((depth for prefix, depth in depths.items() if name.startswith(prefix)), None)
+        before_layers = before_layers and layer is None
+        role = "other"
+        if id(parameter) in embeddings:
+            role = "embedding"
+        elif id(parameter) in outputs:
+            role = "output"
+        elif id(parameter) in linears:
+            role = "matrix"
+        depth = 0 if before_layers or (role == "embedding" and layer is None) else last if layer is None else layer
+        if parameter.requires_grad:
+            parts = _parts(name, shapes) if role == "matrix" else 1
+            described.append(ModelParameter(name, parameter, role, depth, parts, layer is not None))
+    return described
+
+
+def hidden_size(model: nn.Module) -> int | None:
+    """The width of the masked LM in `model`, None if there is none or it has no such thing."""
+    return next(
+        (getattr(m.config, "hidden_size", None) for m in model.modules() if isinstance(m, PreTrainedModel)), None
+    )
+
+
+def _layer_depths(model: nn.Module) -> dict[str, int]:
+    """Depth from 1 up by the prefix of a layer's parameters.
+
+    Layers are the members of the outermost lists of modules; lists of the same length side by side (as in XLM, which
+    has one of attentions and one of feed-forward blocks) are parts of the same layers.
+    """
+    depths: dict[str, int] = {}
+    known: dict[tuple[str, int, int], int] = {}
+    for name, module in model.named_modules():
+        inner = any(name.startswith(prefix) for prefix in depths)
+        if inner or not isinstance(module, nn.ModuleList) or all(isinstance(m, nn.Embedding) for m in module):
+            continue
+        parent = name.rpartition(".")[0]
+        for index in range(len(module)):
+            depth = known.setdefault((parent, len(module), index), len(known) + 1)
+            depths[f"{name}.{index}." if name else f"{index}."] = depth
+    return depths
+
+
+def _decoder_weights(model: nn.Module) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            decoder = module.get_output_embeddings()
+            if isinstance(decoder, nn.Linear):
+                yield decoder.weight
+
+
+def _parts(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    path = name.removesuffix(".weight")
+    parent, _, module = path.rpartition(".")
+    rows, columns = shapes[name]
+    if module in _FUSED_ATTENTION:
+        return _FUSED_ATTENTION[module] if rows == _FUSED_ATTENTION[module] * columns else 1
+    for first, second in _FEEDFORWARDS:
+        taken = shapes.get(f"{parent}.{second}.weight")
+        if module == first and taken is not None and rows == 2 * taken[1]:
+            return 2
+    return 1
+
+
+def _ids(parameters: Iterable[torch.Tensor]) -> set[int]:
+    return {id(parameter) for parameter in parameters}

@@ -1,0 +1,81 @@
+"""Gradient clipping by its three kinds."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from composer.algorithms import GradientClipping
+from composer.core import Event
+from torch import nn
+
+from cram_composer.algorithms.gradient_clipping import AdaptiveGradientClipping, clip_adaptively, gradient_clipping
+from cram_composer.config.algorithms_schema import GradientClippingConfig
+from cram_composer.models.training_model import MaskedLMTrainingModel
+from tests.models.tiny_models import tiny_model, training_batch
+
+
+def with_gradients(*shapes: tuple[int, ...], scale: float = 1.0) -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    for p in parameters:
+        p.grad = torch.randn_like(p) * scale
+    return parameters
+
+
+def test_rows_are_clipped_as_the_paper_says():
+    threshold, smallest = 0.01, 1e-3
+    (matrix,) = with_gradients((5, 7))
+    with torch.no_grad():
+        matrix[1] = 0.0  # its norm counts as `smallest`
+    matrix.grad[2] *= 1e-6  # short enough
+    matrix.grad[3] = 0.0
+    before = matrix.grad.clone()
+    clip_adaptively([matrix], threshold)
+    for row in range(5):  # equation 3 of the paper, row by row
+        g, w = float(before[row].norm()), max(float(matrix[row].norm()), smallest)
+        expected = before[row] * (threshold * w / g if g / w > threshold and g else 1.0)
+        torch.testing.assert_close(matrix.grad[row], expected)
+    assert torch.equal(matrix.grad[2], before[2])
+
+
+def test_a_vector_and_a_scalar_are_one_row_each():
+    vector, scalar = with_gradients((6,), (), scale=100.0)
+    clip_adaptively([vector, scalar, nn.Parameter(torch.ones(2))], 0.01)  # one has no gradient
+    for p in (vector, scalar):
+        assert float(p.grad.norm()) == pytest.approx(0.01 * float(p.norm()))
+
+
+def test_what_starts_at_zero_gets_a_gradient():
+    """Composer's version gives it none, and it would stay where it is for ever."""
+    norm = nn.LayerNorm(4)
+    norm(torch.randn(8, 4)).pow(3).sum().backward()
+    clip_adaptively(norm.parameters(), 0.01)
+    assert 0.0 < float(norm.bias.grad.norm()) <= 0.01 * 1e-3 * 1.0001
+
+
+def test_the_decoder_is_left_alone():
+    model = MaskedLMTrainingModel(tiny_model())
+    algorithm = gradient_clipping(GradientClippingConfig("adaptive", 1e-6))
+    assert isinstance(algorithm, AdaptiveGradientClipping)
+    state = SimpleNamespace(model=model)
+    algorithm.apply(Event.INIT, state, None)
+    batch = training_batch()
+    model.loss(model(batch), batch).backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    assert algorithm.match(Event.AFTER_TRAIN_BATCH, state)
+    algorithm.apply(Event.AFTER_TRAIN_BATCH, state, None)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p.grad, before[name])}
+    assert before.keys() - changed == {"model.encoder.embeddings.word_embeddings.weight"}
+
+
+@pytest.mark.parametrize(("kind", "norm"), [("norm", lambda g: g.norm()), ("value", lambda g: g.abs().max())])
+def test_the_others_are_composers(kind: str, norm):
+    algorithm = gradient_clipping(GradientClippingConfig(kind, 0.5))
+    assert isinstance(algorithm, GradientClipping)
+    model = nn.Linear(30, 1, bias=False)
+    model.weight.grad = torch.randn(1, 30) * 10
+    state = SimpleNamespace(model=model, fsdp_config_version=0)
+    algorithm.apply(Event.AFTER_TRAIN_BATCH, state, None)
+    assert float(norm(model.weight.grad)) == pytest.approx(0.5, rel=1e-4)

@@ -1,0 +1,51 @@
+"""The masking rate over the budget."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from composer.core import Event
+
+from cram_composer.algorithms.masking_schedule import MASK_SCHEDULES, MaskingSchedule
+from cram_composer.budget.budget import Budget, Limits
+from cram_composer.config.objective_schema import ObjectiveConfig
+
+
+def rates(objective: ObjectiveConfig, *seconds: float) -> list[float]:
+    """The rates after so many of a hundred seconds."""
+    budget, loader = Budget(Limits(seconds=100.0)), SimpleNamespace(mlm_probability=None)
+    schedule = MaskingSchedule(objective, budget, loader)
+    found = []
+    for elapsed in seconds:
+        budget.advance(elapsed, 0, 0)
+        assert schedule.match(Event.BEFORE_DATALOADER, None)
+        schedule.apply(Event.BEFORE_DATALOADER, None, None)
+        found.append(loader.mlm_probability)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("linear", [0.3, 0.2625, 0.225, 0.1875, 0.15]),
+        ("cosine", [0.3, 0.225 + 0.075 * 0.5**0.5, 0.225, 0.225 - 0.075 * 0.5**0.5, 0.15]),
+        ("step", [0.3, 0.3, 0.15, 0.15, 0.15]),
+    ],
+)
+def test_every_form_goes_from_one_rate_to_the_other(name: str, expected: list[float]):
+    objective = ObjectiveConfig(mlm_probability=0.3, final_mlm_probability=0.15, mask_schedule=name)
+    assert rates(objective, 0, 25, 50, 75, 100) == pytest.approx(expected)
+    assert rates(objective, 120)[0] == 0.15  # not below, after a last step that took too long
+    rising = ObjectiveConfig(mlm_probability=0.15, final_mlm_probability=0.3, mask_schedule=name)
+    assert max(rates(rising, *range(0, 101, 5))) == 0.3  # the masker has room for no more
+
+
+def test_without_a_final_rate_nothing_moves():
+    for name in MASK_SCHEDULES:
+        assert rates(ObjectiveConfig(mlm_probability=0.3, mask_schedule=name), 0, 40, 100) == [0.3] * 3
+
+
+def test_the_schema_and_the_table_name_the_same_forms():
+    choices = ObjectiveConfig.__dataclass_fields__["mask_schedule"].metadata["choices"]
+    assert set(choices) == set(MASK_SCHEDULES)

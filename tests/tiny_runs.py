@@ -1,0 +1,103 @@
+"""Real trainings of ten steps on a CPU, on made-up data, and what they leave on disk."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+
+class TinyRuns:
+    """Trains in processes of their own, which are forked from one that has imported everything: a second or two each.
+
+    Every step is a tenth of the budget, and leaves a checkpoint.
+    """
+
+    def __init__(self, data: Path, runs: Path) -> None:
+        self._data = data
+        self._runs = runs
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["cram_composer.training"])
+
+    def __call__(self, name: str, *overrides: str) -> Path:
+        """Train with the configuration `overrides`, or go on; returns the run's folder, which is `name`."""
+        with self._context.Pool(1) as pool:
+            pool.apply(_train, (self._data, self._runs / name, overrides))
+        return self._runs / name
+
+    def resume(self, whole: Path, at: int, *overrides: str) -> Path:
+        """Go on from step `at` of the finished run `whole` as if it had been killed there; returns the new folder."""
+        killed = whole.with_name(f"{whole.name}-killed")
+        shutil.copytree(whole, killed)
+        for file in (killed / "checkpoints").iterdir():
+            if int(file.stem.split("-")[1]) > at:
+                file.unlink()
+        (killed / "record.json").write_text(json.dumps(record(killed) | {"status": "running"}))
+        self(killed.name, *overrides)
+        assert record(killed)["segments"][-1]["started_at_step"] == at
+        return killed
+
+
+def _train(data: Path, path: Path, overrides: tuple[str, ...]) -> None:
+    from cram_composer import finish
+    from cram_composer.config import compose
+    from cram_composer.config.checks import check_run
+    from cram_composer.config.schema import RunConfig
+    from cram_composer.device import choose_device
+    from cram_composer.record import RunFolder
+    from cram_composer.training import run
+    from tests.conftest import REPOSITORY, SMALL
+
+    warnings.filterwarnings("error", message="required_on_load")  # an algorithm that Composer takes for its own
+    settings = [
+        *SMALL,
+        f"data.local={data}",
+        "data.num_workers=0",
+        "budget={wall: null, steps: 10}",
+        "checkpoint={interval: 0.000001s, keep: 100}",
+        "train.threads=1",
+        *overrides,
+    ]
+    composed = compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", settings)
+    check_run(composed.config, world_size=1)
+    folder = RunFolder(path)
+    folder.lock()
+    with mock.patch.object(finish, "_draw_page"):  # takes longer than all the rest
+        status = run(composed, choose_device(composed.config, 1), folder, folder.read_record(), time.monotonic())
+    folder.unlock()
+    assert status == 0
+
+
+def saved(folder: Path, step: int = 10) -> dict[str, Any]:
+    """Weights, optimizer and algorithms of a run's checkpoint."""
+    state = torch.load(folder / "checkpoints" / f"step-{step:08d}.pt", weights_only=False)["state"]
+    algorithms = {name: {k: v for k, v in held.items() if k != "repr"} for name, held in state["algorithms"]}
+    return {"model": state["model"], "optimizers": state["optimizers"], "algorithms": algorithms}
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """A run's record."""
+    return json.loads((folder / "record.json").read_text())
+
+
+def losses(folder: Path) -> list[float]:
+    """Training losses by step."""
+    return [json.loads(line)["loss"] for line in (folder / "trace.jsonl").read_text().splitlines()]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states hold the same, tensors to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
