@@ -63,7 +63,7 @@ def test_every_recipe_trains_for_ten_steps(recipe, ten_steps: TinyRuns):
         return
     listed = [recipe.name] if recipe.card.kind == "preset" else with_needs(recipe)
     layers = "model.num_hidden_layers=6"  # a funnel has five at least
-    found = record(ten_steps(recipe.name, f"recipes=[{','.join(listed)}]", layers))
+    found = record(ten_steps(recipe.name, f"recipes=[{','.join(listed)}]", layers, "checkpoint.interval=10m"))
     assert found["status"] == "finished"
     assert found["steps"] == 10
     assert found["metrics"]["validation_loss"] is not None
