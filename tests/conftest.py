@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,18 @@ def write_text(path: Path, documents: int, seed: int = 0) -> None:
                 text.append(word)
                 word = rng.choice(after[word])
             file.write(" ".join(text) + ".\n")
+
+
+@pytest.fixture(autouse=True)
+def _close_shared_memory() -> Iterator[None]:
+    """Let go of what Streaming keeps of every data set to the end of the process: files of a test session run out."""
+    yield
+    descriptors = Path("/proc/self/fd")
+    if descriptors.is_dir() and len(list(descriptors.iterdir())) > 1000:
+        for held in gc.get_objects():
+            if type(held) is SharedMemory:
+                with suppress(BufferError):  # an array in use holds it
+                    held.close()
 
 
 @pytest.fixture(scope="session")

@@ -92,6 +92,16 @@ def check_run(config: RunConfig, world_size: int) -> None:
         raise ConfigError("train.precision: fp16 needs a GPU; use bf16 or fp32")
     optimizer_values(config.optimizer)
     check_objective(config.objective, config.model)
+    if config.model.mup_base_width != config.optimizer.mup_base_width:
+        raise ConfigError(
+            f"model.mup_base_width: {config.model.mup_base_width} and optimizer.mup_base_width: "
+            f"{config.optimizer.mup_base_width} must be the same; the recipe mup sets both"
+        )
+    if config.algorithms.layer_freezing is not None and config.model.stack == "elc":
+        raise ConfigError(
+            "algorithms.layer_freezing: with model.stack elc later layers read what frozen ones add; use another stack "
+            "or algorithms.layer_freezing=null"
+        )
     if config.model.architecture == "hf" and config.model.hf_name is None:
         raise ConfigError("model.hf_name: architecture hf needs a model type, such as model.hf_name=bert")
     if config.model.architecture == "hf" and config.model.document_masking:

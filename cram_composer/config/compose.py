@@ -57,7 +57,9 @@ def compose(schema: type, path: Path | str, overrides: list[str]) -> Composed:
     if "recipes" in {f.name for f in dataclasses.fields(schema)}:
         recipes = _named_recipes(in_file, on_command_line, str(path))
     # What a file names it may adjust; an ingredient that the command line adds changes the file.
-    added = [r for r in recipes if r.card.kind == "ingredient" and r.name not in in_file.get("recipes", [])]
+    in_file_named = in_file.get("recipes") or []
+    in_file_named = [in_file_named] if isinstance(in_file_named, str) else in_file_named
+    added = [r for r in recipes if r.card.kind == "ingredient" and r.name not in in_file_named]
     layers = [(f"recipe {recipe.name}", recipe.values) for recipe in recipes if recipe not in added]
     layers.append((str(path), in_file))
     layers += [(f"recipe {recipe.name}", recipe.values) for recipe in added]
@@ -78,7 +80,7 @@ def compose(schema: type, path: Path | str, overrides: list[str]) -> Composed:
 
 
 def _named_recipes(in_file: dict[str, Any], on_command_line: list[tuple[str, Any]], path: str) -> list[Recipe]:
-    source, names = path, in_file.get("recipes", [])
+    source, names = path, in_file.get("recipes") or []
     for key, value in on_command_line:
         if key == "recipes":
             source, names = COMMAND_LINE, value

@@ -46,6 +46,7 @@ class ModelConfig:
     logit_softcap: float | None = number(None, 1e-6)  # logits x become c tanh(x / c)
     initializer_range: float = 0.02
     output_init: str = choice("normal", "scaled", "zero")  # projections that end in the residual stream
+    mup_base_width: int | None = number(None, 1)  # hidden size that start and logits are those of, see recipes/mup.yaml
     hidden_dropout_prob: float = number(0.0, 0.0, 0.9)
     attention_probs_dropout_prob: float = number(0.0, 0.0, 0.9)
     document_masking: bool = False  # in pretraining, attention does not cross from one document of a row to another

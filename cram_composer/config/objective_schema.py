@@ -45,6 +45,11 @@ def check_objective(objective: ObjectiveConfig, model: ModelConfig) -> None:
             "objective.causal_fraction: model.stack funnel averages tokens in pairs, so that a causal row would see "
             "the token that it predicts; use another stack or objective.causal_fraction=0"
         )
+    if model.document_masking and model.stack == "funnel":
+        raise ConfigError(
+            "model.document_masking: model.stack funnel averages tokens in pairs, also where two documents meet; use "
+            "another stack or model.document_masking=false"
+        )
     if objective.shift and model.architecture == "hf":
         raise ConfigError(
             "objective.shift: models of architecture hf predict a token at its own position; use architecture crambert "

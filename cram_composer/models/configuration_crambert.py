@@ -26,7 +26,8 @@ class CramBertConfig(PretrainedConfig):
     positions.py, the windows in attention.py, the head's in heads.py. `output_init` is how projections into the
     residual stream start: "normal" as all others, "scaled" by 1 / sqrt(2 layers) (Shoeybi et al. 2019, arXiv
     1909.08053), or "zero" (Zhang et al. 2019, arXiv 1901.09321). With `shift`, a
-    token is predicted from the hidden state of the position before it.
+    token is predicted from the hidden state of the position before it. `matrix_init_scale` multiplies the start of the
+    layers' matrices, `logit_scale` the logits: what maximal update parametrisation sets (see factory.py).
     `classifier_pooling` is "mean" (over the unmasked tokens) or "first".
     """
 
@@ -69,6 +70,7 @@ class CramBertConfig(PretrainedConfig):
         shift: bool = False,
         initializer_range: float = 0.02,
         output_init: str = "normal",
+        matrix_init_scale: float = 1.0,
         hidden_dropout_prob: float = 0.0,
         attention_probs_dropout_prob: float = 0.0,
         classifier_pooling: str = "mean",
@@ -112,6 +114,7 @@ class CramBertConfig(PretrainedConfig):
         self.shift = shift
         self.initializer_range = initializer_range
         self.output_init = output_init
+        self.matrix_init_scale = matrix_init_scale
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.classifier_pooling = classifier_pooling

@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from cram_composer.errors import CramError
+from cram_composer.models.configuration_crambert import CramBertConfig
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.native import to_native
 
@@ -59,8 +61,16 @@ def export_model(
 def exported_form(model: PreTrainedModel) -> PreTrainedModel:
     """What is written of a masked LM: the class of transformers that is equal to it, if there is one, or a plain copy.
 
-    The model may be in any dtype, on any device, and its norms fused kernels.
+    A model that left tokens out in pretraining is written as one that sees them all. It may be in any dtype, on any
+    device, and its norms fused kernels.
     """
+    if isinstance(model, CramBertForMaskedLM) and model.config.stack == "token-dropping":
+        config = cast(CramBertConfig, copy.deepcopy(model.config))
+        config.stack = "plain"  # it has no weights of its own, and fine-tuning is not to leave tokens out
+        with torch.random.fork_rng():
+            whole = CramBertForMaskedLM(config)
+        whole.load_state_dict(model.state_dict())
+        model = whole
     native = to_native(model) if isinstance(model, CramBertForMaskedLM) else None
     return plain_copy(model) if native is None else native
 

@@ -63,8 +63,19 @@ def _crambert(settings: ModelConfig) -> PretrainedConfig:
             f"model.num_hidden_layers: {settings.num_hidden_layers} are too few for a funnel: three stages and two "
             "layers after them need 5"
         )
+    if settings.value_embeddings > (settings.num_hidden_layers + 1) // 2:
+        raise CramError(
+            f"model.value_embeddings: {settings.value_embeddings} are more than half of the "
+            f"{settings.num_hidden_layers} layers; each serves one of the first and one of the last"
+        )
     known = inspect.signature(CramBertConfig.__init__).parameters
-    return CramBertConfig(**{key: value for key, value in vars(settings).items() if key in known})
+    config = CramBertConfig(**{key: value for key, value in vars(settings).items() if key in known})
+    if settings.mup_base_width is not None:
+        # Yang et al. 2022, arXiv 2203.03466, table 8: a start of 1 / sqrt(fan-in) and logits over the width, both as at
+        # the base width; learning rates are the optimizer's. The head size is to stay the same.
+        ratio = settings.mup_base_width / settings.hidden_size
+        config.matrix_init_scale, config.logit_scale = ratio**0.5, ratio
+    return config
 
 
 def _hugging_face(settings: ModelConfig) -> PretrainedConfig:

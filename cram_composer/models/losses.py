@@ -51,7 +51,7 @@ def liger_cross_entropy(
         hidden * head.logit_scale,
         decoder.weight.to(hidden.dtype),
         labels,
-        bias=None if decoder.bias is None else decoder.bias.to(hidden.dtype),
+        bias=None if decoder.bias is None else decoder.bias.to(hidden.dtype) * head.logit_scale,
         label_smoothing=head.label_smoothing,
         softcap=head.softcap,
     )

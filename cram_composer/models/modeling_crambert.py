@@ -48,10 +48,17 @@ class CramBertPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.bias)
         elif callable(reset := getattr(module, "reset_parameters", None)):
             reset()  # norms and positions know their own start
-        if isinstance(module, SelfAttention | MLP | GLU) and self.config.output_init != "normal":
-            output = module.out if isinstance(module, SelfAttention) else module.w_out
-            scale = 0.0 if self.config.output_init == "zero" else (2 * self.config.num_hidden_layers) ** -0.5
-            nn.init.normal_(output.weight, std=self.config.initializer_range * scale)
+        if isinstance(module, SelfAttention | MLP | GLU):
+            self._scale_block(module)
+
+    @torch.no_grad()
+    def _scale_block(self, block: SelfAttention | MLP | GLU) -> None:
+        depth = (2 * self.config.num_hidden_layers) ** -0.5
+        output = block.out if isinstance(block, SelfAttention) else block.w_out
+        output.weight.mul_({"normal": 1.0, "scaled": depth, "zero": 0.0}[self.config.output_init])
+        for matrix in block.children():
+            if isinstance(matrix, nn.Linear):
+                matrix.weight.mul_(self.config.matrix_init_scale)
 
 
 class CramBertModel(CramBertPreTrainedModel):

@@ -40,19 +40,20 @@ class InputSkipStack(PlainStack):
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__(config)
-        self.scales = nn.Parameter(torch.empty(config.num_hidden_layers, 2))
+        # A vector, which optimizers do not take for a matrix to decay or precondition: two for each layer.
+        self.scales = nn.Parameter(torch.empty(2 * config.num_hidden_layers))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start as a plain stack."""
         with torch.no_grad():
-            self.scales.copy_(torch.tensor([1.0, 0.0]))
+            self.scales.copy_(torch.tensor([1.0, 0.0]).repeat(self.num_layers))
 
     def forward(self, layers: LayerCalls, hidden: torch.Tensor) -> torch.Tensor:
         """[B, L, H] -> [B, L, H]."""
         embedded = hidden
         for index in range(self.num_layers):
-            stream, skip = self.scales[index].to(hidden.dtype)
+            stream, skip = self.scales[2 * index : 2 * index + 2].to(hidden.dtype)
             hidden = layers(index, stream * hidden + skip * embedded)
         return hidden
 
@@ -63,8 +64,9 @@ class WeightedStack(PlainStack):
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__(config)
-        # Row n holds the weights of the n + 1 outputs before layer n; the last row those of the encoder's output.
-        self.weights = nn.Parameter(torch.empty(config.num_hidden_layers + 1, config.num_hidden_layers + 1))
+        # One row after the other, the weights of the n + 1 outputs before layer n; the last are those of the encoder's
+        # output. A vector, which optimizers do not take for a matrix to decay or precondition.
+        self.weights = nn.Parameter(torch.empty((config.num_hidden_layers + 1) * (config.num_hidden_layers + 2) // 2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -81,7 +83,8 @@ class WeightedStack(PlainStack):
 
     def _mean(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         count = len(outputs)
-        weights = self.weights[count - 1, :count].softmax(0).to(outputs[0].dtype)
+        start = count * (count - 1) // 2
+        weights = self.weights[start : start + count].softmax(0).to(outputs[0].dtype)
         return torch.stack([weight * output for weight, output in zip(weights, outputs, strict=True)]).sum(0)
 
 

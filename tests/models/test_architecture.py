@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from tiny_models import tiny_config, tiny_model, training_batch
 from torch import nn
 
+from cram_composer.config.model_schema import ModelConfig
 from cram_composer.models.attention import Context, SelfAttention, context
+from cram_composer.models.factory import build_model
 from cram_composer.models.feedforward import FEEDFORWARDS
 from cram_composer.models.layer import CramBertLayer
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
@@ -262,7 +265,7 @@ def test_weights_of_an_elc_stack_choose_among_outputs():
     made = model(stack="elc")
     with torch.no_grad():
         made.encoder.stack.weights.zero_()
-        made.encoder.stack.weights[6, 0] = 1e4  # the encoder's output is the embedding alone
+        made.encoder.stack.weights[-7] = 1e4  # the encoder's output is the embedding alone
         hidden = made.encoder.embeddings(training_batch()["input_ids"])
         expected = made.head(made.encoder.final_norm(hidden))[1]
     assert torch.allclose(logits(made), expected, atol=1e-5)
@@ -321,6 +324,20 @@ def test_shifted_models_predict_a_token_where_the_one_before_it_stands():
     assert torch.equal(logits(shifted)[:, 1:], logits(plain)[:, :-1])
     positions = torch.tensor([[3, 7]] * 3)
     assert torch.equal(logits(shifted, masked_positions=positions), logits(plain, masked_positions=positions))
+
+
+def test_a_wider_model_starts_and_ends_as_its_base_width_does():
+    settings = ModelConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+    tokens = {"pad": 0, "cls": 2, "sep": 3}
+    torch.manual_seed(0)
+    plain = build_model(settings, 40, tokens)
+    torch.manual_seed(0)
+    wide = build_model(dataclasses.replace(settings, mup_base_width=16), 40, tokens)
+    for name, weight in wide.state_dict().items():
+        ratio = 0.5 if "attention.qkv" in name or "attention.out" in name or "feedforward.w" in name else 1.0
+        assert torch.equal(weight, ratio * plain.state_dict()[name]), name
+    hidden = torch.randn(2, 64)
+    assert torch.allclose(wide.head.logits(hidden), plain.head.logits(hidden) / 4)
 
 
 def test_an_untied_decoder_has_weights_of_its_own():

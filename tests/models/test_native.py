@@ -71,6 +71,12 @@ def test_the_native_class_is_equal(changes, expected, tmp_path):
     assert AutoModelForSequenceClassification.from_pretrained(folder).config.model_type == form.config.model_type
 
 
+def test_fine_tuning_leaves_no_tokens_out():
+    form = exported_form(model(stack="token-dropping"))
+    assert form.config.stack == "plain"
+    assert type(exported_form(model(**MODERN_BERT, stack="token-dropping"))) is ModernBertForMaskedLM
+
+
 @pytest.mark.parametrize(
     "changes",
     [
