@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from streaming.base.distributed import barrier, get_local_rank
+from streaming.base.distributed import barrier, get_local_rank, get_world_size
 
 from cram_composer.config.schema import DataConfig
 from cram_composer.config.units import parse_duration
@@ -26,6 +27,9 @@ from cram_composer.data.shards import Blocks
 from cram_composer.data.stale_memory import remove_stale_memory
 from cram_composer.data.stream import RowStream
 from cram_composer.errors import CramError
+
+_NAME_TRIES = 10
+_NAME_TRY_SECONDS = 0.05
 
 
 def open_blocks(
@@ -62,7 +66,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 def _open(data: DataSet, opened: Callable[[], Blocks]) -> Blocks:
     try:
-        return opened()
+        return _with_a_name_of_its_own(opened)
     except ValueError as error:
         if "cache" in str(error).lower() and "Reused" not in str(error):
             raise CramError(f"data.cache_limit: too little: {str(error).splitlines()[0]}") from error
@@ -71,11 +75,23 @@ def _open(data: DataSet, opened: Callable[[], Blocks]) -> Blocks:
     gc.collect()  # a stream of this process that nobody uses any more
     remove_stale_memory()
     try:
-        return opened()
+        return _with_a_name_of_its_own(opened)
     except ValueError as error:
         raise CramError(
             f"{data.root}: another run uses this folder as its cache; give each its own data.local"
         ) from error
+
+
+def _with_a_name_of_its_own(opened: Callable[[], Blocks]) -> Blocks:
+    """Streaming looks for a free name of its shared memory, then takes it: any other user of it may come between."""
+    tries = _NAME_TRIES if get_world_size() == 1 else 1  # ranks that have agreed on a name cannot be told of another
+    for _ in range(tries - 1):
+        try:
+            return opened()
+        except FileExistsError:
+            time.sleep(_NAME_TRY_SECONDS)
+            remove_stale_memory()  # some names of a killed process may be in the way
+    return opened()
 
 
 def _shard_stream(data: DataSet, stream: StreamChoice) -> ShardStream:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from streaming.base.shared import prefix
 
 from cram_composer.config.schema import CurriculumPointConfig, DataConfig, StreamWeightConfig
 from cram_composer.data.manifest import load_manifest
@@ -201,6 +202,22 @@ def test_a_random_walk_of_ranks_workers_and_sizes_delivers_the_sequence(root: Pa
             assert found == expected[at : at + count * ranks]
             at += count * ranks
         place = readers[-1].state_dict()
+
+
+def test_a_name_of_shared_memory_that_another_program_takes_first_is_not_insisted_on(root: Path, monkeypatch):
+    real, taken = prefix.SharedMemory, []
+
+    def memory(name: str, create: bool, *size: int):
+        if create and len(taken) < 2:
+            taken.append(real(name, True, 64))
+            taken[-1].buf[:5] = np.int32(5).tobytes() + b"0"  # the other's folders: none
+        return real(name, create, *size)
+
+    monkeypatch.setattr(prefix, "SharedMemory", memory)
+    rows = stream(root).take(8)
+    for other in taken:
+        other.cleanup()
+    assert len(taken) == 2 and number_of(rows) == number_of(stream(root).take(8))
 
 
 def test_cutting_rows_loses_no_token_and_truncating_keeps_their_heads(root: Path):
