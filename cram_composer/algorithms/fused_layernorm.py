@@ -39,12 +39,12 @@ class FusedLayerNorm(Algorithm):
         except (ImportError, RuntimeError) as error:  # Triton raises RuntimeError where it finds no driver
             log.warning("fused-layernorm: liger-kernel cannot be used, torch's own norms run: %s", error)
             return
-        replaced = replace_norms(state.model)
+        replaced = fuse_norms(state.model)
         self.kernel = f"liger {importlib.metadata.version('liger-kernel')} (triton)"
         log.info("fused-layernorm: %d norms run on %s", replaced, self.kernel)
 
 
-def replace_norms(model: nn.Module) -> int:
+def fuse_norms(model: nn.Module) -> int:
     """Put Liger's in the place of every LayerNorm and RMSNorm that has weights [H]; returns how many."""
 
     def replacement(layer: nn.Module, index: int) -> nn.Module | None:

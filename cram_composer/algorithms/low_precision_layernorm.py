@@ -36,12 +36,12 @@ class LowPrecisionNorms(Algorithm):
         if dtype is None:
             log.info("low-precision-layernorm: this run computes in fp32, norms stay as they are")
             return
-        replaced = replace_norms(state.model)
+        replaced = lower_norms(state.model)
         self.kernel = f"torch, in {str(dtype).removeprefix('torch.')}"
         log.info("low-precision-layernorm: %d norms run on %s", replaced, self.kernel)
 
 
-def replace_norms(model: nn.Module) -> int:
+def lower_norms(model: nn.Module) -> int:
     """Put one of low precision in the place of every LayerNorm and RMSNorm; returns how many."""
 
     def replacement(layer: nn.Module, index: int) -> nn.Module | None:

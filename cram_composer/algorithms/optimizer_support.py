@@ -15,10 +15,9 @@ from torch import nn
 
 from cram_composer.algorithms.weight_average import WeightAverage, Weights, parameters
 from cram_composer.budget.budget import Budget
+from cram_composer.data.masking import IGNORED
 from cram_composer.errors import CramError
 from cram_composer.models.training_model import Batch, MaskedLMTrainingModel
-
-_IGNORED = -100
 
 
 class ScheduleFreeWeights(WeightAverage):
@@ -114,10 +113,10 @@ def gauss_newton_bartlett(
         # The largest of logits with Gumbel noise is a draw from their softmax. torch.multinomial would end a process
         # on CUDA if a logit were not finite.
         drawn = (logits.detach() - torch.empty_like(logits).exponential_(generator=generator).log()).argmax(-1)
-        counted = batch["labels"].flatten() != _IGNORED
+        counted = batch["labels"].flatten() != IGNORED
         count = counted.sum()
         dist.all_reduce(count)
-        loss = F.cross_entropy(logits, drawn.where(counted, _IGNORED), ignore_index=_IGNORED, reduction="sum") / count
+        loss = F.cross_entropy(logits, drawn.where(counted, IGNORED), ignore_index=IGNORED, reduction="sum") / count
         gradients = torch.autograd.grad(loss * loss_scale, parameters, allow_unused=True)
     summed = [torch.zeros_like(p) if g is None else g / loss_scale for p, g in zip(parameters, gradients, strict=True)]
     for gradient in summed:

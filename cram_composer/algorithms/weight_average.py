@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,9 +26,9 @@ class WeightAverage(Algorithm):
         self._budget = budget
         self._trained: Weights = {}  # the trained weights while the average stands in for them
 
+    @abstractmethod
     def average(self) -> Weights:
         """The average by parameter name, as it is now; empty where there is none yet."""
-        raise NotImplementedError
 
     def match(self, event: Event, state: State) -> bool:
         """Around evaluation."""
@@ -76,9 +77,9 @@ class PeriodicAverage(WeightAverage):
         self._interval = interval
         self._passed = -1  # the last of these points that was passed, counted from 0
 
+    @abstractmethod
     def take_up(self, model: nn.Module) -> None:
         """Have the weights of `model` in the average."""
-        raise NotImplementedError
 
     def match(self, event: Event, state: State) -> bool:
         """Before a step, when progress is that of the weights, and at the end."""

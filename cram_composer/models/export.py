@@ -7,7 +7,6 @@ import inspect
 import os
 import shutil
 from pathlib import Path
-from typing import cast
 
 import torch
 from transformers import (
@@ -61,28 +60,24 @@ def export_model(
 def exported_form(model: PreTrainedModel) -> PreTrainedModel:
     """What is written of a masked LM: the class of transformers that is equal to it, if there is one, or a plain copy.
 
-    A model that left tokens out in pretraining is written as one that sees them all. It may be in any dtype, on any
-    device, and its norms fused kernels.
+    The model may be in any dtype, on any device, and its norms fused kernels.
     """
-    if isinstance(model, CramBertForMaskedLM) and model.config.stack == "token-dropping":
-        config = cast(CramBertConfig, copy.deepcopy(model.config))
-        config.stack = "plain"  # it has no weights of its own, and fine-tuning is not to leave tokens out
-        with torch.random.fork_rng():
-            whole = CramBertForMaskedLM(config)
-        whole.load_state_dict(model.state_dict())
-        model = whole
-    native = to_native(model) if isinstance(model, CramBertForMaskedLM) else None
-    return plain_copy(model) if native is None else native
+    copied = plain_copy(model)
+    native = to_native(copied) if isinstance(copied, CramBertForMaskedLM) else None
+    return copied if native is None else native
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The model on the CPU in fp32 and evaluation mode, made of plain torch modules.
+    """The model on the CPU in fp32 and evaluation mode, made of plain torch modules, seeing every token.
 
     A new instance, so that weights are tied as the class ties them (safetensors refuses other sharing), and neither
     fused kernels nor compiled code come along.
     """
+    config = copy.deepcopy(model.config)
+    if isinstance(config, CramBertConfig) and config.stack == "token-dropping":
+        config.stack = "plain"  # it has no weights of its own, and fine-tuning is not to leave tokens out
     with torch.random.fork_rng():  # the values it starts from are drawn and thrown away
-        copied = type(model)(copy.deepcopy(model.config))
+        copied = type(model)(config)
     copied.load_state_dict(model.state_dict())
     return copied.eval()
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torchmetrics import Metric
 
-IGNORED = -100
+from cram_composer.data.masking import IGNORED
 
 
 class MaskedLoss(Metric):

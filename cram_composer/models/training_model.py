@@ -14,9 +14,10 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from cram_composer.data.masking import IGNORED
 from cram_composer.models.compilation import compile_model, uncompile
 from cram_composer.models.losses import choose_loss
-from cram_composer.models.metrics import IGNORED, MaskedAccuracy, MaskedLoss
+from cram_composer.models.metrics import MaskedAccuracy, MaskedLoss
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 
 log = logging.getLogger(__name__)

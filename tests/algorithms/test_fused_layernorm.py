@@ -13,7 +13,7 @@ from composer.core import Event
 from torch import nn
 
 from cram_composer.algorithms import fused_layernorm
-from cram_composer.algorithms.fused_layernorm import FusedLayerNorm, LigerLayerNorm, LigerRMSNorm, replace_norms
+from cram_composer.algorithms.fused_layernorm import FusedLayerNorm, LigerLayerNorm, LigerRMSNorm, fuse_norms
 
 # Liger's Triton kernels on the CPU, through Triton's interpreter. It lacks some things a GPU has: a driver to import
 # with, compiled scalar arguments (`eps.to`), the min of a program's number and a scalar, and libdevice's rsqrt, for
@@ -125,7 +125,7 @@ def test_norms_that_the_kernels_cannot_do_stay_torchs():
     model = nn.Sequential(
         nn.LayerNorm(4, elementwise_affine=False), nn.LayerNorm((2, 4)), nn.RMSNorm((2, 4)), nn.LayerNorm(4)
     )
-    assert replace_norms(model) == 1
+    assert fuse_norms(model) == 1
     assert [type(layer) for layer in model[:3]] == [nn.LayerNorm, nn.LayerNorm, nn.RMSNorm]
 
 
@@ -135,7 +135,7 @@ def test_a_replaced_model_gives_the_same_numbers_on_the_cpu():
         for parameter in plain.parameters():
             parameter.add_(torch.randn_like(parameter))
     fused = copy.deepcopy(plain)
-    assert replace_norms(fused) == 3
+    assert fuse_norms(fused) == 3
     inputs = torch.randn(4, 6)
     assert torch.equal(fused["last"](fused["block"](inputs)), plain["last"](plain["block"](inputs)))
 

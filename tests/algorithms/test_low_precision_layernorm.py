@@ -10,7 +10,7 @@ import torch
 from composer.core import Event, Precision
 from torch import nn
 
-from cram_composer.algorithms.low_precision_layernorm import LowPrecisionNorms, replace_norms
+from cram_composer.algorithms.low_precision_layernorm import LowPrecisionNorms, lower_norms
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import tiny_model, training_batch
 from tests.tiny_runs import TinyRuns, record
@@ -37,7 +37,7 @@ def apply(model: MaskedLMTrainingModel, precision: Precision) -> LowPrecisionNor
 @pytest.mark.parametrize("index", range(4))
 def test_under_autocast_a_norm_reads_and_writes_its_dtype(index: int):
     exact, low = norms()[index], norms()
-    assert replace_norms(low) == 4
+    assert lower_norms(low) == 4
     x = torch.randn(5, 8) * 3 + 1
     with torch.autocast("cpu", torch.bfloat16):
         assert exact(x).dtype == torch.float32
@@ -52,7 +52,7 @@ def test_without_autocast_nothing_changes_and_parameters_are_shared():
     plain = norms()
     low = copy.deepcopy(plain)
     before = dict(low.named_parameters())
-    replace_norms(low)
+    lower_norms(low)
     after = dict(low.named_parameters())
     assert list(after) == list(before) and all(after[name] is before[name] for name in before)
     x = torch.randn(5, 8)

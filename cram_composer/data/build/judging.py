@@ -36,7 +36,6 @@ _BUCKET_BYTES = 64 << 20
 _BUFFER_BYTES = 32 << 20
 _TEXTS_OPEN = 32  # texts of other partitions; each takes two of the files that a process may hold open
 _GROUP = 1024  # documents whose keys are handed on together
-_RELEASE_BYTES = 8 << 20  # of text, after which what has been looked at is let go
 
 # Bytes of keys for a byte of text: 16 each; documents of 500 bytes and more have 14 bands by default, and a place in
 # about thirteen is an anchor.
@@ -111,7 +110,6 @@ def anchor(work: Work, partition: int, progress: bool) -> None:
     assert stage is not None
     writer = _writer(work, "repeated_spans", partition)
     texts = Texts(work.folder("texts"), partition)
-    released = 0
     gone = _gone(work, partition, len(texts))
     with Progress(f"repeated spans, partition {partition}", len(texts.text), progress) as bar:
         for number in range(len(texts)):
@@ -119,9 +117,7 @@ def anchor(work: Work, partition: int, progress: bool) -> None:
             if not gone[number] and end - start >= stage.length:
                 keys, offsets = anchors(texts.bytes_of(number), stage.length)
                 writer.add(keys, offsets.astype(np.uint64) + np.uint64(_owner(partition, start)))
-            if end - released >= _RELEASE_BYTES:
-                texts.release()
-                released = end
+            texts.passed(end)
             bar.advance(end - start)
     writer.close()
 
@@ -153,7 +149,6 @@ def survivors(work: Work, partition: int, judgements: Judgements, progress: bool
     texts = Texts(work.folder("texts"), partition)
     like_earlier = {stage: _marked(work, stage, partition, len(texts)) for stage in _duplicate_stages(stages)}
     spans = None if stages.repeated_spans is None else _Spans(work, partition, texts, stages.repeated_spans.length)
-    released = 0
     with Progress("tokens", len(texts.text), progress) as bar:
         for number in range(len(texts)):
             text = None
@@ -163,11 +158,8 @@ def survivors(work: Work, partition: int, judgements: Judgements, progress: bool
                 text = spans.remove(number, text, judgements)
             yield texts.chunk(number, text)
             start, end = texts.bounds(number)
-            if end - released >= _RELEASE_BYTES:
-                texts.release()
-                if spans is not None:
-                    spans.release()
-                released = end
+            if texts.passed(end) and spans is not None:
+                spans.release()
             bar.advance(end - start)
 
 

@@ -69,16 +69,28 @@ class TextWriter:
         self._places.close()
 
 
+_RELEASE_BYTES = 8 << 20  # of text, after which what has been looked at is let go
+
+
 class Texts:
-    """What a TextWriter wrote, read through the page cache; `release` gives back what has been read."""
+    """What a TextWriter wrote, read through the page cache; whoever goes through it says how far with `passed`."""
 
     def __init__(self, folder: Path, partition: int) -> None:
         self.text: NDArray = _mapped(folder / f"{partition:05d}.text", np.dtype(np.uint8))
         self._index = _mapped(folder / f"{partition:05d}.index", _RECORD)
         self.starts = _mapped(folder / f"{partition:05d}.starts", np.dtype("<u8"))
+        self._released = 0
 
     def __len__(self) -> int:
         return len(self._index)
+
+    def passed(self, end: int) -> bool:
+        """The text before byte `end` is done with: let go of it, if it is much; returns whether it was."""
+        if end - self._released < _RELEASE_BYTES:
+            return False
+        self.release()
+        self._released = end
+        return True
 
     def release(self) -> None:
         """Let go of the pages that are resident: else a process grows by all the text that it has looked at."""
