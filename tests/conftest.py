@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
 
+from tests.data.data_sets import close_shared_memory, write_data_set
 from tests.servers import Bucket, S3Server, rclone_server, seaweed_server
 from tests.tiny_runs import TinyRuns
 
@@ -56,14 +54,8 @@ def write_text(path: Path, documents: int, seed: int = 0) -> None:
 
 @pytest.fixture(autouse=True)
 def _close_shared_memory() -> Iterator[None]:
-    """Let go of what Streaming keeps of every data set to the end of the process: files of a test session run out."""
     yield
-    descriptors = Path("/proc/self/fd")
-    if descriptors.is_dir() and len(list(descriptors.iterdir())) > 200:  # a test opens hundreds, and may have 1,024
-        for held in gc.get_objects():
-            if type(held) is SharedMemory:
-                with suppress(BufferError):  # an array in use holds it
-                    held.close()
+    close_shared_memory()
 
 
 @pytest.fixture(scope="session")
@@ -167,8 +159,6 @@ def _bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucke
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
     """Train ten steps on random rows of 16 tokens."""
-    from tests.data.data_sets import write_data_set
-
     data = write_data_set(tmp_path_factory.mktemp("made-up") / "data")
     return TinyRuns(data, tmp_path_factory.mktemp("runs"))
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from streaming import MDSWriter
+from streaming.base.shared.memory import SharedMemory
 
 LENGTH = 16
 BLOCK_ROWS = 8
@@ -74,6 +78,19 @@ def write_data_set(
     }
     (root / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return root
+
+
+def close_shared_memory() -> None:
+    """Let go of what Streaming keeps to the end of the process, if it is much: a data set that is opened looks through
+    the shared memory of all others, and a process may have no more than 1,024 files."""
+    descriptors = Path("/proc/self/fd")
+    if descriptors.is_dir() and len(list(descriptors.iterdir())) > 200:
+        gc.collect()
+        for held in gc.get_objects():
+            if type(held) is SharedMemory:
+                atexit.unregister(held.cleanup)
+                with suppress(BufferError):  # an array in use holds it
+                    held.cleanup()
 
 
 def _write_split(folder: Path, rows: NDArray, block_rows: int, shard_blocks: int, compression: str) -> dict[str, int]:

@@ -20,7 +20,7 @@ from cram_composer.data.opening import open_train, open_validation
 from cram_composer.data.prepare import DataSet
 from cram_composer.data.stream import RowStream, TrainLoader, evaluation_batches
 from cram_composer.errors import CramError
-from tests.data.data_sets import LENGTH, number_of, write_data_set
+from tests.data.data_sets import LENGTH, close_shared_memory, number_of, write_data_set
 
 ROWS = 512
 
@@ -202,6 +202,7 @@ def test_a_random_walk_of_ranks_workers_and_sizes_delivers_the_sequence(root: Pa
             assert found == expected[at : at + count * ranks]
             at += count * ranks
         place = readers[-1].state_dict()
+        close_shared_memory()
 
 
 def test_a_name_of_shared_memory_that_another_program_takes_first_is_not_insisted_on(root: Path, monkeypatch):
