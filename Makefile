@@ -7,11 +7,11 @@ PYTHON ?=
 BIN := .venv/bin
 READY := .venv/.complete
 
-.PHONY: help setup cram test lint lock clean
+.PHONY: help setup cram test test-all lint lock clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 $(READY): requirements.lock pyproject.toml scripts/setup.sh
 	@PYTHON='$(PYTHON)' sh scripts/setup.sh
@@ -23,6 +23,9 @@ cram: $(READY) ## train for ten minutes on two CPU cores, on embedded text; sett
 
 test: lint ## lint, types and tests; choose tests: make test PYTEST_ARGS="tests/budget -k ledger"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: lint ## the same and the slow tests, which takes twice as long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m ""
 
 lint: $(READY) ## ruff (style and format) and mypy (types)
 	$(BIN)/ruff check .

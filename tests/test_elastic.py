@@ -29,8 +29,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "trace.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(None, 2), (2, None)])
+@pytest.mark.parametrize(("before", "after"), [(None, 2), pytest.param(2, None, marks=pytest.mark.slow)])
 def test_a_run_killed_on_some_ranks_goes_on_on_others(tmp_path: Path, before: int | None, after: int | None):
     root = write_data_set(tmp_path / "data", 512)
     options: dict[str, Any] = {"env": environment(), "capture_output": True, "text": True, "timeout": 300}

@@ -73,7 +73,6 @@ def test_all_of_a_run_is_copied_and_the_copy_stands_for_it(train: Train, s3: Buc
     assert not run.exists()
 
 
-@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_goes_on_from_the_copy_on_a_fresh_machine(
     train: Train, tiny_data: Path, s3: Bucket, tmp_path: Path
 ):

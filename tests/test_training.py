@@ -120,6 +120,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(train: Train, tiny_data: Pat
     assert segments[1]["started_at_step"] > 0
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_one_warning_and_the_steps_since_the_one_before(
     train: Train, tiny_data: Path, tmp_path: Path
 ):
@@ -169,6 +170,7 @@ def test_a_second_process_on_a_run_folder_is_refused(train: Train, tmp_path: Pat
     assert result.returncode == 2 and "another process" in result.stderr and result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_launcher_takes_its_ranks_with_it(train: Train, tiny_data: Path, tmp_path: Path, number: int):
     settings = ["budget={wall: 5m, steps: 120}", "run_name=r"]
@@ -184,6 +186,7 @@ def test_a_killed_launcher_takes_its_ranks_with_it(train: Train, tiny_data: Path
     assert [segment["reason"] for segment in found["segments"]] == ["interrupted", "finished"]
 
 
+@pytest.mark.slow
 def test_two_ranks_pass_the_end_of_an_epoch(train: Train, tmp_path: Path):
     # About 80 blocks of 16 rows, one block per rank and step.
     result = train("budget={wall: 100s, steps: 50}", "run_name=r", "algorithms.batch_size_ramp=null", ranks=2)
@@ -191,6 +194,7 @@ def test_two_ranks_pass_the_end_of_an_epoch(train: Train, tmp_path: Path):
     assert record(tmp_path / "r")["steps"] == 50
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_finishes_finishes_when_started_again(train: Train, tmp_path: Path):
     settings = ["budget={wall: 60s, steps: 5}", "run_name=r"]
     assert train(*settings).returncode == 0
@@ -205,6 +209,7 @@ def test_a_run_killed_while_it_finishes_finishes_when_started_again(train: Train
     assert len(lines(run / "trace.jsonl")) == 5
 
 
+@pytest.mark.slow
 def test_a_replay_with_other_batches_is_refused(train: Train, tmp_path: Path):
     assert train("budget={wall: 60s, steps: 3}", "run_name=a").returncode == 0
     replay = "budget={replay: " + str(tmp_path / "a") + "}"
@@ -239,12 +244,14 @@ def test_two_ranks_take_the_same_steps_and_feed_twice_the_tokens(train: Train, t
     assert one["tokens"] == lines(tmp_path / "one" / "trace.jsonl")[-1]["tokens"]
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together_by_the_clock(train: Train, tmp_path: Path):
     result = train("budget=5s", "run_name=r", "train.batch_size=32", ranks=2)
     assert result.returncode == 0, result.stderr
     assert record(tmp_path / "r")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_hopeless_run_is_given_up(train: Train, tmp_path: Path):
     result = train("budget=10s", "run_name=r", "train.kill={loss_above: 0.1, at: 0.2}")
     assert result.returncode == 0, result.stderr

@@ -24,7 +24,7 @@ class TinyRuns:
         self._data = data
         self._runs = runs
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["cram_composer.training"])
+        self._context.set_forkserver_preload(["cram_composer.training", "tests.conftest", "pytorch_optimizer"])
 
     def __call__(self, name: str, *overrides: str) -> Path:
         """Train with the configuration `overrides`, or go on; returns the run's folder, which is `name`."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
+import transformers  # its classes where they are used: to import ModernBERT takes two seconds
+from transformers import PreTrainedModel
 
 from cram_composer.models.configuration_crambert import CramBertConfig
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
@@ -72,8 +73,8 @@ def _shared(config: CramBertConfig) -> dict[str, Any]:
 
 
 def _bert(config: CramBertConfig) -> PreTrainedModel:
-    return BertForMaskedLM(
-        BertConfig(
+    return transformers.BertForMaskedLM(
+        transformers.BertConfig(
             **_shared(config),
             intermediate_size=config.intermediate_size,
             hidden_act="gelu",
@@ -86,8 +87,8 @@ def _bert(config: CramBertConfig) -> PreTrainedModel:
 
 def _modern_bert(config: CramBertConfig) -> PreTrainedModel:
     is_local = config.local_window is not None
-    return ModernBertForMaskedLM(
-        ModernBertConfig(
+    return transformers.ModernBertForMaskedLM(
+        transformers.ModernBertConfig(
             **_shared(config),
             intermediate_size=config.intermediate_size // 2,
             norm_eps=config.norm_eps,

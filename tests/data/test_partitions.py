@@ -291,6 +291,7 @@ def test_no_slurm_is_one_line(files, tmp_path):
         build(config, progress=False)
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(files, tmp_path):
     program = (
         "import sys; from pathlib import Path; from tests.data.test_partitions import configuration\n"

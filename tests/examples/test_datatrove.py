@@ -18,7 +18,6 @@ PYTHON = os.environ.get("DATATROVE_PYTHON")
 
 pytestmark = [
     pytest.mark.datatrove,
-    pytest.mark.slow,
     pytest.mark.skipif(PYTHON is None, reason="DATATROVE_PYTHON is not set to the Python of datatrove's environment"),
 ]
 

@@ -136,7 +136,6 @@ FAULTS = [
         line="missing; copy the data set there again",
         before=True,
         bound=START,
-        quick=(0,),
     ),
     Fault(
         "missing",

@@ -25,8 +25,8 @@ def cases() -> list[Any]:
     found = []
     for fault in FAULTS:
         for workers in (0, 1, 2):
-            marks = [] if workers in fault.quick else [pytest.mark.faults]
-            found.append(pytest.param(fault, workers, id=f"{fault.name}-{workers}", marks=[*marks, pytest.mark.slow]))
+            marks = () if workers in fault.quick else (pytest.mark.faults,)
+            found.append(pytest.param(fault, workers, id=f"{fault.name}-{workers}", marks=marks))
     return found
 
 

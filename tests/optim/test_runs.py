@@ -19,7 +19,6 @@ def last_state(run: Path) -> dict[str, Any]:
     return torch.load(sorted((run / "checkpoints").glob("step-*.pt"))[-1], weights_only=False)["state"]
 
 
-@pytest.mark.slow
 def test_schedule_free_exports_its_average(train: Train, tmp_path: Path):
     result = train(
         "recipes=[crammed-bert,schedule-free]",
