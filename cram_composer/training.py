@@ -139,7 +139,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     guard = NonFiniteGuard(config.train.nonfinite, config.train.max_nonfinite, rollback_to_checkpoint(folder, ledger))
     # The guard is last: Composer runs algorithms in reverse after a step, and clipping would make an infinity finite.
     algorithms = [MaskingSchedule(config.objective, budget, loader), *build_algorithms(config.algorithms, parts), guard]
-    algorithms = [*optimizer_support(optimizer, model, budget, algorithms), *algorithms]
+    algorithms = [*optimizer_support(optimizer, model, budget), *algorithms]
     if config.data.curriculum:
         splits = [stream.split for stream in choose_streams(config.data, data.manifest)]
         algorithms.insert(0, DataCurriculum(Curriculum(config.data.curriculum, splits), budget, loader))

@@ -8,7 +8,6 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
 from cram_composer.config.algorithms_schema import LabelSmoothingConfig
-from cram_composer.errors import ConfigError
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.training_model import MaskedLMTrainingModel
 
@@ -30,10 +29,5 @@ class LabelSmoothing(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Tell the model's head."""
-        network = cast(MaskedLMTrainingModel, state.model).model
-        if not isinstance(network, CramBertForMaskedLM):
-            raise ConfigError(
-                "algorithms.label_smoothing: a model of transformers computes its own loss, which cannot be smoothed; "
-                "use model.architecture=crambert or algorithms.label_smoothing=null"
-            )
+        network = cast(CramBertForMaskedLM, cast(MaskedLMTrainingModel, state.model).model)
         network.head.label_smoothing = self._smoothing

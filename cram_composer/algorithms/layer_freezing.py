@@ -12,7 +12,6 @@ from composer.loggers import Logger
 from cram_composer.algorithms.around_layers import around_layers
 from cram_composer.budget.budget import Budget
 from cram_composer.config.algorithms_schema import LayerFreezingConfig
-from cram_composer.errors import ConfigError
 from cram_composer.models.training_model import MaskedLMTrainingModel
 
 
@@ -50,11 +49,6 @@ class LayerFreezing(Algorithm):
         """Set up the layers, or settle how many are frozen in this step."""
         if event == Event.INIT:
             network = cast(MaskedLMTrainingModel, state.model).model
-            if getattr(network.config, "stack", None) == "recurrent":
-                raise ConfigError(
-                    "algorithms.layer_freezing: with model.stack=recurrent the lowest layers run again above the "
-                    "others, which then need their gradient; use another stack"
-                )
             self._layers = around_layers(network, self._run, "algorithms.layer_freezing")
             return
         frozen = int(self._share() * self._layers + 1e-9)

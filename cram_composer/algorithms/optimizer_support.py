@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from torch import nn
 from cram_composer.algorithms.weight_average import WeightAverage, Weights, parameters
 from cram_composer.budget.budget import Budget
 from cram_composer.data.masking import IGNORED
-from cram_composer.errors import CramError
 from cram_composer.models.training_model import Batch, MaskedLMTrainingModel
 
 
@@ -126,22 +124,10 @@ def gauss_newton_bartlett(
     return [count * gradient.square() for gradient in summed]
 
 
-def optimizer_support(
-    optimizer: torch.optim.Optimizer, model: nn.Module, budget: Budget, others: Sequence[Algorithm]
-) -> list[Algorithm]:
-    """The algorithms that `optimizer` needs beside the `others` of the run.
-
-    Raises:
-        CramError: one of the others averages weights, and the optimizer does already.
-    """
+def optimizer_support(optimizer: torch.optim.Optimizer, model: nn.Module, budget: Budget) -> list[Algorithm]:
+    """The algorithms that `optimizer` needs beside those of the run."""
     if hasattr(optimizer, "curvature"):
         return [SampledCurvature(optimizer)]
     if "train_mode" not in optimizer.param_groups[0]:
         return []
-    averages = [type(algorithm).__name__ for algorithm in others if isinstance(algorithm, WeightAverage)]
-    if averages:
-        raise CramError(
-            f"optimizer.name: schedule-free averages the weights itself, and {averages[0]} would average its training "
-            "point instead; drop one of them"
-        )
     return [ScheduleFreeWeights(budget, optimizer, model)]

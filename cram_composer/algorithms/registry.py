@@ -23,7 +23,6 @@ from cram_composer.algorithms.swa import SWA
 from cram_composer.budget.budget import Budget
 from cram_composer.config.algorithms_schema import AlgorithmsConfig
 from cram_composer.data.stream import TrainLoader
-from cram_composer.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,9 @@ REGISTRY: dict[str, Callable[[Any, Parts], Algorithm]] = {
     "low_precision_layernorm": lambda config, parts: LowPrecisionNorms(),
 }
 
-# Of each of these, only one can be what a run evaluates, or what computes its norms.
-EXCLUSIVE = (("ema", "swa", "lawa"), ("fused_layernorm", "low_precision_layernorm"))
-
 
 def build_algorithms(config: AlgorithmsConfig, parts: Parts) -> list[Algorithm]:
-    """The algorithms that are switched on, in the order of the schema. ConfigError: two exclude each other."""
+    """The algorithms that are switched on, in the order of the schema."""
     settings = {field.name: getattr(config, field.name) for field in fields(config)}
     on = {name: setting for name, setting in settings.items() if setting is not None}
-    for alternatives in EXCLUSIVE:
-        chosen = [name for name in alternatives if name in on]
-        if len(chosen) > 1:
-            raise ConfigError(f"algorithms: {' and '.join(chosen)} do the same thing; set all but one of them to null")
     return [REGISTRY[name](setting, parts) for name, setting in on.items()]

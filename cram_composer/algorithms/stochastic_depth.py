@@ -14,8 +14,6 @@ from cram_composer.algorithms.around_layers import around_layers
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.schedules import ramp
 from cram_composer.config.algorithms_schema import StochasticDepthConfig
-from cram_composer.errors import ConfigError
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.training_model import MaskedLMTrainingModel
 
 _STREAM = 0x5D  # sets these draws apart from others of the same seed and step
@@ -57,7 +55,6 @@ class StochasticLayers(Algorithm):
         """Set up the layers, or draw what this step leaves out."""
         if event == Event.INIT:
             model = cast(MaskedLMTrainingModel, state.model)
-            self._check(model)
             self._layers = around_layers(model.model, self._run, "algorithms.stochastic_depth")
             return
         step = int(state.timestamp.batch)
@@ -69,19 +66,6 @@ class StochasticLayers(Algorithm):
         block = self._config.stochastic_method == "block"
         self._skipped = [block and draw < layer_rate for draw, layer_rate in zip(draws, self._rates, strict=True)]
         logger.log_metrics({"stochastic_depth/drop_rate": rate})
-
-    def _check(self, model: MaskedLMTrainingModel) -> None:
-        network = model.model
-        if not isinstance(network, CramBertForMaskedLM) or network.config.norm_place == "post":
-            raise ConfigError(
-                "algorithms.stochastic_depth: needs layers that add to a residual stream: CramBERT's, with "
-                "model.norm_place=pre or sandwich"
-            )
-        if model.compile_state == "full":
-            raise ConfigError(
-                "algorithms.stochastic_depth: train.compile=full would make a graph for every choice of layers; use "
-                "train.compile=regional"
-            )
 
     def _run(self, index: int, call: Callable[..., torch.Tensor], hidden: torch.Tensor, *others: Any) -> torch.Tensor:
         rate = self._rates[index]

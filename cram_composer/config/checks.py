@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from cram_composer.config.combinations import check_combinations
 from cram_composer.config.objective_schema import check_objective
 from cram_composer.config.optimizer_schema import optimizer_values
 from cram_composer.config.schema import DataConfig, RunConfig
@@ -92,20 +93,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         raise ConfigError("train.precision: fp16 needs a GPU; use bf16 or fp32")
     optimizer_values(config.optimizer)
     check_objective(config.objective, config.model)
-    if config.model.mup_base_width != config.optimizer.mup_base_width:
-        raise ConfigError(
-            f"model.mup_base_width: {config.model.mup_base_width} and optimizer.mup_base_width: "
-            f"{config.optimizer.mup_base_width} must be the same; the recipe mup sets both"
-        )
-    if config.algorithms.layer_freezing is not None and config.model.stack == "elc":
-        raise ConfigError(
-            "algorithms.layer_freezing: with model.stack elc later layers read what frozen ones add; use another stack "
-            "or algorithms.layer_freezing=null"
-        )
-    if config.model.architecture == "hf" and config.model.hf_name is None:
-        raise ConfigError("model.hf_name: architecture hf needs a model type, such as model.hf_name=bert")
-    if config.model.architecture == "hf" and config.model.document_masking:
-        raise ConfigError("model.document_masking: architecture hf cannot do it; use architecture crambert or false")
+    check_combinations(config)
     if not any((config.data.local, config.data.remote, config.data.build)):
         raise ConfigError("data: no data set named; set data.build, data.local or data.remote")
     _check_data(config.data)

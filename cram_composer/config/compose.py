@@ -20,8 +20,10 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from cram_composer.config.checks import check_values
+from cram_composer.config.combinations import check_read
 from cram_composer.config.paths import find_shared
 from cram_composer.config.recipes import Recipe, check_compatible, check_used, leaves, load_recipe
+from cram_composer.config.schema import RunConfig
 from cram_composer.config.shorthand import expand
 from cram_composer.errors import ConfigError
 
@@ -74,6 +76,8 @@ def compose(schema: type, path: Path | str, overrides: list[str]) -> Composed:
     check_values(schema, plain, provenance)
     if recipes:
         check_used(recipes, plain, provenance["recipes"])
+    if schema is RunConfig:
+        check_read(plain, provenance, [DEFAULT, *(source for source, _ in layers), COMMAND_LINE])
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
     return Composed(OmegaConf.to_object(merged), plain, provenance, overridden, digest, str(path))
 

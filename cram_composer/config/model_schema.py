@@ -7,6 +7,10 @@ from typing import Any
 
 from cram_composer.config.fields import choice, number
 
+# What every architecture has under these names, or maps to its own.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+HF_KEYS = ("architecture", "hf_name", "hf_overrides", *SIZES)  # all that is read with `architecture: hf`
+
 
 @dataclass
 class ModelConfig:

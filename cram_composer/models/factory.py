@@ -5,17 +5,15 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from cram_composer.config.model_schema import SIZES, ModelConfig
 from cram_composer.errors import CramError
 from cram_composer.models.configuration_crambert import CramBertConfig
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
-
-if TYPE_CHECKING:
-    from cram_composer.config.model_schema import ModelConfig
 
 
 def build_model(
@@ -58,11 +56,6 @@ def _crambert(settings: ModelConfig) -> PretrainedConfig:
     for key in ("hidden_size", "intermediate_size"):
         if getattr(settings, key) % 2:
             raise CramError(f"model.{key}: {getattr(settings, key)} must be even: sinusoids pair columns, gates halve")
-    if settings.stack == "funnel" and settings.num_hidden_layers < 5:
-        raise CramError(
-            f"model.num_hidden_layers: {settings.num_hidden_layers} are too few for a funnel: three stages and two "
-            "layers after them need 5"
-        )
     if settings.value_embeddings > (settings.num_hidden_layers + 1) // 2:
         raise CramError(
             f"model.value_embeddings: {settings.value_embeddings} are more than half of the "
@@ -100,8 +93,5 @@ def _hugging_face(settings: ModelConfig) -> PretrainedConfig:
 def _nearest(name: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
-
-# What every architecture has under these names, or maps to its own.
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 
 BUILDERS = {"crambert": _crambert, "hf": _hugging_face}

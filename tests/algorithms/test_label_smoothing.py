@@ -7,11 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from composer.core import Event
-from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cram_composer.algorithms.label_smoothing import LabelSmoothing
 from cram_composer.config.algorithms_schema import LabelSmoothingConfig
-from cram_composer.errors import ConfigError
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import tiny_model, training_batch
 
@@ -54,10 +52,3 @@ def test_no_smoothing_is_no_change():
     plain = MaskedLMTrainingModel(tiny_model())
     model = smoothed(0.0)
     assert torch.equal(model.loss(model(batch), batch), plain.loss(plain(batch), batch))
-
-
-def test_a_model_with_its_own_loss_is_refused():
-    config = AutoConfig.for_model("bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=40)
-    state = SimpleNamespace(model=MaskedLMTrainingModel(AutoModelForMaskedLM.from_config(config)))
-    with pytest.raises(ConfigError, match=r"model\.architecture=crambert"):
-        LabelSmoothing(LabelSmoothingConfig()).apply(Event.INIT, state, None)

@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from cram_composer.algorithms.layer_freezing import LayerFreezing
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.config.algorithms_schema import LayerFreezingConfig
-from cram_composer.errors import ConfigError
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import tiny_model, training_batch
 from tests.tiny_runs import TinyRuns, losses, same, saved
@@ -120,11 +119,6 @@ def test_the_optimizer_moves_no_frozen_weight():
     for name, tensor in model.state_dict().items():
         trained = name.removeprefix("model.encoder.") in names or name == "model.head.decoder.weight"
         assert torch.equal(tensor, before[name]) != trained, name
-
-
-def test_layers_that_run_again_above_others_are_refused():
-    with pytest.raises(ConfigError, match=r"model\.stack=recurrent"):
-        frozen(0.0, stack="recurrent")
 
 
 def test_evaluation_and_copies_of_the_model_are_as_they_were():

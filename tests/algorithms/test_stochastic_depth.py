@@ -9,13 +9,11 @@ import pytest
 import torch
 from composer.core import Event
 from torch._dynamo.testing import CompileCounterWithBackend
-from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cram_composer.algorithms.layer_freezing import LayerFreezing
 from cram_composer.algorithms.stochastic_depth import StochasticLayers
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.config.algorithms_schema import LayerFreezingConfig, StochasticDepthConfig
-from cram_composer.errors import ConfigError
 from cram_composer.models.export import plain_copy
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import tiny_model, training_batch
@@ -185,17 +183,3 @@ def test_it_goes_with_layer_freezing():
     stack.model.loss(stack.model(batch), batch).backward()
     got = [any(p.grad is not None for p in layer.parameters()) for layer in stack.layers()]
     assert got == [False, False, False, True]
-
-
-@pytest.mark.parametrize("network", [tiny_model(norm_place="post"), None])
-def test_layers_without_a_residual_stream_are_refused(network):
-    if network is None:
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
-        network = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **sizes))
-    with pytest.raises(ConfigError, match="residual stream"):
-        Stack(network=network)
-
-
-def test_one_graph_of_the_whole_model_is_refused():
-    with pytest.raises(ConfigError, match=r"train\.compile=regional"):
-        Stack(compile="full")

@@ -13,14 +13,12 @@ from torch import nn
 
 from cram_composer.algorithms.ema import EMA
 from cram_composer.algorithms.lawa import LAWA
-from cram_composer.algorithms.registry import Parts, build_algorithms
 from cram_composer.algorithms.swa import SWA, with_swa
 from cram_composer.algorithms.weight_average import WeightAverage, saved_average
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.budget.schedules import build_schedule
-from cram_composer.config.algorithms_schema import AlgorithmsConfig, EmaConfig, LawaConfig, SwaConfig
+from cram_composer.config.algorithms_schema import EmaConfig, LawaConfig, SwaConfig
 from cram_composer.config.optimizer_schema import ScheduleConfig
-from cram_composer.errors import ConfigError
 from tests.tiny_runs import TinyRuns, losses, record, saved
 
 
@@ -157,12 +155,6 @@ def test_the_rate_stays_where_swa_starts():
     assert held(1.0) == held(0.9) == schedule(0.8) == pytest.approx(0.8)
     assert with_swa(schedule, SwaConfig()) is schedule
     assert with_swa(schedule, None) is schedule
-
-
-def test_two_averages_are_refused(budget: Budget):
-    config = AlgorithmsConfig(ema=EmaConfig(), lawa=LawaConfig())
-    with pytest.raises(ConfigError, match="ema and lawa do the same thing"):
-        build_algorithms(config, Parts(budget, None, 1, 17))
 
 
 def test_a_run_evaluates_and_ends_with_the_average(tiny_run: TinyRuns, plain_run):

@@ -9,11 +9,8 @@ import torch
 import torch.nn.functional as F
 from composer.core import Event, Timestamp
 
-from cram_composer.algorithms.ema import EMA
 from cram_composer.algorithms.optimizer_support import gauss_newton_bartlett, optimizer_support
 from cram_composer.budget.budget import Budget, Limits
-from cram_composer.config.algorithms_schema import EmaConfig
-from cram_composer.errors import CramError
 from cram_composer.optim import build_optimizer
 from tests.models.tiny_models import training_batch
 from tests.optim.small import ON_CPU, run_state, small_model, small_optimizer, small_settings, step
@@ -24,7 +21,7 @@ BUDGET = Budget(Limits(steps=10))
 @pytest.mark.parametrize("name", ON_CPU)
 def test_other_optimizers_need_nothing(name: str):
     model = small_model()
-    needed = optimizer_support(build_optimizer(small_settings(name), model), model, BUDGET, [])
+    needed = optimizer_support(build_optimizer(small_settings(name), model), model, BUDGET)
     names = [type(algorithm).__name__ for algorithm in needed]
     assert names == {"schedule-free": ["ScheduleFreeWeights"], "sophia": ["SampledCurvature"]}.get(name, [])
 
@@ -33,7 +30,7 @@ def test_schedule_free_is_evaluated_at_its_average():
     """The three sequences of arXiv 2405.15682, algorithm 1, with a constant rate and no second moment to speak of."""
     model = small_model()
     optimizer = build_optimizer(small_settings("schedule-free", lr=0.01, betas=[0.8, 0.0], eps=0.0), model)
-    (support,) = optimizer_support(optimizer, model, BUDGET, [])
+    (support,) = optimizer_support(optimizer, model, BUDGET)
     name = "model.encoder.layers.0.attention.out.weight"
     y = model.get_parameter(name)
     x = z = y.detach().clone()
@@ -52,7 +49,7 @@ def test_a_run_does_not_depend_on_how_often_it_is_evaluated():
     for evaluate in (False, True):
         model = small_model()
         optimizer = build_optimizer(small_settings("schedule-free"), model)
-        (support,) = optimizer_support(optimizer, model, BUDGET, [])
+        (support,) = optimizer_support(optimizer, model, BUDGET)
         state = SimpleNamespace(model=model)
         for seed in range(4):
             step(model, optimizer, seed)
@@ -68,16 +65,9 @@ def test_a_run_does_not_depend_on_how_often_it_is_evaluated():
 def test_schedule_free_before_its_first_step():
     model = small_model()
     optimizer = build_optimizer(small_settings("schedule-free"), model)
-    (support,) = optimizer_support(optimizer, model, BUDGET, [])
+    (support,) = optimizer_support(optimizer, model, BUDGET)
     assert all(torch.equal(support.average()[name], p) for name, p in model.named_parameters())
     assert not optimizer.state, "or torch takes the optimizer for one that has started, and loads nothing"
-
-
-def test_two_averages_are_refused():
-    model = small_model()
-    optimizer = build_optimizer(small_settings("schedule-free"), model)
-    with pytest.raises(CramError, match="schedule-free averages the weights itself, and EMA would"):
-        optimizer_support(optimizer, model, BUDGET, [EMA(EmaConfig(), BUDGET)])
 
 
 def test_the_curvature_is_the_gauss_newton_diagonal_on_average():
@@ -153,7 +143,7 @@ def test_sophias_update_and_how_often_it_asks_for_the_curvature():
 def test_the_labels_are_drawn_by_step_for_the_last_microbatch_that_went_through_the_model():
     model = small_model()
     optimizer = build_optimizer(small_settings("sophia"), model)
-    (support,) = optimizer_support(optimizer, model, BUDGET, [])
+    (support,) = optimizer_support(optimizer, model, BUDGET)
     state = run_state(model, training_batch(rows=2))
     support.apply(Event.FIT_START, state, None)
     support.apply(Event.BEFORE_FORWARD, state, None)
