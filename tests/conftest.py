@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -50,6 +51,12 @@ def write_text(path: Path, documents: int, seed: int = 0) -> None:
                 text.append(word)
                 word = rng.choice(after[word])
             file.write(" ".join(text) + ".\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As many open files as are allowed: what a test process has open adds up over a thousand data sets."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from streaming import MDSWriter
 from streaming.base.shared.memory import SharedMemory
 
+from cram_composer.data.stale_memory import remove_stale_memory
+
 LENGTH = 16
 BLOCK_ROWS = 8
 TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -81,11 +83,14 @@ def write_data_set(
 
 
 def close_shared_memory() -> None:
-    """Let go of what Streaming keeps to the end of the process, if it is much: a data set that is opened looks through
-    the shared memory of all others, and a process may have no more than 1,024 files."""
+    """Let go of what Streaming keeps to the end of the process, if it is much, and of what killed processes left.
+
+    A data set that is opened opens the shared memory of all others, and a process may have no more than 1,024 files.
+    """
     descriptors = Path("/proc/self/fd")
     if descriptors.is_dir() and len(list(descriptors.iterdir())) > 200:
         gc.collect()
+        remove_stale_memory()
         for held in gc.get_objects():
             if type(held) is SharedMemory:
                 atexit.unregister(held.cleanup)
