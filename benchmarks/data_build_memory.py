@@ -61,6 +61,8 @@ _STAGES = {
 
 def main() -> int:
     options = _options()
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         cores = len(os.sched_getaffinity(0))

@@ -13,6 +13,8 @@ from unittest import mock
 
 import torch
 
+from cram_composer.data.stale_memory import remove_stale_memory
+
 
 class TinyRuns:
     """Trains in processes of their own, which are forked from one that has imported everything: a second or two each.
@@ -30,6 +32,7 @@ class TinyRuns:
         """Train with the configuration `overrides`, or go on; returns the run's folder, which is `name`."""
         with self._context.Pool(1) as pool:
             pool.apply(_train, (self._data, self._runs / name, overrides))
+        remove_stale_memory()  # a forked process ends without what Streaming does at the end of one
         return self._runs / name
 
     def resume(self, whole: Path, at: int, *overrides: str) -> Path:

@@ -77,8 +77,12 @@ def context(
     if causal is not None:
         masks.append((place[:, None] >= place)[None, None] | ~causal[:, None, None, None])
     mask = reduce(torch.logical_and, masks) if masks else None
+    if mask is not None and local:
+        mask = mask | (place[:, None] == place)  # padding far from any token, else without a key: kernels give NaN
     if config.positions == "alibi":
-        bias = alibi_bias(length, config.num_attention_heads, device).to(hidden.dtype)
+        kind = device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype  # of queries
+        bias = alibi_bias(length, config.num_attention_heads, device).to(dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
     rotary = None
     if config.positions == "rotary":

@@ -154,6 +154,22 @@ def test_documents_and_windows_and_padding_add_up():
     assert torch.allclose(logits(made, ids, attention_mask=mask)[:, :10], logits(made, ids[:, :10]), atol=1e-5)
 
 
+def test_no_query_is_without_a_key():
+    hidden, padded = torch.zeros(1, 16, 32), torch.tensor([[1] * 4 + [0] * 12])
+    for causal in (None, torch.tensor([True])):
+        made = context(tiny_config(local_window=4), True, hidden, padded, None, causal)
+        assert made.mask.any(dim=-1).all()
+        assert made.mask[0, 0, 15].nonzero().flatten().tolist() == [15]
+        assert not made.mask[0, 0, :4, 4:].any(), "tokens do not see padding"
+
+
+@pytest.mark.parametrize(("autocast", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_biases_have_the_type_of_queries(autocast: bool, dtype: torch.dtype):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        made = context(tiny_config(positions="alibi"), False, torch.zeros(1, 8, 32), None, None, None)
+    assert made.mask.dtype == dtype
+
+
 def test_normed_queries_and_keys_have_no_scale():
     torch.manual_seed(0)
     attention = SelfAttention(tiny_config(qk_norm=True))
