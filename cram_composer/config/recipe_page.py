@@ -14,6 +14,9 @@ A run names one preset and any number of ingredients, in order: `recipes=[cramme
 is a whole published set-up; an ingredient changes one thing. Ingredients named on the command line come after the
 values of the run's YAML, presets and what the YAML names itself before them; `cram explain RUN.yaml recipes=[...]`
 shows where every value came from. Recipes that need or exclude each other say so in one line before anything starts.
+
+What a YAML sets itself stands against its presets: with `yamls/cram-cpu.yaml` every preset keeps that file's small
+model, peak learning rate and batch. `yamls/cram-1gpu.yaml` leaves these to the preset.
 """
 
 

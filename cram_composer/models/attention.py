@@ -30,7 +30,7 @@ class Context(NamedTuple):
         mask = None if self.mask is None else self.mask[..., ::stride, ::stride][..., :count, :count]
         return Context(mask, None if self.rotary is None else self.rotary[..., ::stride, :][..., :count, :])
 
-    def of(self, positions: torch.Tensor) -> Context:
+    def at(self, positions: torch.Tensor) -> Context:
         """That of the positions int64 [B, K], which differ from row to row."""
         rows = torch.arange(len(positions), device=positions.device)[:, None, None]
         mask = self.mask

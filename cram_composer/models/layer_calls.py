@@ -37,10 +37,10 @@ class LayerCalls:
         contexts = (everywhere.strided(stride, count), None if local is None else local.strided(stride, count))
         return LayerCalls(self._layers, contexts, [value[:, ::stride][:, :count] for value in self._values])
 
-    def of(self, positions: torch.Tensor) -> LayerCalls:
+    def at(self, positions: torch.Tensor) -> LayerCalls:
         """For rows of which the positions int64 [B, K] are left."""
         everywhere, local = self._contexts
-        contexts = (everywhere.of(positions), None if local is None else local.of(positions))
+        contexts = (everywhere.at(positions), None if local is None else local.at(positions))
         return LayerCalls(self._layers, contexts, [pick(value, positions) for value in self._values])
 
 

@@ -29,7 +29,7 @@ class TokenDropping(nn.Module):
             if self.training and index == self.middle.start and len(self.middle):
                 chance = torch.rand(batch, length, device=hidden.device)
                 positions = chance.topk(self._kept(length), dim=1).indices.sort(dim=1).values
-                some, everything, hidden = layers.of(positions), hidden, pick(hidden, positions)
+                some, everything, hidden = layers.at(positions), hidden, pick(hidden, positions)
             if positions is not None and index == self.middle.stop:
                 place = positions.unsqueeze(-1).expand_as(hidden)
                 some, hidden, positions = layers, everything.scatter(1, place, hidden), None
