@@ -30,8 +30,12 @@ class TinyRuns:
 
     def __call__(self, name: str, *overrides: str) -> Path:
         """Train with the configuration `overrides`, or go on; returns the run's folder, which is `name`."""
-        with self._context.Pool(1) as pool:
+        pool = self._context.Pool(1)
+        try:
             pool.apply(_train, (self._data, self._runs / name, overrides))
+        finally:  # not terminated: a run takes SIGTERM for its own, and the process would go on for ever
+            pool.close()
+            pool.join()
         remove_stale_memory()  # a forked process ends without what Streaming does at the end of one
         return self._runs / name
 
