@@ -10,8 +10,14 @@ from cram_composer.config.model_schema import HF_KEYS, ModelConfig
 from cram_composer.config.schema import RunConfig
 from cram_composer.errors import ConfigError
 
-# Of each of these, only one can be what a run evaluates, or what computes its norms.
-EXCLUSIVE = (("ema", "swa", "lawa"), ("fused_layernorm", "low_precision_layernorm"))
+AVERAGES = ("ema", "swa", "lawa")  # one of them can be what a run evaluates
+NORMS = ("fused_layernorm", "low_precision_layernorm")  # one of them can be what computes its norms
+
+_FUNNEL_LAYERS = 5
+_NO_FREEZING = {
+    "elc": "later layers read what frozen ones add",
+    "recurrent": "the lowest layers run again above the others, which then need their gradient",
+}
 
 # A key of the model, the key that decides whether it is read, and the values of that key with which it is; none of them
 # stands for any value but null.
@@ -35,11 +41,11 @@ def check_combinations(config: RunConfig) -> None:
     """Refuse choices that are each right, but not together. Raises ConfigError, one line."""
     model, algorithms = config.model, config.algorithms
     ours = model.architecture == "crambert"
-    for alternatives in EXCLUSIVE:
+    for alternatives in (AVERAGES, NORMS):
         chosen = [name for name in alternatives if getattr(algorithms, name) is not None]
         if len(chosen) > 1:
             raise ConfigError(f"algorithms: {' and '.join(chosen)} do the same thing; set all but one of them to null")
-    averages = [name for name in EXCLUSIVE[0] if getattr(algorithms, name) is not None]
+    averages = [name for name in AVERAGES if getattr(algorithms, name) is not None]
     if averages and config.optimizer.name == "schedule-free":
         raise ConfigError(
             f"algorithms.{averages[0]}: the optimizer schedule-free averages the weights itself, and this would be of "
@@ -80,13 +86,6 @@ def check_combinations(config: RunConfig) -> None:
         raise ConfigError("model.hf_name: architecture hf needs a model type, such as model.hf_name=bert")
     if model.architecture == "hf" and model.document_masking:
         raise ConfigError("model.document_masking: architecture hf cannot do it; use architecture crambert or false")
-
-
-_FUNNEL_LAYERS = 5
-_NO_FREEZING = {
-    "elc": "later layers read what frozen ones add",
-    "recurrent": "the lowest layers run again above the others, which then need their gradient",
-}
 
 
 def check_read(plain: dict[str, Any], provenance: Mapping[str, str], layers: Sequence[str]) -> None:

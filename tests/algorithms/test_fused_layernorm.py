@@ -72,7 +72,6 @@ print("equal")
 """
 
 
-@pytest.mark.slow
 def test_the_kernels_compute_norms_and_their_gradients():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])

@@ -13,7 +13,6 @@ from cram_composer.data.build.texts import Chunk, Texts, TextWriter
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_below_the_stated_bound_and_below_the_text():
     program = ["-m", "benchmarks.data_build_memory", "--megabytes", "24", "--sample-mib", "4", "--shuffle-mib", "1"]
