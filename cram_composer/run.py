@@ -60,7 +60,7 @@ class Run:
         """What computes: attention, loss and norm kernels, precision, compilation."""
         layernorm = [algorithm.kernel for algorithm in self.trainer.state.algorithms if hasattr(algorithm, "kernel")]
         return {
-            "attention": "torch scaled_dot_product_attention",
+            "attention": self.model.attention,
             "loss": self.model.loss_kernel,
             "layernorm": layernorm[0] if layernorm else "torch",
             "precision": self.device.precision,

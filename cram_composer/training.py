@@ -129,6 +129,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     network = build_model(config.model, data.manifest["vocab_size"], tokens, shift=config.objective.shift)
     model = MaskedLMTrainingModel(network, device.autocast_dtype, device.compile)
     model.use_loss(config.model.loss_kernel, device.name)
+    model.use_attention(config.model.attention_kernel, device.name, device.precision)
     optimizer = build_optimizer(config.optimizer, model)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]

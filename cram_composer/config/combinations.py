@@ -19,6 +19,8 @@ _NO_FREEZING = {
     "recurrent": "the lowest layers run again above the others, which then need their gradient",
 }
 
+_PARTS_OF_ROWS = ("funnel", "token-dropping")  # stacks some of whose layers see not all of a row
+
 # A key of the model, the key that decides whether it is read, and the values of that key with which it is; none of them
 # stands for any value but null.
 READ_WITH: list[tuple[str, str, Sequence[str]]] = [
@@ -82,10 +84,28 @@ def check_combinations(config: RunConfig) -> None:
             f"model.num_hidden_layers: {model.num_hidden_layers} are too few for a funnel: three stages and two layers "
             f"after them need {_FUNNEL_LAYERS}"
         )
+    if ours and model.attention_kernel != "sdpa":
+        _check_attention(config)
     if model.architecture == "hf" and model.hf_name is None:
         raise ConfigError("model.hf_name: architecture hf needs a model type, such as model.hf_name=bert")
     if model.architecture == "hf" and model.document_masking:
         raise ConfigError("model.document_masking: architecture hf cannot do it; use architecture crambert or false")
+
+
+def _check_attention(config: RunConfig) -> None:
+    model = config.model
+    kernel = f"model.attention_kernel: {model.attention_kernel}"
+    if model.stack in _PARTS_OF_ROWS:
+        raise ConfigError(
+            f"{kernel} masks whole rows, and the layers of model.stack={model.stack} see parts of them; use sdpa or "
+            "another stack"
+        )
+    if model.attention_kernel == "flex" and model.attention_probs_dropout_prob:
+        raise ConfigError(f"{kernel} has no dropout; use model.attention_probs_dropout_prob=0 or another kernel")
+    if model.attention_kernel == "flash" and config.objective.causal_fraction:
+        raise ConfigError(
+            f"{kernel} takes all rows as causal or none; use flex or sdpa, or objective.causal_fraction=0"
+        )
 
 
 def check_read(plain: dict[str, Any], provenance: Mapping[str, str], layers: Sequence[str]) -> None:

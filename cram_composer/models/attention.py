@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +15,92 @@ from .positions import alibi_bias, rotary_table, rotate
 _QK_EPS = 1e-6
 
 
+class Rows(NamedTuple):
+    """What decides which keys a query may attend to, in the layers that see everything or in the `local` ones.
+
+    `length` is that of the rows, `dtype` that of queries; `attention_mask` [B, L] is 0 at padding and not looked at
+    where there are `document_ids` (int64 [B, L], see CramBertModel); rows where `causal` (bool [B]) is true attend to
+    nothing after a token.
+    """
+
+    config: CramBertConfig
+    local: bool
+    batch: int
+    length: int
+    device: torch.device
+    dtype: torch.dtype
+    attention_mask: torch.Tensor | None
+    document_ids: torch.Tensor | None
+    causal: torch.Tensor | None
+
+
+class AttentionKernel(Protocol):
+    """What computes attention, and what it wants to know of the rows for that."""
+
+    def mask(self, rows: Rows) -> Any:
+        """Whatever `attend` takes; made once for all layers of a kind."""
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float
+    ) -> torch.Tensor:
+        """Softmax of products over sqrt(D), of all [B, heads, L, D] -> [B, heads, L, D]."""
+
+
+class DenseAttention:
+    """torch's scaled_dot_product_attention, with a mask of every query and key where one is needed.
+
+    The mask is broadcastable to [B, heads, L, L]: bool, True where a key may be attended to, or a float that is added.
+    """
+
+    def mask(self, rows: Rows) -> torch.Tensor | None:
+        """Everything that limits attention, as one tensor; None where nothing does."""
+        config = rows.config
+        place = torch.arange(rows.length, device=rows.device)
+        masks = []
+        if rows.document_ids is not None:
+            masks.append(rows.document_ids[:, None, :, None] == rows.document_ids[:, None, None, :])
+        elif rows.attention_mask is not None:
+            masks.append(rows.attention_mask[:, None, None, :].bool())
+        if rows.local:
+            assert config.local_window is not None
+            masks.append((place[:, None] - place).abs()[None, None] <= config.local_window // 2)
+        if rows.causal is not None:
+            masks.append((place[:, None] >= place)[None, None] | ~rows.causal[:, None, None, None])
+        mask = reduce(torch.logical_and, masks) if masks else None
+        if mask is not None and rows.local:
+            mask = mask | (place[:, None] == place)  # padding far from any token, else without a key: kernels give NaN
+        if config.positions == "alibi":
+            bias = alibi_bias(rows.length, config.num_attention_heads, rows.device).to(rows.dtype)
+            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+        return mask
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        dropout: float,
+    ) -> torch.Tensor:
+        """[B, heads, L, D] -> [B, heads, L, D]."""
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+DENSE = DenseAttention()
+
+
 class Context(NamedTuple):
     """What attention knows of the rows besides their hidden states; the same for all layers of a kind.
 
-    `mask` is broadcastable to [B, heads, L, L]: bool, True where a key may be attended to, or a float that is added;
-    `rotary` a table for `rotate`. None where there is nothing of the kind.
+    `mask` is what `kernel` takes, `rotary` a table for `rotate`; None where there is nothing of the kind. Only of a
+    DenseAttention can there be a context of some of the positions.
     """
 
-    mask: torch.Tensor | None
+    mask: Any
     rotary: torch.Tensor | None
+    kernel: AttentionKernel = DENSE
 
     def strided(self, stride: int, count: int) -> Context:
         """That of every `stride`-th position, the first `count` of them."""
@@ -46,53 +123,42 @@ def is_local(config: CramBertConfig, layer: int) -> bool:
     return config.local_window is not None and layer % config.global_every != 0
 
 
-def context(
+def contexts(
     config: CramBertConfig,
-    local: bool,
+    kernel: AttentionKernel,
     hidden: torch.Tensor,
     attention_mask: torch.Tensor | None,
     document_ids: torch.Tensor | None,
     causal: torch.Tensor | None,
-) -> Context:
-    """The context of the layers that see everything, or of the `local` ones.
+) -> tuple[Context, Context | None]:
+    """The context of the layers that see everything, and that of the local ones if there are any.
 
     Args:
         config: the model's.
-        local: of which layers.
+        kernel: what computes attention.
         hidden: the embedded rows, [B, L, H].
-        attention_mask: [B, L], 0 at padding; not looked at where there are document ids.
-        document_ids: int64 [B, L], see CramBertModel.
-        causal: bool [B], rows whose tokens attend to themselves and what is before them only.
+        attention_mask: see Rows, as the other two.
+        document_ids: see Rows.
+        causal: see Rows.
     """
-    length, device = hidden.shape[1], hidden.device
-    place = torch.arange(length, device=device)
-    masks = []
-    if document_ids is not None:
-        masks.append(document_ids[:, None, :, None] == document_ids[:, None, None, :])
-    elif attention_mask is not None:
-        masks.append(attention_mask[:, None, None, :].bool())
-    if local:
-        assert config.local_window is not None
-        masks.append((place[:, None] - place).abs()[None, None] <= config.local_window // 2)
-    if causal is not None:
-        masks.append((place[:, None] >= place)[None, None] | ~causal[:, None, None, None])
-    mask = reduce(torch.logical_and, masks) if masks else None
-    if mask is not None and local:
-        mask = mask | (place[:, None] == place)  # padding far from any token, else without a key: kernels give NaN
-    if config.positions == "alibi":
-        kind = device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype  # of queries
-        bias = alibi_bias(length, config.num_attention_heads, device).to(dtype)
-        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
-    rotary = None
-    if config.positions == "rotary":
-        theta = config.local_rope_theta if local and config.local_rope_theta is not None else config.rope_theta
-        rotary = rotary_table(length, config.hidden_size // config.num_attention_heads, theta, device)
-    return Context(mask, rotary)
+    batch, length, width = hidden.shape
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+    def of(local: bool) -> Context:
+        rows = Rows(config, local, batch, length, hidden.device, dtype, attention_mask, document_ids, causal)
+        rotary = None
+        if config.positions == "rotary":
+            theta = config.local_rope_theta if local and config.local_rope_theta is not None else config.rope_theta
+            rotary = rotary_table(length, width // config.num_attention_heads, theta, hidden.device)
+        return Context(kernel.mask(rows), rotary, kernel)
+
+    has_local = any(is_local(config, layer) for layer in range(config.num_hidden_layers))
+    return of(local=False), of(local=True) if has_local else None
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2) with one fused QKV projection, through torch SDPA.
+    """Multi-head attention (Vaswani et al. 2017, section 3.2) with one fused QKV projection, by the context's kernel.
 
     `qk_norm` normalises queries and keys per head (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv
     2302.05442). With `value_embedding`, values are half the projection and half that embedding at first (Zhou et al.
@@ -133,10 +199,7 @@ class SelfAttention(nn.Module):
         if self.value_shares is not None and value_embedding is not None:
             embedded = value_embedding.view(batch, length, self.num_heads, -1).transpose(1, 2)
             value = (self.value_shares[0] * value + self.value_shares[1] * embedded).to(query.dtype)
-        mask = context.mask
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        attended = context.kernel.attend(query, key, value, context.mask, dropout)
         attended = attended.transpose(1, 2).reshape(batch, length, width)
         return self.out(attended if self.gate is None else attended * F.gelu(self.gate(hidden)))

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
 
-from .attention import SelfAttention, context
+from .attention import DENSE, AttentionKernel, SelfAttention, contexts
 from .configuration_crambert import CramBertConfig
 from .embeddings import Embeddings
 from .feedforward import GLU, MLP
@@ -62,7 +62,12 @@ class CramBertPreTrainedModel(PreTrainedModel):
 
 
 class CramBertModel(CramBertPreTrainedModel):
-    """The bare encoder: embedding, layers, a last norm."""
+    """The bare encoder: embedding, layers, a last norm.
+
+    `attention_kernel` computes attention in training; evaluation is torch's scaled_dot_product_attention.
+    """
+
+    attention_kernel: AttentionKernel = DENSE
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__(config)
@@ -97,11 +102,10 @@ class CramBertModel(CramBertPreTrainedModel):
         hidden = self.embeddings(input_ids)
         config = cast(CramBertConfig, self.config)
         layers = cast(Sequence[CramBertLayer], self.layers)
-        rows = (hidden, attention_mask, document_ids, causal)
-        has_local = any(layer.is_local for layer in layers)
-        contexts = (context(config, False, *rows), context(config, True, *rows) if has_local else None)
+        kernel = self.attention_kernel if self.training else DENSE
+        known = contexts(config, kernel, hidden, attention_mask, document_ids, causal)
         values = [embedding(input_ids) for embedding in self.value_embeddings]
-        hidden = self.stack(LayerCalls(layers, contexts, values), hidden)
+        hidden = self.stack(LayerCalls(layers, known, values), hidden)
         return BaseModelOutput(last_hidden_state=self.final_norm(hidden))
 
 

@@ -92,17 +92,21 @@ def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
     return x * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
-def alibi_bias(length: int, heads: int, device: torch.device) -> torch.Tensor:
-    """What is added to attention's products: -slope * |i - j|, fp32 [1, heads, L, L].
+def alibi_slopes(heads: int, device: torch.device) -> torch.Tensor:
+    """The slopes of ALiBi, fp32 [heads] (Press et al. 2021, arXiv 2108.12409, section 3).
 
-    ALiBi (Press et al. 2021, arXiv 2108.12409, section 3), symmetric for an encoder. The slopes are 2^(-8 k / heads);
-    where the number of heads is no power of two, the odd ones of twice the next lower power fill up, as in their code.
+    They are 2^(-8 k / heads); where the number of heads is no power of two, the odd ones of twice the next lower power
+    fill up, as in their code.
     """
 
     def slopes(count: int) -> list[float]:
         return [2.0 ** (-8.0 * k / count) for k in range(1, count + 1)]
 
     lower = 2 ** int(math.log2(heads))
-    slope = torch.tensor(slopes(lower) + slopes(2 * lower)[::2][: heads - lower], device=device)
+    return torch.tensor(slopes(lower) + slopes(2 * lower)[::2][: heads - lower], device=device)
+
+
+def alibi_bias(length: int, heads: int, device: torch.device) -> torch.Tensor:
+    """What is added to attention's products: -slope * |i - j|, symmetric for an encoder, fp32 [1, heads, L, L]."""
     place = torch.arange(length, device=device)
-    return -slope[:, None, None] * (place[:, None] - place).abs()[None, None]
+    return -alibi_slopes(heads, device)[:, None, None] * (place[:, None] - place).abs()[None, None]

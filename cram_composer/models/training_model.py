@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from cram_composer.data.masking import IGNORED
+from cram_composer.models.attention_kernels import choose_attention
 from cram_composer.models.compilation import compile_model, uncompile
 from cram_composer.models.losses import choose_loss
 from cram_composer.models.metrics import MaskedAccuracy, MaskedLoss
@@ -39,7 +40,8 @@ class MaskedLMTrainingModel(ComposerModel):
             and for each new shape; one that fails is given up with a warning and the batch is run again without it.
             Evaluation runs eagerly: a graph of its own would cost more of the budget than it saves.
 
-    `compile_state` says what is in effect: the mode, or "off (failed: ...)"; `loss_kernel` what computes the loss.
+    `compile_state` says what is in effect: the mode, or "off (failed: ...)"; `loss_kernel` and `attention` what
+    computes the two in training.
     """
 
     def __init__(self, model: PreTrainedModel, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> None:
@@ -50,6 +52,7 @@ class MaskedLMTrainingModel(ComposerModel):
         self.compiled_regions = compile_model(model, compile)
         self.compile_state = compile
         self.loss_kernel = "torch, full"
+        self.attention = f"transformers {model.config._attn_implementation}"
         self.rehearsed: set[tuple[torch.Size, ...]] = set()
 
     def forward(self, batch: Batch) -> MaskedLMOutput:
@@ -72,6 +75,11 @@ class MaskedLMTrainingModel(ComposerModel):
         """Have CramBERT's head compute its training loss with a kernel of LOSSES on `device` ("cpu" or "gpu")."""
         if isinstance(self.model, CramBertForMaskedLM):
             self.model.head.loss, self.loss_kernel = choose_loss(kernel, device)
+
+    def use_attention(self, kernel: str, device: str, precision: str) -> None:
+        """Have CramBERT's layers attend in training with a kernel that `choose_attention` knows."""
+        if isinstance(self.model, CramBertForMaskedLM):
+            self.model.encoder.attention_kernel, self.attention = choose_attention(kernel, device, precision)
 
     def _rehearse(self, batch: Batch) -> None:
         """Run forward and backward once for nothing when the batch's shapes are new.

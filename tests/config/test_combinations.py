@@ -39,6 +39,16 @@ def check(*overrides: str, path: Path = REPOSITORY / "yamls" / "cram-cpu.yaml") 
         (["algorithms.stochastic_depth={}", "train.compile=full"], "algorithms.stochastic_depth: train.compile=full"),
         (["algorithms.label_smoothing={}", HF], "algorithms.label_smoothing: a model of transformers"),
         (["model.stack=funnel", "model.num_hidden_layers=4"], "model.num_hidden_layers: 4 are too few for a funnel"),
+        (
+            ["recipes=[crammed-bert,token-dropping]", "model.attention_kernel=flex"],
+            "model.attention_kernel: flex masks",
+        ),
+        (["model.attention_kernel=flash", "model.stack=token-dropping"], "model.attention_kernel: flash masks"),
+        (["model={attention_kernel: flex, attention_probs_dropout_prob: 0.1}"], "model.attention_kernel: flex has no"),
+        (
+            ["model.attention_kernel=flash", "objective={shift: true, causal_fraction: 0.5}"],
+            "model.attention_kernel: flash takes all rows as causal or none",
+        ),
     ],
 )
 def test_what_cannot_be_combined_is_one_line(overrides: list[str], message: str):

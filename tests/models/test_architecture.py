@@ -11,7 +11,7 @@ from tiny_models import tiny_config, tiny_model, training_batch
 from torch import nn
 
 from cram_composer.config.model_schema import ModelConfig
-from cram_composer.models.attention import Context, SelfAttention, context
+from cram_composer.models.attention import DENSE, Context, SelfAttention, contexts
 from cram_composer.models.factory import build_model
 from cram_composer.models.feedforward import FEEDFORWARDS
 from cram_composer.models.layer import CramBertLayer
@@ -126,7 +126,7 @@ def test_local_layers_see_their_window_and_every_third_sees_all():
     layer = CramBertLayer(config, 1).eval()
     assert layer.is_local
     assert not CramBertLayer(config, 0).is_local
-    near = context(config, True, hidden, None, None, None)
+    _, near = contexts(config, DENSE, hidden, None, None, None)
     with torch.no_grad():
         changed = hidden.clone()
         changed[0, 8] += 1.0
@@ -157,7 +157,7 @@ def test_documents_and_windows_and_padding_add_up():
 def test_no_query_is_without_a_key():
     hidden, padded = torch.zeros(1, 16, 32), torch.tensor([[1] * 4 + [0] * 12])
     for causal in (None, torch.tensor([True])):
-        made = context(tiny_config(local_window=4), True, hidden, padded, None, causal)
+        _, made = contexts(tiny_config(local_window=4, global_every=2), DENSE, hidden, padded, None, causal)
         assert made.mask.any(dim=-1).all()
         assert made.mask[0, 0, 15].nonzero().flatten().tolist() == [15]
         assert not made.mask[0, 0, :4, 4:].any(), "tokens do not see padding"
@@ -166,7 +166,7 @@ def test_no_query_is_without_a_key():
 @pytest.mark.parametrize(("autocast", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
 def test_biases_have_the_type_of_queries(autocast: bool, dtype: torch.dtype):
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        made = context(tiny_config(positions="alibi"), False, torch.zeros(1, 8, 32), None, None, None)
+        made, _ = contexts(tiny_config(positions="alibi"), DENSE, torch.zeros(1, 8, 32), None, None, None)
     assert made.mask.dtype == dtype
 
 

@@ -1,0 +1,171 @@
+"""Attention by kernel: what CramBERT's layers may compute in training. None of this travels with exported models.
+
+torch's scaled_dot_product_attention takes its fast kernels only where nothing but padding-free rows is asked of it; a
+mask of every query and key costs them. Those here skip what a mask excludes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from cram_composer.models.attention import DENSE, AttentionKernel, Rows
+from cram_composer.models.positions import alibi_slopes
+
+log = logging.getLogger(__name__)
+
+_SDPA = "torch scaled_dot_product_attention"
+_HALVES = ("bf16", "fp16")  # what flash-attn computes in
+
+
+class FlexMask(NamedTuple):
+    """What FlexAttention takes: the blocks that are not all masked, and what is done to a product."""
+
+    blocks: BlockMask | None
+    score: Callable[..., torch.Tensor] | None
+
+
+class FlexAttention:
+    """torch's FlexAttention (Dong et al. 2024, arXiv 2412.05496), which skips blocks without a key for any query.
+
+    `compile` is off only where there is nothing to gain: without it, every product is held.
+    """
+
+    def __init__(self, compile: bool = True) -> None:
+        self._attention: Callable[..., Any] = torch.compile(flex_attention) if compile else flex_attention
+
+    def mask(self, rows: Rows) -> FlexMask:
+        """Documents, padding, the local window and causal rows as blocks; ALiBi as what is added to a product."""
+        segments, causal, window = _segments(rows), rows.causal, _half_window(rows)
+        blocks = None
+        if segments is not None or causal is not None or window is not None:
+            everything = torch.ones((), dtype=torch.bool, device=rows.device)
+
+            def allowed(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+                result = everything
+                if segments is not None:
+                    result = result & (segments[row, query] == segments[row, key])
+                if window is not None:
+                    result = result & ((query - key).abs() <= window)
+                if causal is not None:
+                    result = result & ((query >= key) | ~causal[row])
+                return result
+
+            by_row = None if segments is None and causal is None else rows.batch
+            blocks = create_block_mask(allowed, by_row, None, rows.length, rows.length, device=rows.device.type)
+        return FlexMask(blocks, _alibi_score(rows))
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: FlexMask, dropout: float
+    ) -> torch.Tensor:
+        """[B, heads, L, D] -> [B, heads, L, D]. There is no dropout in it, and config.combinations refuses any."""
+        return self._attention(query, key, value, score_mod=mask.score, block_mask=mask.blocks)
+
+
+class FlashMask(NamedTuple):
+    """What flash-attn's varlen kernel takes: where segments start, and how far and how steeply a query sees."""
+
+    starts: torch.Tensor  # int32 [S + 1], of all rows laid end to end, and their end
+    window: tuple[int, int]  # keys before and after a query, -1 for all
+    slopes: torch.Tensor | None  # fp32 [heads]
+
+
+class FlashAttention:
+    """flash-attn's kernel for segments of different lengths (Dao 2023, arXiv 2307.08691).
+
+    Each document, each row's padding, or each row is a segment: nothing is computed between two of them, and no mask is
+    held. Causal rows beside others are beyond it.
+    """
+
+    def __init__(self) -> None:
+        from flash_attn import flash_attn_varlen_func
+
+        self._attention = flash_attn_varlen_func
+
+    def mask(self, rows: Rows) -> FlashMask:
+        """Where segments start in the rows laid end to end. One wait for the device, for their number."""
+        segments, window = _segments(rows), _half_window(rows)
+        changes = torch.zeros(rows.batch, rows.length, dtype=torch.bool, device=rows.device)
+        changes[:, 0] = True
+        if segments is not None:
+            changes[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        starts = changes.flatten().nonzero().flatten()
+        end = torch.full_like(starts[:1], changes.numel())
+        slopes = None
+        if rows.config.positions == "alibi":
+            slopes = alibi_slopes(rows.config.num_attention_heads, rows.device)
+        reach = -1 if window is None else window
+        return FlashMask(torch.cat((starts, end)).to(torch.int32), (reach, reach), slopes)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: FlashMask, dropout: float
+    ) -> torch.Tensor:
+        """[B, heads, L, D] -> [B, heads, L, D], in bf16 or fp16."""
+        batch, heads, length, size = query.shape
+        flat = [x.transpose(1, 2).reshape(batch * length, heads, size) for x in (query, key, value)]
+        attended = self._attention(
+            *flat,
+            cu_seqlens_q=mask.starts,
+            cu_seqlens_k=mask.starts,
+            max_seqlen_q=length,
+            max_seqlen_k=length,
+            dropout_p=dropout,
+            window_size=mask.window,
+            alibi_slopes=mask.slopes,
+        )
+        return attended.view(batch, length, heads, size).transpose(1, 2)
+
+
+def _segments(rows: Rows) -> torch.Tensor | None:
+    """A number [B, L] for each token; those of a row with the same number, which are neighbours, see each other.
+
+    Padding is a segment of its own, so that it has keys too.
+    """
+    return rows.attention_mask if rows.document_ids is None else rows.document_ids
+
+
+def _half_window(rows: Rows) -> int | None:
+    if not rows.local:
+        return None
+    assert rows.config.local_window is not None
+    return rows.config.local_window // 2
+
+
+def _alibi_score(rows: Rows) -> Callable[..., torch.Tensor] | None:
+    if rows.config.positions != "alibi":
+        return None
+    slopes = alibi_slopes(rows.config.num_attention_heads, rows.device)
+
+    def biased(score: torch.Tensor, row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        return score - slopes[head] * (query - key).abs()
+
+    return biased
+
+
+def choose_attention(kernel: str, device: str, precision: str) -> tuple[AttentionKernel, str]:
+    """The kernel to use and its name; warns where it is not what was asked for.
+
+    Args:
+        kernel: "sdpa", "flex" or "flash".
+        device: "cpu" or "gpu".
+        precision: "bf16", "fp16" or "fp32".
+    """
+    if kernel == "sdpa":
+        return DENSE, _SDPA
+    reason = "there is no GPU"
+    if device == "gpu":
+        if kernel == "flex":
+            return FlexAttention(), f"torch {torch.__version__} flex_attention (triton)"
+        reason = f"it computes in {' or '.join(_HALVES)}, and this run in {precision}"
+        if precision in _HALVES:
+            try:
+                return FlashAttention(), f"flash-attn {importlib.metadata.version('flash-attn')} (varlen)"
+            except (ImportError, RuntimeError) as error:
+                reason = str(error)
+    log.warning("model.attention_kernel: %s cannot be used (%s); torch's attention runs", kernel, reason)
+    return DENSE, _SDPA

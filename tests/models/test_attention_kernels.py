@@ -1,0 +1,146 @@
+"""The kernels of attention agree with torch's dense one, whatever limits attention."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import tiny_model, training_batch
+
+from cram_composer.models import attention_kernels
+from cram_composer.models.attention import DENSE, AttentionKernel
+from cram_composer.models.attention_kernels import FlashAttention, FlexAttention, choose_attention
+
+DOCUMENTS = torch.tensor([[0] * 9 + [1] * 7, [0] * 3 + [1] * 10 + [-1] * 3, [0] * 16])
+PADDING = torch.tensor([[1] * 16, [1] * 5 + [0] * 11, [1] * 12 + [0] * 4])
+CAUSAL = torch.tensor([True, False, True])
+LIMITS = {
+    "nothing": {},
+    "documents": {"document_ids": DOCUMENTS},
+    "padding": {"attention_mask": PADDING},
+    "causal rows": {"causal": CAUSAL},
+    "documents and causal rows": {"document_ids": DOCUMENTS, "causal": CAUSAL},
+}
+MODELS = {
+    "plain": {},
+    "local": {"local_window": 4, "global_every": 2},
+    "alibi": {"positions": "alibi", "num_attention_heads": 2},
+    "local rotary": {"positions": "rotary", "local_window": 4, "global_every": 2},
+}
+
+
+def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **settings):
+    """What flash-attn documents of `flash_attn_varlen_func`, segment by segment."""
+    assert settings.keys() == {"dropout_p", "window_size", "alibi_slopes"}
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    out = torch.empty_like(q)
+    for start, end in itertools.pairwise(cu_seqlens_q.tolist()):
+        assert 0 < end - start <= max_seqlen_q == max_seqlen_k
+        place = torch.arange(end - start)
+        distance = (place[:, None] - place).abs()
+        bias = torch.zeros(distance.shape)
+        before, after = settings["window_size"]
+        assert before == after
+        if before >= 0:
+            bias = bias.masked_fill(distance > before, float("-inf"))
+        if settings["alibi_slopes"] is not None:
+            bias = bias - settings["alibi_slopes"][:, None, None] * distance
+        part = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(*part, attn_mask=bias, dropout_p=settings["dropout_p"])
+        out[start:end] = attended[0].transpose(0, 1)
+    return out
+
+
+@pytest.fixture
+def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = ModuleType("flash_attn")
+    package.flash_attn_varlen_func = varlen
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+
+
+def hidden_and_gradients(kernel: AttentionKernel, model_settings: dict, limits: dict) -> list[torch.Tensor]:
+    model = tiny_model(**model_settings).train().encoder
+    model.attention_kernel = kernel
+    hidden = model(training_batch()["input_ids"], **limits).last_hidden_state
+    if "attention_mask" in limits:  # what padding gathers is nobody's concern, and differs
+        hidden = hidden * limits["attention_mask"][..., None]
+    return [hidden, *torch.autograd.grad(hidden.square().sum(), list(model.parameters()))]
+
+
+def agree(kernel: AttentionKernel, model_settings: dict, limits: dict) -> None:
+    expected = hidden_and_gradients(DENSE, model_settings, limits)
+    found = hidden_and_gradients(kernel, model_settings, limits)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("model", MODELS)
+def test_flex_is_dense_attention(model: str, limits: str):
+    agree(FlexAttention(compile=False), MODELS[model], LIMITS[limits])
+
+
+@pytest.mark.parametrize("limits", ["nothing", "documents", "padding"])
+@pytest.mark.parametrize("model", MODELS)
+def test_flash_is_dense_attention(model: str, limits: str, flash_attn: None):
+    agree(FlashAttention(), MODELS[model], LIMITS[limits])
+
+
+def test_flex_skips_blocks_without_a_key():
+    config = tiny_model(max_position_embeddings=1024).config
+    documents = torch.arange(4).repeat_interleave(256)[None]
+    rows = attention_kernels.Rows(config, False, 1, 1024, torch.device("cpu"), torch.float32, None, documents, None)
+    assert FlexAttention(compile=False).mask(rows).blocks.sparsity() == 75.0
+
+
+def test_new_documents_make_no_new_graph():
+    """Every batch has another mask; one graph for each would be compilation without end."""
+    model = tiny_model().train().encoder
+    model.attention_kernel = FlexAttention(compile=False)
+    counter = torch._dynamo.testing.CompileCounter()
+    for layer in model.layers:
+        layer.compile(backend=counter, fullgraph=True)
+    frames = []
+    for step in range(3):
+        documents = DOCUMENTS.roll(step, dims=0).contiguous()
+        model(training_batch()["input_ids"], document_ids=documents)
+        frames.append(counter.frame_count)
+    assert frames[0] > 0
+    assert frames[2] == frames[0]
+
+
+def test_evaluation_is_dense(monkeypatch: pytest.MonkeyPatch):
+    kernel = FlexAttention(compile=False)
+    monkeypatch.setattr(kernel, "attend", lambda *args: pytest.fail("was asked"))
+    model = tiny_model().eval()
+    model.encoder.attention_kernel = kernel
+    assert model(**training_batch()).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "precision", "reason"),
+    [
+        ("flex", "cpu", "bf16", "flex cannot be used (there is no GPU)"),
+        ("flash", "gpu", "fp32", "flash cannot be used (it computes in bf16 or fp16, and this run in fp32)"),
+        ("flash", "gpu", "bf16", "flash cannot be used (import of flash_attn halted"),
+    ],
+)
+def test_what_cannot_be_used_is_said(asked, device, precision, reason, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with caplog.at_level(logging.WARNING):
+        kernel, name = choose_attention(asked, device, precision)
+    assert kernel is DENSE
+    assert name == "torch scaled_dot_product_attention"
+    assert reason in caplog.text
+
+
+def test_what_can_be_used_is_named(flash_attn: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention_kernels.importlib.metadata, "version", lambda name: "2.8.3")
+    assert choose_attention("flash", "gpu", "bf16")[1] == "flash-attn 2.8.3 (varlen)"
+    assert "flex_attention" in choose_attention("flex", "gpu", "bf16")[1]
+    assert choose_attention("sdpa", "gpu", "bf16") == (DENSE, "torch scaled_dot_product_attention")
