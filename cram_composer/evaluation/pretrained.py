@@ -1,0 +1,94 @@
+"""What is evaluated: a run of ours, an export, a Hugging Face folder or name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cram_composer.errors import CramError
+from cram_composer.models.configuration_crambert import CramBertConfig
+from cram_composer.models.modeling_crambert import CramBertForSequenceClassification
+
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout", "dropout")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model to fine-tune: `source` is a folder or a hub's name, `hash` identifies its weights and tokenizer."""
+
+    name: str
+    source: str
+    hash: str
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer. Raises CramError."""
+        try:
+            return AutoTokenizer.from_pretrained(self.source)
+        except (OSError, ValueError) as error:
+            raise CramError(f"{self.name}: its tokenizer cannot be loaded: {_line(error)}") from None
+
+    def classifier(self, num_labels: int, dropout: float) -> PreTrainedModel:
+        """The encoder under a fresh head with `num_labels` outputs, drawn from torch's generator. Raises CramError."""
+        try:
+            config = _config(self.source)
+            config.num_labels = num_labels
+            config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+            for key in _DROPOUTS:
+                if getattr(config, key, None) is not None:
+                    setattr(config, key, dropout)
+            kind: Any = AutoModelForSequenceClassification
+            if isinstance(config, CramBertConfig):
+                kind = CramBertForSequenceClassification
+            return kind.from_pretrained(self.source, config=config)
+        except (OSError, ValueError) as error:
+            raise CramError(f"{self.name}: cannot be loaded: {_line(error)}") from None
+
+
+def find_pretrained(name: str) -> Pretrained:
+    """The run folder, the model folder or the model of the hub called `name`. Raises CramError."""
+    folder = Path(name)
+    if (folder / "record.json").is_file():
+        folder = folder / "export"
+        if not (folder / "config.json").is_file():
+            raise CramError(f"{name}: this run has no export yet; make one: cram export {name}")
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CramError(f"{folder}: neither a run nor a model: it has no record.json and no config.json")
+        return Pretrained(name, str(folder), _hash(folder))
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise CramError(f"{name}: no such folder")
+    return Pretrained(name, name, f"hub:{name}")
+
+
+def _config(source: str) -> PretrainedConfig:
+    values, _ = PretrainedConfig.get_config_dict(source)
+    if values.get("model_type") == CramBertConfig.model_type:
+        return CramBertConfig.from_pretrained(source)  # this project's own code, whatever the folder brings along
+    return AutoConfig.from_pretrained(source)
+
+
+def _hash(folder: Path) -> str:
+    """Of the weights, the configuration and the tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".bin") or path.name in ("config.json", "tokenizer.json", "vocab.txt"):
+            digest.update(path.name.encode())
+            with open(path, "rb") as file:
+                while part := file.read(1 << 20):
+                    digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

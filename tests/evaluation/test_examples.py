@@ -1,0 +1,105 @@
+"""Rows of every task are read from real-format files, and what is wrong with a file is one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from cram_composer.errors import CramError
+from cram_composer.evaluation.examples import read_split
+from cram_composer.evaluation.tasks import GLUE, find_task
+
+
+def rows(task: str, count: int = 4) -> list[dict]:
+    found = GLUE[task]
+    made = []
+    for number in range(count):
+        row = {column: f'the {column}, "{number}"' for column in found.texts}
+        row["label"] = 1.25 * number if found.is_regression else number % len(found.labels)
+        made.append(row | {"idx": number})
+    return made
+
+
+def write(folder: Path, task: str, split: str, suffix: str, given: list[dict]) -> Path:
+    path = folder / task / f"{split}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in given)
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(given), path)
+    elif suffix == ".tsv":
+        listed = ["\t".join(map(str, row.values())) for row in (dict(zip(given[0], given[0], strict=True)), *given)]
+        path.write_text("\n".join(listed) + "\n")
+    elif suffix == ".jsonl":
+        path.write_text(lines)
+    else:
+        with pyarrow.output_stream(path, compression={".jsonl.zst": "zstd", ".jsonl.gz": "gzip"}[suffix]) as file:
+            file.write(lines.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.zst", ".jsonl.gz", ".tsv", ".parquet"])
+@pytest.mark.parametrize("task", GLUE)
+def test_every_task_is_read_from_every_format(task: str, suffix: str, tmp_path: Path):
+    for split in GLUE[task].sizes:
+        write(tmp_path, task, split, suffix, rows(task))
+        found = read_split(GLUE[task], split, tmp_path)
+        assert found.texts == [tuple(row[column] for column in GLUE[task].texts) for row in rows(task)]
+        assert found.labels == [row["label"] for row in rows(task)]
+        assert not found.is_whole
+        assert found.official == GLUE[task].sizes[split]
+
+
+def test_a_whole_split_is_known_by_its_size(tmp_path: Path):
+    write(tmp_path, "wnli", "validation", ".jsonl", rows("wnli", 71))
+    assert read_split(GLUE["wnli"], "validation", tmp_path).is_whole
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("rte", {"sentence2": None}, "row 2: RTE needs the columns sentence1, sentence2, label; there is no sentence2"),
+        ("cola", {"label": None}, "row 2: CoLA needs the columns sentence, label; there is no label (found: sentence"),
+        ("cola", {"sentence": 3}, "row 2: column 'sentence' holds int, not text"),
+        ("cola", {"label": 2}, "row 2: label 2 is none of 0 (unacceptable), 1 (acceptable), as CoLA has them"),
+        ("sst2", {"label": -1}, "row 2: label -1 is none of 0 (negative), 1 (positive), as SST-2 has them"),
+        ("mnli", {"label": 0.5}, "row 2: label 0.5 is none of 0 (entailment), 1 (neutral), 2 (contradiction)"),
+        ("qnli", {"label": "entailment"}, "row 2: label 'entailment' is none of 0 (entailment), 1 (not_entailment)"),
+        ("stsb", {"label": 5.5}, "row 2: label 5.5 is no number from 0 to 5, as STS-B has them"),
+        ("stsb", {"label": "high"}, "row 2: label 'high' is no number from 0 to 5"),
+    ],
+)
+def test_a_wrong_row_is_one_line(task: str, change: dict, message: str, tmp_path: Path):
+    given = rows(task)
+    given[1] |= change
+    path = write(tmp_path, task, "train", ".jsonl", given)
+    with pytest.raises(CramError) as refused:
+        read_split(GLUE[task], "train", tmp_path)
+    assert str(refused.value).startswith(f"{path}, {message}") and "\n" not in str(refused.value)
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path):
+    path = write(tmp_path, "cola", "train", ".jsonl", rows("cola"))
+    with pytest.raises(CramError, match=r"rte: no such folder; found in .*: cola$"):
+        read_split(GLUE["rte"], "train", tmp_path)
+    with pytest.raises(CramError, match=r"cola: no split 'validation' \(validation.jsonl, .*\); found: train.jsonl$"):
+        read_split(GLUE["cola"], "validation", tmp_path)
+    with pytest.raises(CramError, match=r"no such folder; found in .*nowhere: nothing$"):
+        read_split(GLUE["cola"], "train", tmp_path / "nowhere")
+    path.write_text("{\n")
+    with pytest.raises(CramError, match=r"train.jsonl:1: not valid JSON"):
+        read_split(GLUE["cola"], "train", tmp_path)
+    path.write_text("\n")
+    with pytest.raises(CramError, match=r"train.jsonl: has no rows"):
+        read_split(GLUE["cola"], "train", tmp_path)
+    path.rename(path.with_suffix(".parquet"))
+    with pytest.raises(CramError, match=r"train.parquet: cannot be read: "):
+        read_split(GLUE["cola"], "train", tmp_path)
+
+
+def test_an_unknown_task_is_one_line():
+    with pytest.raises(CramError, match=r"^--tasks: there is no task 'stb'; did you mean 'stsb'\? There are cola, "):
+        find_task("stb", "--tasks")
