@@ -19,7 +19,7 @@ import math
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from cram_composer.config import compose
 from cram_composer.config.checks import check_run
 from cram_composer.config.recipes import exclusion, load_recipe, recipe_names
 from cram_composer.config.schema import RunConfig
+from cram_composer.data.stale_memory import remove_stale_memory
 from cram_composer.errors import CramError
 from cram_composer.start import start
 
@@ -74,7 +75,7 @@ def main() -> None:
     with context.Pool(options.jobs, maxtasksperchild=1) as pool:
         done = pool.imap(_train, wanted)
         for name in (None, *names):
-            losses, problems = zip(*(next(done) for _ in range(options.seeds)), strict=True)
+            losses, problems = zip(*(_next(done) for _ in range(options.seeds)), strict=True)
             if any(problems):
                 print(f"{name or 'yardstick':28} {next(filter(None, problems))}", flush=True)
             elif name is None:
@@ -84,6 +85,13 @@ def main() -> None:
                 print(_row(name, losses, yardstick), flush=True)
         pool.close()
         pool.join()
+
+
+def _next(done: Iterator[tuple[float, str]]) -> tuple[float, str]:
+    """The next run's outcome, without the shared memory that forked processes leave behind when they end."""
+    outcome = next(done)
+    remove_stale_memory()
+    return outcome
 
 
 class _Wanted(NamedTuple):
