@@ -7,6 +7,8 @@ python -m benchmarks.recipe_effects runs/effects-6 --recipes funnel elc --jobs 2
 The yardstick is crammed-bert with rope: with its own positions, a run of this size does not get past how often each
 piece of a word occurs, and nothing could be told apart. A recipe that excludes rope takes its place.
 
+What is trained is recipe_effects.yaml; `--set budget.tokens=5000000` trains longer.
+
 A run is one process with one thread, so jobs do not slow each other through their threads. What was trained is not
 trained again: the same command goes on after a stop. Speed is not measured here, where runs share the machine.
 """
@@ -31,24 +33,8 @@ from cram_composer.data.stale_memory import remove_stale_memory
 from cram_composer.errors import CramError
 from cram_composer.start import start
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
+_RUN = Path(__file__).with_suffix(".yaml")
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # at 97.5 %
-_SETTINGS = [
-    "data.build=benchmarks/effects.yaml",
-    "data.num_workers=0",
-    "train.batch_size=16",
-    "train.device_train_microbatch_size=16",
-    "model.num_hidden_layers=2",
-    "algorithms.batch_size_ramp=null",
-    "train.compile=off",
-    "train.threads=1",
-    "eval.interval=0",
-    "eval.final_rows=1024",
-    "checkpoint.interval=1h",
-    "logging.tensorboard=false",
-    "logging.progress_bar=false",
-    "export.enabled=false",
-]
 
 
 def main() -> None:
@@ -57,17 +43,15 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help="default: every ingredient")
     parser.add_argument("--base", nargs="+", metavar="NAME", default=["crammed-bert", "rope"], help="of the yardstick")
     parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11))
-    parser.add_argument("--tokens", type=int, default=1_200_000, help="of each run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for every run, the yardstick's too")
     options = parser.parse_args()
     ingredients = [name for name in recipe_names() if load_recipe(name, "effects").card.kind == "ingredient"]
     names = options.recipes or [name for name in ingredients if name not in options.base]
-    settings = [*_SETTINGS, f"budget={{wall: null, tokens: {options.tokens}}}", *options.set]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cram_composer.training", "pytorch_optimizer"])
     wanted = [
-        _Wanted(name, seed, _recipes(options.base, name), settings, options.folder)
+        _Wanted(name, seed, _recipes(options.base, name), options.set, options.folder)
         for name in (None, *names)
         for seed in range(1, options.seeds + 1)
     ]
@@ -121,7 +105,7 @@ def _train(wanted: _Wanted) -> tuple[float, str]:
     listed = [f"recipes=[{','.join(wanted.recipes)}]", f"seed={wanted.seed}", *wanted.settings]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        composed = compose(RunConfig, _REPOSITORY / "yamls" / "cram-cpu.yaml", listed)
+        composed = compose(RunConfig, _RUN, listed)
         check_run(composed.config, world_size=1)
         with open(f"{path}.log", "a") as log:
             sys.stdout = sys.stderr = log
