@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from tiny_models import tiny_config, tiny_model, training_batch
 from torch import nn
 
 from cram_composer.config.model_schema import ModelConfig
@@ -17,6 +16,7 @@ from cram_composer.models.feedforward import FEEDFORWARDS
 from cram_composer.models.layer import CramBertLayer
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.positions import alibi_bias, rotary_table, rotate
+from tests.models.tiny_models import tiny_config, tiny_model, training_batch
 
 EMPTY = Context(None, None)
 

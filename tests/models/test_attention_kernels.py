@@ -10,11 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import tiny_model, training_batch
 
 from cram_composer.models import attention_kernels
 from cram_composer.models.attention import DENSE, AttentionKernel
 from cram_composer.models.attention_kernels import FlashAttention, FlexAttention, choose_attention
+from tests.models.tiny_models import tiny_model, training_batch
 
 DOCUMENTS = torch.tensor([[0] * 9 + [1] * 7, [0] * 3 + [1] * 10 + [-1] * 3, [0] * 16])
 PADDING = torch.tensor([[1] * 16, [1] * 5 + [0] * 11, [1] * 12 + [0] * 4])

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from cram_composer.errors import CramError
 from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
+from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
 
 # What a reader of the export has: torch and transformers, another directory, no cram_composer.
 READER = """

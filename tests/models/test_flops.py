@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from tiny_models import tiny_model, training_batch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cram_composer.models.flops import flops_per_token
+from tests.models.tiny_models import tiny_model, training_batch
 
 
 @pytest.mark.parametrize("length", [8, 16])

@@ -5,11 +5,11 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import tiny_model, training_batch
 
 from cram_composer.models import losses
 from cram_composer.models.heads import MaskedLMHead
 from cram_composer.models.losses import LOSSES, choose_loss
+from tests.models.tiny_models import tiny_model, training_batch
 
 
 def loss_and_gradients(kernel: str, **settings) -> tuple[torch.Tensor, list[torch.Tensor]]:

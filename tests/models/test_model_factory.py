@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_models import SPECIAL, training_batch
 
 from cram_composer.config.model_schema import ModelConfig
 from cram_composer.errors import CramError
 from cram_composer.models.factory import build_model
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.training_model import MaskedLMTrainingModel
+from tests.models.tiny_models import SPECIAL, training_batch
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import tiny_config, tiny_model, training_batch
 from torch import nn
 
 from cram_composer.models.configuration_crambert import CramBertConfig
@@ -11,6 +10,7 @@ from cram_composer.models.modeling_crambert import (
     CramBertForSequenceClassification,
     CramBertModel,
 )
+from tests.models.tiny_models import tiny_config, tiny_model, training_batch
 
 
 def test_the_published_size():

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -16,6 +15,7 @@ from transformers import (
 
 from cram_composer.models.export import export_model, exported_form, verify_export
 from cram_composer.models.native import to_native
+from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
 
 BERT = {
     "norm_place": "post",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_model, training_batch
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
@@ -18,6 +17,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cram_composer.models.compilation import compile_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
+from tests.models.tiny_models import tiny_model, training_batch
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -135,7 +135,7 @@ def test_a_failed_compilation_falls_back_to_eager(tmp_path):
 import logging, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 logging.basicConfig(level=logging.WARNING, format="WARNED %(name)s %(message)s")
-from tiny_models import tiny_model, training_batch
+from tests.models.tiny_models import tiny_model, training_batch
 from cram_composer.models.training_model import MaskedLMTrainingModel
 model = MaskedLMTrainingModel(tiny_model(), compile="regional")
 batch = training_batch()
