@@ -11,7 +11,7 @@ from pathlib import Path
 from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import Composed, compose
 from cram_composer.config.checks import check_run
-from cram_composer.config.paths import expand
+from cram_composer.config.paths import expand, protocol_file
 from cram_composer.config.recipe_page import recipe_page
 from cram_composer.config.recipes import KINDS, load_recipe, recipe_names
 from cram_composer.config.schema import RunConfig
@@ -87,6 +87,32 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "Draw the page of one run, or of several together.")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument("--output", type=Path, help="HTML file (default: RUN/report.html, ./report.html for several)")
+    evaluate = add(
+        "eval", _eval, "Fine-tune models on GLUE by a protocol and print the table, or score them as they are."
+    )
+    evaluate.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="run or model folder, or name of the hub; untrained:MODEL has its architecture and random weights",
+    )
+    evaluate.add_argument(
+        "--suite", default="glue", metavar="NAME", help="protocol: NAME of yamls/eval, or a YAML file"
+    )
+    evaluate.add_argument(
+        "--data", type=Path, metavar="DIR", help="TASK/SPLIT.jsonl[.zst], .tsv or .parquet (default: hub)"
+    )
+    evaluate.add_argument("--tasks", metavar="A,B", help="only these tasks of the protocol")
+    evaluate.add_argument("--seeds", type=int, metavar="N", help="of each task (default: the protocol's)")
+    evaluate.add_argument("--output", type=Path, default=Path("runs/eval"), metavar="DIR", help="default: runs/eval")
+    evaluate.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    evaluate.add_argument("--jobs", type=int, metavar="N", help="processes on a CPU (default: one per core, up to 8)")
+    evaluate.add_argument(
+        "--slurm", nargs="*", metavar="key=value", help="run as Slurm jobs, with submitit's parameters"
+    )
+    evaluate.add_argument(
+        "--set", nargs="+", default=[], metavar="key=value", help="over the protocol, such as epochs=2"
+    )
     return parser
 
 
@@ -175,6 +201,48 @@ def _export(options: argparse.Namespace) -> int:
 
     print(export_run(options.run, options.output))
     return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from cram_composer.config.evaluation_schema import ProtocolConfig
+    from cram_composer.evaluation.suite import evaluate_models
+
+    overrides = list(options.set)
+    if options.seeds is not None:
+        overrides.append(f"seeds={options.seeds}")
+    if options.tasks is not None:
+        overrides.append(f"tasks=[{options.tasks}]")
+    composed = compose(ProtocolConfig, protocol_file(options.suite), overrides)
+    slurm = None if options.slurm is None else _parameters(options.slurm)
+    if options.jobs is not None and options.jobs < 1:
+        raise CramError(f"--jobs {options.jobs}: at least 1")
+    table, failures = evaluate_models(
+        options.models,
+        composed.config,
+        data=options.data,
+        folder=options.output,
+        device=options.device,
+        jobs=options.jobs,
+        slurm=slurm,
+    )
+    print(table)
+    print(f"\nresults: {options.output / 'results.jsonl'}, table: {options.output / composed.config.name}.json")
+    for line in failures:
+        print(f"error: {line}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} jobs failed; the same command does them again, and only them", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _parameters(items: list[str]) -> dict[str, object]:
+    """submitit's parameters of key=value items."""
+    found: dict[str, object] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise CramError(f"--slurm {item}: not key=value, such as slurm_partition=gpu timeout_min=600")
+        found[key] = int(value) if value.isdigit() else value
+    return found
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -46,8 +46,7 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
     name = "gpu" if cuda and config.device != "cpu" else "cpu"
     precision = config.train.precision
     if precision == "auto":
-        fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if name == "gpu" else _cpu_has_bf16()
-        precision = "bf16" if fast_bf16 else "fp16" if name == "gpu" else "fp32"
+        precision = fast_precision("cuda" if name == "gpu" else "cpu")
     if precision == "fp16" and name == "cpu":
         raise CramError("train.precision: fp16 needs a GPU; use bf16 or fp32")
     compile_mode = config.train.compile
@@ -57,6 +56,13 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
         compile_mode = "regional" if compiler else "off"
     threads = config.train.threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
     return DeviceChoice(name, precision, compile_mode, threads)
+
+
+def fast_precision(device: str) -> str:
+    """The fastest of bf16, fp16 and fp32 that `device`, "cuda" or "cpu", has in hardware."""
+    if device == "cpu":
+        return "bf16" if _cpu_has_bf16() else "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _cpu_has_bf16() -> bool:

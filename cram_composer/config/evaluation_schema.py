@@ -15,6 +15,7 @@ class TaskSettingsConfig:
     batch_size: int | None = number(None, 1)
     lr: float | None = number(None, 0.0)
     weight_decay: float | None = number(None, 0.0)
+    seeds: int | None = number(None, 1)
 
 
 @dataclass
@@ -22,6 +23,7 @@ class ProtocolConfig:
     """Fine-tuning of all tasks, and which of them are averaged."""
 
     name: str = "glue"
+    benchmark: str = choice("glue", "superglue")  # whose tasks these are
     tasks: list[str] = field(
         default_factory=lambda: ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
     )

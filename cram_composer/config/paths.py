@@ -29,6 +29,17 @@ def find_shared(path: Path) -> Path:
     raise ConfigError(f"{path}: no such file, neither here nor among those of cram-composer in {shared_dir()}")
 
 
+def protocol_file(name: str) -> Path:
+    """The YAML of an evaluation protocol: one of `yamls/eval`, by its name, or a file. Raises ConfigError."""
+    if name.endswith((".yaml", ".yml")):
+        return find_shared(Path(name))
+    folder = shared_dir() / "yamls" / "eval"
+    if not (folder / f"{name}.yaml").is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise ConfigError(f"--suite {name}: there is no such protocol; there are {known}, or give a YAML file")
+    return folder / f"{name}.yaml"
+
+
 def expand(path: str) -> Path:
     """A path with `~` and `$VARIABLES` replaced; an unset `$CRAM_CACHE` is `~/.cache/cram-composer`."""
     return Path(Template(path).safe_substitute({"CRAM_CACHE": "~/.cache/cram-composer"} | os.environ)).expanduser()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -29,6 +30,11 @@ class Split(NamedTuple):
     def is_whole(self) -> bool:
         """Whether it has the official number of rows."""
         return len(self.labels) == self.official
+
+    @property
+    def digest(self) -> str:
+        """Of the texts and labels, in their order."""
+        return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
 
 
 def read_split(task: Task, name: str, data: Path | None) -> Split:

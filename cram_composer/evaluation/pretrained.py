@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,35 @@ from cram_composer.models.configuration_crambert import CramBertConfig
 from cram_composer.models.modeling_crambert import CramBertForSequenceClassification
 
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout", "dropout")
+_UNTRAINED = "untrained:"
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model to fine-tune: `source` is a folder or a hub's name, `hash` identifies its weights and tokenizer."""
+    """A model to fine-tune: `source` is a folder or a hub's name, `hash` identifies its weights and tokenizer.
+
+    One that is `untrained` has the architecture and the tokenizer alone; its weights are drawn anew for every seed.
+    """
 
     name: str
     source: str
     hash: str
+    untrained: bool = False
+
+    @property
+    def has_token_types(self) -> bool:
+        """Whether it reads token types: which text of a pair a token is of."""
+        return "token_type_ids" in self.tokenizer().model_input_names and bool(
+            getattr(self._config(), "type_vocab_size", 0)
+        )
+
+    def check(self) -> None:
+        """Raises CramError when its tokenizer or its configuration cannot be loaded."""
+        self.tokenizer()
+        try:
+            self._config()
+        except (OSError, ValueError) as error:
+            raise CramError(f"{self.name}: cannot be loaded: {_line(error)}") from None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer. Raises CramError."""
@@ -41,7 +61,7 @@ class Pretrained:
     def classifier(self, num_labels: int, dropout: float) -> PreTrainedModel:
         """The encoder under a fresh head with `num_labels` outputs, drawn from torch's generator. Raises CramError."""
         try:
-            config = _config(self.source)
+            config = self._config()
             config.num_labels = num_labels
             config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
             for key in _DROPOUTS:
@@ -50,13 +70,31 @@ class Pretrained:
             kind: Any = AutoModelForSequenceClassification
             if isinstance(config, CramBertConfig):
                 kind = CramBertForSequenceClassification
-            return kind.from_pretrained(self.source, config=config)
+            if self.untrained:
+                draw = kind if isinstance(config, CramBertConfig) else kind.from_config
+                return draw(config)
+            # The head of another task, as in a model that goes on from MNLI's, is left behind.
+            return kind.from_pretrained(self.source, config=config, ignore_mismatched_sizes=True)
         except (OSError, ValueError) as error:
             raise CramError(f"{self.name}: cannot be loaded: {_line(error)}") from None
 
+    def _config(self) -> PretrainedConfig:
+        values, _ = PretrainedConfig.get_config_dict(self.source)
+        if values.get("model_type") == CramBertConfig.model_type:
+            return CramBertConfig.from_pretrained(self.source)  # this project's code, whatever the folder brings
+        return AutoConfig.from_pretrained(self.source)
+
 
 def find_pretrained(name: str) -> Pretrained:
-    """The run folder, the model folder or the model of the hub called `name`. Raises CramError."""
+    """The run folder, the model folder or the model of the hub called `name`.
+
+    "untrained:NAME" is its architecture with random weights: what fine-tuning reaches without any pretraining.
+
+    Raises CramError.
+    """
+    if name.startswith(_UNTRAINED):
+        model = find_pretrained(name.removeprefix(_UNTRAINED))
+        return replace(model, name=name, hash=f"untrained-{model.hash}", untrained=True)
     folder = Path(name)
     if (folder / "record.json").is_file():
         folder = folder / "export"
@@ -69,13 +107,6 @@ def find_pretrained(name: str) -> Pretrained:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise CramError(f"{name}: no such folder")
     return Pretrained(name, name, f"hub:{name}")
-
-
-def _config(source: str) -> PretrainedConfig:
-    values, _ = PretrainedConfig.get_config_dict(source)
-    if values.get("model_type") == CramBertConfig.model_type:
-        return CramBertConfig.from_pretrained(source)  # this project's own code, whatever the folder brings along
-    return AutoConfig.from_pretrained(source)
 
 
 def _hash(folder: Path) -> str:

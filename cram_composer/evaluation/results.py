@@ -6,16 +6,19 @@ import hashlib
 import json
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cram_composer.config.evaluation_schema import ProtocolConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.tasks import GLUE
+from cram_composer.evaluation.tasks import BENCHMARKS
 
 # What of a protocol decides a score; its name, its tasks and its number of seeds do not.
-_NOT_OF_A_SCORE = ("name", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")
+_NOT_OF_A_SCORE = ("name", "benchmark", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")
+
+Key = tuple[str, str, str, int]  # model's hash, settings' hash, task, seed
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Result:
     model: str
     model_hash: str
     settings_hash: str
+    benchmark: str
     task: str
     seed: int
     scores: dict[str, dict[str, float]]  # percent, by split and metric
@@ -35,17 +39,19 @@ class Result:
     seconds: float
     examples_per_second: float
     train_loss: float
+    device: str
+    precision: str
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
+    def key(self) -> Key:
         """What makes it a result of its own."""
         return self.model_hash, self.settings_hash, self.task, self.seed
 
 
-def settings_hash(settings: ProtocolConfig, rows: dict[str, int], precision: str) -> str:
-    """Of everything that decides a task's scores but the model and the seed."""
+def settings_hash(settings: ProtocolConfig, digests: dict[str, str], precision: str) -> str:
+    """Of everything that decides a task's scores but the model and the seed; `digests` are those of the splits."""
     values = {key: value for key, value in asdict(settings).items() if key not in _NOT_OF_A_SCORE}
-    text = json.dumps([values, rows, precision], sort_keys=True)
+    text = json.dumps([values, digests, precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -69,7 +75,7 @@ def read_results(path: Path) -> list[Result]:
     Raises:
         CramError: a whole line is no result.
     """
-    found: dict[tuple[str, str, str, int], Result] = {}
+    found: dict[Key, Result] = {}
     if not path.is_file():
         return []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -85,44 +91,38 @@ def read_results(path: Path) -> list[Result]:
     return list(found.values())
 
 
-def task_score(task: str, results: Sequence[Result]) -> dict[str, float]:
-    """The median over seeds of every number that tables show of a task, by "metric" or "split metric"."""
-    found = GLUE[task]
-    several = len(found.scored) > 1
-    return {
-        f"{split} {metric}" if several else metric: statistics.median(r.scores[split][metric] for r in results)
-        for split in found.scored
-        for metric in found.metrics
-    }
+def averages(results: Iterable[Result], protocol: ProtocolConfig) -> dict[str, dict[str, Any]]:
+    """Named averages of medians over seeds: `mean` (None without results) and `missing`, the tasks without results.
 
-
-def nine_numbers(results: Iterable[Result], not_averaged: Sequence[str]) -> tuple[float | None, list[str]]:
-    """The paper's average: one number per task, two for MNLI (matched and mismatched), and the tasks that are missing.
-
-    A task with several metrics counts with the first of them (Geiping and Goldstein 2022, arXiv 2212.14034, table 3).
+    GLUE has two. "nine-number mean" is the paper's (Geiping and Goldstein 2022, arXiv 2212.14034, table 3): one number
+    per task, the first of its metrics, and two for MNLI. "eight-task mean" counts the numbers of a task as their mean.
+    Other benchmarks have the latter alone, as "mean of tasks".
     """
-    return _average(results, not_averaged, merged=False)
-
-
-def eight_tasks(results: Iterable[Result], not_averaged: Sequence[str]) -> tuple[float | None, list[str]]:
-    """The mean over tasks, in which the numbers of a task count as their mean, and the tasks that are missing."""
-    return _average(results, not_averaged, merged=True)
-
-
-def _average(results: Iterable[Result], not_averaged: Sequence[str], merged: bool) -> tuple[float | None, list[str]]:
     by_task: dict[str, list[Result]] = {}
     for result in results:
         by_task.setdefault(result.task, []).append(result)
-    wanted = [task for task in GLUE if task not in not_averaged]
-    numbers: list[float] = []
-    for task in wanted:
-        if task not in by_task:
-            continue
-        found = GLUE[task]
-        if merged:
-            numbers.append(statistics.fmean(task_score(task, by_task[task]).values()))
-        else:
-            first = found.metrics[0]
-            numbers += [statistics.median(r.scores[split][first] for r in by_task[task]) for split in found.scored]
-    missing = [task for task in wanted if task not in by_task]
-    return (statistics.fmean(numbers) if numbers else None), missing
+    tasks = [task for task in BENCHMARKS[protocol.benchmark].values() if task.name not in protocol.not_averaged]
+    found = [task for task in tasks if task.name in by_task]
+    missing = [task.name for task in tasks if task.name not in by_task]
+    firsts = [
+        statistics.median(result.scores[split][task.metrics[0]] for result in by_task[task.name])
+        for task in found
+        for split in task.scored
+    ]
+    of_tasks = [
+        statistics.fmean(
+            statistics.median(result.scores[split][metric] for result in by_task[task.name])
+            for split in task.scored
+            for metric in task.metrics
+        )
+        for task in found
+    ]
+    named = (
+        {"nine-number mean": firsts, "eight-task mean": of_tasks}
+        if protocol.benchmark == "glue"
+        else {"mean of tasks": of_tasks}
+    )
+    return {
+        name: {"mean": statistics.fmean(numbers) if numbers else None, "missing": missing}
+        for name, numbers in named.items()
+    }

@@ -14,7 +14,8 @@ class Task:
 
     `labels` are the names of the label ids 0, 1, ...; a task without labels is a regression within `score_range`.
     `sizes` holds the official number of rows of every split that is used; `scored` are the splits that are scored, in
-    the order in which tables show them. The first metric of METRICS that a task names decides between seeds.
+    the order in which tables show them. A task that is `trained_on` another has no training rows: the model of that
+    task is scored on it. The first metric of METRICS that a task names decides between seeds.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Task:
     sizes: dict[str, int]
     scored: tuple[str, ...] = ("validation",)
     score_range: tuple[float, float] = field(default=(0.0, 0.0))
+    trained_on: str = ""
 
     @property
     def is_regression(self) -> bool:
@@ -112,9 +114,15 @@ GLUE: dict[str, Task] = {
 }
 
 
-def find_task(name: str, asked_by: str) -> Task:
-    """The task `name`; `asked_by` is what to blame if there is none. Raises CramError."""
-    if name not in GLUE:
-        nearest = difflib.get_close_matches(name, GLUE, n=1, cutoff=0.0)[0]
-        raise CramError(f"{asked_by}: there is no task '{name}'; did you mean '{nearest}'? There are {', '.join(GLUE)}")
-    return GLUE[name]
+BENCHMARKS: dict[str, dict[str, Task]] = {"glue": GLUE}
+
+
+def find_task(name: str, asked_by: str, benchmark: str = "glue") -> Task:
+    """The task `name` of a benchmark; `asked_by` is what to blame if there is none. Raises CramError."""
+    tasks = BENCHMARKS[benchmark]
+    if name not in tasks:
+        nearest = difflib.get_close_matches(name, tasks, n=1, cutoff=0.0)[0]
+        raise CramError(
+            f"{asked_by}: there is no task '{name}'; did you mean '{nearest}'? There are {', '.join(tasks)}"
+        )
+    return tasks[name]

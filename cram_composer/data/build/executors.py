@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cram_composer import slurm
 from cram_composer.config.data_schema import DataBuildConfig
 from cram_composer.data.build.tasks import failure_file, run_task
 from cram_composer.data.progress import say
@@ -27,7 +27,6 @@ from cram_composer.processes import end_with_parent
 _START = "forkserver" if sys.platform == "linux" else "spawn"
 _PRELOAD = ["streaming", "cram_composer.data.build.tasks"]
 _SUBMITTED = "slurm-jobs.json"
-_CANCEL_SECONDS = 120.0
 _SLURM_DEFAULTS = {"timeout_min": 24 * 60, "cpus_per_task": 2, "mem_gb": 4}
 
 
@@ -99,38 +98,17 @@ def _begin(threads: int) -> None:
 
 
 def _slurm(root: Path, phase: str, partitions: list[int], config: DataBuildConfig, progress: bool) -> None:
-    import submitit
-
     settings: dict[str, Any] = {**_SLURM_DEFAULTS, "name": f"cram-data-{phase}", **config.slurm}
-    try:
-        executor = submitit.AutoExecutor(folder=root / "slurm", cluster="slurm")
-        executor.update_parameters(**settings)
-    except Exception as error:  # submitit raises several types for a missing Slurm and for unknown settings
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CramError(f"data build: executor=slurm cannot be used: {reason}") from error
-    try:
-        jobs = executor.map_array(_slurm_task, [str(root)] * len(partitions), [phase] * len(partitions), partitions)
-    except Exception as error:  # what sbatch said: an unknown partition, a larger array than is allowed
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CramError(f"data build: Slurm takes no array of {len(partitions)} jobs: {reason[:300]}") from error
+    arguments = [str(root)] * len(partitions), [phase] * len(partitions), partitions
+    jobs = slurm.submit(root / "slurm", settings, _slurm_task, *arguments, asked_by="data build")
     write_json(root / _SUBMITTED, [job.job_id for job in jobs])
     say(progress, f"{phase}: {len(jobs)} Slurm jobs, {jobs[0].job_id} ...; logs in {root / 'slurm'}")
     try:
         _wait(root, phase, dict(zip(partitions, jobs, strict=True)), progress)
     except BaseException:
-        _cancel(jobs)
+        slurm.cancel(jobs)
         raise
     (root / _SUBMITTED).unlink()
-
-
-def _cancel(jobs: list[Any]) -> None:
-    """Cancel jobs and wait until they are over: two tasks for one partition would write the same files."""
-    with contextlib.suppress(OSError):  # no scancel here
-        for job in jobs:
-            job.cancel(check=False)
-        ends = time.monotonic() + _CANCEL_SECONDS
-        while time.monotonic() < ends and not all(job.done(force_check=True) for job in jobs):
-            time.sleep(2.0)
 
 
 def cancel_left_over(root: Path, progress: bool) -> None:
@@ -141,7 +119,7 @@ def cancel_left_over(root: Path, progress: bool) -> None:
 
     ids = read_json(root / _SUBMITTED)
     say(progress, f"cancelling {len(ids)} Slurm jobs of the last start")
-    _cancel([SlurmJob(folder=root / "slurm", job_id=job_id) for job_id in ids])
+    slurm.cancel([SlurmJob(folder=root / "slurm", job_id=job_id) for job_id in ids])
     (root / _SUBMITTED).unlink()
 
 
@@ -153,8 +131,7 @@ def _slurm_task(root: str, phase: str, partition: int) -> None:
 def _wait(root: Path, phase: str, jobs: dict[int, Any], progress: bool) -> None:
     total, started = len(jobs), time.monotonic()
     while jobs:
-        # submitit asks Slurm once a minute at most; a job that has left its result is over before that.
-        finished = [p for p, job in jobs.items() if job.paths.result_pickle.exists() or job.done()]
+        finished = [p for p, job in jobs.items() if slurm.is_over(job)]
         for partition in finished:
             error = jobs.pop(partition).exception()
             if error is not None:
