@@ -278,6 +278,29 @@ def segments_table(run: Run) -> Table:
     return Table("Starts of the run", ("Start", "First step", "Steps at its end", "How it ended"), rows, numeric=(1, 2))
 
 
+def evaluation_tables(run: Run) -> list[tuple[Table, list[str]]]:
+    """For each protocol that the run was evaluated by: medians with their spread over seeds, averages, and notes."""
+    made = []
+    for name, row in run.evaluated.items():
+        rows = [
+            (number["title"] + ("*" if number["partial"] else ""), f"{number['median']:.1f}")
+            + (f"{number['low']:.1f} to {number['high']:.1f}", str(len(number["seeds"])))
+            for number in row["numbers"]
+        ]
+        averages = [
+            (
+                title,
+                decimal(average["mean"], 1),
+                "",
+                f"{len(average['missing'])} tasks missing" * bool(average["missing"]),
+            )
+            for title, average in row["averages"].items()
+        ]
+        header = ("Number", "Median, %", "Lowest to highest", "Seeds")
+        made.append((Table(name, header, rows + averages, numeric=(1, 2, 3), total_rows=len(averages)), row["notes"]))
+    return made
+
+
 def fills(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     """Masked sentences with the model's best guesses and their probabilities."""
     return [

@@ -67,6 +67,7 @@ def _view(run: Run, index: int) -> dict[str, Any]:
         "notes": page.notes(run),
         "ledger": page.ledger_tables(run),
         "fills": page.fills(run),
+        "evaluations": page.evaluation_tables(run),
         "chosen": chosen,
         "defaults": defaults,
         "data": page.data_tables(run),

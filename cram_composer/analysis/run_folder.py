@@ -34,6 +34,7 @@ class Run:
         record: record.json, which holds the resolved configuration too.
         trace: column -> float64 array [steps], NaN where a value is null or absent.
         metrics: the lines of metrics.jsonl, in order.
+        evaluated: protocol -> row of evaluations.json, which `cram eval` writes; empty before that.
         unreadable_lines: damaged lines of the two jsonl files, which are left out.
     """
 
@@ -41,6 +42,7 @@ class Run:
     record: dict[str, Any]
     trace: dict[str, Array]
     metrics: list[dict[str, Any]]
+    evaluated: dict[str, Any]
     unreadable_lines: int
 
     @property
@@ -84,10 +86,7 @@ def load_run(path: Path) -> Run:
         raise CramError(
             f"{path} is not a run folder: it has no record.json; give the folder of a run, RUNS_DIR/RUN_NAME"
         )
-    try:
-        record = read_json(record_path)
-    except ValueError as error:
-        raise CramError(f"{record_path} is not valid JSON ({error}); restore it or give another run") from None
+    record = _read_whole(record_path)
     version = record.get("format_version") if isinstance(record, dict) else None
     if version != FORMAT_VERSION:
         raise CramError(
@@ -102,8 +101,16 @@ def load_run(path: Path) -> Run:
         record=_as_of_now(record, trace, path) if record.get("status") == "running" else record,
         trace=trace,
         metrics=metric_lines,
+        evaluated=_read_whole(evaluations) if (evaluations := path / "evaluations.json").is_file() else {},
         unreadable_lines=trace_bad + metrics_bad,
     )
+
+
+def _read_whole(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise CramError(f"{path} is not valid JSON ({error}); restore it or give another run") from None
 
 
 def _as_of_now(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:

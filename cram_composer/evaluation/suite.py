@@ -82,7 +82,7 @@ def evaluate_models(
     write_json(folder / f"{protocol.name}.json", {"rows": rows, "failures": failures})
     for name, model in ((model.name, model) for model in models if not model.untrained):
         if (Path(name) / "record.json").is_file():
-            _add_to_run(Path(name), protocol, next(row for row in rows if row["model_hash"] == model.hash))
+            add_to_run(Path(name), protocol, next(row for row in rows if row["model_hash"] == model.hash))
     return console_table(protocol, rows), failures
 
 
@@ -123,7 +123,7 @@ def _precision(protocol: ProtocolConfig, device: str) -> str:
     return fast_precision(device) if protocol.precision == "auto" else protocol.precision
 
 
-def _add_to_run(run: Path, protocol: ProtocolConfig, row: dict[str, Any]) -> None:
+def add_to_run(run: Path, protocol: ProtocolConfig, row: dict[str, Any]) -> None:
     """Keep the row in the run's folder, and draw its page anew."""
     from cram_composer.analysis.report import write_report
 

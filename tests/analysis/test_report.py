@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from cram_composer.analysis.report import write_report
+from cram_composer.config.evaluation_schema import ProtocolConfig
 from cram_composer.errors import CramError
+from cram_composer.evaluation.results import Result
+from cram_composer.evaluation.suite import add_to_run
+from cram_composer.evaluation.table import model_row
 
 FIGURES = {"loss-wall-clock", "loss-tokens", "learning-rate", "batch-and-sequence", "throughput", "ledger"}
 VOID = {"meta", "br", "wbr", "link", "img"}
@@ -178,3 +182,36 @@ def test_bad_requests_are_refused_in_one_line(make_run, tmp_path: Path) -> None:
         write_report([make_run()], tmp_path)
     with pytest.raises(CramError, match="not a run folder"):
         write_report([tmp_path / "missing"])
+
+
+def test_scores_after_fine_tuning_are_on_the_page(make_run) -> None:
+    run, protocol = make_run(), ProtocolConfig(tasks=["rte", "mrpc"], seeds=2)
+    results = [
+        Result(
+            "m",
+            "h",
+            "s",
+            "glue",
+            "rte",
+            seed,
+            {"validation": {"accuracy": value}},
+            {},
+            part,
+            False,
+            1,
+            1.0,
+            1.0,
+            1.0,
+            "cpu",
+            "fp32",
+        )
+        for seed, value, part in ((1, 51.25, []), (2, 54.75, ["train"]))
+    ]
+    assert "After fine-tuning" not in write_report([run]).read_text(encoding="utf-8")
+    add_to_run(run, protocol, model_row(protocol, "m", "h", results))
+    html = (run / "report.html").read_text(encoding="utf-8")
+    for text in ("After fine-tuning", "RTE acc*", "53.0", "51.2 to 54.8", "7 tasks missing", "not scored: MRPC"):
+        assert text in html
+    (run / "evaluations.json").write_text("{")
+    with pytest.raises(CramError, match="evaluations.json is not valid JSON"):
+        write_report([run])
