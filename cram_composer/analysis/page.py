@@ -283,8 +283,12 @@ def evaluation_tables(run: Run) -> list[tuple[Table, list[str]]]:
     made = []
     for name, row in run.evaluated.items():
         rows = [
-            (number["title"] + ("*" if number["partial"] else ""), f"{number['median']:.1f}")
-            + (f"{number['low']:.1f} to {number['high']:.1f}", str(len(number["seeds"])))
+            (
+                number["title"] + ("*" if number["partial"] else ""),
+                f"{number['median']:.1f}",
+                f"{number['low']:.1f} to {number['high']:.1f}",
+                str(len(number["seeds"])),
+            )
             for number in row["numbers"]
         ]
         averages = [
@@ -297,7 +301,9 @@ def evaluation_tables(run: Run) -> list[tuple[Table, list[str]]]:
             for title, average in row["averages"].items()
         ]
         header = ("Number", "Median, %", "Lowest to highest", "Seeds")
-        made.append((Table(name, header, rows + averages, numeric=(1, 2, 3), total_rows=len(averages)), row["notes"]))
+        made.append(
+            (Table(name, header, [*rows, *averages], numeric=(1, 2, 3), total_rows=len(averages)), row["notes"])
+        )
     return made
 
 
