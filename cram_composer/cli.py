@@ -11,7 +11,7 @@ from pathlib import Path
 from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import Composed, compose
 from cram_composer.config.checks import check_run
-from cram_composer.config.paths import expand, protocol_file
+from cram_composer.config.paths import expand
 from cram_composer.config.recipe_page import recipe_page
 from cram_composer.config.recipes import KINDS, load_recipe, recipe_names
 from cram_composer.config.schema import RunConfig
@@ -100,7 +100,11 @@ def _parser() -> argparse.ArgumentParser:
         "--suite", default="glue", metavar="NAME", help="protocol: NAME of yamls/eval, or a YAML file"
     )
     evaluate.add_argument(
-        "--data", type=Path, metavar="DIR", help="TASK/SPLIT.jsonl[.zst], .tsv or .parquet (default: hub)"
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="GLUE: TASK/SPLIT.jsonl[.zst], .tsv or .parquet (default: hub); minimal-pairs: a folder with a .jsonl for "
+        "each paradigm; masked-words: a text, or a folder of them",
     )
     evaluate.add_argument("--tasks", metavar="A,B", help="only these tasks of the protocol")
     evaluate.add_argument("--seeds", type=int, metavar="N", help="of each task (default: the protocol's)")
@@ -204,7 +208,23 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from cram_composer.config.evaluation_schema import ProtocolConfig
+    from cram_composer.config.protocols import protocol_kind
+
+    name, results, table, failures = _EVALUATIONS[protocol_kind(options.suite)](options)
+    print(table)
+    print(f"\nresults: {options.output / results}, table: {options.output / name}.json")
+    for line in failures:
+        print(f"error: {line}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} jobs failed; the same command does them again, and only them", file=sys.stderr)
+    return 1 if failures else 0
+
+
+Evaluated = tuple[str, str, str, list[str]]  # protocol's name, results file, table, a line for every failure
+
+
+def _fine_tuning(options: argparse.Namespace) -> Evaluated:
+    from cram_composer.config.protocols import compose_protocol
     from cram_composer.evaluation.suite import evaluate_models
 
     overrides = list(options.set)
@@ -212,26 +232,44 @@ def _eval(options: argparse.Namespace) -> int:
         overrides.append(f"seeds={options.seeds}")
     if options.tasks is not None:
         overrides.append(f"tasks=[{options.tasks}]")
-    composed = compose(ProtocolConfig, protocol_file(options.suite), overrides)
+    protocol = compose_protocol(options.suite, overrides).config
     slurm = None if options.slurm is None else _parameters(options.slurm)
     if options.jobs is not None and options.jobs < 1:
         raise CramError(f"--jobs {options.jobs}: at least 1")
     table, failures = evaluate_models(
         options.models,
-        composed.config,
+        protocol,
         data=options.data,
         folder=options.output,
         device=options.device,
         jobs=options.jobs,
         slurm=slurm,
     )
-    print(table)
-    print(f"\nresults: {options.output / 'results.jsonl'}, table: {options.output / composed.config.name}.json")
-    for line in failures:
-        print(f"error: {line}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} jobs failed; the same command does them again, and only them", file=sys.stderr)
-    return 1 if failures else 0
+    return protocol.name, "results.jsonl", table, failures
+
+
+def _zero_shot(options: argparse.Namespace) -> Evaluated:
+    from cram_composer.config.protocols import compose_protocol
+
+    protocol = compose_protocol(options.suite, list(options.set)).config
+    for name in ("seeds", "tasks", "jobs", "slurm"):
+        if getattr(options, name) is not None:
+            raise CramError(f"--{name}: means nothing to a protocol of kind {protocol.kind}; leave it out")
+    if options.data is None:
+        raise CramError(f"--data: is missing; a protocol of kind {protocol.kind} scores the files that it names")
+    from cram_composer.evaluation.zero_shot import RESULTS_FILE, score_models
+
+    table, failures = score_models(
+        options.models, protocol, data=options.data, folder=options.output, device=options.device
+    )
+    return protocol.name, RESULTS_FILE, table, failures
+
+
+_EVALUATIONS: dict[str, Callable[[argparse.Namespace], Evaluated]] = {
+    "fine-tuning": _fine_tuning,
+    "minimal-pairs": _zero_shot,
+    "masked-words": _zero_shot,
+}
 
 
 def _parameters(items: list[str]) -> dict[str, object]:

@@ -279,9 +279,11 @@ def segments_table(run: Run) -> Table:
 
 
 def evaluation_tables(run: Run) -> list[tuple[Table, list[str]]]:
-    """For each protocol that the run was evaluated by: medians with their spread over seeds, averages, and notes."""
+    """For each protocol that the run was fine-tuned by: medians with their spread over seeds, averages, and notes."""
     made = []
     for name, row in run.evaluated.items():
+        if "averages" not in row:  # nothing was fine-tuned
+            continue
         rows = [
             (
                 number["title"] + ("*" if number["partial"] else ""),

@@ -9,6 +9,7 @@ from cram_composer.analysis import page
 from cram_composer.analysis.run_folder import Run, load_run
 from cram_composer.analysis.style import LIGHT, series_style, to_inline_svg, to_png
 from cram_composer.analysis.templating import render
+from cram_composer.analysis.zero_shot import zero_shot_tables
 from cram_composer.errors import CramError
 from cram_composer.files import read_json, write_atomic
 
@@ -68,6 +69,7 @@ def _view(run: Run, index: int) -> dict[str, Any]:
         "ledger": page.ledger_tables(run),
         "fills": page.fills(run),
         "evaluations": page.evaluation_tables(run),
+        "zero_shot": zero_shot_tables(run),
         "chosen": chosen,
         "defaults": defaults,
         "data": page.data_tables(run),

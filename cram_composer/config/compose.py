@@ -53,7 +53,7 @@ def compose(schema: type, path: Path | str, overrides: list[str]) -> Composed:
     A schema with a `recipes` field gets the named recipes merged first. Raises ConfigError, one line.
     """
     file = find_shared(Path(path))
-    in_file = _read_yaml(file)
+    in_file = read_yaml(file)
     on_command_line = [_parse_override(item) for item in overrides]
     recipes: list[Recipe] = []
     if "recipes" in {f.name for f in dataclasses.fields(schema)}:
@@ -100,7 +100,8 @@ def _as_list(named: Any) -> Any:
     return [] if named is None else [named] if isinstance(named, str) else named
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """What is in a YAML file, unchecked. Raises ConfigError where that is no mapping."""
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(file))
     except (YAMLError, OmegaConfBaseException) as error:

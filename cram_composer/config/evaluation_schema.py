@@ -1,4 +1,4 @@
-"""The schema of an evaluation protocol, `yamls/eval/*.yaml`: how a model is fine-tuned on every task and scored."""
+"""The schemas of evaluation protocols, `yamls/eval/*.yaml`: one for each `kind`, which a file names or leaves out."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class TaskSettingsConfig:
 class ProtocolConfig:
     """Fine-tuning of all tasks, and which of them are averaged."""
 
+    kind: str = choice("fine-tuning")
     name: str = "glue"
     benchmark: str = choice("glue", "superglue")  # whose tasks these are
     tasks: list[str] = field(
@@ -43,3 +44,42 @@ class ProtocolConfig:
     overrides: dict[str, TaskSettingsConfig] = field(default_factory=dict)  # by task
     eval_batch_size: int = number(64, 1)
     precision: str = choice("auto", "bf16", "fp16", "fp32")
+
+
+@dataclass
+class ZeroShotConfig:
+    """What the protocols that train nothing have in common."""
+
+    seed: int = number(1, 0)  # of the weights of untrained:MODEL, and of all else that is drawn
+    batch_tokens: int = number(8192, 1)  # of a batch, padding included; a longer row is a batch of its own
+    precision: str = choice("fp32", "bf16", "fp16", "auto")
+
+
+@dataclass
+class MinimalPairsConfig(ZeroShotConfig):
+    """Which sentence of a pair is more likely by pseudo-log-likelihood."""
+
+    kind: str = choice("minimal-pairs")
+    name: str = "minimal-pairs"
+    score: str = choice("pll", "within-word-l2r")
+
+
+@dataclass
+class MaskedWordsConfig(ZeroShotConfig):
+    """Bits per character of masked words of a text."""
+
+    kind: str = choice("masked-words")
+    name: str = "masked-words"
+    characters: int = number(1_000_000, 1)  # of the text, about; the head of each file, in proportion to its size
+    text_column: str = "text"  # of .jsonl and .parquet files
+    window_characters: int = number(320, 1)  # of whole words, which are read together
+    mlm_probability: float = number(0.15, 0.0, 1.0)  # of a word
+    unknown_bits_per_byte: float = number(8.0, 0.0)  # of the UTF-8 text under an [UNK], or without any piece
+    bootstrap: int = number(1000, 2)  # resamples of the windows, for the interval
+
+
+PROTOCOLS: dict[str, type] = {
+    "fine-tuning": ProtocolConfig,
+    "minimal-pairs": MinimalPairsConfig,
+    "masked-words": MaskedWordsConfig,
+}

@@ -9,10 +9,12 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from cram_composer.errors import CramError
 from cram_composer.evaluation.tasks import Task
+
+T = TypeVar("T")
 
 _HUB_DATASET = "nyu-mll/glue"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -88,7 +90,7 @@ def _from_files(task: Task, name: str, data: Path) -> tuple[str, Iterator[Mappin
     for suffix, read in _READERS.items():
         path = folder / f"{name}{suffix}"
         if path.is_file():
-            return str(path), _readable(path, read)
+            return str(path), readable(path, read)
     if not folder.is_dir():
         present = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
         raise CramError(f"{folder}: no such folder; found in {data}: {', '.join(present) or 'nothing'}")
@@ -96,7 +98,8 @@ def _from_files(task: Task, name: str, data: Path) -> tuple[str, Iterator[Mappin
     raise CramError(f"{folder}: no split '{name}' ({', '.join(name + s for s in _READERS)}); found: {found}")
 
 
-def _readable(path: Path, read: Callable[[Path], Iterator[Mapping[str, Any]]]) -> Iterator[Mapping[str, Any]]:
+def readable(path: Path, read: Callable[[Path], Iterator[T]]) -> Iterator[T]:
+    """What `read` makes of a file. Raises CramError, with the file's name, for what the system or a format refuses."""
     import pyarrow
 
     try:
@@ -105,7 +108,8 @@ def _readable(path: Path, read: Callable[[Path], Iterator[Mapping[str, Any]]]) -
         raise CramError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
+def numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a .jsonl[.zst|.gz] file with the numbers of their lines. Raises CramError for other lines."""
     import pyarrow
 
     with pyarrow.input_stream(path, compression=_COMPRESSIONS.get(path.suffix)) as file:
@@ -118,7 +122,11 @@ def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
                 raise CramError(f"{path}:{number}: not valid JSON: {error}") from None
             if not isinstance(row, dict):
                 raise CramError(f"{path}:{number}: not an object with columns")
-            yield row
+            yield number, row
+
+
+def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
+    return (row for _, row in numbered_objects(path))
 
 
 def _read_tsv(path: Path) -> Iterator[Mapping[str, Any]]:

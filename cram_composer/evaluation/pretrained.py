@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -18,7 +20,7 @@ from transformers import (
 
 from cram_composer.errors import CramError
 from cram_composer.models.configuration_crambert import CramBertConfig
-from cram_composer.models.modeling_crambert import CramBertForSequenceClassification
+from cram_composer.models.modeling_crambert import CramBertForMaskedLM, CramBertForSequenceClassification
 
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout", "dropout")
 _UNTRAINED = "untrained:"
@@ -26,7 +28,7 @@ _UNTRAINED = "untrained:"
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model to fine-tune: `source` is a folder or a hub's name, `hash` identifies its weights and tokenizer.
+    """A model to evaluate: `source` is a folder or a hub's name, `hash` identifies its weights and tokenizer.
 
     One that is `untrained` has the architecture and the tokenizer alone; its weights are drawn anew for every seed.
     """
@@ -77,6 +79,33 @@ class Pretrained:
             return kind.from_pretrained(self.source, config=config, ignore_mismatched_sizes=True)
         except (OSError, ValueError) as error:
             raise CramError(f"{self.name}: cannot be loaded: {_line(error)}") from None
+
+    def masked_lm(self, seed: int) -> PreTrainedModel:
+        """It with its masked-LM head, for evaluation; `seed` draws the weights of one that is untrained.
+
+        Raises:
+            CramError: it cannot be loaded, or has no such head.
+        """
+        try:
+            config = self._config()
+            kind: Any = CramBertForMaskedLM if isinstance(config, CramBertConfig) else AutoModelForMaskedLM
+            if self.untrained:
+                torch.manual_seed(seed)
+                draw = kind if isinstance(config, CramBertConfig) else kind.from_config
+                return draw(config).eval()
+            model, found = kind.from_pretrained(self.source, config=config, output_loading_info=True)
+        except (OSError, ValueError) as error:
+            raise CramError(f"{self.name}: cannot be loaded as a masked LM: {_line(error)}") from None
+        if missing := sorted(found["missing_keys"]):
+            raise CramError(
+                f"{self.name}: no masked LM: it lacks weights of {type(model).__name__}, such as {missing[0]}"
+            )
+        return model.eval()
+
+    def max_length(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tokens of its longest row, by its configuration and its tokenizer."""
+        positions = getattr(self._config(), "max_position_embeddings", None)
+        return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
 
     def _config(self) -> PretrainedConfig:
         values, _ = PretrainedConfig.get_config_dict(self.source)

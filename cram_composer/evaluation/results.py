@@ -9,14 +9,14 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from cram_composer.config.evaluation_schema import ProtocolConfig
 from cram_composer.errors import CramError
 from cram_composer.evaluation.tasks import BENCHMARKS
 
 # What of a protocol decides a score; its name, its tasks and its number of seeds do not.
-_NOT_OF_A_SCORE = ("name", "benchmark", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")
+_NOT_OF_A_SCORE = ("kind", "name", "benchmark", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")
 
 Key = tuple[str, str, str, int]  # model's hash, settings' hash, task, seed
 
@@ -55,7 +55,20 @@ def settings_hash(settings: ProtocolConfig, digests: dict[str, str], precision: 
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def append_result(path: Path, result: Result) -> None:
+class Keyed(Protocol):
+    """A dataclass that is a line of a results file."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes it a result of its own."""
+
+
+R = TypeVar("R", bound=Keyed)
+
+
+def append_result(path: Path, result: Keyed) -> None:
     """Add a line to the results file, whole or not at all: a torn last line of a kill is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(asdict(result), ensure_ascii=False, allow_nan=False) + "\n"
@@ -70,12 +83,17 @@ def append_result(path: Path, result: Result) -> None:
 
 
 def read_results(path: Path) -> list[Result]:
+    """The results of fine-tuning in a file; see `read_lines`."""
+    return read_lines(path, Result)
+
+
+def read_lines(path: Path, kind: type[R]) -> list[R]:
     """What is in a results file, the last of several lines for the same; a torn line is left out.
 
     Raises:
         CramError: a whole line is no result.
     """
-    found: dict[Key, Result] = {}
+    found: dict[tuple[Any, ...], R] = {}
     if not path.is_file():
         return []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -84,7 +102,7 @@ def read_results(path: Path) -> list[Result]:
         except ValueError:
             continue
         try:
-            result = Result(**values)
+            result = kind(**values)
         except TypeError as error:
             raise CramError(f"{path}:{number}: not a result of this version ({error}); move the file away") from None
         found[result.key] = result

@@ -18,7 +18,7 @@ from cram_composer.device import fast_precision
 from cram_composer.errors import CramError
 from cram_composer.evaluation.execution import Ended, run_here, run_on_slurm
 from cram_composer.evaluation.jobs import Job, plan_jobs
-from cram_composer.evaluation.pretrained import find_pretrained
+from cram_composer.evaluation.pretrained import Pretrained, find_pretrained
 from cram_composer.evaluation.results import Key, Result, append_result, read_results
 from cram_composer.evaluation.table import console_table, model_row
 from cram_composer.files import read_json, write_json
@@ -56,8 +56,8 @@ def evaluate_models(
     """
     models = [find_pretrained(name) for name in names]
     models = list({model.hash: model for model in models}.values())
-    device = _device(device)
-    precision = _precision(protocol, device)
+    device = device_kind(device)
+    precision = precision_on(protocol.precision, device)
     for model in models:
         model.check()
     planned = plan_jobs(models, protocol, data, precision, folder)
@@ -80,9 +80,7 @@ def evaluate_models(
         own = [found[key] for job in planned if job.model == model for key in job.keys if key in found]
         rows.append(model_row(protocol, model.name, model.hash, own))
     write_json(folder / f"{protocol.name}.json", {"rows": rows, "failures": failures})
-    for name, model in ((model.name, model) for model in models if not model.untrained):
-        if (Path(name) / "record.json").is_file():
-            add_to_run(Path(name), protocol, next(row for row in rows if row["model_hash"] == model.hash))
+    add_to_runs(models, protocol.name, rows)
     return console_table(protocol, rows), failures
 
 
@@ -111,25 +109,34 @@ def _run(
     return run_here(jobs, devices, max(1, cores // len(devices)), report)
 
 
-def _device(asked: str) -> str:
+def device_kind(asked: str) -> str:
+    """ "cuda" or "cpu" for "auto" or either. Raises CramError where there is no such device."""
     if asked == "cuda" and not torch.cuda.is_available():
         raise CramError("device: cuda was asked for, but torch sees no CUDA GPU here; use --device cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
-def _precision(protocol: ProtocolConfig, device: str) -> str:
-    if protocol.precision == "fp16" and device == "cpu":
+def precision_on(asked: str, device: str) -> str:
+    """ "bf16", "fp16" or "fp32" for one of them or "auto". Raises CramError for what the device has not."""
+    if asked == "fp16" and device == "cpu":
         raise CramError("precision: fp16 needs a GPU; use bf16 or fp32")
-    return fast_precision(device) if protocol.precision == "auto" else protocol.precision
+    return fast_precision(device) if asked == "auto" else asked
 
 
-def add_to_run(run: Path, protocol: ProtocolConfig, row: dict[str, Any]) -> None:
+def add_to_runs(models: Sequence[Pretrained], protocol: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Keep the rows, one for each model, in the folders of those that are runs, as scores by `protocol`."""
+    for model, row in zip(models, rows, strict=True):
+        if not model.untrained and (Path(model.name) / "record.json").is_file():
+            add_to_run(Path(model.name), protocol, row)
+
+
+def add_to_run(run: Path, protocol: str, row: dict[str, Any]) -> None:
     """Keep the row in the run's folder, and draw its page anew."""
     from cram_composer.analysis.report import write_report
 
     path = run / RUN_FILE
     rows = read_json(path) if path.is_file() else {}
-    write_json(path, {**rows, protocol.name: row})
+    write_json(path, {**rows, protocol: row})
     write_report([run])
 
 

@@ -100,7 +100,7 @@ def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> s
             cells.append([one.name, *shown, *means])
         notes += _beside(protocol, rows)
     legend = "median over seeds (lowest to highest); * a split without its official rows; "
-    return "\n".join([_aligned(cells), "", legend + _legend(protocol), *notes])
+    return "\n".join([aligned(cells), "", legend + _legend(protocol), *notes])
 
 
 def _legend(protocol: ProtocolConfig) -> str:
@@ -152,7 +152,8 @@ def _mean(row: dict[str, Any], name: str) -> str:
     return f"{average['mean']:.1f}" + (f" ({len(average['missing'])} missing)" if average["missing"] else "")
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> str:
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns, the first flush left and the others flush right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()

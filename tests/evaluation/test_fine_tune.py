@@ -131,6 +131,7 @@ def test_the_protocol_is_written_out_whole():
     composed = compose(ProtocolConfig, file, [])
     assert composed.config == ProtocolConfig()
     assert {key for key, source in composed.provenance.items() if source == "default"} <= {
+        "kind",
         "overrides",
         "eval_batch_size",
         "precision",

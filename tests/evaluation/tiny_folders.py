@@ -1,0 +1,94 @@
+"""Small masked LMs with tokenizers of different kinds, as folders that transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from tests.models.tiny_models import tiny_model
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TEXT = [
+    "The river flows into the sea, and the king was born there.",
+    "A king who knows the rivers cannot be unkind; kindness flows.",
+    "Nobody believed that the unbelievable river was flowing.",
+]
+_LIMIT = 64
+
+
+def wordpiece(vocab_size: int = 80, lowercase: bool = True) -> Tokenizer:
+    """Trained on TEXT: words of several pieces, and [UNK] for letters that are not in it."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return _trained(
+        tokenizer, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
+    )
+
+
+def byte_level() -> Tokenizer:
+    """A byte-level BPE: nothing is unknown to it, and a piece holds the space before its word."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=SPECIAL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    return _trained(tokenizer, trainer)
+
+
+def _trained(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def wrapped(tokenizer: Tokenizer, **changes) -> PreTrainedTokenizerFast:
+    roles = {f"{name[1:-1].lower()}_token": name for name in SPECIAL}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{"model_max_length": _LIMIT, **roles, **changes})
+
+
+def masked_lm(kind: str, vocab_size: int) -> PreTrainedModel:
+    """A masked LM of two layers with weights that do not nearly agree on everything."""
+    sizes = {"vocab_size": vocab_size, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
+    ends = {"intermediate_size": 64, "max_position_embeddings": _LIMIT + 8, "initializer_range": 0.3, "pad_token_id": 0}
+    torch.manual_seed(11)
+    if kind == "distilbert":
+        return DistilBertForMaskedLM(
+            DistilBertConfig(vocab_size=vocab_size, dim=32, n_layers=2, n_heads=2, hidden_dim=64, initializer_range=0.3)
+        )
+    if kind == "modernbert":
+        special = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+        return ModernBertForMaskedLM(ModernBertConfig(**sizes, **ends, **special, reference_compile=False))
+    if kind.startswith("crambert"):
+        changes = {"shift": True, "logit_softcap": 5.0} if kind == "crambert-shift" else {}
+        return tiny_model(**sizes, **ends, **changes)
+    models = {"bert": (BertConfig, BertForMaskedLM), "roberta": (RobertaConfig, RobertaForMaskedLM)}
+    config, model = models[kind]
+    return model(config(**sizes, **ends))
+
+
+def save(folder: Path, kind: str = "bert", tokenizer: Tokenizer | None = None, **changes) -> Path:
+    """A model with a tokenizer; `changes` are of the latter."""
+    made = wrapped(tokenizer or wordpiece(), **changes)
+    masked_lm(kind, len(made)).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
