@@ -8,7 +8,7 @@ bits, is divided by their characters, which are the same for all.
 What a tokenizer could gain by knowing less is charged:
 
 - The text under an [UNK] piece costs `unknown_bits_per_byte` for every byte of its UTF-8, on top of predicting [UNK]:
-  at 8 bits, as much as spelling it out without any model. So does a character that the tokenizer drops.
+  at 8 bits, as much as spelling it out without any model. So does a character that no piece covers.
 - A piece that holds a part of a neighbouring word too is masked and charged whole.
 - A window that has more pieces than the model reads is halved between words until every part fits, so that its words
   are predicted from less context; no word is cut. A word too long even alone is charged as unknown.

@@ -57,7 +57,7 @@ class Pretrained:
         """Its tokenizer. Raises CramError."""
         try:
             return AutoTokenizer.from_pretrained(self.source)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # it raises a great many types, of a folder without one TypeError
             raise CramError(f"{self.name}: its tokenizer cannot be loaded: {_line(error)}") from None
 
     def classifier(self, num_labels: int, dropout: float) -> PreTrainedModel:

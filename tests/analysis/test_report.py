@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from cram_composer.analysis.report import write_report
-from cram_composer.config.evaluation_schema import ProtocolConfig
+from cram_composer.config.evaluation_schema import MaskedWordsConfig, MinimalPairsConfig, ProtocolConfig
 from cram_composer.errors import CramError
 from cram_composer.evaluation.results import Result
 from cram_composer.evaluation.suite import add_to_run
 from cram_composer.evaluation.table import model_row
+from cram_composer.evaluation.zero_shot import SUITES
 
 FIGURES = {"loss-wall-clock", "loss-tokens", "learning-rate", "batch-and-sequence", "throughput", "ledger"}
 VOID = {"meta", "br", "wbr", "link", "img"}
@@ -215,3 +216,21 @@ def test_scores_after_fine_tuning_are_on_the_page(make_run) -> None:
     (run / "evaluations.json").write_text("{")
     with pytest.raises(CramError, match="evaluations.json is not valid JSON"):
         write_report([run])
+
+
+def test_scores_without_fine_tuning_are_on_the_page(make_run) -> None:
+    run = make_run()
+    accuracies = {"p": {"accuracy": 61.25, "pairs": 1000, "ties": 2, "groups": {"field": "syntax"}}}
+    text = {"bits_per_character": 1.23456, "low": 1.2, "high": 1.3, "nats_per_piece": 4.5, "unknown_share": 0.0123}
+    text |= {"characters": 50_000, "words": 9_000, "pieces": 12_000, "windows": 800, "cut_windows": 3, "notes": ["cut"]}
+    for protocol, scored in ((MinimalPairsConfig(), accuracies), (MaskedWordsConfig(), {"t": text})):
+        suite = SUITES[protocol.kind]
+        row = {"kind": protocol.kind, "data": "held-out <text>", **suite.summary(protocol, scored)}
+        add_to_run(run, protocol.name, {**row, "notes": suite.notes(row)})
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert "After fine-tuning" not in html
+    for shown in ("Without fine-tuning", "61.2", "field: syntax", "1.2346", "1.2000 to 1.3000", "1.23 %", "9,000"):
+        assert shown in html
+    assert "2 of 1000 pairs are ties" in html and "3 of 800 windows were too long" in html
+    assert "held-out &lt;text&gt;" in html
+    Reader(html)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -27,34 +28,50 @@ TEXT = [
     "A king who knows the rivers cannot be unkind; kindness flows.",
     "Nobody believed that the unbelievable river was flowing.",
 ]
+PIECES = [
+    "the",
+    "river",
+    "king",
+    "sea",
+    "flow",
+    "##ing",
+    "was",
+    "kind",
+    "##ness",
+    "un",
+    "##able",
+    "and",
+    "no",
+    "##body",
+]
+PIECES += ["who", "that", "into", "there", "can", "##not"]
+MERGES = ["Ġ t", "Ġt h", "Ġth e", "i n", "Ġ k", "Ġk in", "o w", "f l", "Ġ fl", "n e", "s s", "ne ss"]
 _LIMIT = 64
 
 
-def wordpiece(vocab_size: int = 80, lowercase: bool = True) -> Tokenizer:
-    """Trained on TEXT: words of several pieces, and [UNK] for letters that are not in it."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+def wordpiece(lowercase: bool = True) -> Tokenizer:
+    """80 entries (83 with capitals): a few words, and letters for all others; what is not in TEXT is [UNK]."""
+    letters = string.ascii_lowercase + ("" if lowercase else "ANT")
+    vocab = [*SPECIAL, *",.;", *letters, *(f"##{letter}" for letter in string.ascii_lowercase), *PIECES]
+    model = models.WordPiece({token: number for number, token in enumerate(vocab)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return _trained(
-        tokenizer, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
-    )
+    tokenizer.decoder = decoders.WordPiece()
+    return _with_ends(tokenizer)
 
 
 def byte_level() -> Tokenizer:
     """A byte-level BPE: nothing is unknown to it, and a piece holds the space before its word."""
-    tokenizer = Tokenizer(models.BPE())
+    merges = [tuple(merge.split()) for merge in MERGES]
+    vocab = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(merge) for merge in merges)]
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(vocab)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=SPECIAL,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    return _trained(tokenizer, trainer)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _with_ends(tokenizer)
 
 
-def _trained(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
-    tokenizer.train_from_iterator(TEXT, trainer)
+def _with_ends(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
