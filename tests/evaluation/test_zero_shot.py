@@ -169,3 +169,17 @@ def test_the_protocols_are_written_out_whole(kind):
     composed = compose(PROTOCOLS[kind], protocol_file(kind), [])
     assert composed.config == PROTOCOLS[kind]()
     assert "default" not in composed.provenance.values()
+
+
+def test_the_rows_of_runs_are_kept_for_their_pages(pairs, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "record.json").write_text("{}")
+    save(run / "export", "crambert")
+    kept = []
+    monkeypatch.setattr("cram_composer.evaluation.suite.add_to_run", lambda *given: kept.append(given))
+    arguments = [f"untrained:{run}", run, "--suite", "minimal-pairs", "--data", pairs, "--output", tmp_path / "out"]
+    status, _, error = eval_(*arguments, capsys=capsys)
+    assert status == 0, error
+    rows = json.loads((tmp_path / "out" / "minimal-pairs.json").read_text())["rows"]
+    assert kept == [(run, "minimal-pairs", rows[1])]
