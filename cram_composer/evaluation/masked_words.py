@@ -196,7 +196,7 @@ def _hide(words: Sequence[str], hidden: Sequence[bool], encoded: Any, unk: int |
         spaced = f" {word}" if text else word
         text += spaced
         is_hidden += [hide] * len(spaced)
-    known = set()  # characters under a piece other than [UNK]
+    known: set[int] = set()  # characters under a piece other than [UNK]
     positions = []
     for position, (start, end) in enumerate(encoded["offset_mapping"]):
         if encoded["special_tokens_mask"][position] or not any(is_hidden[start:end]):
