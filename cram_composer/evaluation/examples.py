@@ -12,31 +12,33 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cram_composer.errors import CramError
-from cram_composer.evaluation.tasks import Task
+from cram_composer.evaluation.tasks import Candidate, Task, class_label
 
 T = TypeVar("T")
 
-_HUB_DATASET = "nyu-mll/glue"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class Split(NamedTuple):
-    """Texts, one tuple of one or two for each row, and labels; `official` is the size that was published."""
+    """A split: the candidates of its `rows` rows, in their order; `official` is the published number of rows."""
 
     name: str
-    texts: list[tuple[str, ...]]
-    labels: list[int] | list[float]
+    candidates: list[Candidate]
+    rows: int
     official: int
 
     @property
     def is_whole(self) -> bool:
         """Whether it has the official number of rows."""
-        return len(self.labels) == self.official
+        return self.rows == self.official
 
     @property
     def digest(self) -> str:
-        """Of the texts and labels, in their order."""
-        return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
+        """Of all that is in it, in its order."""
+        digest = hashlib.sha256()
+        for candidate in self.candidates:
+            digest.update(json.dumps(candidate).encode())
+        return digest.hexdigest()[:16]
 
 
 def read_split(task: Task, name: str, data: Path | None) -> Split:
@@ -46,17 +48,21 @@ def read_split(task: Task, name: str, data: Path | None) -> Split:
         CramError: there is no such file, a column is missing, a text is none, a label is out of range.
     """
     where, rows = _from_hub(task, name) if data is None else _from_files(task, name, data)
-    texts: list[tuple[str, ...]] = []
-    labels: list[Any] = []
-    for number, row in enumerate(rows, start=1):
-        texts.append(_texts(task, row, f"{where}, row {number}"))
-        labels.append(_label(task, row["label"], f"{where}, row {number}"))
-    if not labels:
+    candidates: list[Candidate] = []
+    count = 0
+    for row in rows:
+        _check(task, row, f"{where}, row {count + 1}")
+        try:
+            candidates += _plain(task, row) if task.candidates is None else task.candidates(row, count)
+        except ValueError as error:
+            raise CramError(f"{where}, row {count + 1}: {error}, as {task.title} has them") from None
+        count += 1
+    if not count:
         raise CramError(f"{where}: has no rows")
-    return Split(name, texts, labels, task.sizes[name])
+    return Split(name, candidates, count, task.sizes[name])
 
 
-def _texts(task: Task, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _check(task: Task, row: Mapping[str, Any], where: str) -> None:
     missing = [column for column in task.columns if row.get(column) is None]
     if missing:
         raise CramError(
@@ -66,23 +72,21 @@ def _texts(task: Task, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     for column in task.texts:
         if not isinstance(row[column], str):
             raise CramError(f"{where}: column '{column}' holds {type(row[column]).__name__}, not text")
-    return tuple(row[column] for column in task.texts)
 
 
-def _label(task: Task, value: Any, where: str) -> int | float:
+def _plain(task: Task, row: Mapping[str, Any]) -> list[Candidate]:
+    """The texts and the label of a row. Raises ValueError."""
+    texts = tuple(row[column] for column in task.texts)
+    if not task.is_regression:
+        return [Candidate(texts, class_label(row["label"], task.labels))]
+    low, high = task.score_range
     try:
-        number = float(value)
+        number = float(row["label"])
     except (TypeError, ValueError):
         number = math.nan
-    if task.is_regression:
-        low, high = task.score_range
-        if not low <= number <= high:
-            raise CramError(f"{where}: label {value!r} is no number from {low:g} to {high:g}, as {task.title} has them")
-        return number
-    if number not in range(len(task.labels)):
-        known = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
-        raise CramError(f"{where}: label {value!r} is none of {known}, as {task.title} has them")
-    return int(number)
+    if not low <= number <= high:
+        raise ValueError(f"label {row['label']!r} is no number from {low:g} to {high:g}")
+    return [Candidate(texts, number)]
 
 
 def _from_files(task: Task, name: str, data: Path) -> tuple[str, Iterator[Mapping[str, Any]]]:
@@ -159,9 +163,9 @@ def _from_hub(task: Task, name: str) -> tuple[str, Iterator[Mapping[str, Any]]]:
             "the hub's data need the package datasets: pip install 'cram-composer[hub]', or give the folder of the "
             "files with --data"
         ) from None
-    where = f"{_HUB_DATASET} ({task.name}, {name}) of the hub"
+    where = f"{task.hub} ({task.hub_name or task.name}, {name}) of the hub"
     try:
-        rows = load_dataset(_HUB_DATASET, task.name, split=name)
+        rows = load_dataset(task.hub, task.hub_name or task.name, split=name, revision=task.hub_revision)
     except (OSError, ValueError) as error:
         raise CramError(
             f"{where}: cannot be had ({str(error).splitlines()[0]}); give the folder of the files with --data"

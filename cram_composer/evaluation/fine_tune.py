@@ -72,7 +72,7 @@ def fine_tune(
     started = time.monotonic()
     model.train().to(device)  # type: ignore[arg-type]
     train, pad = rows["train"], _pad(model)
-    steps = settings.epochs * math.ceil(len(train.input_ids) / settings.batch_size)
+    steps = settings.epochs * math.ceil(train.size / settings.batch_size)
     optimizer = _optimizer(model, settings, device)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(settings, step, steps))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -95,7 +95,7 @@ def fine_tune(
     trained = time.monotonic() - started
     scores = {split: evaluate(model, task, rows[split], settings, device, precision) for split in task.scored}
     seconds = time.monotonic() - started
-    return Outcome(scores, steps, seconds, settings.epochs * len(train.input_ids) / trained, train_loss)
+    return Outcome(scores, steps, seconds, settings.epochs * train.size / trained, train_loss)
 
 
 @torch.inference_mode()
@@ -104,12 +104,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Every metric of `task` on `rows`, in percent."""
     model.eval()
-    logits = torch.empty(len(rows.input_ids), task.num_labels)
+    logits = torch.empty(rows.size, task.num_labels)
     for batch in scoring_batches(rows, settings.eval_batch_size):
         with autocast(device, precision):
             inputs = moved(collate(rows, batch, _pad(model)), device)
             logits[batch] = model(**inputs).logits.float().cpu()
-    return score(task, logits, rows.labels)
+    return score(task, logits, rows)
 
 
 def rate(settings: ProtocolConfig, step: int, steps: int) -> float:

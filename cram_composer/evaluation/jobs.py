@@ -11,12 +11,13 @@ import torch
 
 from cram_composer.config.evaluation_schema import ProtocolConfig
 from cram_composer.errors import CramError
+from cram_composer.evaluation.benchmarks import find_task
 from cram_composer.evaluation.encode import Encoded, encode
 from cram_composer.evaluation.examples import read_split
 from cram_composer.evaluation.fine_tune import evaluate, fine_tune, task_settings
 from cram_composer.evaluation.pretrained import Pretrained
 from cram_composer.evaluation.results import Key, Result, settings_hash
-from cram_composer.evaluation.tasks import Task, find_task
+from cram_composer.evaluation.tasks import Task
 
 _FROM_MNLI = ("rte", "mrpc", "stsb")
 
@@ -157,8 +158,8 @@ def _rows(
     encoded, sizes, partial = {}, {}, []
     for part in task.sizes:
         split = read_split(task, part, data)
-        encoded[part] = encode(split, tokenizer, max_length, token_types=model.has_token_types)
-        sizes[part] = len(split.labels)
+        encoded[part] = encode(split, tokenizer, model.row_length(max_length), token_types=model.has_token_types)
+        sizes[part] = split.rows
         if not split.is_whole:
             partial.append(part)
     return encoded, sizes, partial

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from cram_composer.errors import CramError
+from cram_composer.evaluation.encode import LENGTH_MULTIPLE
 from cram_composer.models.configuration_crambert import CramBertConfig
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM, CramBertForSequenceClassification
 
@@ -44,6 +45,11 @@ class Pretrained:
         return "token_type_ids" in self.tokenizer().model_input_names and bool(
             getattr(self._config(), "type_vocab_size", 0)
         )
+
+    def row_length(self, asked: int) -> int:
+        """The tokens of a row: as many as are asked for, or as its positions are enough for."""
+        positions = getattr(self._config(), "max_position_embeddings", None) or asked
+        return min(asked, positions // LENGTH_MULTIPLE * LENGTH_MULTIPLE)  # rows are padded to a multiple of it
 
     def check(self) -> None:
         """Raises CramError when its tokenizer or its configuration cannot be loaded."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from cram_composer.config.evaluation_schema import ProtocolConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.tasks import BENCHMARKS
+from cram_composer.evaluation.benchmarks import BENCHMARKS
 
 # What of a protocol decides a score; its name, its tasks and its number of seeds do not.
 _NOT_OF_A_SCORE = ("kind", "name", "benchmark", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")

@@ -78,7 +78,7 @@ def evaluate_models(
     rows = []
     for model in models:
         own = [found[key] for job in planned if job.model == model for key in job.keys if key in found]
-        rows.append(model_row(protocol, model.name, model.hash, own))
+        rows.append(model_row(protocol, model.name, model.hash, own, model.row_length(protocol.max_length)))
     write_json(folder / f"{protocol.name}.json", {"rows": rows, "failures": failures})
     add_to_runs(models, protocol.name, rows)
     return console_table(protocol, rows), failures

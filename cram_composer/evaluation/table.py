@@ -7,19 +7,30 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cram_composer.config.evaluation_schema import ProtocolConfig
+from cram_composer.evaluation.benchmarks import BENCHMARKS
 from cram_composer.evaluation.fine_tune import task_settings
 from cram_composer.evaluation.published import PUBLISHED
 from cram_composer.evaluation.results import Result, averages
-from cram_composer.evaluation.tasks import BENCHMARKS, Task
+from cram_composer.evaluation.tasks import Task
 
 _SHORT = {
     "validation": "", "validation_matched": "m", "validation_mismatched": "mm", "test": "",
-    "matthews": "MCC", "accuracy": "acc", "f1": "F1", "f1_macro": "F1", "pearson": "r", "spearman": "rho",
+    "matthews": "MCC", "accuracy": "acc", "f1": "F1", "macro_f1": "F1", "pearson": "r", "spearman": "rho",
+    "exact_match": "EM", "choice_accuracy": "EM", "choice_credit": "F1",
 }  # fmt: skip
 
 
-def model_row(protocol: ProtocolConfig, name: str, model_hash: str, results: Sequence[Result]) -> dict[str, Any]:
+def model_row(
+    protocol: ProtocolConfig, name: str, model_hash: str, results: Sequence[Result], row_length: int
+) -> dict[str, Any]:
     """A model's row.
+
+    Args:
+        protocol: what was asked for.
+        name: of the model.
+        model_hash: of the model.
+        results: of the model by this protocol.
+        row_length: tokens of a row that the model takes, at most the protocol's.
 
     Returns:
         JSON: model, model_hash, `numbers` (a list of task, title, split, metric, median, low, high, values by seed,
@@ -55,11 +66,11 @@ def model_row(protocol: ProtocolConfig, name: str, model_hash: str, results: Seq
         "benchmark": protocol.benchmark,
         "numbers": numbers,
         "averages": averages(results, protocol),
-        "notes": _notes(protocol, results),
+        "notes": _notes(protocol, results, row_length),
     }
 
 
-def _notes(protocol: ProtocolConfig, results: Sequence[Result]) -> list[str]:
+def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int) -> list[str]:
     """What is not as the protocol has it, and what rules it breaks."""
     notes = []
     by_task = {task.name: [r for r in results if r.task == task.name] for task in _tasks(protocol)}
@@ -76,6 +87,8 @@ def _notes(protocol: ProtocolConfig, results: Sequence[Result]) -> list[str]:
     partial = sorted({f"{BENCHMARKS[r.benchmark][r.task].title} {split}" for r in results for split in r.partial})
     if partial:
         notes.append(f"not the official number of rows: {', '.join(partial)}")
+    if row_length < protocol.max_length:
+        notes.append(f"rows cut at {row_length} tokens, all that the model takes, and not at {protocol.max_length}")
     if any(r.mnli_start for r in results):
         notes.append("RTE, MRPC and STS-B start from the model fine-tuned on MNLI, which the rules of a cram forbid")
     return notes

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from cram_composer.errors import CramError
+
+class Candidate(NamedTuple):
+    """What a model sees of a row by itself: one or two texts, and the label, a class or a number to come close to.
+
+    Candidates of one `group` are scored together: the answers to a question, of which any or just one may be right.
+    `credit`, from 0 to 1, is what choosing this one is worth where that is more than its label says.
+    """
+
+    texts: tuple[str, ...]
+    label: int | float
+    group: Hashable = None
+    credit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -16,6 +28,11 @@ class Task:
     `sizes` holds the official number of rows of every split that is used; `scored` are the splits that are scored, in
     the order in which tables show them. A task that is `trained_on` another has no training rows: the model of that
     task is scored on it. The first metric of METRICS that a task names decides between seeds.
+
+    A task whose rows are not just its texts and a label has more columns, `others`, and `candidates`: a function of a
+    row and its number, from 0, which raises ValueError where they do not hold what they should.
+
+    On the hub it is the configuration `hub_name` (its own name, if empty) of the data set `hub`.
     """
 
     name: str
@@ -27,6 +44,11 @@ class Task:
     scored: tuple[str, ...] = ("validation",)
     score_range: tuple[float, float] = field(default=(0.0, 0.0))
     trained_on: str = ""
+    others: tuple[str, ...] = ()
+    candidates: Callable[[Mapping[str, Any], int], list[Candidate]] | None = None
+    hub: str = "nyu-mll/glue"
+    hub_revision: str | None = None
+    hub_name: str = ""
 
     @property
     def is_regression(self) -> bool:
@@ -36,12 +58,24 @@ class Task:
     @property
     def columns(self) -> tuple[str, ...]:
         """What a row must have."""
-        return (*self.texts, "label")
+        return (*self.texts, *(self.others if self.candidates is not None else ("label",)))
 
     @property
     def num_labels(self) -> int:
         """Outputs of a model for it."""
         return max(1, len(self.labels))
+
+
+def class_label(value: Any, names: Sequence[str]) -> int:
+    """The class that `value` means, also where a file holds numbers as text. Raises ValueError."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if number not in range(len(names)):
+        known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
+        raise ValueError(f"label {value!r} is none of {known}")
+    return int(number)
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -112,17 +146,3 @@ GLUE: dict[str, Task] = {
         Task("wnli", "WNLI", _PAIR, _ENTAILMENT, ("accuracy",), {"train": 635, "validation": 71}),
     )
 }
-
-
-BENCHMARKS: dict[str, dict[str, Task]] = {"glue": GLUE}
-
-
-def find_task(name: str, asked_by: str, benchmark: str = "glue") -> Task:
-    """The task `name` of a benchmark; `asked_by` is what to blame if there is none. Raises CramError."""
-    tasks = BENCHMARKS[benchmark]
-    if name not in tasks:
-        nearest = difflib.get_close_matches(name, tasks, n=1, cutoff=0.0)[0]
-        raise CramError(
-            f"{asked_by}: there is no task '{name}'; did you mean '{nearest}'? There are {', '.join(tasks)}"
-        )
-    return tasks[name]

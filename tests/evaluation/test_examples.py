@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pyarrow.parquet
 import pytest
 
 from cram_composer.errors import CramError
+from cram_composer.evaluation.benchmarks import find_task
 from cram_composer.evaluation.examples import read_split
-from cram_composer.evaluation.tasks import GLUE, find_task
+from cram_composer.evaluation.superglue import SUPERGLUE
+from cram_composer.evaluation.tasks import GLUE, Candidate
+from tests.evaluation.superglue_rows import superglue_rows
 
 
 def rows(task: str, count: int = 4) -> list[dict]:
@@ -47,8 +51,10 @@ def test_every_task_is_read_from_every_format(task: str, suffix: str, tmp_path: 
     for split in GLUE[task].sizes:
         write(tmp_path, task, split, suffix, rows(task))
         found = read_split(GLUE[task], split, tmp_path)
-        assert found.texts == [tuple(row[column] for column in GLUE[task].texts) for row in rows(task)]
-        assert found.labels == [row["label"] for row in rows(task)]
+        assert found.candidates == [
+            Candidate(tuple(row[column] for column in GLUE[task].texts), row["label"]) for row in rows(task)
+        ]
+        assert found.rows == 4
         assert not found.is_whole
         assert found.official == GLUE[task].sizes[split]
 
@@ -78,6 +84,73 @@ def test_a_wrong_row_is_one_line(task: str, change: dict, message: str, tmp_path
     path = write(tmp_path, task, "train", ".jsonl", given)
     with pytest.raises(CramError) as refused:
         read_split(GLUE[task], "train", tmp_path)
+    assert str(refused.value).startswith(f"{path}, {message}") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("task", SUPERGLUE)
+def test_superglue_is_read_as_candidates(task: str, suffix: str, tmp_path: Path):
+    split = next(iter(SUPERGLUE[task].sizes))
+    write(tmp_path, task, split, suffix, superglue_rows(task))
+    found = read_split(SUPERGLUE[task], split, tmp_path)
+    assert found.rows == 4
+    assert {candidate.label for candidate in found.candidates} == set(range(len(SUPERGLUE[task].labels)))
+    assert {len(candidate.texts) for candidate in found.candidates} == {2}
+
+
+def test_candidates_are_what_the_rows_say(tmp_path: Path):
+    def candidates(task: str) -> list[Candidate]:
+        write(tmp_path, task, "train", ".jsonl", superglue_rows(task, 2))
+        return read_split(SUPERGLUE[task] if task != "axg" else AXG, "train", tmp_path).candidates
+
+    assert candidates("copa") == [
+        Candidate(("the premise 0 What was the cause?", "the choice1 0"), 1, 0),
+        Candidate(("the premise 0 What was the cause?", "the choice2 0"), 0, 0),
+        Candidate(("the premise 1 What happened as a result?", "the choice1 1"), 0, 1),
+        Candidate(("the premise 1 What happened as a result?", "the choice2 1"), 1, 1),
+    ]
+    assert candidates("multirc") == [
+        Candidate(("the paragraph 0", "the question 0 the answer 0"), 0, (0, 0)),
+        Candidate(("the paragraph 1", "the question 1 the answer 1"), 1, (0, 0)),
+    ]
+    assert candidates("record")[:2] == [
+        Candidate(("the passage 0", "then the King saw the sea"), 1, 0, 1.0),  # "King" without article and sign
+        Candidate(("the passage 0", "then a River saw the sea"), 0, 0, 0.0),
+    ]
+    assert candidates("wic")[0].texts == ("the word 0: the sentence1 0", "the sentence2 0")
+    assert candidates("wsc")[0].texts == ("the king saw the sea before *he* slept", "the span1_text 0")
+    assert [candidate.group for candidate in candidates("axg")] == [0, 0]
+
+
+AXG = dataclasses.replace(SUPERGLUE["axg"], sizes={"train": 2})
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("copa", {"question": "why"}, "row 2: column 'question' holds 'why', neither cause nor effect, as COPA has"),
+        ("copa", {"label": 2}, "row 2: label 2 is none of 0 (choice1), 1 (choice2), as COPA has them"),
+        ("multirc", {"idx": 4}, "row 2: column 'idx' needs the numbers 'paragraph' and 'question'"),
+        ("record", {"entities": "King"}, "row 2: column 'entities' holds no list of texts"),
+        (
+            "record",
+            {"answers": None},
+            "row 2: ReCoRD needs the columns passage, query, entities, answers",
+        ),
+        ("record", {"query": "then she"}, "row 2: column 'query' has no @placeholder"),
+        ("wsc", {"span2_index": 8}, "row 2: column 'span2_index' holds '8', no number of a word of the text"),
+        ("boolq", {"label": True}, ""),
+    ],
+)
+def test_a_wrong_row_of_superglue_is_one_line(task: str, change: dict, message: str, tmp_path: Path):
+    given = superglue_rows(task)
+    given[1] |= change
+    path = write(tmp_path, task, "train", ".jsonl", given)
+    if not message:  # raw files have true and false where the hub has 1 and 0
+        assert read_split(SUPERGLUE[task], "train", tmp_path).candidates[1].label == 1
+        return
+    with pytest.raises(CramError) as refused:
+        read_split(SUPERGLUE[task], "train", tmp_path)
     assert str(refused.value).startswith(f"{path}, {message}") and "\n" not in str(refused.value)
 
 

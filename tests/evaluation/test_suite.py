@@ -14,8 +14,10 @@ from cram_composer.evaluation.jobs import plan_jobs
 from cram_composer.evaluation.pretrained import find_pretrained
 from cram_composer.evaluation.results import Result, read_results
 from cram_composer.evaluation.suite import _to_do
+from cram_composer.evaluation.superglue import SUPERGLUE
 from cram_composer.evaluation.table import console_table, model_row
 from cram_composer.evaluation.tasks import GLUE
+from tests.evaluation.superglue_rows import superglue_rows
 from tests.models.tiny_models import save_tokenizer, tiny_model
 
 _ROWS = 12
@@ -27,6 +29,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("model")
     tiny_model().save_pretrained(made)
     return save_tokenizer(made)
+
+
+@pytest.fixture(scope="module")
+def superglue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All ten tasks with the hub's columns, a few rows each."""
+    folder = tmp_path_factory.mktemp("superglue")
+    for task in SUPERGLUE.values():
+        for split in task.sizes:
+            path = folder / task.name / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("\n".join(json.dumps(row) for row in superglue_rows(task.name, _ROWS)))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +84,25 @@ def test_nine_tasks_in_one_command_and_again_for_nothing(model, data, tmp_path, 
     assert (status, again) == (0, table)
     assert "18 of 18 jobs are in the results already" in progress
     assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_ten_tasks_of_superglue_in_one_command(model, superglue, tmp_path, capsys):
+    arguments = [model, "--suite", "superglue", "--data", superglue, "--output", tmp_path, "--seeds", 1]
+    status, table, progress = eval_(*arguments, "--set", "epochs=1", "overrides.record.epochs=1", capsys=capsys)
+    assert status == 0, progress
+    results = {r.task: r for r in read_results(tmp_path / "results.jsonl")}
+    assert results.keys() == SUPERGLUE.keys()
+    assert (results["copa"].steps, results["record"].steps, results["wic"].steps) == (2, 2, 1)  # 24, 24, 12 candidates
+    assert results["axb"].seconds == results["rte"].seconds
+    assert results["record"].rows == {"train": _ROWS, "validation": _ROWS}
+    row = json.loads((tmp_path / "superglue.json").read_text())["rows"][0]
+    shown = {number["title"]: number["median"] for number in row["numbers"]}
+    assert {"ReCoRD F1", "ReCoRD EM", "MultiRC EM", "CB F1", "AX-g parity"} <= shown.keys()
+    counted = [name for name in SUPERGLUE if name not in ("axb", "axg")]
+    by_task = [[n["median"] for n in row["numbers"] if n["task"] == name] for name in counted]
+    expected = sum(sum(numbers) / len(numbers) for numbers in by_task) / len(counted)
+    assert row["averages"]["mean of tasks"]["mean"] == pytest.approx(expected)
+    assert "rows cut at 24 tokens" in table and "nine-number" not in table
 
 
 def test_a_failing_job_is_named_and_the_others_go_on(model, data, tmp_path, capsys):
@@ -153,7 +186,7 @@ def test_what_is_published_is_averaged_over_the_tasks_at_hand():
         for seed in (1, 2, 3)
     ]
     protocol = ProtocolConfig(tasks=["cola", "sst2"], seeds=3)
-    table = console_table(protocol, [model_row(protocol, "m", "h", results)])
+    table = console_table(protocol, [model_row(protocol, "m", "h", results, 128)])
     assert f"BERT-base, fully trained, 80.9 in all: {(56.5 + 91.9) / 2:.1f} on SST-2, CoLA" in table
     assert "45.0 (6 missing)" in table
     assert "80.0 (80.0 to 80.0)" in table
