@@ -1,0 +1,144 @@
+"""Fine-tuning by `cram eval` beside a plain `transformers` Trainer: examples/s of both in turns, and the scores of both.
+
+python -m benchmarks.fine_tuning runs/RUN GLUE cola
+python -m benchmarks.fine_tuning untrained:runs/RUN GLUE rte --epochs 1 --padding max
+
+Both fine-tune the same model class from the same weights with the settings of yamls/eval/glue.yaml: rate, schedule, batch
+size, precision, threads. The Trainer is as its documentation has it: AdamW of torch, rows in random order, each batch
+padded to its longest row (`--padding longest`), or every row to 128 tokens as in its example for GLUE (`--padding max`).
+Loading, encoding and scoring are not timed on either side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments
+
+from cram_composer.config.evaluation_schema import ProtocolConfig
+from cram_composer.device import fast_precision
+from cram_composer.evaluation.benchmarks import find_task
+from cram_composer.evaluation.encode import Encoded, encode
+from cram_composer.evaluation.examples import read_split
+from cram_composer.evaluation.fine_tune import evaluate, fine_tune
+from cram_composer.evaluation.pretrained import Pretrained, find_pretrained
+from cram_composer.evaluation.tasks import Task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="as for `cram eval`")
+    parser.add_argument("data", type=Path, help="folder of GLUE's files")
+    parser.add_argument("task", help="such as cola")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3, help="seeds 1, 2, ...; both sides fine-tune with each")
+    parser.add_argument("--padding", choices=("longest", "max"), default="longest", help="of the Trainer's batches")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default=fast_precision("cpu"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    settings = ProtocolConfig(epochs=options.epochs)
+    task, model = find_task(options.task, "task"), find_pretrained(options.model)
+    tokenizer = model.tokenizer()
+    rows = {}
+    for name in task.sizes:
+        split = read_split(task, name, options.data)
+        rows[name] = encode(split, tokenizer, settings.max_length, model.has_token_types)
+    ratios, scores = [], []
+    for seed in range(1, options.repeats + 1):
+        sides = [_ours, _trainer] if seed % 2 else [_trainer, _ours]
+        found = {side: side(model, task, rows, settings, seed, options) for side in sides}
+        (ours, our_score), (theirs, their_score) = found[_ours], found[_trainer]
+        ratios.append(ours / theirs)
+        scores.append((our_score, their_score))
+        print(
+            f"seed {seed}: {ours:,.0f} examples/s, {task.metrics[0]} {our_score:.1f}; Trainer {theirs:,.0f} examples/s, "
+            f"{their_score:.1f}; {ratios[-1]:.2f} times",
+            flush=True,
+        )
+    means = [statistics.fmean(side) for side in zip(*scores, strict=True)]
+    print(
+        f"{options.task}, {options.epochs} epochs, {options.precision}, {options.threads} threads, Trainer pads to "
+        f"{options.padding}: {statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f}); mean "
+        f"{task.metrics[0]} {means[0]:.1f} against {means[1]:.1f}"
+    )
+
+
+def _fresh(model: Pretrained, task: Task, settings: ProtocolConfig, seed: int) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return model.classifier(task.num_labels, settings.dropout)
+
+
+def _ours(
+    model: Pretrained, task: Task, rows: dict[str, Encoded], settings: ProtocolConfig, seed: int, options: Any
+) -> tuple[float, float]:
+    """Examples/s of training, and the first metric."""
+    device = torch.device("cpu")
+    outcome = fine_tune(_fresh(model, task, settings, seed), task, rows, settings, seed, device, options.precision)
+    return outcome.examples_per_second, outcome.scores[task.scored[0]][task.metrics[0]]
+
+
+def _trainer(
+    model: Pretrained, task: Task, rows: dict[str, Encoded], settings: ProtocolConfig, seed: int, options: Any
+) -> tuple[float, float]:
+    """The same of the Trainer; its model is scored by our code."""
+    network = _fresh(model, task, settings, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.lr,
+            lr_scheduler_type=settings.schedule,
+            warmup_ratio=settings.warmup,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.betas[0],
+            adam_beta2=settings.betas[1],
+            adam_epsilon=settings.eps,
+            max_grad_norm=0.0,
+            bf16=options.precision == "bf16",
+            use_cpu=True,
+            seed=seed,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        padding: Any = {"padding": True, "pad_to_multiple_of": 8}
+        if options.padding == "max":
+            padding = {"padding": "max_length", "max_length": settings.max_length}
+        trainer = Trainer(
+            network,
+            arguments,
+            train_dataset=_Rows(rows["train"]),  # type: ignore[arg-type]
+            data_collator=DataCollatorWithPadding(model.tokenizer(), **padding),
+        )
+        done = trainer.train().metrics
+    found = evaluate(network, task, rows[task.scored[0]], settings, torch.device("cpu"), options.precision)
+    return settings.epochs * rows["train"].size / done["train_runtime"], found[task.metrics[0]]
+
+
+class _Rows(torch.utils.data.Dataset):
+    """Rows as the Trainer takes them."""
+
+    def __init__(self, rows: Encoded) -> None:
+        parts = rows.lengths.tolist()
+        self._columns = {"input_ids": [part.tolist() for part in rows.ids.split(parts)]}
+        if rows.types is not None:
+            self._columns["token_type_ids"] = [part.tolist() for part in rows.types.split(parts)]
+        self._columns["label"] = rows.labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self._columns["label"])
+
+    def __getitem__(self, at: int) -> dict[str, Any]:
+        return {name: values[at] for name, values in self._columns.items()}
+
+
+if __name__ == "__main__":
+    main()
