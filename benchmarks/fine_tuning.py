@@ -1,11 +1,12 @@
-"""Fine-tuning by `cram eval` beside a plain `transformers` Trainer: examples/s of both in turns, and the scores of both.
+"""Fine-tuning by `cram eval` beside a plain `transformers` Trainer: examples/s of both in turns, and both scores.
 
 python -m benchmarks.fine_tuning runs/RUN GLUE cola
 python -m benchmarks.fine_tuning untrained:runs/RUN GLUE rte --epochs 1 --padding max
 
-Both fine-tune the same model class from the same weights with the settings of yamls/eval/glue.yaml: rate, schedule, batch
-size, precision, threads. The Trainer is as its documentation has it: AdamW of torch, rows in random order, each batch
-padded to its longest row (`--padding longest`), or every row to 128 tokens as in its example for GLUE (`--padding max`).
+Both fine-tune the same model class from the same weights with the settings of yamls/eval/glue.yaml: rate, schedule,
+batch size, precision, threads. The Trainer is as its documentation has it: AdamW of torch, rows in random order, each
+batch padded to its longest row (`--padding longest`), or every row to 128 tokens as in its example for GLUE
+(`--padding max`).
 Loading, encoding and scoring are not timed on either side.
 """
 
@@ -57,8 +58,8 @@ def main() -> None:
         ratios.append(ours / theirs)
         scores.append((our_score, their_score))
         print(
-            f"seed {seed}: {ours:,.0f} examples/s, {task.metrics[0]} {our_score:.1f}; Trainer {theirs:,.0f} examples/s, "
-            f"{their_score:.1f}; {ratios[-1]:.2f} times",
+            f"seed {seed}: {ours:,.0f} examples/s, {task.metrics[0]} {our_score:.1f}; Trainer {theirs:,.0f}/s, "
+            f"{task.metrics[0]} {their_score:.1f}; {ratios[-1]:.2f} times",
             flush=True,
         )
     means = [statistics.fmean(side) for side in zip(*scores, strict=True)]
