@@ -46,11 +46,6 @@ class Pretrained:
             getattr(self._config(), "type_vocab_size", 0)
         )
 
-    def row_length(self, asked: int) -> int:
-        """The tokens of a row: as many as are asked for, or as its positions are enough for."""
-        positions = getattr(self._config(), "max_position_embeddings", None) or asked
-        return min(asked, positions // LENGTH_MULTIPLE * LENGTH_MULTIPLE)  # rows are padded to a multiple of it
-
     def check(self) -> None:
         """Raises CramError when its tokenizer or its configuration cannot be loaded."""
         self.tokenizer()
@@ -112,6 +107,10 @@ class Pretrained:
         """Tokens of its longest row, by its configuration and its tokenizer."""
         positions = getattr(self._config(), "max_position_embeddings", None)
         return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+
+    def row_length(self, asked: int) -> int:
+        """Tokens of a row for fine-tuning: as many as are asked for, or as it takes once rows are padded."""
+        return min(asked, self.max_length(self.tokenizer()) // LENGTH_MULTIPLE * LENGTH_MULTIPLE)
 
     def _config(self) -> PretrainedConfig:
         values, _ = PretrainedConfig.get_config_dict(self.source)
