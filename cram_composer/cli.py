@@ -21,7 +21,11 @@ from cram_composer.errors import CramError
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        if not hasattr(options, "overrides") or any(item.startswith("-") for item in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides += rest  # those after an option, which argparse does not take for a list of them
     return _guarded(lambda: options.function(options))
 
 
@@ -81,6 +85,23 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--output", type=Path, help="HTML file (default: DATA/inspect.html, ./inspect.html for object storage)"
     )
+    plan = add("plan", _plan, "What a budget buys, what fits into memory; from given FLOP/s or a few steps timed here.")
+    _add_yaml(plan)
+    plan.add_argument("--devices", type=int, default=1, metavar="N", help="default: 1")
+    plan.add_argument("--budget", metavar="TIME", help="in place of the run's, such as 3h or {device_hours: 24}")
+    plan.add_argument("--flops", type=float, metavar="F", help="achieved model FLOP/s of a device, such as 120e12")
+    plan.add_argument("--mfu", type=float, metavar="SHARE", help="the same as a share of --peak, such as 0.4")
+    plan.add_argument("--peak", type=float, metavar="F", help="peak FLOP/s of a device, such as 312e12 (A100, bf16)")
+    plan.add_argument("--calibrate", type=int, metavar="N", help="time 2 x N steps here, the default with N = 5")
+    plan.add_argument("--memory", metavar="SIZE", help="of a device, such as 24gb (default: of this machine's GPU)")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write it all to a file, too")
+    scaling = add("scaling-check", _scaling_check, "Short runs on several numbers of devices: does adding some pay?")
+    _add_yaml(scaling)
+    scaling.add_argument("-n", "--sizes", default="1,2", metavar="N,N,...", help="numbers of devices (default: 1,2)")
+    scaling.add_argument("--weak", action="store_true", help="the same batch per device, instead of in all")
+    scaling.add_argument("--steps", type=int, default=20, metavar="N", help="timed steps of each size (default: 20)")
+    scaling.add_argument("--keep", type=Path, metavar="DIR", help="keep the run folders and logs here")
+    scaling.add_argument("--json", type=Path, metavar="FILE", help="write it all to a file, too")
     export = add("export", _export, "Write the Hugging Face folder of a run's newest checkpoint.")
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--output", type=Path, help="folder to write (default: RUN/export)")
@@ -135,6 +156,18 @@ def _train(options: argparse.Namespace) -> int:
     from cram_composer.start import start
 
     return start(composed, expand(config.runs_dir) / (config.run_name or options.yaml.stem))
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from cram_composer.planning.command import plan
+
+    return plan(options)
+
+
+def _scaling_check(options: argparse.Namespace) -> int:
+    from cram_composer.planning.scaling import scaling_check
+
+    return scaling_check(options)
 
 
 def _explain(options: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ from cram_composer.checkpoint import (
 )
 from cram_composer.checkpoint_files import newest_checkpoint
 from cram_composer.config import Composed
+from cram_composer.config.checks import check_row_length
 from cram_composer.config.schema import RunConfig
 from cram_composer.config.units import parse_duration
 from cram_composer.data.masking import build_masker, evaluation_masker, word_joins
@@ -115,11 +116,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     ledger.outside["data_build"] += data.build_seconds
     # The reading processes are forked from here, which the tokenizers library warns about; nothing tokenizes any more.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if data.manifest["sequence_length"] > config.model.max_position_embeddings:
-        raise CramError(
-            f"model.max_position_embeddings: {config.model.max_position_embeddings} is less than the data's rows of "
-            f"{data.manifest['sequence_length']} tokens"
-        )
+    check_row_length(config, data.manifest["sequence_length"])
     if rank == 0:
         folder.keep_tokenizer(data.tokenizer)
     budget = build_budget(config.budget, world_size)

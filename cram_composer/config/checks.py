@@ -99,6 +99,15 @@ def check_run(config: RunConfig, world_size: int) -> None:
     _check_data(config.data)
 
 
+def check_row_length(config: RunConfig, sequence_length: int) -> None:
+    """Refuse data whose rows are longer than the model's positions. Raises ConfigError."""
+    if sequence_length > config.model.max_position_embeddings:
+        raise ConfigError(
+            f"model.max_position_embeddings: {config.model.max_position_embeddings} is less than the data's rows of "
+            f"{sequence_length} tokens"
+        )
+
+
 def _check_data(data: DataConfig) -> None:
     if data.remote is None and data.build is None:
         for key in ("mirror", "cache_limit"):

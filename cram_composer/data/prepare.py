@@ -45,7 +45,7 @@ def prepare(config: DataConfig, local_leader: bool, wait: Callable[[], None]) ->
     Only the process with `local_leader` writes; the others `wait` for it.
     """
     started = time.monotonic()
-    root, remote = _places(config)
+    root, remote = places(config)
     deadline = parse_duration(config.deadline)
     limit = None if config.cache_limit is None else parse_bytes(config.cache_limit)
     if local_leader:
@@ -66,7 +66,7 @@ def prepare(config: DataConfig, local_leader: bool, wait: Callable[[], None]) ->
     return DataSet(root, load_manifest(root), remote, config.mirror, deadline, limit, build_seconds)
 
 
-def _places(config: DataConfig) -> tuple[Path, str | None]:
+def places(config: DataConfig) -> tuple[Path, str | None]:
     """The folder on this machine, and where its content comes from if it is not made there."""
     remote = config.remote
     if remote is None and config.local is None:

@@ -1,0 +1,113 @@
+"""What a budget buys: the run's own budget and its own ramps, stepped through at a given speed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+
+from cram_composer.algorithms.registry import REGISTRY, Parts
+from cram_composer.budget.budget import build_budget
+from cram_composer.errors import CramError
+from cram_composer.planning.speed import Speed
+from cram_composer.planning.subject import Subject
+
+# Progress that is stepped over at once, where a step is less than that; ramps are lines, so this is little.
+_STRIDE = 1e-3
+_FORWARD = 1.0 / 3.0  # of forward and backward
+
+
+@dataclass(frozen=True)
+class Spending:
+    """Counts over all devices; seconds by the wall."""
+
+    steps: int
+    tokens: int
+    epochs: float | None  # None where the size of the data is unknown
+    seconds: float
+    compile_seconds: float
+    evaluation_seconds: float
+    first_batch_size: int  # rows
+    last_batch_size: int
+
+
+def spend(subject: Subject, speed: Speed, work: Callable[[int], float]) -> Spending:
+    """Steps and tokens of the run's budget at `speed`, devices being as fast together as each is alone.
+
+    Args:
+        subject: the run.
+        speed: of one device.
+        work: FLOPs of a row of so many tokens over those of a row of full length.
+
+    Raises:
+        CramError: compilation and evaluations take all of a wall-clock budget.
+    """
+    config, devices = subject.config, subject.devices
+    loader = subject.loader()
+    budget = build_budget(config.budget, devices)
+    parts = Parts(budget, loader, devices, config.seed)
+    ramps: list[Algorithm] = [
+        REGISTRY[name](settings, parts)
+        for name in ("seq_length_warmup", "batch_size_ramp")
+        if (settings := getattr(config.algorithms, name)) is not None
+    ]
+    limits = budget.limits
+    evaluations = _evaluation_seconds(subject, speed)
+    stretch = 1.0
+    if limits.seconds is not None:
+        left = limits.seconds - speed.compile_seconds
+        if left <= evaluations:
+            raise CramError(
+                f"budget: compilation ({speed.compile_seconds:.0f} s) and evaluations ({evaluations:.0f} s) leave "
+                f"nothing of {limits.seconds:.0f} s; raise it, or eval.interval"
+            )
+        stretch = left / (left - evaluations)  # evaluations are spread over the budget
+    elapsed, tokens, steps, first = speed.compile_seconds, 0, 0, 0
+    budget.advance(elapsed, 0, 0)
+    while not budget.exhausted:
+        for ramp in ramps:
+            ramp.apply(Event.BEFORE_DATALOADER, cast(State, None), cast(Logger, None))
+        row = work(loader.seq_length) * _rows_in_a_row(loader)
+        seconds = stretch * speed.step(loader.rows // loader.microbatch, row)
+        row_tokens = loader.seq_length if loader.truncate else loader.data_seq_length
+        step_tokens = loader.rows * devices * row_tokens
+        first = first or loader.rows
+        progress = max(
+            seconds / limits.seconds if limits.seconds else 0.0,
+            step_tokens / limits.tokens if limits.tokens else 0.0,
+            1.0 / limits.steps if limits.steps else 0.0,
+        )
+        # A replay has no limits: its trace is followed step by step.
+        stride = max(1, math.floor(min(_STRIDE, 1.0 - budget.progress) / progress)) if progress else 1
+        steps, tokens, elapsed = steps + stride, tokens + stride * step_tokens, elapsed + stride * seconds
+        budget.advance(elapsed, tokens, steps)
+    rows_per_epoch = subject.facts.rows_per_epoch
+    return Spending(
+        steps=steps,
+        tokens=tokens,
+        epochs=None if rows_per_epoch is None else tokens / (rows_per_epoch * subject.facts.sequence_length),
+        seconds=elapsed + (evaluations if limits.seconds is None else 0.0),
+        compile_seconds=speed.compile_seconds,
+        evaluation_seconds=evaluations,
+        first_batch_size=first * devices,
+        last_batch_size=loader.rows * devices,
+    )
+
+
+def _rows_in_a_row(loader: Any) -> int:
+    """Rows that the loader makes of one of the data's: a short length cuts it into several, unless it truncates."""
+    return 1 if loader.truncate else loader.data_seq_length // loader.seq_length
+
+
+def _evaluation_seconds(subject: Subject, speed: Speed) -> float:
+    """Of the evaluations in the loop: a forward pass of their rows, a third of what training takes."""
+    settings, train = subject.config.eval, subject.config.train
+    if settings.interval <= 0.0:
+        return 0.0
+    count = max(0, math.floor(1.0 / settings.interval - 0.5))  # evaluation.held_out: the last one is after the budget
+    rows = settings.rows // (settings.batch_size * subject.devices) * settings.batch_size
+    return count * _FORWARD * speed.microbatch_seconds * rows / train.device_train_microbatch_size
