@@ -1,7 +1,7 @@
 """What one training step holds in memory, measured on tensors without content (torch's FakeTensorMode).
 
 The run's own model and optimizer do their own step on the run's own microbatch, and every tensor they make is counted;
-nothing is computed, and nothing of that size is in memory. Sizes are exact for the kernels that a CPU would take, without
+nothing is computed, and nothing of that size is in memory. Sizes are exact for the kernels that a CPU takes, without
 compilation: scaled-dot-product attention that keeps no L x L matrix, autocast's rules for a CPU. Compiled layers keep
 less, since Inductor computes point-wise operations again in the backward.
 """

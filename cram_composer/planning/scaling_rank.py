@@ -24,7 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cram_composer.config import Composed, compose
 from cram_composer.config.checks import check_run
-from cram_composer.config.schema import AlgorithmsConfig, BudgetConfig, CheckpointConfig, LoggingConfig, RunConfig
+from cram_composer.config.schema import (
+    AlgorithmsConfig,
+    BudgetConfig,
+    CheckpointConfig,
+    EvalConfig,
+    LoggingConfig,
+    RunConfig,
+)
 from cram_composer.device import choose_device
 from cram_composer.errors import CramError
 from cram_composer.files import read_json, write_json
@@ -51,7 +58,7 @@ def steady(config: RunConfig, size: int, smallest: int, weak: bool, steps: int) 
         budget=BudgetConfig(steps=WARM_UP + 2 * steps),
         train=dataclasses.replace(config.train, batch_size=batch, kill=None),
         algorithms=algorithms,
-        eval=dataclasses.replace(config.eval, interval=0.0, final_rows=config.eval.batch_size * size),
+        eval=EvalConfig(interval=0.0, rows=size, final_rows=size, batch_size=1),
         checkpoint=CheckpointConfig(interval="365d"),
         logging=LoggingConfig(progress_bar=False, tensorboard=False),
     )

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cram_composer.cli import main
+from tests.conftest import SMALL, Train
+from tests.data.data_sets import write_data_set
+from tests.tiny_runs import record
+
+RUN = ["plan", "yamls/cram-cpu.yaml"]
+
+
+def test_a_plan_from_given_flops(tmp_path: Path, capsys):
+    report = tmp_path / "plan.json"
+    settings = [*SMALL, f"data.local={write_data_set(tmp_path / 'data')}", "algorithms.batch_size_ramp=null"]
+    speed = ["--mfu", "0.4", "--peak", "1e9"]
+    given = ["--devices", "2", "--budget", "{device_hours: 0.5}", *speed, "--memory", "1mb", "--json", str(report)]
+    assert main([*RUN, *given, *settings]) == 0
+    found, printed = json.loads(report.read_text()), capsys.readouterr().out
+    assert found["spending"]["seconds"] == pytest.approx(900.0, rel=1e-3)
+    assert found["device_hours"] == pytest.approx(0.5, rel=1e-3)
+    assert found["model_flops"] == pytest.approx(4e8)
+    assert found["spending"]["tokens"] == pytest.approx(900 * 2 * 4e8 / found["flops_per_token"], rel=1e-3)
+    assert "40.0 % of the peak" in printed and "2 devices are 2 times as fast as one" in printed
+    (ddp,) = [line for line in printed.splitlines() if line.startswith("ddp ")]
+    entry = found["estimates"][0]
+    assert ddp.endswith(f"fits with device_train_microbatch_size={entry['largest_microbatch']}")
+    assert 16 % entry["largest_microbatch"] == 0 and entry["total"] > 0.9 * 2**20
+
+
+def test_calibration_trains_here_and_writes_nothing(tmp_path: Path, monkeypatch, capsys):
+    data = write_data_set(tmp_path / "data")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    settings = [*SMALL, f"data.local={data}", "train.threads=1", f"runs_dir={tmp_path}", "recipes=[crammed-bert,ema]"]
+    assert main([*RUN, *settings, "--calibrate", "2", "--budget", "1h"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert "4 timed steps on cpu here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--devices", "0"], "--devices 0: at least 1"),
+        (["--devices", "3", "--flops", "1e9"], "not a whole number of microbatches"),
+        (["--flops", "-1"], "--flops -1.0: more than 0"),
+        (["--mfu", "0.4"], "--mfu and --peak"),
+        (["--mfu", "40", "--peak", "1e9"], "--mfu 40.0: a share"),
+        (["--flops", "1e9", "--calibrate", "3"], "--flops and --calibrate"),
+        (["--memory", "much"], "--memory: 'much' is not a size"),
+        (["--budget", "soon"], "'soon' is not a duration"),
+    ],
+)
+def test_mistakes_are_one_line(given, message, capsys):
+    assert main([*RUN, *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_an_override_may_follow_an_option_and_an_unknown_option_may_not(capsys):
+    assert main([*RUN, "--devices", "1", "budget=soon"]) == 2
+    with pytest.raises(SystemExit):
+        main([*RUN, "--device", "1", "--sped", "2", "budget=1h"])
+    assert "unrecognized arguments: --sped" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_plan_is_about_right(train: Train, tiny_data: Path, tmp_path: Path):
+    """Within a factor of two, since other processes may be at work on this machine."""
+    settings = ["budget=20s", "run_name=r", "train.threads=1", "model.hidden_size=128", "data.num_workers=0"]
+    report = tmp_path / "plan.json"
+    assert main([*RUN, *SMALL, f"data.local={tiny_data}", *settings, "--json", str(report)]) == 0
+    assert train(*settings).returncode == 0
+    planned, taken = json.loads(report.read_text())["spending"], record(tmp_path / "r")
+    assert 0.5 < planned["steps"] / taken["steps"] < 2.0
+    assert planned["epochs"] == pytest.approx(planned["steps"] / taken["steps"] * taken["epochs"], rel=0.1)
