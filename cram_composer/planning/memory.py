@@ -3,7 +3,8 @@
 The run's own model and optimizer do their own step on the run's own microbatch, and every tensor they make is counted;
 nothing is computed, and nothing of that size is in memory. Sizes are exact for the kernels that a CPU takes, without
 compilation: scaled-dot-product attention that keeps no L x L matrix, autocast's rules for a CPU. Compiled layers keep
-less, since Inductor computes point-wise operations again in the backward.
+less, since Inductor computes point-wise operations again in the backward. A model that looks into its input is run on one
+and on two real rows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -89,16 +91,12 @@ def step_memory(subject: Subject, precision: str) -> StepMemory:
     """Measure one step of a run whose device computes in `precision`: bf16, fp16 or fp32. Raises CramError."""
     config = subject.config
     dtype = None if precision == "fp32" else torch.bfloat16  # autocast of a CPU has no fp16, which is as large
-    rows = config.train.device_train_microbatch_size
+    fixed, row = _activations(subject, dtype)
     with without_numbers():
         model = subject.model(dtype)
-        # Liger's loss holds some logits at a time, as the chunked one does, and cannot run here.
-        model.use_loss("full" if config.model.loss_kernel == "full" else "chunked", "cpu")
-        model.train()
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         weights = tensor_bytes(model.parameters())
         layers = [tensor_bytes(layer.parameters()) for layer in encoder_layers(model.model)]
-        small, large = activation_peak(subject, model, rows), activation_peak(subject, model, 2 * rows)
         optimizer = optimizer_bytes(config, model)
     averages = sum(part is not None for part in (config.algorithms.ema, config.algorithms.swa, config.algorithms.sam))
     lawa = config.algorithms.lawa
@@ -111,13 +109,28 @@ def step_memory(subject: Subject, precision: str) -> StepMemory:
         averages_host=0 if lawa is None else lawa.k * weights,
         largest_layer=max(layers, default=0),
         outside_layers=weights - sum(layers),
-        activations_fixed=2 * small - large,
-        activations_row=(large - small) / rows,
+        activations_fixed=fixed,
+        activations_row=row,
     )
+
+
+def _activations(subject: Subject, dtype: torch.dtype | None) -> tuple[float, float]:
+    """Bytes of any microbatch, and of each of its rows, from two sizes of it."""
+    rows = subject.config.train.device_train_microbatch_size
+    try:
+        with without_numbers():
+            small, large = (activation_peak(subject, subject.model(dtype), count) for count in (rows, 2 * rows))
+    except DataDependentOutputException:  # some models of transformers look into their masks: compute, on little
+        rows = 1
+        small, large = (activation_peak(subject, subject.model(dtype), count) for count in (rows, 2 * rows))
+    return 2 * small - large, (large - small) / rows
 
 
 def activation_peak(subject: Subject, model: MaskedLMTrainingModel, rows: int) -> int:
     """Bytes at the peak of forward and backward of one microbatch of `rows` rows, gradients left out."""
+    # Liger's loss holds some logits at a time, as the chunked one does, and cannot run here.
+    model.use_loss("full" if subject.config.model.loss_kernel == "full" else "chunked", "cpu")
+    model.train()
     loader = subject.loader(rows)
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in next(iter(loader)).items()}
     batch = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}

@@ -78,6 +78,12 @@ def test_microbatches_make_activations_in_proportion(data: Path):
         assert step.activations(48) == pytest.approx(activation_peak(plan, plan.model(torch.bfloat16), 48), rel=0.01)
 
 
+def test_a_model_that_looks_into_its_input_is_run_on_real_rows(data: Path):
+    plan = subject(data, "recipes=[]", "model={architecture: hf, hf_name: bert}")
+    step = step_memory(plan, "fp32")
+    assert step.activations(4) == pytest.approx(activation_peak(plan, plan.model(), 4), rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "soap", "schedule-free"])
 def test_optimizer_state_is_that_of_a_real_step(data: Path, name: str):
     plan = subject(data, f"optimizer={{name: {name}, betas: null, eps: null, weight_decay: null}}")
