@@ -3,8 +3,8 @@
 The run's own model and optimizer do their own step on the run's own microbatch, and every tensor they make is counted;
 nothing is computed, and nothing of that size is in memory. Sizes are exact for the kernels that a CPU takes, without
 compilation: scaled-dot-product attention that keeps no L x L matrix, autocast's rules for a CPU. Compiled layers keep
-less, since Inductor computes point-wise operations again in the backward. A model that looks into its input is run on one
-and on two real rows.
+less, since Inductor computes point-wise operations again in the backward. A model that looks into its input is run on
+one and on two real rows.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def activation_peak(subject: Subject, model: MaskedLMTrainingModel, rows: int) -
     model.train()
     loader = subject.loader(rows)
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in next(iter(loader)).items()}
-    batch = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+    batch = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Gradients are there beforehand, as from the microbatch before: what is added to them is not kept.
     for parameter in parameters:
