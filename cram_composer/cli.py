@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -105,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", _export, "Write the Hugging Face folder of a run's newest checkpoint.")
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--output", type=Path, help="folder to write (default: RUN/export)")
+    runs = add("runs", _runs, "List runs: those in folders, that key=value filters fit.")
+    runs.add_argument("items", nargs="*", metavar="DIR or key=value", help="default: runs; such as recipe=muon seed=1")
+    runs.add_argument("--json", action="store_true", help="print a JSON list")
     report = add("report", _report, "Draw the page of one run, or of several together.")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument("--output", type=Path, help="HTML file (default: RUN/report.html, ./report.html for several)")
@@ -314,6 +318,16 @@ def _parameters(items: list[str]) -> dict[str, object]:
             raise CramError(f"--slurm {item}: not key=value, such as slurm_partition=gpu timeout_min=600")
         found[key] = int(value) if value.isdigit() else value
     return found
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from cram_composer.analysis.runs_table import list_runs, row, table
+
+    runs, problems = list_runs(options.items, Path("runs"))
+    print(json.dumps([row(run) for run in runs], indent=1, ensure_ascii=False) if options.json else table(runs))
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

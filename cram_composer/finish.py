@@ -24,7 +24,7 @@ from cram_composer.models.export import export_model, exported_form, fill_masks,
 from cram_composer.models.factory import build_model
 from cram_composer.models.flops import flops_per_token
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
-from cram_composer.record import RECORD, RunFolder
+from cram_composer.record import RECORD, RunFolder, device_hours
 from cram_composer.remote_run import report_failure
 from cram_composer.run import Run
 
@@ -138,6 +138,7 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         "config_hash": run.composed.hash,
         "environment": run.environment,
         "world_size": dist.get_world_size(),
+        "device_hours": device_hours(run.segments, total, dist.get_world_size()),
         "parameters": run.parameters(),
         "kernels": run.kernels(),
         "data": summary(run.data.manifest),

@@ -89,6 +89,20 @@ def _has_lost_its_parent(holder: Path) -> bool:
     return f"PPid:\t{parent}\n" not in status
 
 
+def device_hours(segments: list[dict[str, Any]], total: float, world_size: int) -> float:
+    """Budget seconds of every start of a run times its devices, in hours.
+
+    Args:
+        segments: of record.json; one written before starts noted their devices had `world_size` of them.
+        total: budget seconds up to now, what was lost included.
+        world_size: devices of the present start.
+    """
+    begins = [segment["spent_before"] for segment in segments] or [0.0]
+    devices = [segment.get("world_size", world_size) for segment in segments] or [world_size]
+    spans = [end - begin for begin, end in zip(begins, [*begins[1:], total], strict=True)]
+    return sum(span * count for span, count in zip(spans, devices, strict=True)) / 3600.0
+
+
 def environment() -> dict[str, Any]:
     """What the run ran on: versions, processor, GPUs, git revision. No host name."""
     import cpuinfo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 from composer.core import State
@@ -26,6 +27,8 @@ class Segment:
         self._entry: dict[str, Any] = {
             "started_at_step": int(built.trainer.state.timestamp.batch),
             "spent_before": built.ledger.elapsed(),
+            "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "world_size": dist.get_world_size(),
         }
         if built.segments and "reason" not in built.segments[-1]:
             built.segments[-1].update(ended_at_step=self._entry["started_at_step"], reason="killed")

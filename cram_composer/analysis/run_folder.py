@@ -62,6 +62,14 @@ class Run:
             return 0.0
         return float(self.trace["elapsed"][-1] + np.nan_to_num(self.trace["step_seconds"][-1]))
 
+    @property
+    def device_hours(self) -> float | None:
+        """Budget spent times devices, in hours; None where neither was recorded."""
+        if is_number(recorded := self.get("device_hours")):
+            return float(recorded)
+        devices, seconds = self.get("world_size"), self.get("ledger.inside_total")
+        return devices * seconds / 3600.0 if is_number(devices) and is_number(seconds) else None
+
     def get(self, dotted: str) -> Any:
         """The record's value at a dotted key, or None where any part of the way is missing."""
         value: Any = self.record
@@ -75,8 +83,12 @@ class Run:
         return {**{name: _column(lines, name) for name in POSITION}, "value": _column(lines, metric)}
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path, curves: bool = True) -> Run:
     """Read a run folder, which may still be written to.
+
+    Args:
+        path: the folder.
+        curves: read the trace and the metrics; without, they are empty, but those of a run that has not ended.
 
     Raises:
         CramError: the folder is missing, is not a run, or was written in a format this version does not read.
@@ -93,8 +105,9 @@ def load_run(path: Path) -> Run:
             f"{record_path} has format version {version}, this cram-composer reads {FORMAT_VERSION}; "
             "use the version that wrote it"
         )
-    trace_lines, trace_bad = _read_lines(path / "trace.jsonl")
-    metric_lines, metrics_bad = _read_lines(path / "metrics.jsonl")
+    curves = curves or record.get("status") == "running"  # how far it is, only its trace knows
+    trace_lines, trace_bad = _read_lines(path / "trace.jsonl") if curves else ([], 0)
+    metric_lines, metrics_bad = _read_lines(path / "metrics.jsonl") if curves else ([], 0)
     trace = {name: _column(trace_lines, name) for name in TRACE_COLUMNS}
     return Run(
         path=path,
@@ -124,6 +137,7 @@ def _as_of_now(record: dict[str, Any], trace: dict[str, Array], path: Path) -> d
         "steps": int(trace["step"][-1]) + 1 if tokens else 0,
         "tokens": tokens,
         "tokens_per_second": tokens / spent if spent else None,
+        "device_hours": None,  # of the start; the ledger's seconds are newer
         "ledger": {**record.get("ledger", {}), "inside": inside, "inside_total": spent or None, "wall_seconds": None},
     }
 

@@ -54,7 +54,7 @@ def compose(schema: type, path: Path | str, overrides: list[str]) -> Composed:
     """
     file = find_shared(Path(path))
     in_file = read_yaml(file)
-    on_command_line = [_parse_override(item) for item in overrides]
+    on_command_line = [parse_override(item) for item in overrides]
     recipes: list[Recipe] = []
     if "recipes" in {f.name for f in dataclasses.fields(schema)}:
         recipes = _named_recipes(in_file, on_command_line, str(path))
@@ -113,7 +113,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in loaded.items()}
 
 
-def _parse_override(item: str) -> tuple[str, Any]:
+def parse_override(item: str) -> tuple[str, Any]:
+    """The key and the value of `key=value`, as OmegaConf reads YAML. Raises ConfigError, one line."""
     key, equals, value = item.partition("=")
     if not equals or not key:
         raise ConfigError(f"command line: '{item}' is not an override: write key=value, such as budget=6h")
