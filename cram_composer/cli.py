@@ -112,6 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "Draw the page of one run, or of several together.")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument("--output", type=Path, help="HTML file (default: RUN/report.html, ./report.html for several)")
+    compare = add("compare", _compare, "Compare groups of runs at equal budget: is the difference real?")
+    compare.add_argument(
+        "groups",
+        nargs="+",
+        metavar="GROUP",
+        help="NAME='runs/base-*', or run folders, which are grouped by configuration without the seed",
+    )
+    compare.add_argument("--baseline", metavar="NAME", help="what the others are held against (default: the first)")
+    compare.add_argument("--json", action="store_true", help="print JSON")
     evaluate = add(
         "eval", _eval, "Fine-tune models on GLUE by a protocol and print the table, or score them as they are."
     )
@@ -327,6 +336,17 @@ def _runs(options: argparse.Namespace) -> int:
     print(json.dumps([row(run) for run in runs], indent=1, ensure_ascii=False) if options.json else table(runs))
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from cram_composer.analysis.comparison import choose_baseline, compare
+    from cram_composer.analysis.comparison_text import as_json, console
+    from cram_composer.analysis.groups import read_groups
+
+    groups = read_groups(options.groups)
+    pairs = compare(groups, choose_baseline(groups, options.baseline))
+    print(json.dumps(as_json(groups, pairs), indent=1, ensure_ascii=False) if options.json else console(groups, pairs))
     return 0
 
 

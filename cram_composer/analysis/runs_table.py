@@ -74,8 +74,8 @@ def budget_text(run: Run) -> str:
     parts = [f"{hours:g} device-hours"] if is_number(hours) else []
     if is_number(budget.get("seconds")) and not parts:
         parts.append(duration(budget["seconds"]))
-    parts += [f"{short_count(budget['tokens'])} tokens"] * is_number(budget.get("tokens"))
-    parts += [f"{count(budget['steps'])} steps"] * is_number(budget.get("steps"))
+    parts += [f"{short_count(budget.get('tokens'))} tokens"] * is_number(budget.get("tokens"))
+    parts += [f"{count(budget.get('steps'))} steps"] * is_number(budget.get("steps"))
     return ", ".join(parts) or NOT_MEASURED
 
 

@@ -7,6 +7,7 @@ tests/analysis/test_statistics.py measures (docs/compare.md has the numbers).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 LEVEL = 0.95
 POWER = 0.8
+PAIRED = "paired by seed"
 RESAMPLES = 10_000
 _MOST_SEEDS = 1000
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
@@ -56,7 +58,7 @@ def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | S
             float(differences.mean()),
             spread / math.sqrt(len(differences)),
             len(differences) - 1,
-            "paired by seed",
+            PAIRED,
             spread,
             len(differences),
             _percentiles(differences[None]),
@@ -111,6 +113,7 @@ def student_within(t: float, degrees: float) -> float:
     return min(1.0, 2 * area / math.exp(log_beta))
 
 
+@functools.cache
 def student_quantile(level: float, degrees: float) -> float:
     """The t with P(|T| <= t) = `level`: 4.303 for 95 % and 2 degrees of freedom."""
     low, high = 0.0, 1.0
@@ -144,17 +147,18 @@ def seeds_needed(effect: float, spread: float, paired: bool) -> int | None:
 
     `spread` is as in Difference: of paired differences if `paired`, of single runs otherwise.
     """
-    if not effect:
+    if _power_of(effect, spread, _MOST_SEEDS, paired) < POWER:
         return None
-    for seeds in range(2, _MOST_SEEDS + 1):
-        if _power_of(effect, spread, seeds, paired) >= POWER:
-            return seeds
-    return None
+    low, high = 1, _MOST_SEEDS  # too few and enough: power rises with the seeds
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _power_of(effect, spread, middle, paired) < POWER else (low, middle)
+    return high
 
 
 def detectable(spread: float, seeds: int, paired: bool) -> float:
     """The smallest effect that `seeds` of each group show with 80 % power at 5 %."""
-    low, high = 0.0, max(spread, 1e-12)
+    low, high = 0.0, spread or 1.0
     while _power_of(high, spread, seeds, paired) < POWER:
         high *= 2
     for _ in range(40):
@@ -166,7 +170,7 @@ def detectable(spread: float, seeds: int, paired: bool) -> float:
 def _power_of(effect: float, spread: float, seeds: int, paired: bool) -> float:
     error = spread * math.sqrt((1 if paired else 2) / seeds)
     if not error:
-        return 1.0
+        return float(effect != 0.0)
     return power(effect / error, seeds - 1 if paired else 2 * seeds - 2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,5 +209,36 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         (path / "trace.jsonl").write_text(trace, encoding="utf-8")
         (path / "metrics.jsonl").write_text("" if running else metrics, encoding="utf-8")
         return path
+
+    return make
+
+
+MakeSeeds = Callable[..., list[Path]]
+
+
+@pytest.fixture(scope="session")
+def make_seeds(make_run: MakeRun) -> MakeSeeds:
+    """Run folders with these final held-out losses and seeds 1, 2, ...; `settings` are dotted keys of the config."""
+
+    def make(
+        name: str,
+        losses: Sequence[float],
+        *,
+        settings: dict[str, Any] | None = None,
+        first_seed: int = 1,
+        **replaced: Any,
+    ) -> list[Path]:
+        paths = []
+        for seed, loss in enumerate(losses, start=first_seed):
+            config = json.loads(json.dumps(CONFIG | {"seed": seed}))
+            for key, value in (settings or {}).items():
+                *sections, last = key.split(".")
+                section = config
+                for part in sections:
+                    section = section.setdefault(part, {})
+                section[last] = value
+            metrics = {"validation_loss": loss, "validation_accuracy": 0.3, "validation_rows": 512}
+            paths.append(make_run(f"{name}-{seed}", seed=seed, config=config, **{"metrics": metrics, **replaced}))
+        return paths
 
     return make

@@ -1,0 +1,115 @@
+"""A comparison as text for the console, and as values for JSON."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cram_composer.analysis.comparison import Pair, Row, TimeToLoss
+from cram_composer.analysis.formatting import is_number, percent, short_count
+from cram_composer.analysis.groups import Group
+from cram_composer.analysis.runs_table import aligned
+
+_WIDTH = 120
+HEADER = ("measure", "challenger", "baseline", "difference", "95 % interval", "bootstrap", "by")
+LEGEND = (
+    "Differences are challenger minus baseline; of losses, below zero is better. The interval is Student's t and "
+    "decides; the percentile bootstrap over seeds is too narrow for few seeds and decides nothing. A loss at a common "
+    "point of a curve may be read before the end of a learning-rate schedule; the final loss is not."
+)
+
+
+def console(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
+    """The groups, a table for every pair, how soon losses are reached, and the verdicts."""
+    lines = [group_line(group) for group in groups]
+    lines += [f"note: {note}" for note in notes(groups, pairs)]
+    for pair in pairs:
+        lines += ["", f"{pair.challenger.name} against {pair.baseline.name}"]
+        lines += [f"  {line}" for line in aligned([HEADER, *map(cells, pair.rows)], numeric=(1, 2, 3)).splitlines()]
+        lines += [f"  {time_sentence(time)}" for time in pair.times]
+    lines += ["", textwrap.fill(LEGEND, _WIDTH)]
+    lines += [f"\n{textwrap.fill(f'{pair.verdict.word.upper()}: {pair.verdict.text}', _WIDTH)}" for pair in pairs]
+    return "\n".join(lines)
+
+
+def group_line(group: Group) -> str:
+    """A group in a line: how many runs, their seeds and recipes."""
+    seeds = ", ".join(str(run.get("config.seed")) for run in group.runs)
+    recipes = "+".join(group.runs[0].get("recipes") or []) or "no recipes"
+    return f"{group.name}: {len(group.runs)} run{'s' * (len(group.runs) != 1)}, seed {seeds}; {recipes}"
+
+
+def notes(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    said = [f"{group.name}: {note}" for group in groups for note in group.notes]
+    for pair in pairs:
+        said += [f"{pair.challenger.name} against {pair.baseline.name}: {caution}" for caution in pair.rules.cautions]
+    return said
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row of the table as text, in the order of HEADER."""
+    found = row.difference
+    if found is None:
+        return (row.measure, _value(row, row.a), _value(row, row.b), "-", row.missing, "", "")
+    show = _ratio if row.unit == "tokens/s" else lambda value: f"{value:+.{_digits(row)}f}"
+    return (
+        row.measure,
+        _value(row, row.a),
+        _value(row, row.b),
+        show(found.mean),
+        _between(found.low, found.high, show),
+        "-" if found.bootstrap is None else _between(found.bootstrap[0], found.bootstrap[1], show),
+        found.method,
+    )
+
+
+def _between(low: float | None, high: float | None, show: Any) -> str:
+    return "-" if low is None or high is None else f"{show(low)} to {show(high)}"
+
+
+def _value(row: Row, value: float | None) -> str:
+    if not is_number(value):
+        return "-"
+    return short_count(value) if row.unit == "tokens/s" else f"{value:.{_digits(row)}f}"
+
+
+def _digits(row: Row) -> int:
+    return 2 if row.unit == "points" else 4
+
+
+def _ratio(logarithm: float) -> str:
+    return f"{100 * math.expm1(logarithm):+.1f} %"
+
+
+def time_sentence(time: TimeToLoss) -> str:
+    """How soon one group reaches the loss that the other ends with."""
+    loss = f"{time.b}'s last {time.kind} loss{' in the loop' * (time.kind == 'held-out')}"
+    if time.ratio is None:
+        return f"{time.a} does not reach {loss} in {time.runs - time.reached} of {time.runs} runs ({time.axis})"
+    text = f"{time.a} reaches {loss} after {percent(math.exp(time.ratio.mean))} of {time.b}'s {time.axis}"
+    if time.ratio.low is None or time.ratio.high is None:
+        return f"{text} (one run each)"
+    return f"{text} (95 % interval {percent(math.exp(time.ratio.low))} to {percent(math.exp(time.ratio.high))})"
+
+
+def as_json(groups: Sequence[Group], pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Everything that the text says, as values."""
+    return {
+        "groups": [{"name": g.name, "runs": [str(run.path) for run in g.runs], "notes": g.notes} for g in groups],
+        "comparisons": [
+            {
+                "challenger": pair.challenger.name,
+                "baseline": pair.baseline.name,
+                "refusals": pair.rules.refusals,
+                "cautions": pair.rules.cautions,
+                "rows": [asdict(row) for row in pair.rows],
+                "time_to_loss": [asdict(time) for time in pair.times],
+                "verdict": asdict(pair.verdict),
+            }
+            for pair in pairs
+        ],
+    }
