@@ -178,28 +178,33 @@ class Comparability:
 def comparability(a: Group, b: Group) -> Comparability:
     """What of the rules, the data and the machine differs between two groups, and within them."""
     runs = [*a.runs, *b.runs]
-    refusals = []
+    refusals = data_refusals(runs)
+    per_character = len(refusals) == 1 and refusals[0].startswith("tokenizer")
     budget = _equal_budget(runs)
     if budget is None:
-        refusals.append(f"budget: {_listed(budget_text(run) + _on(run) for run in runs)}")
-    tokenizers = {run.get("data.tokenizer_sha256") for run in runs}
-    text = {_text(run) for run in runs}
+        refusals.insert(0, f"budget: {_listed(budget_text(run) + _on(run) for run in runs)}")
+    return Comparability(budget, refusals, _cautions(runs), per_character and budget is not None)
+
+
+def data_refusals(runs: Sequence[Run]) -> list[str]:
+    """Why held-out losses of the runs are not comparable, whatever their budgets, a line each."""
+    refusals = []
+    tokenizers = list(dict.fromkeys(run.get("data.tokenizer_sha256") for run in runs))
     if len(tokenizers) > 1:
         refusals.append(f"tokenizer: {_listed(str(token)[:12] for token in tokenizers)}")
+        if len({_text(run) for run in runs}) > 1:
+            refusals.append("data: not the same text")
     elif len({data_hash(run) for run in runs}) > 1:
         names = _listed(f"{run.get('data.name')} ({data_hash(run)[:8]})" for run in runs)
         refusals.append(f"data: {names}")
-    if len(tokenizers) > 1 and len(text) > 1:
-        refusals.append("data: not the same text")
     for key, what in (
         ("config.objective.shift", "evaluation: tokens are predicted at other positions, objective.shift"),
         ("metrics.validation_rows", "evaluation: rows"),
         ("config.eval.rows", "evaluation: rows in the loop"),
     ):
-        if len(values := {run.get(key) for run in runs}) > 1:
-            refusals.append(f"{what} {_listed(map(str, values))}")
-    per_character = bool(refusals) and all(line.startswith("tokenizer") for line in refusals) and len(text) == 1
-    return Comparability(budget, refusals, _cautions(runs), per_character)
+        if len({run.get(key) for run in runs}) > 1:
+            refusals.append(f"{what} {_listed(str(run.get(key)) for run in runs)}")
+    return refusals
 
 
 def _equal_budget(runs: Sequence[Run]) -> str | None:

@@ -147,7 +147,7 @@ def _seconds(value: Any) -> str:
 def configuration(run: Run) -> tuple[Table, Table]:
     """Every key with its value and where it came from: first what something set, then what stayed at its default."""
     provenance = run.get("provenance") or {}
-    rows = [(key, _text(value), _origin(key, provenance)) for key, value in flatten(run.get("config") or {})]
+    rows = [(key, text(value), _origin(key, provenance)) for key, value in flatten(run.get("config") or {})]
     chosen = sorted((row for row in rows if row[2] != "default"), key=lambda row: _rank(row[2]))
     defaults = [row for row in rows if row[2] == "default"]
     header = ("Key", "Value", "From")
@@ -162,7 +162,7 @@ def differences(runs: list[Run]) -> Table:
     flat = [dict(flatten(run.get("config") or {})) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     rows = [
-        (key, *(_text(config[key]) if key in config else "—" for config in flat))
+        (key, *(text(config[key]) if key in config else "—" for config in flat))
         for key in keys
         if any(key not in config or config[key] != flat[0].get(key) for config in flat)
     ]
@@ -179,7 +179,8 @@ def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + str(key), value
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value of a configuration as the page prints it: text as it is, the rest as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -203,9 +204,7 @@ def data_tables(run: Run) -> list[Table]:
 
 def data_set_tables(data: Mapping[str, Any]) -> list[Table]:
     """What a manifest, or the summary of one, says: what the data set is, its splits, its sources."""
-    facts = [
-        (key.replace("_", " "), _text(value)) for key, value in data.items() if not isinstance(value, (dict, list))
-    ]
+    facts = [(key.replace("_", " "), text(value)) for key, value in data.items() if not isinstance(value, (dict, list))]
     splits = data.get("splits") or {}
     counts = [
         (name, *(count(split.get(name)) for split in splits.values()))
@@ -261,7 +260,7 @@ def environment_tables(run: Run) -> list[Table]:
 def _words(value: Any) -> str:
     if value is None:
         return NOT_RECORDED
-    return ", ".join(map(_text, value)) or "none" if isinstance(value, list) else _text(value)
+    return ", ".join(map(text, value)) or "none" if isinstance(value, list) else text(value)
 
 
 def segments_table(run: Run) -> Table:

@@ -18,7 +18,7 @@ from cram_composer.evaluation.table import model_row
 from cram_composer.evaluation.zero_shot import SUITES
 
 FIGURES = {"loss-wall-clock", "loss-tokens", "learning-rate", "batch-and-sequence", "throughput", "ledger"}
-VOID = {"meta", "br", "wbr", "link", "img"}
+VOID = {"meta", "br", "wbr", "link", "img", "input"}
 
 
 class Reader(HTMLParser):
