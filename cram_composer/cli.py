@@ -109,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     runs = add("runs", _runs, "List runs: those in folders, that key=value filters fit.")
     runs.add_argument("items", nargs="*", metavar="DIR or key=value", help="default: runs; such as recipe=muon seed=1")
     runs.add_argument("--json", action="store_true", help="print a JSON list")
+    reproduce = add("reproduce", _reproduce, "Write the YAML of a recorded run, and say what has changed since.")
+    reproduce.add_argument("run", type=Path, metavar="RECORD", help="run folder, or its record.json")
+    reproduce.add_argument("--replay", action="store_true", help="its schedule step by step, without a clock")
+    reproduce.add_argument("--output", type=Path, help="YAML file to write (default: NAME-again.yaml)")
     report = add("report", _report, "Draw the page of one run, or of several together.")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument("--output", type=Path, help="HTML file (default: RUN/report.html, ./report.html for several)")
@@ -369,6 +373,16 @@ def _scaling(options: argparse.Namespace) -> int:
     from cram_composer.analysis.scaling_command import scaling_command
 
     print(scaling_command(options))
+    return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from cram_composer.reproduce import reproduce
+
+    made = reproduce(options.run, options.output, options.replay)
+    for title, lines in (("configuration", made.configuration), ("since then", made.surroundings)):
+        print("\n".join([f"{title}: {'the same' if not lines else ''}".rstrip(), *(f"  {line}" for line in lines)]))
+    print(f"written: {made.path}\ntrain:   {made.command}")
     return 0
 
 

@@ -108,7 +108,7 @@ def _evaluations(axes: Axes, run: Run, axis: Axis, size: float, colour: str, pla
 
 def _scales(axes: Axes, axis: Axis, longest: float, values: list[float]) -> None:
     """A logarithmic loss, without the fall of the first steps; FLOPs are logarithmic too, as scaling laws are drawn."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.set_yscale("log")
     plain_log_ticks(axes)
@@ -116,6 +116,9 @@ def _scales(axes: Axes, axis: Axis, longest: float, values: list[float]) -> None
         axes.set_ylim(0.985 * min(values), 1.015 * max(values))
     if axis == "FLOPs":
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
         axes.set_xlim(_SHOWN_FROM * longest, 1.1 * longest)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))

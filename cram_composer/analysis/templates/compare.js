@@ -49,7 +49,7 @@ for (const [name, plot] of Object.entries(figures)) {
     }
     mark(best && best.line);
     tip.hidden = !best;
-    if (best) tip.textContent = `${best.line.label}: loss ${best.loss.toFixed(3)} at ${Number(x.toPrecision(4))} ${plot.unit}`;
+    if (best) tip.textContent = `${best.line.label}: loss ${best.loss.toFixed(3)} at ${x < 1e6 ? Number(x.toPrecision(4)) : x.toExponential(2)} ${plot.unit}`;
   });
   svg.addEventListener("pointerleave", () => { mark(null); tip.hidden = true; });
 }
