@@ -134,7 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     scaling.add_argument(
         "--flops-per-second", type=float, metavar="F", help="model FLOP/s of the device (default: the runs' own speed)"
     )
-    scaling.add_argument("--json", action="store_true", help="print JSON")
+    scaling.add_argument("--output", type=Path, help="HTML file of the page (default: ./scaling.html)")
+    scaling.add_argument("--json", action="store_true", help="print JSON, and write no page")
     evaluate = add(
         "eval", _eval, "Fine-tune models on GLUE by a protocol and print the table, or score them as they are."
     )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 9.2, 4.2  # inches; the page gives it the whole width
 _POINTS = 2400  # of all lines of a figure
+NAMED = 6  # groups whose names have room below an axis; more are numbered, as in the legend of the page
 _SHOWN_FROM = 0.06  # share of a run from which on its training loss decides what the axis shows
 
 
@@ -141,8 +142,10 @@ def _finals(axes: Axes, groups: Sequence[Group]) -> str:
         else:
             axes.plot(number + 0.12, mean, "D", color=colour, markersize=6)
         said.append(words)
-    axes.set_xticks(range(len(groups)), [elide(group.name, 14) for group in groups])
-    if len(groups) > 2:
+    many = len(groups) > NAMED
+    names = [str(number + 1) if many else elide(group.name, 14) for number, group in enumerate(groups)]
+    axes.set_xticks(range(len(groups)), names)
+    if 2 < len(groups) <= NAMED:
         axes.tick_params(axis="x", labelrotation=40)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(visible=False, axis="x")

@@ -10,13 +10,13 @@ from typing import Any
 
 from cram_composer.analysis import page
 from cram_composer.analysis.comparison import Pair
-from cram_composer.analysis.comparison_figures import draw_losses
+from cram_composer.analysis.comparison_figures import NAMED, draw_losses
 from cram_composer.analysis.comparison_text import HEADER, LEGEND, cells, group_line, notes, time_sentence
 from cram_composer.analysis.formatting import decimal, duration, is_number, short_count
 from cram_composer.analysis.groups import Group, settings
-from cram_composer.analysis.measures import AXES
+from cram_composer.analysis.measures import AXES, Axis
 from cram_composer.analysis.page import Table
-from cram_composer.analysis.style import LIGHT, series_style, to_inline_svg
+from cram_composer.analysis.style import LIGHT, Picture, series_style, to_inline_svg
 from cram_composer.analysis.templating import render
 from cram_composer.errors import CramError
 from cram_composer.files import write_atomic
@@ -26,14 +26,13 @@ _SCRIPT_SAFE = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
 @dataclass(frozen=True)
 class Part:
-    """A section: tables, then lines below them."""
+    """A section: a picture, tables, then lines below them."""
 
     title: str
     tables: list[Table]
     lines: list[str] = field(default_factory=list)
     kind: str = ""
-    line_kind: str = ""
-    code: tuple[int, ...] = ()
+    picture: Picture | None = None
 
 
 def write_comparison(groups: Sequence[Group], pairs: Sequence[Pair], output: Path) -> Path:
@@ -61,13 +60,15 @@ def write_page(
     verdicts: Sequence[Any],
     said: Sequence[str],
     output: Path,
+    first: Axis = "wall-clock",
 ) -> Path:
     """Write a page with the groups' curves, these parts, the runs and what their configurations differ in."""
     from markupsafe import Markup
 
     if output.is_dir():
         raise CramError(f"{output} is a folder; give the name of an HTML file to write")
-    drawn = [(axis, found) for axis in AXES if (found := draw_losses(groups, axis)) is not None]
+    axes = sorted(AXES, key=lambda axis: axis != first)
+    drawn = [(axis, found) for axis in axes if (found := draw_losses(groups, axis)) is not None]
     html = render(
         "compare.html.j2",
         kind=kind,
@@ -83,9 +84,9 @@ def write_page(
             for axis, found in drawn
         ],
         plots=Markup(json.dumps({d.picture.name: d.plot for _, d in drawn}, allow_nan=False).translate(_SCRIPT_SAFE)),
-        groups=[{"colour": _colour(number), "text": group_line(group)} for number, group in enumerate(groups)],
+        groups=[{"colour": _colour(number), "text": _legend(groups, number)} for number in range(len(groups))],
         verdicts=verdicts,
-        parts=parts,
+        parts=[(part, Markup(to_inline_svg(part.picture)) if part.picture else None) for part in parts],
         runs=runs_table(groups),
         differences=differences(groups),
     )
@@ -95,6 +96,11 @@ def write_page(
 
 def _colour(number: int) -> str:
     return next(name for name, value in LIGHT.items() if value == series_style(number)[0])
+
+
+def _legend(groups: Sequence[Group], number: int) -> str:
+    """A group's line, with its number where the figure has no room for names."""
+    return f"{number + 1} · " * (len(groups) > NAMED) + group_line(groups[number])
 
 
 def runs_table(groups: Sequence[Group]) -> Table:

@@ -82,6 +82,16 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
     return groups
 
 
+def group_by_configuration(runs: Sequence[Run]) -> list[Group]:
+    """Groups of runs whose settings are equal, in the order of the first of each; those without a finished run go."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(settings_hash(run), []).append(run)
+    groups = [group for group in (make_group("", one) for one in found.values()) if group.runs]
+    _tell_apart(groups)
+    return groups
+
+
 def _read(argument: str, pattern: str) -> list[Run]:
     folders = [Path(found) for found in sorted(glob.glob(os.path.expanduser(pattern))) if Path(found).is_dir()]
     runs = [run for folder in folders for run in find_runs(folder)]

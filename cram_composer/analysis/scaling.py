@@ -148,9 +148,17 @@ def _levels(values: Sequence[float]) -> int:
 
 
 def _frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats with as many FLOPs or fewer, by FLOPs."""
+    """The points that no other beats with as many FLOPs or fewer, by FLOPs; of those with the same, the best one."""
+    measured = sorted(((p.flops, p) for p in points if p.flops is not None), key=lambda pair: pair[0])
+    levels: list[tuple[float, Point]] = []
+    for flops, point in measured:
+        if levels and np.log(flops / levels[-1][0]) <= SAME_SIZE:
+            if point.loss < levels[-1][1].loss:
+                levels[-1] = (levels[-1][0], point)
+        else:
+            levels.append((flops, point))
     best: list[Point] = []
-    for point in sorted((p for p in points if p.flops is not None), key=lambda p: (p.flops, p.loss)):
+    for _, point in levels:
         if not best or point.loss < best[-1].loss:
             best.append(point)
     return best

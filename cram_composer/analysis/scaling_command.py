@@ -6,15 +6,17 @@ import argparse
 import json
 from pathlib import Path
 
+from cram_composer.analysis.run_folder import load_run
 from cram_composer.analysis.runs_table import list_runs
-from cram_composer.analysis.scaling import Scaling, as_json, optimum, predict, read_points, scale
+from cram_composer.analysis.scaling import as_json, optimum, predict, read_points, scale
+from cram_composer.analysis.scaling_page import write_scaling
 from cram_composer.analysis.scaling_text import console, optimum_line, prediction_line
 from cram_composer.config.units import parse_duration
 from cram_composer.errors import CramError
 
 
 def scaling_command(options: argparse.Namespace) -> str:
-    """Fit, predict, and say it as text or JSON. Raises CramError, one line."""
+    """Fit, predict, and say it as JSON, or as text and a page. Raises CramError, one line."""
     at = _numbers(options.predict)
     seconds = None if options.budget is None else parse_duration(options.budget)
     if options.flops_per_second is not None and (seconds is None or options.flops_per_second <= 0):
@@ -26,30 +28,21 @@ def scaling_command(options: argparse.Namespace) -> str:
     if options.hold_back >= len(points):
         raise CramError(f"--hold-back {options.hold_back}: there are only {len(points)} finished runs")
     scaling = scale(points, [*notes, *(f"left out: {problem}" for problem in problems)], options.hold_back)
-    return _answer(options, scaling, at, seconds)
-
-
-def _answer(
-    options: argparse.Namespace, scaling: Scaling, at: tuple[float, float] | None, seconds: float | None
-) -> str:
     predicted = None if at is None else predict(scaling, *at)
     best = None if seconds is None else optimum(scaling, seconds, options.flops_per_second)
     if options.json:
-        values = as_json(scaling)
-        values["predicted"] = predicted
-        values["optimum"] = None if best is None else vars(best)
-        return json.dumps(values, indent=1, ensure_ascii=False)
-    lines = [console(scaling)]
+        asked = {"predicted": predicted, "optimum": None if best is None else vars(best)}
+        return json.dumps(as_json(scaling) | asked, indent=1, ensure_ascii=False)
+    said = []
     if at is not None and predicted is not None:
-        lines.append(prediction_line(*at, predicted))
+        said.append(prediction_line(*at, predicted))
     if best is not None and seconds is not None:
-        speed = (
-            "at the runs' own speed"
-            if options.flops_per_second is None
-            else f"at {options.flops_per_second:.3g} FLOP/s"
+        flops = options.flops_per_second
+        said.append(
+            optimum_line(best, seconds, "at the runs' own speed" if flops is None else f"at {flops:.3g} FLOP/s")
         )
-        lines.append(optimum_line(best, seconds, speed))
-    return "\n".join(lines)
+    page = write_scaling(scaling, [load_run(run.path) for run in runs], said, options.output or Path("scaling.html"))
+    return "\n".join([console(scaling), *said, "", f"page: {page}"])
 
 
 def _numbers(text: str | None) -> tuple[float, float] | None:

@@ -9,6 +9,10 @@ from cram_composer.analysis.runs_table import aligned
 from cram_composer.analysis.scaling import Optimum, Scaling, optimal_exponent, parameters_of
 from cram_composer.analysis.scaling_law import Fit
 
+LAWS = {
+    ("parameters", "tokens"): "loss = E + A / parameters^a + B / tokens^b",
+    ("FLOPs",): "loss = E + C / FLOPs^c, of the runs that none beats with less compute",
+}
 _TERMS = {"parameters": ("A", "a"), "tokens": ("B", "b"), "FLOPs": ("C", "c")}
 
 
@@ -18,13 +22,13 @@ def console(scaling: Scaling) -> str:
     if scaling.law is None:
         lines.append(f"note: {scaling.missing}")
     else:
-        lines += ["", "loss = E + A / parameters^a + B / tokens^b", *_law(scaling.law, ("parameters", "tokens"))]
+        lines += ["", LAWS["parameters", "tokens"], *_law(scaling.law, ("parameters", "tokens"))]
         value, low, high = optimal_exponent(scaling.law)
         lines.append(f"  the best size grows as compute^{value:.2f} ({low:.2f} to {high:.2f})")
     if scaling.compute is not None:
         lines += [
             "",
-            f"loss = E + C / FLOPs^c, of the {len(scaling.frontier)} runs that none beats with less compute",
+            f"{LAWS['FLOPs',]} ({len(scaling.frontier)})",
             *_law(scaling.compute, ("FLOPs",)),
         ]
     if scaling.held_back:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,9 @@ def test_compute_alone_is_fitted_on_the_runs_that_none_beats() -> None:
     for name in found.frontier:
         assert not any(flops[o] <= flops[name] and losses[o] < losses[name] for o in flops)
     assert found.compute is not None
+    # A hair's breadth fewer FLOPs do not make a worse run one that none beats.
+    worse = replace(found.points[0], name="worse", tokens=found.points[0].tokens * 0.999, loss=99.0)
+    assert scale([*found.points, worse]).frontier == found.frontier
     with pytest.raises(CramError, match="no best size without a law"):
         optimum(found, 60.0)
 
@@ -146,7 +150,9 @@ def folder(make_run: Any, tmp_path: Path) -> Path:
 
 
 def test_the_command_fits_predicts_and_finds_the_best_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = folder / "scaling.html"
     arguments = ["scaling", str(folder), "--hold-back", "1", "--predict", "1e8,1e10", "--budget", "10h"]
+    arguments += ["--output", str(page)]
     assert main(arguments) == 0
     said = capsys.readouterr().out
     for text in (
@@ -156,6 +162,10 @@ def test_the_command_fits_predicts_and_finds_the_best_size(folder: Path, capsys:
         "best in 10 h at the runs' own speed",
     ):
         assert text in said
+    html = page.read_text(encoding="utf-8")
+    for shown in ("Loss against FLOPs", "Final held-out loss (nats per token) and the law", "Is it right?"):
+        assert shown in html
+    assert "http" not in html
     assert main([*arguments, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["law"]["exponent of tokens"]["value"] == pytest.approx(0.3658, rel=0.05)
