@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cram_composer.analysis.statistics import compare_means
 from cram_composer.config import compose
 from cram_composer.config.checks import check_run
 from cram_composer.config.recipes import exclusion, load_recipe, recipe_names
@@ -34,7 +35,6 @@ from cram_composer.errors import CramError
 from cram_composer.start import start
 
 _RUN = Path(__file__).with_suffix(".yaml")
-_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # at 97.5 %
 
 
 def main() -> None:
@@ -117,10 +117,8 @@ def _train(wanted: _Wanted) -> tuple[float, str]:
 
 def _row(name: str, losses: Sequence[float], yardstick: Sequence[float]) -> str:
     """Mean difference to the yardstick's run of the same seed, with Student's 95 % interval."""
-    differences = [loss - other for loss, other in zip(losses, yardstick, strict=True)]
-    centre = statistics.fmean(differences)
-    half = _STUDENT[len(differences) - 1] * statistics.stdev(differences) / len(differences) ** 0.5
-    return f"{name:28} {statistics.fmean(losses):.4f}, {centre:+.4f} ({centre - half:+.4f} to {centre + half:+.4f})"
+    found = compare_means(dict(enumerate(losses)), dict(enumerate(yardstick)))
+    return f"{name:28} {statistics.fmean(losses):.4f}, {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from cram_composer.record import RunFolder
-from tests.conftest import Train, environment, train_command
+from cram_composer.reproduce import reproduce
+from tests.conftest import REPOSITORY, Train, environment, train_command
 
 SCHEDULED = ["recipes=[crammed-bert,ema,seq-length-warmup]", "algorithms.seq_length_warmup.min_seq_length=8"]
 
@@ -73,6 +75,7 @@ def test_a_run_by_the_clock_stops_on_time_adds_up_and_is_over(train: Train, tmp_
     assert found["status"] == "finished"
     assert 6.0 <= ledger["inside_total"] <= 6.0 + ledger["last_step_seconds"] + 0.2
     assert ledger["inside_total"] == pytest.approx(ledger["wall_seconds"], rel=0.01)
+    assert found["device_hours"] == pytest.approx(ledger["inside_total"] / 3600.0)
     assert ledger["inside"]["train"] > 0 and ledger["inside"]["eval"] > 0 and ledger["inside"]["checkpoint"] > 0
 
     # Tokens reported are tokens fed, also while rows are short.
@@ -118,6 +121,19 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(train: Train, tiny_data: Pat
     segments = record(killed)["segments"]
     assert [segment["reason"] for segment in segments] == ["killed", "finished"]
     assert segments[1]["started_at_step"] > 0
+
+
+@pytest.mark.slow
+def test_a_reproduced_run_takes_the_same_steps(train: Train, tmp_path: Path):
+    original = train("budget=6s", "run_name=original", *SCHEDULED)
+    assert original.returncode == 0, original.stderr
+    made = reproduce(tmp_path / "original", tmp_path / "again.yaml", replay=True)
+    assert made.configuration == []
+    assert [line for line in made.surroundings if not line.startswith("cpu")] == []
+    command = [sys.executable, str(REPOSITORY / "train.py"), str(made.path)]
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    same_run(tmp_path / "original", tmp_path / "original-again")
 
 
 @pytest.mark.slow

@@ -263,6 +263,7 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
         ("environment.gpus", "GPUs"),
         ("environment.threads", "CPU threads"),
         ("environment.libraries.torch", "versions of torch"),
+        ("environment.git_revision", "revisions of cram-composer"),
         ("world_size", "numbers of devices"),
     ):
         values = {json.dumps(run.get(key)) for run in runs}

@@ -16,7 +16,7 @@ from cram_composer.analysis.run_folder import Array
 
 DELTA = 1e-3
 LEVEL = 0.95
-RESAMPLES = 400
+RESAMPLES = 300
 _EXPONENTS = np.geomspace(0.05, 2.0, 12)
 _KEPT = 12  # starts that are followed to the end
 _LOWEST = -30.0  # of the logarithm of a term: nothing

@@ -66,11 +66,11 @@ def test_false_positives_are_as_few_as_promised(make_seeds) -> None:
     runs = [load_run(path, curves=False) for path in make_seeds("r", [4.2] * 6)]
     groups = [make_group("a", runs[:3]), make_group("b", runs[3:])]
     random, wrong = np.random.default_rng(0), 0
-    for _ in range(300):
+    for _ in range(150):
         for run in runs:
             run.record["metrics"]["validation_loss"] = float(random.normal(4.2, 0.01))
         wrong += compare(groups, groups[1])[0].verdict.word != "not distinguishable"
-    assert 1 <= wrong <= 0.05 * 300 + 3 * math.sqrt(300 * 0.05 * 0.95)
+    assert 1 <= wrong <= 0.05 * 150 + 3 * math.sqrt(150 * 0.05 * 0.95)
 
 
 def test_several_challengers_are_judged_together(make_seeds) -> None:

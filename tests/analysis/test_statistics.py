@@ -98,11 +98,11 @@ def test_seeds_needed_are_those_of_statsmodels() -> None:
 def test_power_is_that_of_a_simulation() -> None:
     random, seen = np.random.default_rng(3), 0
     effect = detectable(1.0, 4, paired=False)
-    for _ in range(600):
+    for _ in range(400):
         found: Difference = compare_means([*random.normal(effect, 1.0, 4)], [*random.normal(0.0, 1.0, 4)])
         assert found.low is not None
         seen += found.low > 0
-    assert seen / 600 == pytest.approx(0.8, abs=0.06)
+    assert seen / 400 == pytest.approx(0.8, abs=0.06)
 
 
 def test_groups_without_spread_differ_or_do_not() -> None:
