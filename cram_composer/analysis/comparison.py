@@ -15,6 +15,7 @@ from cram_composer.analysis.groups import Comparability, Group, comparability
 from cram_composer.analysis.measures import AXES, SHOWN, Axis, Kind, bits_per_character, common_end, curve
 from cram_composer.analysis.run_folder import Run
 from cram_composer.analysis.statistics import PAIRED, Difference, compare_means, detectable, holm, seeds_needed
+from cram_composer.analysis.time_to_loss import TimeToLoss, one_objective, times_to_loss
 from cram_composer.errors import CramError
 
 # Standard deviation of the GLUE mean between pretrainings of one set-up: docs/compare.md.
@@ -40,22 +41,6 @@ class Row:
     b: float | None = None
     difference: Difference | None = None
     missing: str = ""
-
-
-@dataclass(frozen=True)
-class TimeToLoss:
-    """When `a` reaches the loss that `b` ends with, as a share of what `b` took; both by the same curve.
-
-    `ratio` has the logarithm of that share, None where some run does not reach it; `reached` of `runs` do.
-    """
-
-    a: str
-    b: str
-    axis: Axis
-    kind: Kind
-    reached: int
-    runs: int
-    ratio: Difference | None
 
 
 @dataclass(frozen=True)
@@ -123,7 +108,7 @@ def _pair(challenger: Group, baseline: Group) -> Pair:
         rows += [Row(f"losses at equal {', '.join(AXES)}", "nats", missing=refusal)]
     else:
         rows += [_at_equal(challenger, baseline, kind, axis) for kind in _KINDS for axis in AXES]
-        times = _times(challenger, baseline)
+        times = times_to_loss(challenger, baseline)
     rows.append(_throughput(challenger, baseline))
     rows += _scores(challenger, baseline, rules)
     return Pair(challenger, baseline, rules, rows, times, _verdict(challenger, baseline, rows[0], refusal))
@@ -152,7 +137,7 @@ def _final(a: Group, b: Group, rules: Comparability, refusal: str) -> Row:
 
 def _at_equal(a: Group, b: Group, kind: Kind, axis: Axis) -> Row:
     measure = f"{kind} loss{' in the loop' * (kind == 'held-out')} at equal {axis}"
-    if kind == "training" and len({str(run.get("config.objective")) for run in [*a.runs, *b.runs]}) > 1:
+    if kind == "training" and not one_objective(a, b):
         return Row(measure, "nats", missing="not comparable: objective, each run's own")
     curves = {id(run): curve(run, kind, axis) for run in [*a.runs, *b.runs]}
     point = common_end(list(curves.values()))
@@ -166,46 +151,6 @@ def _at_equal(a: Group, b: Group, kind: Kind, axis: Axis) -> Row:
         lambda run: curves[id(run)].at(point),
         "the curves have no point in common",
     )
-
-
-def _times(a: Group, b: Group) -> list[TimeToLoss]:
-    """Both ways round, by wall-clock and tokens; by the training loss where a run has no evaluations in the loop."""
-    kind: Kind = "held-out"
-    if any(len(curve(run, kind, "wall-clock").x) < 2 for run in [*a.runs, *b.runs]):
-        kind = "training"
-    return [
-        found
-        for one, other in ((a, b), (b, a))
-        for axis in AXES[:2]
-        if (found := _time(one, other, kind, axis)) is not None
-    ]
-
-
-def _time(a: Group, b: Group, kind: Kind, axis: Axis) -> TimeToLoss | None:
-    of_a, of_b = (group.by_seed(range(len(group.runs))) for group in (a, b))  # places in their lists
-    curves = [[curve(run, kind, axis) for run in group.runs] for group in (a, b)]
-    if not all(len(one.x) for group in curves for one in group):
-        return None
-    mean = sum(float(one.y[-1]) for one in curves[1]) / len(curves[1])
-    paired = isinstance(of_a, dict) and isinstance(of_b, dict) and of_a.keys() == of_b.keys()
-
-    def target(place: int) -> float:
-        if not paired:
-            return mean
-        seed = a.runs[place].get("config.seed")
-        return float(curves[1][int(of_b[seed])].y[-1])
-
-    reached = [_after_start(one.reaches(target(place))) for place, one in enumerate(curves[0])]
-    count = sum(one is not None for one in reached)
-    ratio = None
-    if count == len(reached):
-        logs = a.by_seed([math.log(one) for one in reached if one is not None])
-        ratio = compare_means(logs, b.by_seed([math.log(one.x[-1]) for one in curves[1]]))
-    return TimeToLoss(a.name, b.name, axis, kind, count, len(reached), ratio)
-
-
-def _after_start(x: float | None) -> float | None:
-    return x if x is None or x > 0 else None
 
 
 def _throughput(a: Group, b: Group) -> Row:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cram_composer.analysis.comparison import Pair, Row, TimeToLoss
+from cram_composer.analysis.comparison import Pair, Row
 from cram_composer.analysis.formatting import is_number, percent, short_count
 from cram_composer.analysis.groups import Group
 from cram_composer.analysis.runs_table import aligned
+from cram_composer.analysis.time_to_loss import TimeToLoss
 
 _WIDTH = 120
 HEADER = ("measure", "challenger", "baseline", "difference", "95 % interval", "bootstrap", "by")

@@ -163,6 +163,19 @@ def test_time_to_loss_is_the_share_of_the_others_time(make_seeds) -> None:
     assert "b does not reach a's last held-out loss in the loop in 3 of 3 runs (wall-clock)" in text
 
 
+def test_training_losses_of_other_objectives_are_not_compared(make_seeds) -> None:
+    masked = {"settings": {"objective.mlm_probability": 0.4}}
+    groups = [group_of(make_seeds("a", [4.2] * 2, **masked)), group_of(make_seeds("b", [4.2] * 2))]
+    found = compare(groups, groups[1])[0]
+    missing = [row.missing for row in found.rows if row.measure.startswith("training loss")]
+    assert missing == ["not comparable: objective, each run's own"] * 4
+    assert found.rows[0].difference is not None
+    assert {time.kind for time in found.times} == {"held-out"}
+    for run in groups[0].runs:
+        run.metrics.clear()  # without evaluations in the loop there is nothing to go by
+    assert compare(groups, groups[1])[0].times == []
+
+
 def score(mean: float, missing: list[str]) -> dict[str, Any]:
     return {"glue": {"averages": {"nine-number mean": {"mean": mean, "missing": missing}}}}
 
