@@ -203,6 +203,7 @@ def test_slurm_jobs_are_two_arrays_of_which_the_second_waits_for_mnli(model, dat
 
         def update_parameters(self, **settings: object) -> None:
             asked.append(settings)
+            super().update_parameters(timeout_min=settings["timeout_min"])  # by itself it ends a job after 2 minutes
 
         def map_array(self, function, *arguments):
             sizes.append(len(arguments[0]))
