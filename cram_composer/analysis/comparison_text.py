@@ -11,8 +11,8 @@ from typing import Any
 from cram_composer.analysis.comparison import Pair, Row
 from cram_composer.analysis.formatting import is_number, percent, short_count
 from cram_composer.analysis.groups import Group
-from cram_composer.analysis.runs_table import aligned
 from cram_composer.analysis.time_to_loss import TimeToLoss
+from cram_composer.columns import aligned
 
 _WIDTH = 120
 HEADER = ("measure", "challenger", "baseline", "difference", "95 % interval", "bootstrap", "by")
@@ -29,7 +29,7 @@ def console(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
     lines += [f"note: {note}" for note in notes(groups, pairs)]
     for pair in pairs:
         lines += ["", f"{pair.challenger.name} against {pair.baseline.name}"]
-        lines += [f"  {line}" for line in aligned([HEADER, *map(cells, pair.rows)], numeric=(1, 2, 3)).splitlines()]
+        lines += [f"  {line}" for line in aligned([HEADER, *map(cells, pair.rows)], right=(1, 2, 3))]
         lines += [f"  {time_sentence(time)}" for time in pair.times]
     lines += ["", textwrap.fill(LEGEND, _WIDTH)]
     lines += [f"\n{textwrap.fill(f'{pair.verdict.word.upper()}: {pair.verdict.text}', _WIDTH)}" for pair in pairs]

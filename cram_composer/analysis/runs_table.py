@@ -11,6 +11,7 @@ from typing import Any
 from cram_composer.analysis.finding import RECORD, choose, find_runs
 from cram_composer.analysis.formatting import NOT_MEASURED, count, decimal, duration, is_number, short_count
 from cram_composer.analysis.run_folder import Run, load_run
+from cram_composer.columns import aligned
 from cram_composer.errors import CramError
 
 COLUMNS = ("name", "status", "recipes", "seed", "budget", "tokens", "held-out loss", "device-hours", "date")
@@ -98,16 +99,4 @@ def table(runs: Sequence[Run]) -> str:
                 f"{date(run):%Y-%m-%d %H:%M}",
             )
         )
-    return aligned(cells, numeric=(3, 5, 6, 7))
-
-
-def aligned(cells: Sequence[Sequence[str]], numeric: Sequence[int]) -> str:
-    """Rows of text as columns of equal width; the `numeric` ones flush right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place in numeric else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    )
+    return "\n".join(aligned(cells, right=(3, 5, 6, 7)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cram_composer.analysis.formatting import duration, short_count
-from cram_composer.analysis.runs_table import aligned
 from cram_composer.analysis.scaling import Optimum, Scaling, optimal_exponent, parameters_of
 from cram_composer.analysis.scaling_law import Fit
+from cram_composer.columns import aligned
 
 LAWS = {
     ("parameters", "tokens"): "loss = E + A / parameters^a + B / tokens^b",
@@ -99,4 +99,4 @@ def optimum_line(found: Optimum, seconds: float, where: str) -> str:
 
 
 def _indented(cells: Sequence[Sequence[str]], numeric: Sequence[int]) -> list[str]:
-    return [f"  {line}" for line in aligned(cells, numeric).splitlines()]
+    return [f"  {line}" for line in aligned(cells, numeric)]

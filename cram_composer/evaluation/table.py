@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cram_composer.columns import aligned
 from cram_composer.config.evaluation_schema import ProtocolConfig
 from cram_composer.evaluation.benchmarks import BENCHMARKS
 from cram_composer.evaluation.fine_tune import task_settings
@@ -113,7 +114,7 @@ def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> s
             cells.append([one.name, *shown, *means])
         notes += _beside(protocol, rows)
     legend = "median over seeds (lowest to highest); * a split without its official rows; "
-    return "\n".join([aligned(cells), "", legend + _legend(protocol), *notes])
+    return "\n".join([*aligned(cells, right=range(1, len(cells[0]))), "", legend + _legend(protocol), *notes])
 
 
 def _legend(protocol: ProtocolConfig) -> str:
@@ -163,15 +164,6 @@ def _mean(row: dict[str, Any], name: str) -> str:
     if average is None or average["mean"] is None:
         return "-"
     return f"{average['mean']:.1f}" + (f" ({len(average['missing'])} missing)" if average["missing"] else "")
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns, the first flush left and the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in cells
-    )
 
 
 def _tasks(protocol: ProtocolConfig) -> Iterable[Task]:

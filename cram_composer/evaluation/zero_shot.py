@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cram_composer.columns import aligned
 from cram_composer.config.evaluation_schema import ZeroShotConfig
 from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
@@ -21,7 +22,6 @@ from cram_composer.evaluation.masked_scoring import Scorer, mask_tokenizer
 from cram_composer.evaluation.pretrained import Pretrained, find_pretrained
 from cram_composer.evaluation.results import append_result, read_lines
 from cram_composer.evaluation.suite import add_to_runs, device_kind, precision_on
-from cram_composer.evaluation.table import aligned
 from cram_composer.files import write_json
 
 RESULTS_FILE = "zero-shot.jsonl"
@@ -170,4 +170,4 @@ def _table(suite: Suite, rows: Sequence[dict[str, Any]], legend: str) -> str:
         [row["model"], *(of_row.get(name, "-") for name in headers)] for row, of_row in zip(rows, cells, strict=True)
     ]
     notes = [f"{row['model']}: {note}" for row in rows for note in row["notes"]]
-    return "\n".join([aligned([["", *headers], *shown]), "", legend, *notes])
+    return "\n".join([*aligned([["", *headers], *shown], right=range(1, len(headers) + 1)), "", legend, *notes])

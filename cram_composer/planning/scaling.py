@@ -17,11 +17,11 @@ from typing import Any
 
 from cram_composer.analysis.formatting import count, percent
 from cram_composer.budget.schedules import build_schedule
+from cram_composer.columns import aligned
 from cram_composer.config import compose
 from cram_composer.config.schema import RunConfig
 from cram_composer.errors import CramError
 from cram_composer.files import read_json, write_json
-from cram_composer.planning.table import aligned
 from cram_composer.processes import end_with_parent
 
 _RANK = "cram_composer.planning.scaling_rank"

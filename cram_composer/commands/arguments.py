@@ -1,0 +1,27 @@
+"""What subcommands are made of."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Commands = Any  # what argparse.ArgumentParser.add_subparsers returns; its type is private
+
+
+def add_command(
+    commands: Commands, name: str, function: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    """A subcommand that calls `function`, which returns the exit status."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(function=function)
+    return command
+
+
+def add_yaml(parser: argparse.ArgumentParser) -> None:
+    """A YAML file, and values over it."""
+    parser.add_argument("yaml", type=Path, metavar="FILE.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as budget=6h recipes=[crammed-bert,ema]"
+    )

@@ -1,0 +1,52 @@
+"""`cram data build` and `cram data inspect`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cram_composer.commands.arguments import Commands, add_yaml
+from cram_composer.config import compose
+
+
+def add(commands: Commands) -> None:
+    """Add them to the parser."""
+    data = commands.add_parser("data", help="Build data sets and look at them.").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    build = data.add_parser("build", help="Build a data set from a data YAML.")
+    build.set_defaults(function=_data_build)
+    add_yaml(build)
+    build.add_argument(
+        "--partitions", type=int, metavar="N", help="cut the work into N tasks: processes here, or Slurm jobs"
+    )
+    inspect = data.add_parser("inspect", help="Show what a data set is made of, and draw its page.")
+    inspect.set_defaults(function=_data_inspect)
+    inspect.add_argument(
+        "data", metavar="DATA", help="folder of a data set, or s3://bucket/path, gs://, oci://, azure://"
+    )
+    inspect.add_argument(
+        "--output", type=Path, help="HTML file (default: DATA/inspect.html, ./inspect.html for object storage)"
+    )
+
+
+def _data_build(options: argparse.Namespace) -> int:
+    from cram_composer.config.data_schema import DataBuildConfig
+    from cram_composer.data.build import build
+
+    partitions = [] if options.partitions is None else [f"partitions={options.partitions}"]
+    composed = compose(DataBuildConfig, options.yaml, [*options.overrides, *partitions])
+    print(build(composed.config))
+    return 0
+
+
+def _data_inspect(options: argparse.Namespace) -> int:
+    from cram_composer.analysis.data_page import console, write_page
+    from cram_composer.analysis.data_set import load_data_set
+    from cram_composer.storage import is_remote
+
+    data = load_data_set(options.data)
+    print(console(data))
+    folder = Path() if is_remote(options.data) else Path(data.uri)
+    print(f"\npage: {write_page(data, options.output or folder / 'inspect.html')}")
+    return 0
