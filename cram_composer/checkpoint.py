@@ -16,7 +16,6 @@ import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from composer.utils.checkpoint import save_checkpoint
 
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.ledger import Ledger
@@ -24,6 +23,7 @@ from cram_composer.checkpoint_files import checkpoint_files, newest_checkpoint, 
 from cram_composer.data.stream import TrainLoader
 from cram_composer.files import write_json
 from cram_composer.record import RunFolder
+from cram_composer.scaleout.strategy import Strategy
 
 _SAVING = ".saving-"
 
@@ -43,9 +43,11 @@ class RollingCheckpoints(Callback):
         *,
         interval: float,
         keep: int,
+        strategy: Strategy,
         saved: Callable[[Path], None] | None = None,
     ) -> None:
         self._folder = folder
+        self._strategy = strategy
         self._saved = saved  # called on rank 0 with every checkpoint
         self._budget = budget
         self._ledger = ledger
@@ -96,7 +98,7 @@ class RollingCheckpoints(Callback):
         directory = final.parent
         directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / f"{_SAVING}{final.name}"  # Composer wants the suffix
-        save_checkpoint(state, str(temporary))
+        self._strategy.save(state, temporary)
         if dist.get_global_rank() == 0:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
@@ -116,7 +118,7 @@ def load_state(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=False)["state"]
 
 
-def restore_weights(state: State, logger: Logger, directory: Path) -> dict[str, Any] | None:
+def restore_weights(state: State, logger: Logger, directory: Path, strategy: Strategy) -> dict[str, Any] | None:
     """Put the newest checkpoint's weights, optimizer and algorithms into a running `state`; the data goes on.
 
     Collective. Returns the checkpoint's state, None when there is no checkpoint.
@@ -125,8 +127,7 @@ def restore_weights(state: State, logger: Logger, directory: Path) -> dict[str, 
     if saved is None:
         return None
     loaded = load_state(saved.path)
-    state.load_model_state({"model": loaded["model"]}, logger, strict=True)
-    state.load_optim_state(loaded)
+    strategy.restore(state, loaded, logger)
     states = dict(loaded["algorithms"])
     for algorithm in state.algorithms:
         if type(algorithm).__qualname__ in states:

@@ -22,7 +22,6 @@ from cram_composer.files import read_json
 from cram_composer.models.card import model_card
 from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
 from cram_composer.models.factory import build_model
-from cram_composer.models.flops import flops_per_token
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 from cram_composer.record import RECORD, RunFolder, device_hours
 from cram_composer.remote_run import report_failure
@@ -69,20 +68,36 @@ def finish(run: Run, status: str, reason: str | None) -> int:
 
 
 def _export(run: Run) -> list[dict[str, Any]]:
+    if not run.strategy.whole:
+        return _export_saved(run)
     network = run.model.model
     averages = [algorithm for algorithm in run.trainer.state.algorithms if isinstance(algorithm, WeightAverage)]
     for average in averages:
         average.swap_in(run.trainer.state.model)
     record = read_json(run.folder.path / RECORD)
-    destination = run.folder.path / "export"
-    form = exported_form(network)
-    card = model_card(record, run.data.manifest, custom_code=isinstance(form, CramBertForMaskedLM))
-    export_model(form, run.data.tokenizer, destination, card)
-    verify_export(destination, network)
+    _write_export(network, record, run.data.manifest, run.data.tokenizer, run.folder.path / "export")
     fills = _fill(network, run.data.tokenizer, run.config.export.sentences)
     for average in averages:
         average.swap_out(run.trainer.state.model)
     return fills
+
+
+def _export_saved(run: Run) -> list[dict[str, Any]]:
+    """What a rank that holds parts of the weights can export: the last checkpoint, which is complete."""
+    record = read_json(run.folder.path / RECORD)
+    network = _saved_network(run.folder.path, record)
+    _write_export(network, record, run.data.manifest, run.data.tokenizer, run.folder.path / "export")
+    return _fill(network, run.data.tokenizer, run.config.export.sentences)
+
+
+def _write_export(
+    network: PreTrainedModel, record: dict[str, Any], manifest: dict[str, Any], tokenizer: Path, destination: Path
+) -> Path:
+    form = exported_form(network)
+    card = model_card(record, manifest, custom_code=isinstance(form, CramBertForMaskedLM))
+    target = export_model(form, tokenizer, destination, card)
+    verify_export(target, network)
+    return target
 
 
 def _fill(network: PreTrainedModel, tokenizer_dir: Path, sentences: list[str]) -> list[dict[str, Any]]:
@@ -126,7 +141,6 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
     total = sum(spent.values())
     last = run.segments[-1] if run.segments else {}
     losses = run.trace.recent_losses
-    length = run.data.manifest["sequence_length"]
     record = {
         "format_version": 1,
         "run_name": run.folder.path.name,
@@ -139,7 +153,7 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         "environment": run.environment,
         "world_size": dist.get_world_size(),
         "device_hours": device_hours(run.segments, total, dist.get_world_size()),
-        "parameters": run.parameters(),
+        "parameters": run.parameters,
         "kernels": run.kernels(),
         "data": summary(run.data.manifest),
         "budget": run.budget.describe(),
@@ -147,8 +161,8 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         "tokens": int(timestamp.token),
         "epochs": run.loader.stream.epochs,  # times that the budget went through the data
         "tokens_per_second": int(timestamp.token) / total if total else None,
-        # At full row length, forward and backward; times tokens_per_second it is the model FLOP/s of the whole budget.
-        "flops_per_token": flops_per_token(run.model.model, length, run.loader.masker.capacity(length)),
+        # Times tokens_per_second it is the model FLOP/s of the whole budget.
+        "flops_per_token": run.flops_per_token,
         "steps_skipped": run.guard.skipped,
         "ledger": {
             "inside": spent,
@@ -180,6 +194,12 @@ def export_run(path: Path, destination: Path | None) -> Path:
     record = RunFolder(path).read_record()
     if record is None:
         raise CramError(f"{path}: not a run folder (it has no {RECORD})")
+    network = _saved_network(path, record)
+    return _write_export(network, record, record["data"], path / "tokenizer", destination or path / "export")
+
+
+def _saved_network(path: Path, record: dict[str, Any]) -> PreTrainedModel:
+    """The model of a run's newest checkpoint, with the averaged weights if it kept any."""
     saved = newest_checkpoint(path / "checkpoints")
     if saved is None:
         raise CramError(f"{path}: no usable checkpoint to export")
@@ -195,8 +215,4 @@ def export_run(path: Path, destination: Path | None) -> Path:
     network.load_state_dict(
         {name.removeprefix(prefix): tensor for name, tensor in weights.items()}, strict=averages is None
     )
-    form = exported_form(network)
-    card = model_card(record, manifest, custom_code=isinstance(form, CramBertForMaskedLM))
-    target = export_model(form, path / "tokenizer", destination or path / "export", card)
-    verify_export(target, network)
-    return target
+    return network

@@ -22,6 +22,7 @@ from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.record import RunFolder
 from cram_composer.recording import Heartbeat, TraceWriter
 from cram_composer.remote_run import RemoteRun
+from cram_composer.scaleout.strategy import Strategy
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Run:
     ledger: Ledger
     loader: TrainLoader
     model: MaskedLMTrainingModel
+    strategy: Strategy
     trainer: Trainer
     clock: BudgetCallback
     trace: TraceWriter
@@ -47,14 +49,12 @@ class Run:
     kill: EarlyKill | None
     signals: Signals
     final_batches: list[Batch]
+    parameters: int  # weights of the model, tied ones once
+    flops_per_token: float  # at full row length, forward and backward
     segments: list[dict[str, Any]]  # earlier starts of the run and this one, see record.json
     environment: dict[str, Any]
     energy: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # metrics of the final evaluation, and fills
-
-    def parameters(self) -> int:
-        """Weights of the model, tied ones once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def kernels(self) -> dict[str, str]:
         """What computes: attention, loss and norm kernels, precision, compilation."""
@@ -65,4 +65,5 @@ class Run:
             "layernorm": layernorm[0] if layernorm else "torch",
             "precision": self.device.precision,
             "compile": self.model.compile_state,
+            "scaleout": self.strategy.name,
         }

@@ -16,6 +16,7 @@ from cram_composer.checkpoint import load_state, restore_weights
 from cram_composer.checkpoint_files import SavedCheckpoint
 from cram_composer.record import RunFolder
 from cram_composer.run import Run
+from cram_composer.scaleout.strategy import Strategy
 
 
 class Segment:
@@ -62,11 +63,11 @@ def restore_ledger(ledger: Ledger, folder: RunFolder, saved: SavedCheckpoint | N
     ledger.restore(kept, lost=max(0.0, spent - sum(kept.values())))
 
 
-def rollback_to_checkpoint(folder: RunFolder, ledger: Ledger) -> Callable[[State, Logger], bool]:
+def rollback_to_checkpoint(folder: RunFolder, ledger: Ledger, strategy: Strategy) -> Callable[[State, Logger], bool]:
     """What the non-finite guard calls: back to the last checkpoint's weights, the time since then being lost."""
 
     def rollback(state: State, logger: Logger) -> bool:
-        loaded = restore_weights(state, logger, folder.checkpoints)
+        loaded = restore_weights(state, logger, folder.checkpoints, strategy)
         if loaded is None:
             return False
         spent, kept = ledger.elapsed(), loaded["callbacks"]["BudgetCallback"]["inside"]

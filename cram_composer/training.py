@@ -46,12 +46,14 @@ from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluato
 from cram_composer.finish import finish, write_record
 from cram_composer.loggers import build_loggers
 from cram_composer.models.factory import build_model
+from cram_composer.models.flops import flops_per_token
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.record import RunFolder, environment
 from cram_composer.recording import Heartbeat, TraceWriter
 from cram_composer.remote_run import RemoteRun
 from cram_composer.run import Run
+from cram_composer.scaleout.registry import build_strategy
 from cram_composer.segments import Segment, restore_ledger, rollback_to_checkpoint
 
 # Composer insists on a duration in its own units; the budget callback is what ends a run.
@@ -74,7 +76,7 @@ def run(
     write_record(built, "running")
     if dist.get_global_rank() == 0:
         kernels = ", ".join(f"{name} {value}" for name, value in built.kernels().items())
-        print(f"{built.folder.path}: {built.parameters():,} parameters on {device.name}; {kernels}", flush=True)
+        print(f"{built.folder.path}: {built.parameters:,} parameters on {device.name}; {kernels}", flush=True)
     energy = EnergyMeter(built.trainer.state.device)
     energy.start()
     segment.start()
@@ -124,20 +126,36 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     reproducibility.seed_all(config.seed)  # the same weights on every rank
     tokens = data.manifest["special_tokens"]
     network = build_model(config.model, data.manifest["vocab_size"], tokens, shift=config.objective.shift)
-    model = MaskedLMTrainingModel(network, device.autocast_dtype, device.compile)
+    strategy = build_strategy(config, device, world_size)
+    precision, autocast_dtype = strategy.precision()
+    compile_mode, changed = strategy.compile_mode()
+    model = MaskedLMTrainingModel(network, autocast_dtype, compile_mode)
+    if changed is not None:
+        model.compile_state = f"{compile_mode} ({changed})"
+    strategy.arrange(model)
     model.use_loss(config.model.loss_kernel, device.name)
     model.use_attention(config.model.attention_kernel, device.name, device.precision)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     optimizer = build_optimizer(config.optimizer, model)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
 
     in_loop, final, cached = _held_out(config, data, rank, world_size)
     loader = _train_loader(config, data, rank, world_size, cached)
+    length = data.manifest["sequence_length"]
+    flops = flops_per_token(network, length, loader.masker.capacity(length))
     parts = Parts(budget, loader, world_size, config.seed)
-    guard = NonFiniteGuard(config.train.nonfinite, config.train.max_nonfinite, rollback_to_checkpoint(folder, ledger))
+    rollback = rollback_to_checkpoint(folder, ledger, strategy)
+    guard = NonFiniteGuard(
+        config.train.nonfinite, config.train.max_nonfinite, rollback, strategy.gradients, strategy.skips_steps
+    )
     # The guard is last: Composer runs algorithms in reverse after a step, and clipping would make an infinity finite.
-    algorithms = [MaskingSchedule(config.objective, budget, loader), *build_algorithms(config.algorithms, parts), guard]
-    algorithms = [*optimizer_support(optimizer, model, budget), *algorithms]
+    algorithms = [
+        MaskingSchedule(config.objective, budget, loader),
+        *build_algorithms(strategy.algorithms(), parts),
+        guard,
+    ]
+    algorithms = [*optimizer_support(optimizer, budget), *algorithms]
     if config.data.curriculum:
         splits = [stream.split for stream in choose_streams(config.data, data.manifest)]
         algorithms.insert(0, DataCurriculum(Curriculum(config.data.curriculum, splits), budget, loader))
@@ -153,6 +171,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         ledger,
         interval=_checkpoint_interval(config, budget),
         keep=config.checkpoint.keep,
+        strategy=strategy,
         saved=remote.offer if remote is not None else None,
     )
     schedule = with_swa(build_schedule(config.schedule), config.algorithms.swa)
@@ -168,7 +187,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     if len(set(dist.all_gather_object(saved.step if saved else None))) > 1:
         raise CramError(f"{folder.checkpoints}: ranks see different checkpoints; runs_dir must be on a shared disk")
     due = due_by_progress(config.eval.interval, budget)
-    with warnings.catch_warnings():
+    with strategy.construction(), warnings.catch_warnings():
         # It is passed on purpose: Composer's own cannot count a wall-clock budget.
         warnings.filterwarnings("ignore", message="Specifying the ProgressBarLogger")
         trainer = Trainer(
@@ -187,16 +206,17 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
             progress_bar=False,
             max_duration=_NO_END,
             device=device.name,
-            precision=device.composer_precision,
+            precision=precision,
             device_train_microbatch_size=config.train.device_train_microbatch_size,
-            # Also where layers are left out or frozen: they are the same ones in all microbatches of a step.
-            ddp_sync_strategy="single_auto_sync",
             seed=config.seed,
             run_name=folder.path.name,
             load_path=str(saved.path) if saved else None,
             load_progress_bar=False,
             spin_dataloaders=False,  # DataPosition goes to the place at once
+            **strategy.trainer_arguments(),
         )
+    strategy.take_over(trainer)
+    strategy.on_skipped(guard.step_was_skipped)
     if saved is not None and trainer._rng_state is not None:
         # Composer restores these while it spins the dataloader, which this run does not do.
         reproducibility.load_rng_state(trainer._rng_state)
@@ -212,6 +232,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         ledger=ledger,
         loader=loader,
         model=model,
+        strategy=strategy,
         trainer=trainer,
         clock=clock,
         trace=trace,
@@ -222,6 +243,8 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         kill=kill,
         signals=signals,
         final_batches=final,
+        parameters=parameters,
+        flops_per_token=flops,
         segments=list((earlier or {}).get("segments", [])),
         environment=environment(),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from composer.core import Event, State
 from composer.loggers import Logger
 
-from cram_composer.algorithms.weight_average import WeightAverage, Weights, parameters
+from cram_composer.algorithms.weight_average import WeightAverage, Weights, weights_held
 from cram_composer.budget.budget import Budget
 from cram_composer.config.algorithms_schema import EmaConfig
 
@@ -31,9 +32,13 @@ class EMA(WeightAverage):
         """The average so far."""
         return self._average
 
+    def change_kept(self, change: Callable[[Weights], Weights]) -> None:
+        """The average."""
+        self._average = change(self._average)
+
     def match(self, event: Event, state: State) -> bool:
         """At the start, after every step and around evaluation."""
-        return event in (Event.FIT_START, Event.BATCH_END) or super().match(event, state)
+        return event == Event.BATCH_END or super().match(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Start or update the average, or exchange it with the trained weights."""
@@ -43,15 +48,14 @@ class EMA(WeightAverage):
                 self._update(state.model)
         elif event == Event.FIT_START and not self._average:
             self._last_progress = self._budget.progress
-            self._average = {name: p.detach().clone() for name, p in parameters(state.model)}
+            self._average = {name: held.clone() for name, held in weights_held(state.model)}
 
     @torch.no_grad()
     def _update(self, model: torch.nn.Module) -> None:
         moved = self._budget.progress - self._last_progress
         self._last_progress = self._budget.progress
-        weights = dict(parameters(model))
-        self._average = {name: self._average[name].to(p.device) for name, p in weights.items()}  # loaded on the CPU
-        averages = list(self._average.values())
+        weights = dict(weights_held(model))
+        averages = [self._average[name] for name in weights]
         torch._foreach_lerp_(averages, list(weights.values()), 1.0 - 0.5 ** (moved / self._config.half_life))
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,5 +64,6 @@ class EMA(WeightAverage):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
+        super().load_state_dict(state)
         self._average = dict(state["average"])
         self._last_progress = state["last_progress"]

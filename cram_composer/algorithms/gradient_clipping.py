@@ -25,19 +25,16 @@ class AdaptiveGradientClipping(Algorithm):
 
     def __init__(self, clipping_threshold: float) -> None:
         self._threshold = clipping_threshold
-        self._decoder: torch.Tensor | None = None
 
     def match(self, event: Event, state: State) -> bool:
-        """At the start, and when all gradients of a step are there."""
-        return event in (Event.INIT, Event.AFTER_TRAIN_BATCH)
+        """When all gradients of a step are there."""
+        return event == Event.AFTER_TRAIN_BATCH
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Find the decoder, or clip."""
-        if event == Event.INIT:
-            network = cast(MaskedLMTrainingModel, state.model).model
-            self._decoder = cast(nn.Linear, network.get_output_embeddings()).weight
-        else:
-            clip_adaptively((p for p in state.model.parameters() if p is not self._decoder), self._threshold)
+        """Clip."""
+        model = getattr(state.model, "module", state.model)  # as DDP wraps it
+        decoder = cast(nn.Linear, cast(MaskedLMTrainingModel, model).model.get_output_embeddings()).weight
+        clip_adaptively((p for p in state.model.parameters() if p is not decoder), self._threshold)
 
 
 @torch.no_grad()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from cram_composer.algorithms.weight_average import PeriodicAverage, Weights, parameters
+from cram_composer.algorithms.weight_average import PeriodicAverage, Weights, weights_held
 from cram_composer.budget.budget import Budget
 from cram_composer.config.algorithms_schema import LawaConfig
 
@@ -29,14 +30,18 @@ class LAWA(PeriodicAverage):
             return {}
         return {name: torch.stack([weights[name] for weights in self._latest]).mean(0) for name in self._latest[0]}
 
+    def change_kept(self, change: Callable[[Weights], Weights]) -> None:
+        """Each of the latest weights."""
+        self._latest = [{name: t.cpu() for name, t in change(weights).items()} for weights in self._latest]
+
     def take_up(self, model: nn.Module) -> None:
         """Keep these weights, and no more than k."""
-        weights = {name: p.detach().to("cpu", copy=True) for name, p in parameters(model)}
+        weights = {name: held.to("cpu", copy=True) for name, held in weights_held(model)}
         self._latest = [*self._latest, weights][-self._k :]
 
     def state_dict(self) -> dict[str, Any]:
         """The latest weights and their mean."""
-        return super().state_dict() | {"latest": list(self._latest)}
+        return super().state_dict() | {"latest": [self.gathered(weights) for weights in self._latest]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from composer.core import Algorithm, Event, Precision, State
 from composer.loggers import Logger
 from composer.utils import dist
+from torch import nn
 
 from cram_composer.errors import CramError
 
@@ -24,12 +25,30 @@ class NonFiniteGuard(Algorithm):
     `limit` in a row end the run whatever the policy. All ranks act alike.
 
     Put it last among the algorithms: Composer runs them in reverse after a step, and clipping must come after this.
+
+    Args:
+        policy: one of the above.
+        limit: bad steps in a row.
+        rollback: goes back; False when there is nothing to go back to.
+        gradients: what this rank holds of a model's gradients; their `grad` without it.
+        skipped_elsewhere: what takes the step leaves it out by itself if the norm of its gradients is not finite, and
+            calls `step_was_skipped`. A loss that is not finite is then multiplied so that its gradients are not either.
     """
 
-    def __init__(self, policy: str, limit: int, rollback: Callable[[State, Logger], bool]) -> None:
+    def __init__(
+        self,
+        policy: str,
+        limit: int,
+        rollback: Callable[[State, Logger], bool],
+        gradients: Callable[[nn.Module], list[torch.Tensor]] | None = None,
+        skipped_elsewhere: bool = False,
+    ) -> None:
         self._policy = policy
         self._limit = limit
         self._rollback = rollback
+        self._gradients = gradients or _gradients
+        self._skipped_elsewhere = skipped_elsewhere
+        self._run: tuple[State, Logger] | None = None
         self._in_a_row = 0
         self._last_bad = -1  # the step of the latest
         self._loss_is_bad: torch.Tensor | None = None  # over the microbatches of the step, on the device
@@ -44,18 +63,32 @@ class NonFiniteGuard(Algorithm):
         if event == Event.AFTER_LOSS:
             bad = ~torch.isfinite(torch.as_tensor(state.loss).detach()).all()
             self._loss_is_bad = bad if self._loss_is_bad is None else self._loss_is_bad | bad
+            if self._skipped_elsewhere:
+                loss = cast(torch.Tensor, state.loss)
+                state.loss = loss * (loss.detach() * 0.0 + 1.0)  # times one, or times NaN
+            return
+        self._run = state, logger
+        if self._skipped_elsewhere:
             return
         cause = self._cause(state)
         if cause is None:
             return
+        # A parameter without a gradient is one that no optimizer touches, weight decay included.
+        for parameter in state.model.parameters():
+            parameter.grad = None
+        self._was_bad(cause, state, logger)
+
+    def step_was_skipped(self) -> None:
+        """Gradients were not finite, and the step was left out. All ranks call it."""
+        assert self._run is not None
+        self._was_bad(self._cause(self._run[0]) or "a gradient", *self._run)
+
+    def _was_bad(self, cause: str, state: State, logger: Logger) -> None:
         step = int(state.timestamp.batch)
         # By the numbers of steps: under SAM, a good pass comes before a bad one of the same step.
         self._in_a_row = self._in_a_row + 1 if self._last_bad == step - 1 else 1
         self._last_bad = step
         self.skipped += 1
-        # A parameter without a gradient is one that no optimizer touches, weight decay included.
-        for parameter in state.model.parameters():
-            parameter.grad = None
         if self._policy == "stop":
             raise CramError(
                 f"step {step}: {cause} is not finite, and train.nonfinite is 'stop'; the step was not applied"
@@ -74,7 +107,7 @@ class NonFiniteGuard(Algorithm):
         """What is not finite on any rank: 'the loss', 'a gradient' or None."""
         loss_is_bad = bool(self._loss_is_bad) if self._loss_is_bad is not None else False
         self._loss_is_bad = None
-        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        gradients = [] if self._skipped_elsewhere else self._gradients(state.model)
         # Under fp16 the loss scaler overflows on purpose and skips those steps itself.
         look_at_gradients = state.precision != Precision.AMP_FP16
         norm = torch.nn.utils.get_total_norm(gradients) if look_at_gradients and gradients else torch.zeros(())
@@ -92,3 +125,7 @@ class NonFiniteGuard(Algorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue counting from a checkpoint."""
         self.skipped = max(self.skipped, state["skipped"])
+
+
+def _gradients(model: nn.Module) -> list[torch.Tensor]:
+    return [p.grad for p in model.parameters() if p.grad is not None]

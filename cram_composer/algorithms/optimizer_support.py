@@ -12,10 +12,11 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import nn
 
-from cram_composer.algorithms.weight_average import WeightAverage, Weights, parameters
+from cram_composer.algorithms.weight_average import WeightAverage, Weights
 from cram_composer.budget.budget import Budget
 from cram_composer.data.masking import IGNORED
 from cram_composer.models.training_model import Batch, MaskedLMTrainingModel
+from cram_composer.scaleout.shards import local
 
 
 class ScheduleFreeWeights(WeightAverage):
@@ -26,20 +27,20 @@ class ScheduleFreeWeights(WeightAverage):
     often it is evaluated.
     """
 
-    def __init__(self, budget: Budget, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    def __init__(self, budget: Budget, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(budget)
         self._optimizer = optimizer
-        self._names = {p: name for name, p in parameters(model)}
 
     @torch.no_grad()
     def average(self) -> Weights:
         """x by parameter name; y where there was no step yet, when they are the same."""
-        average = {name: p.detach() for p, name in self._names.items()}
+        names = {p: name for name, p in self._parameters.items()}
+        average = {name: local(p) for p, name in names.items()}
         for group in self._optimizer.param_groups:
             for p in group["params"]:
                 z = self._optimizer.state.get(p, {}).get("z")
                 if z is not None:
-                    average[self._names[p]] = p.lerp(z, 1.0 - 1.0 / group["betas"][0])
+                    average[names[p]] = local(p).lerp(local(z), 1.0 - 1.0 / group["betas"][0])
         return average
 
 
@@ -124,10 +125,10 @@ def gauss_newton_bartlett(
     return [count * gradient.square() for gradient in summed]
 
 
-def optimizer_support(optimizer: torch.optim.Optimizer, model: nn.Module, budget: Budget) -> list[Algorithm]:
+def optimizer_support(optimizer: torch.optim.Optimizer, budget: Budget) -> list[Algorithm]:
     """The algorithms that `optimizer` needs beside those of the run."""
     if hasattr(optimizer, "curvature"):
         return [SampledCurvature(optimizer)]
     if "train_mode" not in optimizer.param_groups[0]:
         return []
-    return [ScheduleFreeWeights(budget, optimizer, model)]
+    return [ScheduleFreeWeights(budget, optimizer)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from cram_composer.algorithms.weight_average import PeriodicAverage, Weights, parameters
+from cram_composer.algorithms.weight_average import PeriodicAverage, Weights, weights_held
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.schedules import Schedule
 from cram_composer.config.algorithms_schema import SwaConfig
@@ -29,16 +30,19 @@ class SWA(PeriodicAverage):
         """The mean so far; empty before `swa_start`."""
         return self._average
 
+    def change_kept(self, change: Callable[[Weights], Weights]) -> None:
+        """The mean."""
+        self._average = change(self._average)
+
     @torch.no_grad()
     def take_up(self, model: nn.Module) -> None:
         """average <- average + (weights - average) / n, n weights being in it then."""
-        weights = dict(parameters(model))
+        weights = dict(weights_held(model))
         self._count += 1
         if self._count == 1:
-            self._average = {name: p.detach().clone() for name, p in weights.items()}
+            self._average = {name: held.clone() for name, held in weights.items()}
             return
-        self._average = {name: self._average[name].to(p.device) for name, p in weights.items()}  # loaded on the CPU
-        torch._foreach_lerp_(list(self._average.values()), list(weights.values()), 1.0 / self._count)
+        torch._foreach_lerp_([self._average[name] for name in weights], list(weights.values()), 1.0 / self._count)
 
     def state_dict(self) -> dict[str, Any]:
         """The mean and how many weights are in it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from composer.loggers import Logger
 from torch import nn
 
 from cram_composer.budget.budget import Budget
+from cram_composer.scaleout.shards import local, settle, shard_of, whole
 
 Weights = dict[str, torch.Tensor]
 
@@ -19,23 +20,33 @@ Weights = dict[str, torch.Tensor]
 class WeightAverage(Algorithm):
     """An average of the trained weights, in whose place the model is evaluated and exported.
 
-    A subclass says what the average is, and takes up weights at events of its own.
+    A subclass says what the average is, and takes up weights at events of its own. All of it is in what this rank holds
+    of the weights, which may be shards; checkpoints have whole averages.
     """
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
+        self._parameters: dict[str, nn.Parameter] = {}
         self._trained: Weights = {}  # the trained weights while the average stands in for them
+        self._loaded = False  # what a checkpoint had is whole still
 
     @abstractmethod
     def average(self) -> Weights:
-        """The average by parameter name, as it is now; empty where there is none yet."""
+        """This rank's part of the average by parameter name, as it is now; empty where there is none yet."""
+
+    def change_kept(self, change: Callable[[Weights], Weights]) -> None:
+        """Replace the weights that are kept by what `change` makes of them."""
 
     def match(self, event: Event, state: State) -> bool:
-        """Around evaluation."""
-        return event in (Event.EVAL_START, Event.EVAL_END)
+        """At the start and around evaluation."""
+        return event in (Event.FIT_START, Event.EVAL_START, Event.EVAL_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Exchange the trained weights and the average."""
+        self._parameters = dict(parameters(state.model))
+        if self._loaded:
+            self.change_kept(lambda kept: {name: shard_of(self._parameters[name], t) for name, t in kept.items()})
+            self._loaded = False
         if event == Event.EVAL_START:
             self.swap_in(state.model)
         elif event == Event.EVAL_END:
@@ -47,21 +58,35 @@ class WeightAverage(Algorithm):
         average = self.average()
         if not average:
             return
-        self._trained = {name: p.detach().clone() for name, p in parameters(model)}
-        for name, p in parameters(model):
-            p.copy_(average[name])
+        self._trained = {name: held.clone() for name, held in weights_held(model)}
+        self._put(model, average)
 
     @torch.no_grad()
     def swap_out(self, model: nn.Module) -> None:
         """Put the trained weights back."""
         if self._trained:
-            for name, p in parameters(model):
-                p.copy_(self._trained[name])
+            self._put(model, self._trained)
         self._trained = {}
 
+    def _put(self, model: nn.Module, weights: Weights) -> None:
+        for name, held in weights_held(model):
+            held.copy_(weights[name])
+        for _, parameter in parameters(model):
+            settle(parameter)
+
+    def gathered(self, weights: Weights) -> Weights:
+        """Whole tensors of this rank's parts. Collective."""
+        if self._loaded:
+            return dict(weights)
+        return {name: whole(self._parameters[name], part) for name, part in weights.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        """The average, which is what `cram export` takes from a checkpoint."""
-        return super().state_dict() | {"average": dict(self.average())}
+        """The average, which is what `cram export` takes from a checkpoint. Collective."""
+        return super().state_dict() | {"average": self.gathered(self.average())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint; what is loaded becomes this rank's part at the next event."""
+        self._loaded = True
 
 
 class PeriodicAverage(WeightAverage):
@@ -100,12 +125,18 @@ class PeriodicAverage(WeightAverage):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
+        super().load_state_dict(state)
         self._passed = state["passed"]
 
 
 def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Parameters by name; without the prefix of DDP, so that names fit a run on any number of devices."""
     return [(name.removeprefix("module."), p) for name, p in model.named_parameters()]
+
+
+def weights_held(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """What this rank holds of each parameter, by name; without autograd, and to write to."""
+    return [(name, local(p)) for name, p in parameters(model)]
 
 
 def saved_average(algorithms: Iterable[tuple[str, dict[str, Any]]]) -> Weights | None:

@@ -13,6 +13,7 @@ from typing import Any
 from cram_composer.config.combinations import check_combinations
 from cram_composer.config.objective_schema import check_objective
 from cram_composer.config.optimizer_schema import optimizer_values
+from cram_composer.config.scaleout_checks import check_scaleout
 from cram_composer.config.schema import DataConfig, RunConfig
 from cram_composer.config.units import parse_bytes, parse_duration
 from cram_composer.errors import ConfigError
@@ -94,6 +95,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     optimizer_values(config.optimizer)
     check_objective(config.objective, config.model)
     check_combinations(config)
+    check_scaleout(config, world_size)
     if not any((config.data.local, config.data.remote, config.data.build)):
         raise ConfigError("data: no data set named; set data.build, data.local or data.remote")
     _check_data(config.data)

@@ -13,6 +13,7 @@ from cram_composer.config.fields import choice, number
 from cram_composer.config.model_schema import ModelConfig
 from cram_composer.config.objective_schema import ObjectiveConfig
 from cram_composer.config.optimizer_schema import OptimizerConfig, ScheduleConfig
+from cram_composer.config.scaleout_schema import ScaleoutConfig
 
 
 @dataclass
@@ -151,6 +152,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    scaleout: ScaleoutConfig = field(default_factory=ScaleoutConfig)
     algorithms: AlgorithmsConfig = field(default_factory=AlgorithmsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

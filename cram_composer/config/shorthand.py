@@ -1,4 +1,4 @@
-"""Short forms that any layer may use: `budget: 24h`, and `compile: off`, which YAML reads as a boolean."""
+"""Short forms that any layer may use: `budget: 24h`, `scaleout: ddp`, and `compile: off`, in YAML a boolean."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ def expand(values: dict[str, Any]) -> dict[str, Any]:
     expanded = dict(values)
     if "budget" in values:
         expanded["budget"] = _budget(values["budget"])
+    if isinstance(values.get("scaleout"), str):
+        expanded["scaleout"] = {"strategy": values["scaleout"]}
     train = values.get("train")
     if isinstance(train, dict) and isinstance(train.get("compile"), bool):
         expanded["train"] = {**train, "compile": "auto" if train["compile"] else "off"}

@@ -41,7 +41,7 @@ class MaskedLMTrainingModel(ComposerModel):
             Evaluation runs eagerly: a graph of its own would cost more of the budget than it saves.
 
     `compile_state` says what is in effect: the mode, or "off (failed: ...)"; `loss_kernel` and `attention` what
-    computes the two in training.
+    computes the two in training. Where weights are sharded, `rehearses` is set to False: see `_rehearse`.
     """
 
     def __init__(self, model: PreTrainedModel, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> None:
@@ -53,12 +53,13 @@ class MaskedLMTrainingModel(ComposerModel):
         self.compile_state = compile
         self.loss_kernel = "torch, full"
         self.attention = f"transformers {model.config._attn_implementation}"
+        self.rehearses = True
         self.rehearsed: set[tuple[torch.Size, ...]] = set()
 
     def forward(self, batch: Batch) -> MaskedLMOutput:
         """Loss (mean nats over labels != -100) and logits: [B, K, V] of CramBERT, [B, L, V] of any other model."""
         try:
-            if self.compiled_regions and torch.is_grad_enabled():
+            if self.compiled_regions and self.rehearses and torch.is_grad_enabled():
                 self._rehearse(batch)
             return self._forward(batch)
         except TorchDynamoException as error:

@@ -1,0 +1,63 @@
+"""FSDP2: torch's `fully_shard`, layer by layer, as Composer applies it."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from composer.utils.parallelism import FSDP2Config, ParallelismConfig
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from cram_composer.models.compilation import encoder_layers
+from cram_composer.models.training_model import MaskedLMTrainingModel
+from cram_composer.scaleout.strategy import Strategy
+
+
+class Fsdp2(Strategy):
+    """Weights, gradients and optimizer are sharded over all ranks; each encoder layer is gathered when it runs.
+
+    Checkpoints are gathered: the same file as without shards.
+    """
+
+    whole = False
+
+    @property
+    def name(self) -> str:
+        return f"fsdp2 on {self.world_size} devices"
+
+    def compile_mode(self) -> tuple[str, str | None]:
+        if self.device.compile == "full":
+            return "regional", "a graph of the whole model cannot hold the gathering of layers"
+        return self.device.compile, None
+
+    def arrange(self, model: MaskedLMTrainingModel) -> None:
+        # Embedding and decoder, which are tied, and the norms around the layers stay in the outermost group.
+        layers = {id(layer) for layer in encoder_layers(model.model)}
+        model.model.fsdp_wrap_fn = lambda module: id(module) in layers
+        # It differentiates with respect to the weights, which are not there: layers see gathered copies.
+        model.rehearses = False
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        settings = self.config.scaleout.fsdp2
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
+            fsdp2 = FSDP2Config(
+                reshard_after_forward=settings.reshard_after_forward,
+                mixed_precision=settings.mixed_precision,
+                state_dict_type="full",
+            )
+        return {"parallelism_config": ParallelismConfig(fsdp2=fsdp2)}
+
+    @contextlib.contextmanager
+    def construction(self) -> Iterator[None]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
+            yield
+
+    def gradients(self, model: nn.Module) -> list[torch.Tensor]:
+        gradients = super().gradients(model)
+        return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]

@@ -1,0 +1,145 @@
+"""Weights and optimizer of a ZeRO engine, in and out of its flat shards, as they are in any other checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import nn
+
+from cram_composer.scaleout.shards import local, settle, shard_of
+
+States = Mapping[str, Mapping[str, Any]]  # by parameter name: an optimizer's state of it
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a part of a weight is: `numel` entries from `start` in its flat fp32 tensor, from `at` in the weight."""
+
+    flat: int  # which of the flat tensors
+    start: int
+    at: int
+    numel: int
+
+
+class ZeroState:
+    """Gathers and puts back what an engine of stage 1, 2 or 3 has sharded. All of it is collective.
+
+    Args:
+        engine: the engine.
+        optimizer: the plain optimizer that it has taken over.
+        groups: the names of the parameters of each of its groups, as they were before.
+    """
+
+    def __init__(self, engine: Any, optimizer: torch.optim.Optimizer, groups: list[list[str]]) -> None:
+        self._module: nn.Module = engine.module
+        self._zero = engine.optimizer
+        self._optimizer = optimizer
+        self._groups = groups
+        self._parameters = dict(self._module.named_parameters())
+        stage3 = hasattr(self._zero, "fp32_partitioned_groups_flat")
+        self._flats: list[torch.Tensor] = list(
+            self._zero.fp32_partitioned_groups_flat if stage3 else self._zero.single_partition_of_fp32_groups
+        )
+        find = self._stage3_piece if stage3 else self._piece
+        self._pieces = {name: find(p) for name, p in self._parameters.items()}
+
+    def _piece(self, parameter: Any) -> Piece | None:
+        mapping = parameter._hp_mapping
+        if mapping is None:  # of other ranks
+            return None
+        flat, weight = mapping.hp_fragment_address, mapping.lp_fragment_address
+        return Piece(mapping.param_group_index, flat.start, weight.start, weight.numel)
+
+    def _stage3_piece(self, parameter: Any) -> Piece:
+        flat, start, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        size = parameter.partition_numel()
+        at = min(torch.distributed.get_rank() * size, parameter.ds_numel)
+        return Piece(flat, start, at, min(size, parameter.ds_numel - at))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The state dict of the model: fp32 weights, complete and on the CPU."""
+        whole = {id(p): self._gather(name, lambda flat: flat) for name, p in self._parameters.items()}
+        held = self._module.state_dict(keep_vars=True)
+        return {name: whole[id(t)] if id(t) in whole else t.detach().cpu() for name, t in held.items()}
+
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `weights` returned."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                self._scatter(name, weights[name], lambda flat: flat)
+                local(parameter).copy_(shard_of(parameter, weights[name]))
+                settle(parameter)
+
+    def optimizer(self) -> dict[str, Any]:
+        """The optimizer by name of its class, as Composer writes it: its states and groups by parameter name."""
+        shapes = self._state_names()
+        states = {
+            name: {key: self._state(name, key, shaped) for key, shaped in shapes.items()} for name in self._parameters
+        }
+        groups = [
+            {**{key: value for key, value in group.items() if key != "params"}, "params": names}
+            for group, names in zip(self._optimizer.param_groups, self._groups, strict=True)
+        ]
+        return {type(self._optimizer).__qualname__: {"state": states if shapes else {}, "param_groups": groups}}
+
+    def set_optimizer(self, states: States) -> None:
+        """Put back the states of `optimizer`, or those of a plain one; nothing where there are none yet."""
+        for index, flat in enumerate(self._flats):
+            members = [name for name, piece in self._pieces.items() if piece is not None and piece.flat == index]
+            of_first = next((states[name] for name in members if states.get(name)), None)
+            if of_first is None:
+                continue
+            held = self._optimizer.state[flat]
+            for key, value in of_first.items():
+                if _has_shape_of(value, self._shape(members[0])):
+                    held[key] = torch.zeros_like(flat)
+                    for name in members:
+                        self._scatter(name, states[name][key], lambda flat, key=key: self._optimizer.state[flat][key])
+                else:
+                    held[key] = value.clone() if isinstance(value, torch.Tensor) else value
+
+    def _state_names(self) -> dict[str, bool]:
+        """The keys of the optimizer's states, and whether each has the shape of its weight. The same on all ranks."""
+        held = {
+            key: _has_shape_of(value, flat.shape)
+            for flat in self._flats
+            for key, value in self._optimizer.state.get(flat, {}).items()
+        }
+        return held
+
+    def _state(self, name: str, key: str, shaped: bool) -> Any:
+        if shaped:
+            return self._gather(name, lambda flat: self._optimizer.state[flat][key])
+        # The same for all weights, which are all stepped every time.
+        value = next(self._optimizer.state[flat][key] for flat in self._flats if flat in self._optimizer.state)
+        return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+
+    def _shape(self, name: str) -> torch.Size:
+        parameter: Any = self._parameters[name]
+        return getattr(parameter, "ds_shape", parameter.shape)
+
+    def _gather(self, name: str, of_flat: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """The whole tensor that belongs to a weight, from every rank's piece of it, on the CPU."""
+        shape, piece = self._shape(name), self._pieces[name]
+        device = local(self._parameters[name]).device
+        summed = torch.zeros(shape.numel(), dtype=torch.float32, device=device)
+        if piece is not None:
+            part = of_flat(self._flats[piece.flat])[piece.start : piece.start + piece.numel]
+            summed[piece.at : piece.at + piece.numel] = part.to(device)
+        torch.distributed.all_reduce(summed)
+        return summed.view(shape).cpu()
+
+    def _scatter(self, name: str, value: torch.Tensor, of_flat: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Put this rank's piece of a whole tensor in its place."""
+        piece = self._pieces[name]
+        if piece is not None:
+            place = of_flat(self._flats[piece.flat])[piece.start : piece.start + piece.numel]
+            place.data.copy_(value.flatten()[piece.at : piece.at + piece.numel])
+
+
+def _has_shape_of(value: Any, shape: torch.Size) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == shape and value.ndim > 0

@@ -1,0 +1,8 @@
+"""Imported by the process that ranks are forked from: DeepSpeed, for the accelerator that they have."""
+
+import os
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["DEEPSPEED_LOG_LEVEL"] = "error"
+
+import deepspeed  # noqa: E402, F401
