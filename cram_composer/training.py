@@ -155,7 +155,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         *build_algorithms(strategy.algorithms(), parts),
         guard,
     ]
-    algorithms = [*optimizer_support(optimizer, budget), *algorithms]
+    algorithms = [*optimizer_support(optimizer, model, budget), *algorithms]
     if config.data.curriculum:
         splits = [stream.split for stream in choose_streams(config.data, data.manifest)]
         algorithms.insert(0, DataCurriculum(Curriculum(config.data.curriculum, splits), budget, loader))

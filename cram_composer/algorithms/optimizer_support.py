@@ -12,7 +12,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import nn
 
-from cram_composer.algorithms.weight_average import WeightAverage, Weights
+from cram_composer.algorithms.weight_average import WeightAverage, Weights, parameters
 from cram_composer.budget.budget import Budget
 from cram_composer.data.masking import IGNORED
 from cram_composer.models.training_model import Batch, MaskedLMTrainingModel
@@ -27,9 +27,10 @@ class ScheduleFreeWeights(WeightAverage):
     often it is evaluated.
     """
 
-    def __init__(self, budget: Budget, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, budget: Budget, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         super().__init__(budget)
         self._optimizer = optimizer
+        self._parameters = dict(parameters(model))
 
     @torch.no_grad()
     def average(self) -> Weights:
@@ -125,10 +126,10 @@ def gauss_newton_bartlett(
     return [count * gradient.square() for gradient in summed]
 
 
-def optimizer_support(optimizer: torch.optim.Optimizer, budget: Budget) -> list[Algorithm]:
+def optimizer_support(optimizer: torch.optim.Optimizer, model: nn.Module, budget: Budget) -> list[Algorithm]:
     """The algorithms that `optimizer` needs beside those of the run."""
     if hasattr(optimizer, "curvature"):
         return [SampledCurvature(optimizer)]
     if "train_mode" not in optimizer.param_groups[0]:
         return []
-    return [ScheduleFreeWeights(budget, optimizer)]
+    return [ScheduleFreeWeights(budget, optimizer, model)]

@@ -12,7 +12,7 @@ from composer.loggers import Logger
 from torch import nn
 
 from cram_composer.budget.budget import Budget
-from cram_composer.scaleout.shards import local, settle, shard_of, whole
+from cram_composer.scaleout.shards import local, reshard, settle, shard_of, whole
 
 Weights = dict[str, torch.Tensor]
 
@@ -131,6 +131,7 @@ class PeriodicAverage(WeightAverage):
 
 def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Parameters by name; without the prefix of DDP, so that names fit a run on any number of devices."""
+    reshard(model)
     return [(name.removeprefix("module."), p) for name, p in model.named_parameters()]
 
 

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import torch
 import torch.distributed
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def reshard(model: nn.Module) -> None:
+    """Have every parameter be its shard: after an evaluation, FSDP2 leaves the outermost weights gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(parameter: torch.Tensor) -> torch.Tensor:
@@ -21,8 +30,8 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def settle(parameter: torch.Tensor) -> None:
-    """After writing to `local(parameter)`: ZeRO-3 keeps small weights gathered as well. Collective."""
-    if hasattr(parameter, "ds_tensor") and parameter.ds_persist:
+    """After writing to `local(parameter)`: ZeRO-3 may have the weight gathered as well. Collective."""
+    if hasattr(parameter, "ds_tensor") and parameter.numel() == parameter.ds_numel:
         parameter.data.copy_(whole(parameter, local(parameter)))
 
 
