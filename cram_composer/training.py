@@ -53,6 +53,7 @@ from cram_composer.record import RunFolder, environment
 from cram_composer.recording import Heartbeat, TraceWriter
 from cram_composer.remote_run import RemoteRun
 from cram_composer.run import Run
+from cram_composer.scaleout.lost_rank import lost_rank
 from cram_composer.scaleout.registry import build_strategy
 from cram_composer.segments import Segment, restore_ledger, rollback_to_checkpoint
 
@@ -84,10 +85,14 @@ def run(
         built.trainer.fit()
     except BaseException as error:
         segment.close("failed")
-        first_line = str(error).splitlines()[0] if str(error) else ""
+        lost = lost_rank(error)
+        cause = lost or error
+        first_line = str(cause).splitlines()[0] if str(cause) else ""
         write_record(
-            built, "failed", first_line if isinstance(error, CramError) else f"{type(error).__name__}: {first_line}"
+            built, "failed", first_line if isinstance(cause, CramError) else f"{type(cause).__name__}: {first_line}"
         )
+        if lost is not None:
+            raise lost from error
         raise
     status, reason = _outcome(built)
     segment.close(status)

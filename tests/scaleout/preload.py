@@ -5,4 +5,4 @@ import os
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["DEEPSPEED_LOG_LEVEL"] = "error"
 
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401  (imports Inductor: two seconds)
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (imports Inductor: two seconds)

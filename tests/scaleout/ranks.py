@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import multiprocessing
 import os
+import shutil
 import socket
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from cram_composer.data.stale_memory import remove_stale_memory
+from tests.tiny_runs import record
 
 _MODULES = [
     "cram_composer.training",
@@ -21,6 +27,14 @@ _MODULES = [
     "tests.conftest",
 ]
 STEPS = 6
+_ZERO = "scaleout.deepspeed.zero_optimization.stage"
+STRATEGIES = {
+    "ddp": ["scaleout=ddp"],
+    "fsdp2": ["scaleout=fsdp2"],
+    "zero-1": ["scaleout=deepspeed", f"{_ZERO}=1"],
+    "zero-2": ["scaleout=deepspeed", f"{_ZERO}=2"],
+    "zero-3": ["scaleout=deepspeed", f"{_ZERO}=3"],
+}
 SETTINGS = [
     "data.num_workers=0",
     "train.batch_size=32",
@@ -39,29 +53,49 @@ class Ranks:
     def __init__(self, data: Path, runs: Path) -> None:
         self._data = data
         self._runs = runs
+        self.forwards: list[int] = []
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_MODULES)
 
-    def __call__(self, name: str, ranks: int, *overrides: str, steps: int = STEPS) -> Path:
-        """Train to the end; returns the run's folder. An error of a rank is an AssertionError with what it said."""
+    def __call__(self, name: str, ranks: int, *overrides: str, steps: int = STEPS, slowed: float = 0.0) -> Path:
+        """Train to the end; returns the run's folder. An error of a rank is an AssertionError with what it said.
+
+        The last rank sleeps for `slowed` seconds in every forward pass; `forwards` are those of each rank, afterwards.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         answers = self._context.SimpleQueue()
         budget = f"budget={{wall: null, steps: {steps}}}"
-        arguments = (self._data, self._runs / name, [*SETTINGS, budget, *overrides], ranks, port, answers)
+        arguments = (self._data, self._runs / name, [*SETTINGS, budget, *overrides], ranks, port, slowed, answers)
         processes = [self._context.Process(target=_rank, args=(rank, *arguments)) for rank in range(ranks)]
         for process in processes:
             process.start()
-        said = [answers.get() for _ in processes]
+        said = dict(answers.get() for _ in processes)
         for process in processes:
             process.join(60)
         remove_stale_memory()
-        assert not any(said), "\n".join(filter(None, said))
+        failures = [answer for answer in said.values() if isinstance(answer, str)]
+        assert not failures, "\n".join(failures)
+        self.forwards = [said[rank] for rank in range(ranks)]
         return self._runs / name
 
+    def resume(self, whole: Path, at: int, name: str, ranks: int, *overrides: str) -> Path:
+        """Go on from step `at` of the finished run `whole` as if it had been killed there, on `ranks` ranks."""
+        killed = self._runs / name
+        shutil.copytree(whole, killed)
+        for file in (killed / "checkpoints").iterdir():
+            if int(file.stem.split("-")[1]) > at:
+                file.unlink()
+        (killed / "record.json").write_text(json.dumps(record(killed) | {"status": "running"}))
+        self(name, ranks, *overrides)
+        assert record(killed)["segments"][-1]["started_at_step"] == at
+        return killed
 
-def _rank(rank: int, data: Path, path: Path, overrides: list[str], ranks: int, port: int, answers: Any) -> None:
+
+def _rank(
+    rank: int, data: Path, path: Path, overrides: list[str], ranks: int, port: int, slowed: float, answers: Any
+) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -73,14 +107,29 @@ def _rank(rank: int, data: Path, path: Path, overrides: list[str], ranks: int, p
         DS_ACCELERATOR="cpu",
     )
     try:
-        _train(rank, data, path, overrides, ranks)
+        with _forwards(slowed if rank == ranks - 1 else 0.0) as counted:
+            _train(rank, data, path, overrides, ranks)
     except BaseException:
-        import traceback
-
-        answers.put(f"rank {rank}: {traceback.format_exc()}")
+        answers.put((rank, f"rank {rank}: {traceback.format_exc()}"))
     else:
-        answers.put(None)
+        answers.put((rank, len(counted)))
     os._exit(0)  # what Streaming and gloo would do at the end of a process takes a second
+
+
+@contextlib.contextmanager
+def _forwards(seconds: float) -> Iterator[list[float]]:
+    """A list that grows with every forward pass of training, each of which takes so many seconds more."""
+    from cram_composer.models.training_model import MaskedLMTrainingModel
+
+    forward, counted = MaskedLMTrainingModel.forward, []
+
+    def counting(self: MaskedLMTrainingModel, batch: Any) -> Any:
+        counted.append(seconds)
+        time.sleep(seconds)
+        return forward(self, batch)
+
+    with mock.patch.object(MaskedLMTrainingModel, "forward", counting):
+        yield counted
 
 
 def _train(rank: int, data: Path, path: Path, overrides: list[str], ranks: int) -> None:

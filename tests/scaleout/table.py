@@ -1,0 +1,100 @@
+"""The tables of docs/scaleout.md: `python -m tests.scaleout.table [--agreement]` writes them."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cram_composer.config import compose
+from cram_composer.config.recipes import Recipe, load_recipe, recipe_names
+from cram_composer.config.scaleout_checks import refusal
+from cram_composer.config.schema import RunConfig
+from cram_composer.files import write_atomic
+from tests.conftest import REPOSITORY
+from tests.scaleout.ranks import STRATEGIES, Ranks
+from tests.tiny_runs import losses
+
+PATH = REPOSITORY / "docs" / "scaleout.md"
+LONG = 50  # steps
+_COLUMNS = {"DDP": "ddp", "FSDP2": "fsdp2", "DeepSpeed (ZeRO-1, 2, 3)": "deepspeed"}
+
+
+def recipes_named(recipe: Recipe) -> list[str]:
+    """The recipe, with what it needs and, for an ingredient, the preset it is added to."""
+    return [recipe.name] if recipe.card.kind == "preset" else ["crammed-bert", *recipe.card.needs, recipe.name]
+
+
+def composed(recipe: Recipe, *settings: str) -> RunConfig:
+    """A run on a CPU with the recipe."""
+    named = f"recipes=[{','.join(recipes_named(recipe))}]"
+    return compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", [named, *settings]).config
+
+
+def recipe_table() -> str:
+    """A row for every recipe: whether it works under each strategy or why not."""
+    lines = [f"| recipe | {' | '.join(_COLUMNS)} |", f"| --- |{' --- |' * len(_COLUMNS)}"]
+    for name in recipe_names():
+        cells = [_cell(load_recipe(name, "tests"), strategy) for strategy in _COLUMNS.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(recipe: Recipe, strategy: str) -> str:
+    found = refusal(composed(recipe, f"scaleout={strategy}"))
+    if found is None:
+        return "yes"
+    setting, rule = found
+    return f"no, `{setting}`: {rule.reason}"
+
+
+def agreement(ranks: Ranks, counts: Sequence[int]) -> dict[int, dict[str, float]]:
+    """The largest relative difference of any step's loss from that of one rank, by number of ranks and strategy."""
+    expected = losses(ranks(f"long-1-{counts}", 1, steps=LONG))
+
+    def difference(found: list[float]) -> float:
+        return max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
+
+    return {
+        count: {
+            name: difference(losses(ranks(f"long-{count}-{name}", count, *settings, steps=LONG)))
+            for name, settings in STRATEGIES.items()
+        }
+        for count in counts
+    }
+
+
+def agreement_table(found: dict[int, dict[str, float]]) -> str:
+    """The same in Markdown."""
+    lines = [f"| strategy | {' | '.join(f'{count} ranks' for count in found)} |", f"| --- |{' --- |' * len(found)}"]
+    lines += [f"| {name} | {' | '.join(f'{found[count][name]:.1e}' for count in found)} |" for name in STRATEGIES]
+    return "\n".join(lines) + "\n"
+
+
+def section(text: str, name: str) -> str:
+    """What is between the marks of a generated part of the page."""
+    match = re.search(rf"<!-- {name} -->\n(.*?)<!-- end -->", text, re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def _replace(name: str, table: str) -> None:
+    text = PATH.read_text(encoding="utf-8")
+    write_atomic(PATH, text.replace(f"<!-- {name} -->\n{section(text, name)}", f"<!-- {name} -->\n{table}"))
+
+
+def main() -> None:
+    """Write the table of recipes, and with --agreement that of losses, which takes some minutes."""
+    from tests.data.data_sets import write_data_set
+
+    _replace("recipes", recipe_table())
+    if "--agreement" in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as scratch:
+            data = write_data_set(Path(scratch) / "data", 512)
+            _replace("agreement", agreement_table(agreement(Ranks(data, Path(scratch)), [2, 4])))
+
+
+if __name__ == "__main__":
+    main()
