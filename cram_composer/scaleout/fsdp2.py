@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from composer import Trainer
 from composer.utils.parallelism import FSDP2Config, ParallelismConfig
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -57,6 +58,12 @@ class Fsdp2(Strategy):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
             yield
+
+    def take_over(self, trainer: Trainer) -> None:
+        for optimizer in trainer.state.optimizers:
+            if hasattr(optimizer, "can_use_foreach"):  # pytorch-optimizer's, whose fused loops mix in plain tensors
+                for group in optimizer.param_groups:
+                    group["foreach"] = False
 
     def gradients(self, model: nn.Module) -> list[torch.Tensor]:
         gradients = super().gradients(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,14 +20,7 @@ from unittest import mock
 from cram_composer.data.stale_memory import remove_stale_memory
 from tests.tiny_runs import record
 
-_MODULES = [
-    "cram_composer.training",
-    "cram_composer.scaleout.fsdp2",
-    "cram_composer.scaleout.zero",
-    "pytorch_optimizer",
-    "tests.scaleout.preload",
-    "tests.conftest",
-]
+_MODULES = ["cram_composer.training", "composer.distributed.fsdp2", "pytorch_optimizer", "tests.conftest"]
 STEPS = 6
 _ZERO = "scaleout.deepspeed.zero_optimization.stage"
 STRATEGIES = {
@@ -48,14 +43,23 @@ SETTINGS = [
 
 
 class Ranks:
-    """Trains on `data`, each run in a folder of `runs`."""
+    """Trains on `data`, each run in a folder of `runs`.
+
+    Ranks are forked from a process of their own kind: that of other tests has not imported DeepSpeed.
+    """
 
     def __init__(self, data: Path, runs: Path) -> None:
         self._data = data
         self._runs = runs
         self.forwards: list[int] = []
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_MODULES)
+        self._jobs, jobs = multiprocessing.Pipe()
+        self._server = multiprocessing.get_context("spawn").Process(target=_serve, args=(jobs,), daemon=False)
+        self._server.start()
+
+    def close(self) -> None:
+        """End the process that ranks are forked from."""
+        self._jobs.send(None)
+        self._server.join()
 
     def __call__(self, name: str, ranks: int, *overrides: str, steps: int = STEPS, slowed: float = 0.0) -> Path:
         """Train to the end; returns the run's folder. An error of a rank is an AssertionError with what it said.
@@ -65,15 +69,9 @@ class Ranks:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        answers = self._context.SimpleQueue()
         budget = f"budget={{wall: null, steps: {steps}}}"
-        arguments = (self._data, self._runs / name, [*SETTINGS, budget, *overrides], ranks, port, slowed, answers)
-        processes = [self._context.Process(target=_rank, args=(rank, *arguments)) for rank in range(ranks)]
-        for process in processes:
-            process.start()
-        said = dict(answers.get() for _ in processes)
-        for process in processes:
-            process.join(60)
+        self._jobs.send((self._data, self._runs / name, [*SETTINGS, budget, *overrides], ranks, port, slowed))
+        said = self._jobs.recv()
         remove_stale_memory()
         failures = [answer for answer in said.values() if isinstance(answer, str)]
         assert not failures, "\n".join(failures)
@@ -93,6 +91,24 @@ class Ranks:
         return killed
 
 
+def _serve(jobs: Connection) -> None:
+    """Import everything once, then train what is asked for in forked processes, one for each rank."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_LEVEL": "error", "PYTHONWARNINGS": "ignore"}
+    # DeepSpeed's Muon brings torch's Inductor, which takes two seconds.
+    for module in (*_MODULES, "deepspeed.runtime.zero.muon.muon_optimizer"):
+        importlib.import_module(module)
+    context = multiprocessing.get_context("fork")
+    while (job := jobs.recv()) is not None:
+        answers = context.SimpleQueue()
+        processes = [context.Process(target=_rank, args=(rank, *job, answers)) for rank in range(job[3])]
+        for process in processes:
+            process.start()
+        said = dict(answers.get() for _ in processes)
+        for process in processes:
+            process.join()
+        jobs.send(said)
+
+
 def _rank(
     rank: int, data: Path, path: Path, overrides: list[str], ranks: int, port: int, slowed: float, answers: Any
 ) -> None:
@@ -104,7 +120,6 @@ def _rank(
         NODE_RANK="0",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
-        DS_ACCELERATOR="cpu",
     )
     try:
         with _forwards(slowed if rank == ranks - 1 else 0.0) as counted:

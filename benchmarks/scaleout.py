@@ -1,0 +1,167 @@
+"""Time and memory of a step under every strategy, beside DDP in a plain loop: same model, rows, optimizer and clipping.
+
+python -m benchmarks.scaleout --ranks 2 --steps 20 --rounds 3 data.local=DATA model.hidden_size=512
+python -m benchmarks.scaleout --ranks 8 --yaml yamls/cram-1gpu.yaml data.local=DATA      # on 8 GPUs
+
+Every round trains with each of them, one after the other, so that what else the machine does falls on all alike. The
+time is the median of all steps but the first three; the memory is the most that a rank had allocated on a GPU, or on a
+CPU what its resident memory grew by from before the model was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STRATEGIES = {
+    "plain loop, torch DDP": [],
+    "ddp": ["scaleout=ddp"],
+    "fsdp2": ["scaleout=fsdp2"],
+    "deepspeed ZeRO-1": ["scaleout=deepspeed", "scaleout.deepspeed.zero_optimization.stage=1"],
+    "deepspeed ZeRO-2": ["scaleout=deepspeed", "scaleout.deepspeed.zero_optimization.stage=2"],
+    "deepspeed ZeRO-3": ["scaleout=deepspeed", "scaleout.deepspeed.zero_optimization.stage=3"],
+}
+_WARM_UP = 3
+_FIXED = [
+    "algorithms.batch_size_ramp=null",
+    "algorithms.seq_length_warmup=null",
+    "eval.interval=0",
+    "checkpoint.interval=1d",
+    "export.enabled=false",
+    "logging.tensorboard=false",
+    "logging.progress_bar=false",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
+    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
+    options = parser.parse_args()
+    seconds: dict[str, list[float]] = {name: [] for name in STRATEGIES}
+    memory: dict[str, list[float]] = {name: [] for name in STRATEGIES}
+    for number in range(options.rounds):
+        for name in STRATEGIES:
+            for result in _launch(name, options):
+                seconds[name] += result["seconds"]
+                memory[name].append(result["mib"])
+        print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
+    plain = statistics.median(seconds["plain loop, torch DDP"])
+    print("| strategy | step, ms | beside the plain loop | memory of a rank, MiB |\n| --- | --- | --- | --- |")
+    for name in STRATEGIES:
+        median = statistics.median(seconds[name])
+        print(f"| {name} | {1000 * median:.1f} | {median / plain:.2f} x | {max(memory[name]):,.0f} |")
+
+
+def _launch(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every rank's figures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = [
+            *_FIXED,
+            f"budget={{wall: null, steps: {options.steps}}}",
+            f"runs_dir={scratch}",
+            *options.overrides,
+            *STRATEGIES[name],
+        ]
+        launcher = str(Path(sys.executable).parent / "composer")
+        kind = "trainer" if STRATEGIES[name] else "plain"
+        command = [launcher, "-n", str(options.ranks), __file__, kind, scratch, options.yaml, *settings]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise SystemExit(f"{name}: {result.stdout[-2000:]}{result.stderr[-2000:]}")
+        return [json.loads(path.read_text()) for path in Path(scratch).glob("rank-*.json")]
+
+
+def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
+    """One rank: train, and write what it took."""
+    import torch
+
+    from cram_composer.config import compose
+    from cram_composer.config.checks import check_run
+    from cram_composer.config.schema import RunConfig
+    from cram_composer.device import choose_device
+    from cram_composer.record import RunFolder
+    from cram_composer.training import build
+
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    composed = compose(RunConfig, yaml, settings)
+    check_run(composed.config, world_size)
+    device = choose_device(composed.config, int(os.environ["LOCAL_WORLD_SIZE"]))
+    before = _resident()
+    run = build(composed, device, RunFolder(scratch / "run"), None)
+    if kind == "plain":
+        seconds = _plain_loop(run, device)
+    else:
+        run.trainer.fit()
+        trace = [json.loads(line) for line in (scratch / "run" / "trace.jsonl").read_text().splitlines()]
+        seconds = [line["step_seconds"] for line in trace]
+    mib = torch.cuda.max_memory_allocated() / 2**20 if device.name == "gpu" else _resident(peak=True) - before
+    (scratch / f"rank-{rank}.json").write_text(json.dumps({"seconds": seconds[_WARM_UP:], "mib": mib}))
+
+
+def _plain_loop(run: Any, device: Any) -> list[float]:
+    """What a person would write without Composer, with the parts that `build` has made."""
+    import itertools
+
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = run.trainer.state.model
+    model = model if isinstance(model, DistributedDataParallel) else DistributedDataParallel(model)
+    (optimizer,) = run.trainer.state.optimizers
+    clipping = run.config.algorithms.gradient_clipping
+    on_gpu = device.name == "gpu"
+    place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    autocast = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu and device.precision == "bf16")
+    model.train()
+    seconds = []
+    for batch in itertools.islice(iter(run.loader), run.config.budget.steps):
+        start = time.perf_counter()
+        microbatches = run.loader.split(batch, run.config.train.device_train_microbatch_size)
+        for number, part in enumerate(microbatches):
+            last = number == len(microbatches) - 1
+            part = {key: tensor.to(place, non_blocking=True) for key, tensor in part.items()}
+            if last:
+                with autocast:
+                    loss = model(part).loss / len(microbatches)
+                loss.backward()
+            else:
+                with model.no_sync():
+                    with autocast:
+                        loss = model(part).loss / len(microbatches)
+                    loss.backward()
+        if clipping is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clipping.clipping_threshold)
+        optimizer.step()
+        optimizer.zero_grad()
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _resident(peak: bool = False) -> float:
+    """Resident memory of this process in MiB: now, or the most it has been."""
+    if peak:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in ("plain", "trainer"):
+        _rank(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    else:
+        main()
