@@ -113,8 +113,6 @@ def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
 
 def _plain_loop(run: Any, device: Any) -> list[float]:
     """What a person would write without Composer, with the parts that `build` has made."""
-    import itertools
-
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
@@ -127,9 +125,10 @@ def _plain_loop(run: Any, device: Any) -> list[float]:
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu and device.precision == "bf16")
     model.train()
     seconds = []
-    for batch in itertools.islice(iter(run.loader), run.config.budget.steps):
-        start = time.perf_counter()
-        microbatches = run.loader.split(batch, run.config.train.device_train_microbatch_size)
+    batches = iter(run.loader)
+    for _ in range(run.config.budget.steps):
+        start = time.perf_counter()  # before the rows are there, as in the trace of a run
+        microbatches = run.loader.split(next(batches), run.config.train.device_train_microbatch_size)
         for number, part in enumerate(microbatches):
             last = number == len(microbatches) - 1
             part = {key: tensor.to(place, non_blocking=True) for key, tensor in part.items()}

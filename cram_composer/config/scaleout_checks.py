@@ -49,25 +49,32 @@ def _fp16(config: RunConfig) -> str | None:
 
 
 _FLAT = "ZeRO steps each rank's part of one flat tensor, and it needs whole matrices or their norms"
-_ONE_DEVICE = "scaleout=ddp"
+_WHOLE = "scaleout=ddp"
 
 RULES = [
-    Rule("deepspeed", _optimizer("adafactor", "lamb", "muon", "shampoo", "soap", "stableadamw"), _FLAT, _ONE_DEVICE),
-    Rule("deepspeed", _optimizer("sophia"), "its curvature needs gradients of weights that are sharded", _ONE_DEVICE),
-    Rule("deepspeed", _optimizer("adamw-8bit"), "checkpoints cannot gather moments in blocks of 8 bits", _ONE_DEVICE),
-    Rule("deepspeed", _optimizer("schedule-free"), "its average is kept in ZeRO's flat shards", _ONE_DEVICE),
+    Rule("deepspeed", _optimizer("adafactor", "lamb", "muon", "shampoo", "soap", "stableadamw"), _FLAT, _WHOLE),
+    Rule("deepspeed", _optimizer("sophia"), "its curvature needs gradients of weights that are sharded", _WHOLE),
+    Rule("deepspeed", _optimizer("adamw-8bit"), "checkpoints cannot gather moments in blocks of 8 bits", _WHOLE),
+    Rule(
+        "deepspeed",
+        _optimizer("adan"),
+        "with ZeRO-3 DeepSpeed calls the optimizer once for each of its groups, and Adan counts its calls as steps",
+        "ZeRO-2",
+        (3,),
+    ),
+    Rule("deepspeed", _optimizer("schedule-free"), "its average is kept in ZeRO's flat shards", _WHOLE),
     Rule(
         "deepspeed",
         _algorithm("gradient_clipping", "clipping_type", "value", "adaptive"),
         "gradients are clipped by DeepSpeed, which clips by their norm",
         "clipping_type=norm",
     ),
-    Rule("deepspeed", _algorithm("sam"), "it moves weights along gradients that ZeRO has sharded", _ONE_DEVICE),
+    Rule("deepspeed", _algorithm("sam"), "it moves weights along gradients that ZeRO has sharded", _WHOLE),
     Rule(
         "deepspeed",
         _algorithm("layer_freezing"),
         "ZeRO steps all weights, so that momentum and decay would go on in frozen ones",
-        _ONE_DEVICE,
+        _WHOLE,
     ),
     Rule(
         "deepspeed",
@@ -76,13 +83,19 @@ RULES = [
         "stochastic_method=sample",
     ),
     Rule("deepspeed", _fp16, "its loss scaling and Composer's exclude each other", "train.precision=bf16 or fp32"),
-    Rule("fsdp2", _optimizer("adamw-8bit"), "checkpoints cannot gather moments in blocks of 8 bits", _ONE_DEVICE),
-    Rule("fsdp2", _optimizer("sophia"), "its curvature needs gradients of weights that are sharded", _ONE_DEVICE),
+    Rule("fsdp2", _optimizer("adamw-8bit"), "checkpoints cannot gather moments in blocks of 8 bits", _WHOLE),
+    Rule(
+        "fsdp2",
+        _optimizer("adafactor", "shampoo", "soap", "stableadamw"),
+        "pytorch-optimizer's mixes whole tensors with FSDP2's shards",
+        _WHOLE,
+    ),
+    Rule("fsdp2", _optimizer("sophia"), "its curvature needs gradients of weights that are sharded", _WHOLE),
     Rule(
         "fsdp2",
         _algorithm("sam"),
         "every backward sums gradients, and it needs those of each device's own rows",
-        _ONE_DEVICE,
+        _WHOLE,
     ),
     Rule("fsdp2", _fp16, "an overflow in one rank's shard would not be seen by all", "train.precision=bf16 or fp32"),
 ]

@@ -43,11 +43,15 @@ def recipe_table() -> str:
 
 
 def _cell(recipe: Recipe, strategy: str) -> str:
-    found = refusal(composed(recipe, f"scaleout={strategy}"))
-    if found is None:
+    stages = range(1, 4) if strategy == "deepspeed" else [1]
+    stage = "scaleout.deepspeed.zero_optimization.stage"
+    found = {n: refusal(composed(recipe, f"scaleout={strategy}", f"{stage}={n}")) for n in stages}
+    refused = {n: refusal for n, refusal in found.items() if refusal is not None}
+    if not refused:
         return "yes"
-    setting, rule = found
-    return f"no, `{setting}`: {rule.reason}"
+    setting, rule = next(iter(refused.values()))
+    where = "no" if len(refused) == len(found) else f"not with ZeRO-{' and '.join(map(str, refused))}"
+    return f"{where}, `{setting}`: {rule.reason}"
 
 
 def agreement(ranks: Ranks, counts: Sequence[int]) -> dict[int, dict[str, float]]:
