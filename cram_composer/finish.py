@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _export_saved(run: Run) -> list[dict[str, Any]]:
 
 
 def _write_export(
-    network: PreTrainedModel, record: dict[str, Any], manifest: dict[str, Any], tokenizer: Path, destination: Path
+    network: PreTrainedModel, record: dict[str, Any], manifest: Mapping[str, Any], tokenizer: Path, destination: Path
 ) -> Path:
     form = exported_form(network)
     card = model_card(record, manifest, custom_code=isinstance(form, CramBertForMaskedLM))

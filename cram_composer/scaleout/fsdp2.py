@@ -38,7 +38,8 @@ class Fsdp2(Strategy):
     def arrange(self, model: MaskedLMTrainingModel) -> None:
         # Embedding and decoder, which are tied, and the norms around the layers stay in the outermost group.
         layers = {id(layer) for layer in encoder_layers(model.model)}
-        model.model.fsdp_wrap_fn = lambda module: id(module) in layers
+        network: Any = model.model
+        network.fsdp_wrap_fn = lambda module: id(module) in layers
         # It differentiates with respect to the weights, which are not there: layers see gathered copies.
         model.rehearses = False
 

@@ -6,6 +6,8 @@ communication; `whole` and `shard_of` go from one to the other for checkpoints.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed
 from torch import nn
@@ -20,7 +22,7 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def local(parameter: torch.Tensor) -> torch.Tensor:
+def local(parameter: Any) -> torch.Tensor:
     """What this rank holds of a weight, without autograd; to write to it is to change the weight. See `settle`."""
     if isinstance(parameter, DTensor):
         return parameter.to_local().detach()
@@ -29,13 +31,13 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.detach()
 
 
-def settle(parameter: torch.Tensor) -> None:
+def settle(parameter: Any) -> None:
     """After writing to `local(parameter)`: ZeRO-3 may have the weight gathered as well. Collective."""
     if hasattr(parameter, "ds_tensor") and parameter.numel() == parameter.ds_numel:
         parameter.data.copy_(whole(parameter, local(parameter)))
 
 
-def whole(parameter: torch.Tensor, shard: torch.Tensor) -> torch.Tensor:
+def whole(parameter: Any, shard: torch.Tensor) -> torch.Tensor:
     """The tensor of all of the weight whose part on this rank is `shard`, on its device. Collective."""
     if isinstance(parameter, DTensor):
         placed = DTensor.from_local(
@@ -49,7 +51,7 @@ def whole(parameter: torch.Tensor, shard: torch.Tensor) -> torch.Tensor:
     return shard
 
 
-def shard_of(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def shard_of(parameter: Any, tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a whole tensor that belongs to `parameter`, on its device; the inverse of `whole`."""
     held = local(parameter)
     if isinstance(parameter, DTensor):

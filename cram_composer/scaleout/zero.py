@@ -56,7 +56,7 @@ class EngineOptimizer(torch.optim.Optimizer):
     def state(self) -> Any:  # type: ignore[override]
         return self._optimizer.state
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """All microbatches, then one step of the engine; it leaves out a step whose gradients are not finite."""
         loss = closure() if closure is not None else None
         self._engine.step()

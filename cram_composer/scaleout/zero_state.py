@@ -98,22 +98,24 @@ class ZeroState:
                 if _has_shape_of(value, self._shape(members[0])):
                     held[key] = torch.zeros_like(flat)
                     for name in members:
-                        self._scatter(name, states[name][key], lambda flat, key=key: self._optimizer.state[flat][key])
+                        self._scatter(name, states[name][key], self._held(key))
                 else:
                     held[key] = value.clone() if isinstance(value, torch.Tensor) else value
 
+    def _held(self, key: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda flat: self._optimizer.state[flat][key]
+
     def _state_names(self) -> dict[str, bool]:
         """The keys of the optimizer's states, and whether each has the shape of its weight. The same on all ranks."""
-        held = {
+        return {
             key: _has_shape_of(value, flat.shape)
             for flat in self._flats
             for key, value in self._optimizer.state.get(flat, {}).items()
         }
-        return held
 
     def _state(self, name: str, key: str, shaped: bool) -> Any:
         if shaped:
-            return self._gather(name, lambda flat: self._optimizer.state[flat][key])
+            return self._gather(name, self._held(key))
         # The same for all weights, which are all stepped every time.
         value = next(self._optimizer.state[flat][key] for flat in self._flats if flat in self._optimizer.state)
         return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -61,16 +62,19 @@ class Ranks:
         self._jobs.send(None)
         self._server.join()
 
-    def __call__(self, name: str, ranks: int, *overrides: str, steps: int = STEPS, slowed: float = 0.0) -> Path:
+    def __call__(
+        self, name: str, ranks: int, *overrides: str, steps: int = STEPS, slowed: float = 0.0, bad: int = 0
+    ) -> Path:
         """Train to the end; returns the run's folder. An error of a rank is an AssertionError with what it said.
 
-        The last rank sleeps for `slowed` seconds in every forward pass; `forwards` are those of each rank, afterwards.
+        The last rank sleeps for `slowed` seconds in every forward pass, and the loss of its forward pass number `bad`,
+        counted from 1, is infinite; `forwards` are those of each rank, afterwards.
         """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         budget = f"budget={{wall: null, steps: {steps}}}"
-        self._jobs.send((self._data, self._runs / name, [*SETTINGS, budget, *overrides], ranks, port, slowed))
+        self._jobs.send((self._data, self._runs / name, [*SETTINGS, budget, *overrides], ranks, port, (slowed, bad)))
         said = self._jobs.recv()
         remove_stale_memory()
         failures = [answer for answer in said.values() if isinstance(answer, str)]
@@ -110,7 +114,14 @@ def _serve(jobs: Connection) -> None:
 
 
 def _rank(
-    rank: int, data: Path, path: Path, overrides: list[str], ranks: int, port: int, slowed: float, answers: Any
+    rank: int,
+    data: Path,
+    path: Path,
+    overrides: list[str],
+    ranks: int,
+    port: int,
+    trouble: tuple[float, int],
+    answers: Any,
 ) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -122,7 +133,7 @@ def _rank(
         MASTER_PORT=str(port),
     )
     try:
-        with _forwards(slowed if rank == ranks - 1 else 0.0) as counted:
+        with _forwards(*(trouble if rank == ranks - 1 else (0.0, 0))) as counted:
             _train(rank, data, path, overrides, ranks)
     except BaseException:
         answers.put((rank, f"rank {rank}: {traceback.format_exc()}"))
@@ -132,8 +143,8 @@ def _rank(
 
 
 @contextlib.contextmanager
-def _forwards(seconds: float) -> Iterator[list[float]]:
-    """A list that grows with every forward pass of training, each of which takes so many seconds more."""
+def _forwards(seconds: float, bad: int) -> Iterator[list[float]]:
+    """A list that grows with every forward pass of training, each of which takes so many seconds more; one is bad."""
     from cram_composer.models.training_model import MaskedLMTrainingModel
 
     forward, counted = MaskedLMTrainingModel.forward, []
@@ -141,7 +152,10 @@ def _forwards(seconds: float) -> Iterator[list[float]]:
     def counting(self: MaskedLMTrainingModel, batch: Any) -> Any:
         counted.append(seconds)
         time.sleep(seconds)
-        return forward(self, batch)
+        outputs = forward(self, batch)
+        if len(counted) == bad:
+            outputs.loss = outputs.loss * math.inf
+        return outputs
 
     with mock.patch.object(MaskedLMTrainingModel, "forward", counting):
         yield counted

@@ -28,7 +28,7 @@ def test_two_ranks_train_what_one_does(strategy: str, resumed_on: tuple[int, ...
         assert found[key] == expected[key]
     assert found["world_size"] == 2
     assert strategy in found["kernels"]["scaleout"].lower()
-    for step in (1, STEPS):
+    for step in (2, STEPS):
         same_checkpoint(saved(run, step), saved(one_rank, step))
     for count in resumed_on:
         moved = ranks.resume(run, 3, f"{name}-on-{count}", count, *STRATEGIES[strategy], *COMPARED)
@@ -64,6 +64,26 @@ def test_ranks_stop_at_the_same_step_though_one_is_slow(strategy: str, ranks: Ra
     assert found["status"] == "finished" and found["steps"] > 2
     assert ranks.forwards == [found["steps"] * 4] * 2  # microbatches
     assert found["steps"] < 2.0 / 0.08 + 2  # in each of which four of them sleep for 0.02 s
+
+
+@pytest.mark.parametrize(
+    ("strategy", "policy"),
+    [("zero-2", "skip-step")]
+    + [
+        pytest.param(s, p, marks=pytest.mark.slow)
+        for s in ("fsdp2", "zero-1", "zero-3")
+        for p in ("skip-step", "rollback")
+    ],
+)
+def test_a_loss_that_is_not_finite_on_one_rank_is_not_applied_on_any(strategy: str, policy: str, ranks: Ranks):
+    settings = [*COMPARED, f"train.nonfinite={policy}"]
+    runs = [
+        ranks(f"{policy}-{name}-{strategy}", 2, *STRATEGIES[name], *settings, bad=14)  # in step 3 of four microbatches
+        for name in ("ddp", strategy)
+    ]
+    assert [record(run)["steps_skipped"] for run in runs] == [1, 1]
+    assert losses(runs[0])[3] is losses(runs[1])[3] is None
+    same_checkpoint(*(saved(run, STEPS) for run in runs))
 
 
 @pytest.mark.parametrize("strategy", ["zero-2", pytest.param("zero-3", marks=pytest.mark.slow)])
