@@ -97,7 +97,9 @@ def main() -> None:
     if "--agreement" in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as scratch:
             data = write_data_set(Path(scratch) / "data", 512)
-            _replace("agreement", agreement_table(agreement(Ranks(data, Path(scratch)), [2, 4])))
+            ranks = Ranks(data, Path(scratch))
+            _replace("agreement", agreement_table(agreement(ranks, [2, 4])))
+            ranks.close()
 
 
 if __name__ == "__main__":
