@@ -105,8 +105,10 @@ def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
         seconds = _plain_loop(run, device)
     else:
         run.trainer.fit()
-        trace = [json.loads(line) for line in (scratch / "run" / "trace.jsonl").read_text().splitlines()]
-        seconds = [line["step_seconds"] for line in trace]
+        run.trainer.close()
+        # Only the first rank writes a trace; all wait for each other in every step.
+        lines = (scratch / "run" / "trace.jsonl").read_text().splitlines() if rank == 0 else []
+        seconds = [json.loads(line)["step_seconds"] for line in lines]
     mib = torch.cuda.max_memory_allocated() / 2**20 if device.name == "gpu" else _resident(peak=True) - before
     (scratch / f"rank-{rank}.json").write_text(json.dumps({"seconds": seconds[_WARM_UP:], "mib": mib}))
 
