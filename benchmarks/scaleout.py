@@ -94,20 +94,20 @@ def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
     from cram_composer.device import choose_device
     from cram_composer.record import RunFolder
     from cram_composer.training import build
+    from cram_composer.training import run as train
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     composed = compose(RunConfig, yaml, settings)
     check_run(composed.config, world_size)
     device = choose_device(composed.config, int(os.environ["LOCAL_WORLD_SIZE"]))
     before = _resident()
-    run = build(composed, device, RunFolder(scratch / "run"), None)
+    folder = RunFolder(scratch / "run")
     if kind == "plain":
-        seconds = _plain_loop(run, device)
+        seconds = _plain_loop(build(composed, device, folder, None), device)
     else:
-        run.trainer.fit()
-        run.trainer.close()
+        train(composed, device, folder, None, time.monotonic())
         # Only the first rank writes a trace; all wait for each other in every step.
-        lines = (scratch / "run" / "trace.jsonl").read_text().splitlines() if rank == 0 else []
+        lines = (folder.path / "trace.jsonl").read_text().splitlines() if rank == 0 else []
         seconds = [json.loads(line)["step_seconds"] for line in lines]
     mib = torch.cuda.max_memory_allocated() / 2**20 if device.name == "gpu" else _resident(peak=True) - before
     (scratch / f"rank-{rank}.json").write_text(json.dumps({"seconds": seconds[_WARM_UP:], "mib": mib}))
