@@ -81,8 +81,9 @@ def test_presets_are_as_large_as_published(recipe):
 @pytest.mark.parametrize("recipe", INGREDIENTS, ids=names(INGREDIENTS))
 def test_an_ingredient_changes_what_it_names_and_nothing_else(recipe):
     listed = with_needs(recipe)
-    before = compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", [f"recipes=[{','.join(listed[:-1])}]"])
-    after = compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", [f"recipes=[{','.join(listed)}]"])
+    run = REPOSITORY / "yamls" / "cram-1gpu.yaml"  # which sets nothing that an ingredient is about
+    before = compose(RunConfig, run, [f"recipes=[{','.join(listed[:-1])}]"])
+    after = compose(RunConfig, run, [f"recipes=[{','.join(listed)}]"])
     old, new = leaves(before.plain), leaves(after.plain)
     changed = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} - {"recipes"}
     sections = {key.rsplit(".", 1)[0] for key in recipe.leaves}

@@ -209,7 +209,7 @@ def test_scores_after_fine_tuning_are_on_the_page(make_run) -> None:
         for seed, value, part in ((1, 51.25, []), (2, 54.75, ["train"]))
     ]
     assert "After fine-tuning" not in write_report([run]).read_text(encoding="utf-8")
-    add_to_run(run, protocol.name, model_row(protocol, "m", "h", results))
+    add_to_run(run, protocol.name, model_row(protocol, "m", "h", results, 128))
     html = (run / "report.html").read_text(encoding="utf-8")
     for text in ("After fine-tuning", "RTE acc*", "53.0", "51.2 to 54.8", "7 tasks missing", "not scored: MRPC"):
         assert text in html

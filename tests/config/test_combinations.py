@@ -66,7 +66,7 @@ def test_half_of_what_cannot_be_combined_is_taken():
     ("overrides", "message"),
     [
         (["model.repeats=2"], "model.repeats: nothing reads it with model.stack=plain; it takes model.stack=recurrent"),
-        (["model.rope_theta=5e4"], "model.rope_theta: nothing reads it with model.positions=scaled-sinusoidal"),
+        (["model={positions: none, rope_theta: 5e4}"], "model.rope_theta: nothing reads it with model.positions=none"),
         (["model.global_every=2"], "model.global_every: nothing reads it with model.local_window=null"),
         (["model={norm: rmsnorm, norm_bias: false}"], "model.norm_bias: nothing reads it with model.norm=rmsnorm"),
         (["model={norm_place: post, final_norm: false}"], "model.final_norm: nothing reads it with model.norm_place"),
