@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from cram_composer.columns import aligned
@@ -71,9 +72,14 @@ def model_row(
     }
 
 
+_SAID_ELSEWHERE = (
+    "name", "benchmark", "kind", "tasks", "not_averaged", "seeds", "overrides", "mnli_start", "eval_batch_size", "precision",
+)  # fmt: skip
+
+
 def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int) -> list[str]:
     """What is not as the protocol has it, and what rules it breaks."""
-    notes = []
+    notes = _not_the_papers(protocol)
     by_task = {task.name: [r for r in results if r.task == task.name] for task in _tasks(protocol)}
     missing = [task.title for task in _tasks(protocol) if not by_task[task.name]]
     if missing:
@@ -95,6 +101,28 @@ def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int)
     return notes
 
 
+def _not_the_papers(protocol: ProtocolConfig) -> list[str]:
+    """For GLUE, one line with the settings that are not those behind the published rows, which are the defaults."""
+    if protocol.benchmark != "glue":
+        return []
+    papers = ProtocolConfig()
+    names = [one.name for one in fields(ProtocolConfig) if one.name not in _SAID_ELSEWHERE]
+    changed = [
+        f"{name} {_plain(getattr(protocol, name))} (there {_plain(getattr(papers, name))})"
+        for name in names
+        if getattr(protocol, name) != getattr(papers, name)
+    ]
+    for task, own in protocol.overrides.items():
+        kept = {one.name: getattr(own, one.name) for one in fields(own)}
+        if own_settings := [f"{name} {_plain(value)}" for name, value in kept.items() if value is not None]:
+            changed.append(f"for {BENCHMARKS['glue'][task].title} {', '.join(own_settings)}")
+    return [f"not fine-tuned as in the published rows: {'; '.join(changed)}"] if changed else []
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> str:
     """The rows as text, with the published ones below those of GLUE, and what they differ in."""
     titles = list(dict.fromkeys(number["title"] for row in rows for number in row["numbers"]))
@@ -105,7 +133,8 @@ def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> s
         cells.append(
             [row["model"], *(_cell(found.get(title)) for title in titles), *(_mean(row, name) for name in names)]
         )
-    notes = [f"{row['model']}: {note}" for row in rows for note in row["notes"]]
+    shared = [note for note in rows[0]["notes"] if all(note in row["notes"] for row in rows)] if rows else []
+    notes = shared + [f"{row['model']}: {note}" for row in rows for note in row["notes"] if note not in shared]
     if protocol.benchmark == "glue":
         keys = {number["title"]: _key(number) for row in rows for number in row["numbers"]}
         for one in PUBLISHED:

@@ -79,6 +79,7 @@ def test_nine_tasks_in_one_command_and_again_for_nothing(model, data, tmp_path, 
         assert row["averages"]["nine-number mean"]["missing"] == []
     for text in ("MNLI mm acc", "nine-number mean", "80.9", "these: 1 seed", "without WNLI", "not the official number"):
         assert text in table
+    assert "\nnot fine-tuned as in the published rows: epochs 1 (there 5)\n" in table
     before = (tmp_path / "results.jsonl").read_bytes()
     status, again, progress = eval_(*arguments, capsys=capsys)
     assert (status, again) == (0, table)
@@ -112,6 +113,7 @@ def test_a_failing_job_is_named_and_the_others_go_on(model, data, tmp_path, caps
     assert "RTE, seed 1: rte, seed 1: the loss is" in progress
     assert [r.task for r in read_results(tmp_path / "results.jsonl")] == ["cola"]
     assert "not scored: RTE" in table
+    assert "published rows: epochs 1 (there 5); for RTE epochs 4, lr 1e+30" in table
 
 
 def test_rte_goes_on_from_mnli_and_says_so(model, data, tmp_path, capsys):
