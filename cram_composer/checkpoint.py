@@ -17,6 +17,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from cram_composer.branch_points import BranchPoints
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.ledger import Ledger
 from cram_composer.checkpoint_files import checkpoint_files, newest_checkpoint, sha256
@@ -44,10 +45,12 @@ class RollingCheckpoints(Callback):
         interval: float,
         keep: int,
         strategy: Strategy,
+        branch_points: BranchPoints,
         saved: Callable[[Path], None] | None = None,
     ) -> None:
         self._folder = folder
         self._strategy = strategy
+        self._branch_points = branch_points
         self._saved = saved  # called on rank 0 with every checkpoint
         self._budget = budget
         self._ledger = ledger
@@ -68,7 +71,7 @@ class RollingCheckpoints(Callback):
         elapsed, limit = self._budget.elapsed, self._budget.limits.seconds
         if self._last_at is None:
             self._last_at = elapsed
-        due = elapsed - self._last_at >= self._interval
+        due = elapsed - self._last_at >= self._interval or self._branch_points.due(self._budget.progress)
         fits = limit is None or elapsed + 2.0 * self._last_seconds < limit
         if due and fits:
             self.save(state)
@@ -84,6 +87,10 @@ class RollingCheckpoints(Callback):
             dist.broadcast(seconds, src=0)
             self._last_seconds = float(seconds)
         self._last_at = self._budget.elapsed
+        progress = self._budget.progress
+        if self._branch_points.due(progress) and dist.get_global_rank() == 0:
+            self._branch_points.keep(self._path(state), progress, self._budget.elapsed, int(state.timestamp.token))
+        self._branch_points.passed(progress)
         if dist.get_global_rank() == 0:
             self._folder.write_clock(self._ledger, int(state.timestamp.batch), clean=True)
             if self._saved is not None:

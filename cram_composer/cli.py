@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from cram_composer.commands import comparing, data, evaluating, planning, runs
+from cram_composer.commands import comparing, data, evaluating, planning, runs, sweeping
 from cram_composer.errors import CramError
 
 
@@ -47,6 +47,10 @@ def _guarded(command: Callable[[], int]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cram", description="How good a language model can one GPU train in one day?")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (runs, data, planning, evaluating, comparing):
+    for module in (runs, data, planning, sweeping, evaluating, comparing):
         module.add(commands)
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -176,6 +176,7 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         "energy": run.energy,
         "metrics": {"train_loss_final": sum(losses) / len(losses) if losses else None, **run.extra.get("metrics", {})},
         "segments": run.segments,
+        **({"branched_from": run.branched_from} if run.branched_from else {}),
     }
     run.folder.write_record(_finite(json.loads(json.dumps(record, default=str))))
     run.folder.write_config(OmegaConf.to_yaml(OmegaConf.create(run.composed.plain)))

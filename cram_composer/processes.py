@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
+ENDS_WITH_PARENT = "CRAM_ENDS_WITH_PARENT"  # set in the environment of runs that a sweep starts
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 

@@ -54,7 +54,7 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
         CramError: no record, one without a configuration, a recipe that is gone, or no trace to replay.
     """
     folder = run.parent if run.name == RECORD else run
-    record = _record(folder)
+    record = read_full_record(folder)
     name = f"{record['run_name']}-again"
     wanted = leaves(record["config"]) | {"run_name": name}
     if replay:
@@ -68,10 +68,10 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
     target = output or Path(f"{name}.yaml")
     if target.exists():
         raise CramError(f"{target}: is there already; give another name with --output")
-    values, composed = _recompose(wanted, record["provenance"])
+    values, composed = recompose(wanted, record["provenance"])
     devices = record["world_size"]
     heading = f"# As {folder} was configured (hash {record['config_hash']}){', its schedule replayed' * replay}."
-    write_atomic(target, f"{heading}\n{OmegaConf.to_yaml(OmegaConf.create(_nested(values)))}")
+    write_atomic(target, f"{heading}\n{OmegaConf.to_yaml(OmegaConf.create(nested_values(values)))}")
     return Reproduction(
         target,
         f"composer {f'-n {devices} ' if devices > 1 else ''}train.py {target}",
@@ -80,7 +80,7 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
     )
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def read_full_record(folder: Path) -> dict[str, Any]:
     try:
         record = read_json(folder / RECORD)
         missing = _NEEDED - record.keys()
@@ -91,7 +91,7 @@ def _record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _recompose(wanted: dict[str, Any], provenance: dict[str, str]) -> tuple[dict[str, Any], Composed]:
+def recompose(wanted: dict[str, Any], provenance: dict[str, str]) -> tuple[dict[str, Any], Composed]:
     """Values of a YAML, as few as give the wanted ones, and what they compose to.
 
     What came from a recipe comes from it again, and a default from the schema; whatever is not the same then, because a
@@ -138,7 +138,7 @@ def _above(key: str) -> Iterator[str]:
 def _compose(values: dict[str, Any]) -> Composed:
     with tempfile.TemporaryDirectory(prefix="cram-reproduce-") as scratch:
         path = Path(scratch) / "run.yaml"
-        path.write_text(OmegaConf.to_yaml(OmegaConf.create(_nested(values))))
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(nested_values(values))))
         try:
             return compose(RunConfig, path, [])
         except CramError as error:
@@ -146,7 +146,7 @@ def _compose(values: dict[str, Any]) -> Composed:
             raise CramError(f"this version of cram-composer cannot have the run's configuration: {said}") from None
 
 
-def _nested(values: dict[str, Any]) -> dict[str, Any]:
+def nested_values(values: dict[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in values.items():
         *sections, last = key.split(".")

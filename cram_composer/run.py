@@ -53,6 +53,7 @@ class Run:
     flops_per_token: float  # at full row length, forward and backward
     segments: list[dict[str, Any]]  # earlier starts of the run and this one, see record.json
     environment: dict[str, Any]
+    branched_from: dict[str, Any] | None  # the run and the step that it goes on from, see branch.py
     energy: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # metrics of the final evaluation, and fills
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cram_composer.config import Composed
 from cram_composer.errors import CramError
-from cram_composer.processes import end_with_parent
+from cram_composer.processes import ENDS_WITH_PARENT, end_with_parent
 from cram_composer.record import RunFolder
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def start(composed: Composed, path: Path) -> int:
 
 
 def _end_with_the_launcher() -> None:
-    """Have Linux send SIGTERM when Composer's launcher is gone: killed itself, it does not end what it started."""
-    if "LOCAL_RANK" in os.environ:
+    """Have Linux send SIGTERM when a launcher or a sweep is gone: killed, they do not end what they started."""
+    if "LOCAL_RANK" in os.environ or ENDS_WITH_PARENT in os.environ:
         end_with_parent(signal.SIGTERM)
 
 

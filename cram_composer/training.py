@@ -18,6 +18,7 @@ from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.algorithms.optimizer_support import optimizer_support
 from cram_composer.algorithms.registry import Parts, build_algorithms
 from cram_composer.algorithms.swa import with_swa
+from cram_composer.branch_points import BranchPoints
 from cram_composer.budget.budget import Budget, build_budget
 from cram_composer.budget.callback import BudgetCallback
 from cram_composer.budget.early_stop import EarlyKill
@@ -177,6 +178,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         interval=_checkpoint_interval(config, budget),
         keep=config.checkpoint.keep,
         strategy=strategy,
+        branch_points=BranchPoints(folder.path, config.checkpoint.branch_at),
         saved=remote.offer if remote is not None else None,
     )
     schedule = with_swa(build_schedule(config.schedule), config.algorithms.swa)
@@ -252,6 +254,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         flops_per_token=flops,
         segments=list((earlier or {}).get("segments", [])),
         environment=environment(),
+        branched_from=(earlier or {}).get("branched_from"),
     )
 
 

@@ -7,12 +7,14 @@ import multiprocessing
 import shutil
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
+from cram_composer.config import Composed
 from cram_composer.data.stale_memory import remove_stale_memory
 
 
@@ -30,14 +32,21 @@ class TinyRuns:
 
     def __call__(self, name: str, *overrides: str) -> Path:
         """Train with the configuration `overrides`, or go on; returns the run's folder, which is `name`."""
+        self._apart(_train, self._data, self._runs / name, overrides)
+        return self._runs / name
+
+    def go_on(self, path: Path, composed: Composed) -> None:
+        """Go on in a run folder as it is."""
+        self._apart(_run, composed, path)
+
+    def _apart(self, function: Callable[..., None], *arguments: Any) -> None:
         pool = self._context.Pool(1)
         try:
-            pool.apply(_train, (self._data, self._runs / name, overrides))
+            pool.apply(function, arguments)
         finally:  # not terminated: a run takes SIGTERM for its own, and the process would go on for ever
             pool.close()
             pool.join()
         remove_stale_memory()  # a forked process ends without what Streaming does at the end of one
-        return self._runs / name
 
     def resume(self, whole: Path, at: int, *overrides: str) -> Path:
         """Go on from step `at` of the finished run `whole` as if it had been killed there; returns the new folder."""
@@ -53,16 +62,11 @@ class TinyRuns:
 
 
 def _train(data: Path, path: Path, overrides: tuple[str, ...]) -> None:
-    from cram_composer import finish
     from cram_composer.config import compose
     from cram_composer.config.checks import check_run
     from cram_composer.config.schema import RunConfig
-    from cram_composer.device import choose_device
-    from cram_composer.record import RunFolder
-    from cram_composer.training import run
     from tests.conftest import REPOSITORY, SMALL
 
-    warnings.filterwarnings("error", message="required_on_load")  # an algorithm that Composer takes for its own
     settings = [
         *SMALL,
         f"data.local={data}",
@@ -74,6 +78,16 @@ def _train(data: Path, path: Path, overrides: tuple[str, ...]) -> None:
     ]
     composed = compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", settings)
     check_run(composed.config, world_size=1)
+    _run(composed, path)
+
+
+def _run(composed: Composed, path: Path) -> None:
+    from cram_composer import finish
+    from cram_composer.device import choose_device
+    from cram_composer.record import RunFolder
+    from cram_composer.training import run
+
+    warnings.filterwarnings("error", message="required_on_load")  # an algorithm that Composer takes for its own
     folder = RunFolder(path)
     folder.lock()
     # Both take longer than all the rest.

@@ -11,7 +11,16 @@ from typing import Any
 from cram_composer.analysis import page
 from cram_composer.analysis.comparison import Pair
 from cram_composer.analysis.comparison_figures import NAMED, draw_losses
-from cram_composer.analysis.comparison_text import HEADER, LEGEND, cells, group_line, notes, time_sentence
+from cram_composer.analysis.comparison_text import (
+    HEADER,
+    LEGEND,
+    SUMMARY_HEADER,
+    cells,
+    group_line,
+    notes,
+    summary,
+    time_sentence,
+)
 from cram_composer.analysis.formatting import decimal, duration, is_number, short_count
 from cram_composer.analysis.groups import Group, settings
 from cram_composer.analysis.measures import AXES, Axis
@@ -46,6 +55,9 @@ def write_comparison(groups: Sequence[Group], pairs: Sequence[Pair], output: Pat
         )
         for pair in pairs
     ]
+    if len(pairs) > 1:
+        rows = Table("Every group against the baseline", SUMMARY_HEADER, summary(groups, pairs), numeric=(1, 2, 3, 5))
+        parts.insert(0, Part(f"All against {pairs[0].baseline.name}", [rows], kind="measures sortable"))
     title = " and ".join([", ".join(group.name for group in groups[:-1]), groups[-1].name])
     verdicts = [pair.verdict for pair in pairs]
     parts[-1].lines.append(LEGEND)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -34,6 +35,35 @@ def console(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
     lines += ["", textwrap.fill(LEGEND, _WIDTH)]
     lines += [f"\n{textwrap.fill(f'{pair.verdict.word.upper()}: {pair.verdict.text}', _WIDTH)}" for pair in pairs]
     return "\n".join(lines)
+
+
+SUMMARY_HEADER = ("group", "runs", "held-out loss", "difference", "95 % interval", "tokens/s", "verdict")
+
+
+def summary(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
+    """A line for each group, the baseline first, in the order of SUMMARY_HEADER: what the verdicts are about."""
+    by_name = {pair.challenger.name: pair for pair in pairs}
+    baseline = pairs[0].baseline.name
+    rows: list[tuple[str, ...]] = []
+    for group in sorted(groups, key=lambda group: group.name != baseline):
+        losses = [run.get("metrics.validation_loss") for run in group.runs]
+        loss = f"{statistics.fmean(losses):.4f}"
+        pair = by_name.get(group.name)
+        if pair is None:
+            rows.append((group.name, str(len(group.runs)), loss, "", "", "", "baseline"))
+            continue
+        final, speed = (cells(row) for row in (pair.rows[0], next(r for r in pair.rows if r.unit == "tokens/s")))
+        shown = (final[3], final[4]) if pair.rows[0].difference is not None else ("-", "")
+        rows.append((group.name, str(len(group.runs)), loss, *shown, speed[3], pair.verdict.word))
+    return rows
+
+
+def overview(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
+    """`console` with one line for each group in place of a table for each pair."""
+    lines = aligned([SUMMARY_HEADER, *summary(groups, pairs)], right=(1, 2, 3, 5))
+    said = [f"note: {note}" for note in dict.fromkeys(notes(groups, pairs))]
+    verdicts = [f"\n{textwrap.fill(f'{pair.verdict.word.upper()}: {pair.verdict.text}', _WIDTH)}" for pair in pairs]
+    return "\n".join([*said, "", *lines, *verdicts])
 
 
 def group_line(group: Group) -> str:

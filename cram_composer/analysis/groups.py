@@ -269,7 +269,7 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
         values = {json.dumps(run.get(key)) for run in runs}
         if len(values) > 1:
             cautions.append(f"different {what}: {_listed(json.dumps(run.get(key)) for run in runs)}")
-    if any(len(run.get("segments") or []) > 1 for run in runs):
+    if any(one.get("reason") != "branched" for run in runs for one in (run.get("segments") or [])[:-1]):
         cautions.append("some runs were interrupted and resumed; what they lost counts as spent")
     return cautions
 

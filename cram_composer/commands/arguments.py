@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cram_composer.errors import CramError
+
 Commands = Any  # what argparse.ArgumentParser.add_subparsers returns; its type is private
 
 
@@ -25,3 +27,14 @@ def add_yaml(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as budget=6h recipes=[crammed-bert,ema]"
     )
+
+
+def slurm_parameters(items: list[str]) -> dict[str, object]:
+    """submitit's parameters of key=value items."""
+    found: dict[str, object] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise CramError(f"--slurm {item}: not key=value, such as slurm_partition=gpu timeout_min=600")
+        found[key] = int(value) if value.isdigit() else value
+    return found

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_command
+from cram_composer.commands.arguments import Commands, add_command, slurm_parameters
 from cram_composer.errors import CramError
 
 Evaluated = tuple[str, str, str, list[str]]  # protocol's name, results file, table, a line for every failure
@@ -73,7 +73,7 @@ def _fine_tuning(options: argparse.Namespace) -> Evaluated:
     if options.tasks is not None:
         overrides.append(f"tasks=[{options.tasks}]")
     protocol = compose_protocol(options.suite, overrides).config
-    slurm = None if options.slurm is None else _parameters(options.slurm)
+    slurm = None if options.slurm is None else slurm_parameters(options.slurm)
     if options.jobs is not None and options.jobs < 1:
         raise CramError(f"--jobs {options.jobs}: at least 1")
     table, failures = evaluate_models(
@@ -103,17 +103,6 @@ def _zero_shot(options: argparse.Namespace) -> Evaluated:
         options.models, protocol, data=options.data, folder=options.output, device=options.device
     )
     return protocol.name, RESULTS_FILE, table, failures
-
-
-def _parameters(items: list[str]) -> dict[str, object]:
-    """submitit's parameters of key=value items."""
-    found: dict[str, object] = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise CramError(f"--slurm {item}: not key=value, such as slurm_partition=gpu timeout_min=600")
-        found[key] = int(value) if value.isdigit() else value
-    return found
 
 
 _EVALUATIONS: dict[str, Callable[[argparse.Namespace], Evaluated]] = {

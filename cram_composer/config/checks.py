@@ -99,6 +99,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     if not any((config.data.local, config.data.remote, config.data.build)):
         raise ConfigError("data: no data set named; set data.build, data.local or data.remote")
     _check_data(config.data)
+    _check_branch_points(config)
 
 
 def check_row_length(config: RunConfig, sequence_length: int) -> None:
@@ -136,6 +137,14 @@ def _check_data(data: DataConfig) -> None:
         shares = point.proportions.values()
         if not all(math.isfinite(share) and share >= 0.0 for share in shares) or not sum(shares):
             raise ConfigError(f"data.curriculum: at {point.at}: proportions are 0 or more, and one of them is more")
+
+
+def _check_branch_points(config: RunConfig) -> None:
+    points = config.checkpoint.branch_at
+    if not all(0.0 < point < 1.0 for point in points):
+        raise ConfigError(
+            f"checkpoint.branch_at: {points}: each is a progress of the budget between 0 and 1, such as 0.25"
+        )
 
 
 def _ramp_sizes(config: RunConfig) -> list[tuple[str, int]]:

@@ -31,12 +31,21 @@ def find_shared(path: Path) -> Path:
 
 def protocol_file(name: str) -> Path:
     """The YAML of an evaluation protocol: one of `yamls/eval`, by its name, or a file. Raises ConfigError."""
+    return _named(name, "eval", f"--suite {name}: there is no such protocol")
+
+
+def sweep_file(name: str) -> Path:
+    """The YAML of a sweep: one of `yamls/sweeps`, by its name, or a file. Raises ConfigError."""
+    return _named(name, "sweeps", f"{name}: there is no such sweep")
+
+
+def _named(name: str, folder_name: str, complaint: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return find_shared(Path(name))
-    folder = shared_dir() / "yamls" / "eval"
+    folder = shared_dir() / "yamls" / folder_name
     if not (folder / f"{name}.yaml").is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise ConfigError(f"--suite {name}: there is no such protocol; there are {known}, or give a YAML file")
+        raise ConfigError(f"{complaint}; there are {known}, or give a YAML file")
     return folder / f"{name}.yaml"
 
 

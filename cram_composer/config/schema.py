@@ -105,6 +105,8 @@ class CheckpointConfig:
 
     interval: str | None = None  # default: 10m, or a tenth of a wall-clock budget shorter than 100 minutes
     keep: int = number(2, 1)
+    # Progress of the budget at which one is kept for good, such as [0.125, 0.25, 0.5]; see `cram branch`.
+    branch_at: list[float] = field(default_factory=list)
 
 
 @dataclass

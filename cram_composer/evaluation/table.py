@@ -73,7 +73,8 @@ def model_row(
 
 
 _SAID_ELSEWHERE = (
-    "name", "benchmark", "kind", "tasks", "not_averaged", "seeds", "overrides", "mnli_start", "eval_batch_size", "precision",
+    "name", "benchmark", "kind", "tasks", "not_averaged", "seeds", "overrides", "mnli_start", "eval_batch_size",
+    "precision",
 )  # fmt: skip
 
 

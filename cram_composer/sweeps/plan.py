@@ -1,0 +1,156 @@
+"""The runs of a sweep: every variant with every seed, composed and checked before any of them starts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cram_composer.budget.budget import build_budget
+from cram_composer.budget.schedules import build_schedule
+from cram_composer.config import Composed, compose
+from cram_composer.config.checks import check_run
+from cram_composer.config.paths import find_shared
+from cram_composer.config.schema import RunConfig
+from cram_composer.config.sweep_schema import SweepConfig, VariantConfig
+from cram_composer.errors import ConfigError
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One run of a sweep; two are the same only if they are one object.
+
+    Attributes:
+        variant: the name of its variant.
+        seed: of the run.
+        path: its run folder.
+        yaml: the run YAML, and `overrides` the command line over it.
+        composed: what these give.
+    """
+
+    variant: str
+    seed: int
+    path: Path
+    yaml: Path
+    overrides: list[str]
+    composed: Composed
+
+    @property
+    def log(self) -> Path:
+        """What the run prints."""
+        return self.path.with_name(f"{self.path.name}.log")
+
+    @property
+    def seconds(self) -> float | None:
+        """Its wall-clock budget on one device; None where it is counted in tokens or steps."""
+        return build_budget(self.composed.config.budget, world_size=1).limits.seconds
+
+
+def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
+    """All runs of a sweep, variant by variant within each seed, so that a sweep that is stopped can be compared.
+
+    Args:
+        sweep: what to train.
+        asked_by: the sweep's file, which errors are blamed on.
+        folder: of the runs.
+
+    Raises:
+        ConfigError: no variants, an unknown baseline, or a variant that cannot be composed.
+    """
+    variants = dict(_variants(sweep, asked_by))
+    if not variants:
+        raise ConfigError(f"{asked_by}: neither 'variants' nor 'grid' has anything to train")
+    if sweep.baseline is not None and sweep.baseline not in variants:
+        raise ConfigError(f"{asked_by}: baseline: there is no variant '{sweep.baseline}'; there are {_few(variants)}")
+    yaml = find_shared(Path(sweep.run))
+    budget = {key: value for key, value in asdict(sweep.budget).items() if value is not None}
+    shared = [*([_override("budget", budget)] if budget else []), *_overrides(sweep.set)]
+    folders = [_NOT_IN_NAMES.sub("-", name) for name in variants]
+    if len(set(folders)) < len(folders):
+        raise ConfigError(f"{asked_by}: variants: two names make one folder name: {_few(folders)}")
+    trials = []
+    for seed, (name, variant) in itertools.product(range(1, sweep.seeds + 1), variants.items()):
+        where = f"{asked_by}: variant '{name}'"
+        own = [*shared, *_overrides(variant.set)]
+        run_name = f"{_NOT_IN_NAMES.sub('-', name)}-seed{seed}"
+        own += [
+            f"seed={seed}",
+            f"run_name={run_name}",
+            _override("runs_dir", str(folder)),
+            "logging.progress_bar=false",
+        ]
+        try:
+            if variant.add or variant.without:
+                own.append(_override("recipes", _recipes(compose(RunConfig, yaml, own).plain["recipes"], variant)))
+            composed = compose(RunConfig, yaml, own)
+            check_run(composed.config, world_size=1)
+            build_schedule(composed.config.schedule)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        trials.append(Trial(name, seed, folder / run_name, yaml, own, composed))
+    return trials
+
+
+def baseline_of(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
+    """The name of the variant that the others are held against."""
+    return sweep.baseline or trials[0].variant
+
+
+def same_settings(trials: Sequence[Trial]) -> list[str]:
+    """A line for every variant that trains the same as one before it, so that nothing can be learned from it."""
+    seen: dict[str, str] = {}
+    lines = []
+    for trial in trials:
+        if trial.seed != trials[0].seed:
+            continue
+        plain = {key: value for key, value in trial.composed.plain.items() if key not in ("run_name", "recipes")}
+        key = json.dumps(plain, sort_keys=True, default=str)
+        if key in seen:
+            lines.append(
+                f"{trial.variant}: the same settings as {seen[key]}; what it changes is set elsewhere too, "
+                f"see `cram explain {trial.yaml}`"
+            )
+        seen.setdefault(key, trial.variant)
+    return lines
+
+
+def _variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantConfig]]:
+    """The variants by name, each at every point of the grid."""
+    for key, values in sweep.grid.items():
+        if not values:
+            raise ConfigError(f"{asked_by}: grid.{key}: is empty; list the values to try")
+    given = dict(sweep.variants) or ({"": VariantConfig()} if sweep.grid else {})
+    for (name, variant), chosen in itertools.product(given.items(), itertools.product(*sweep.grid.values())):
+        point = dict(zip(sweep.grid, chosen, strict=True))
+        parts = [name, *(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in point.items())]
+        yield " ".join(filter(None, parts)), VariantConfig({**point, **variant.set}, variant.add, variant.without)
+
+
+def _recipes(recipes: list[str], variant: VariantConfig) -> list[str]:
+    """The run's recipes with what the variant adds and leaves out."""
+    for name in variant.without:
+        if name not in recipes:
+            raise ConfigError(f"without: the run has no recipe '{name}'; it has {_few(recipes)}")
+    return [*(name for name in recipes if name not in variant.without), *variant.add]
+
+
+def _overrides(values: dict[str, Any]) -> list[str]:
+    return [_override(key, value) for key, value in values.items()]
+
+
+def _override(key: str, value: Any) -> str:
+    return f"{key}={json.dumps(value)}"  # JSON is YAML
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _few(names: Any) -> str:
+    return ", ".join(list(names)[:8]) or "none"

@@ -1,0 +1,144 @@
+"""How a sweep stands: a table that is drawn anew on a terminal, elsewhere a line for every run that ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cram_composer.budget.trace import TRACE
+from cram_composer.config.units import format_duration
+from cram_composer.record import RunFolder
+from cram_composer.sweeps.execution import Ended
+from cram_composer.sweeps.plan import Trial
+
+_TAIL_BYTES = 4096  # more than a line of the trace
+_LINE_EVERY_SECONDS = 60.0
+
+
+def outcome(trial: Trial) -> dict[str, Any] | None:
+    """The record of a run that is over, well or given up early; None for one that is not."""
+    record = RunFolder(trial.path).read_record()
+    return record if record is not None and record["status"] in ("finished", "killed-early") else None
+
+
+def progress(run: Path) -> float:
+    """The share of its budget that a run had used when its newest step began; 0 before the first."""
+    try:
+        with open(run / TRACE, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            *lines, _being_written = file.read().split(b"\n")
+        return float(json.loads(lines[-1])["progress"])
+    except (OSError, ValueError, KeyError, IndexError):
+        return 0.0
+
+
+class Standing:
+    """Every run of a sweep and how it stands."""
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self._trials = list(trials)
+        self._losses: dict[Trial, float | None] = {}
+        self._failed: dict[Trial, str] = {}
+        self._running: list[Trial] = []
+        self._started = self._said = time.monotonic()
+        self._live: Any = None
+        for trial in trials:
+            self._look(trial)
+        self._before = len(self._losses)
+
+    @property
+    def left(self) -> list[Trial]:
+        """Those that are not over."""
+        return [trial for trial in self._trials if trial not in self._losses]
+
+    @property
+    def failures(self) -> list[str]:
+        """A line for every run that failed."""
+        return [f"{trial.path}: {error}; log in {trial.log}" for trial, error in self._failed.items()]
+
+    def __enter__(self) -> Standing:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(self._table(), console=Console(stderr=True), auto_refresh=False)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, at)
+
+    def running(self, trials: list[Trial]) -> None:
+        """These are being trained."""
+        self._running = trials
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+        elif time.monotonic() - self._said >= _LINE_EVERY_SECONDS:
+            shown = ", ".join(f"{trial.path.name} {progress(trial.path):.0%}" for trial in trials)
+            self._say(f"{self._count()}; now {shown or 'nothing'}{self._time_left()}")
+
+    def ended(self, ended: Ended) -> None:
+        """A run is over."""
+        if ended.error:
+            self._failed[ended.trial] = ended.error
+            self._say(f"{self._count()}: {ended.trial.path.name}: failed: {ended.error}")
+            return
+        self._look(ended.trial)
+        loss = self._losses.get(ended.trial)
+        self._say(f"{self._count()}: {ended.trial.path.name}: {_loss(loss) if loss is not None else 'given up early'}")
+
+    def _look(self, trial: Trial) -> None:
+        record = outcome(trial)
+        if record is not None:
+            self._losses[trial] = (record.get("metrics") or {}).get("validation_loss")
+
+    def _count(self) -> str:
+        return f"{len(self._losses) + len(self._failed)} of {len(self._trials)}"
+
+    def _time_left(self) -> str:
+        """From how long the runs that ended here took."""
+        done = len(self._losses) + len(self._failed) - self._before
+        shares = sum(progress(trial.path) for trial in self._running)
+        if done + shares < 0.05:
+            return ""
+        pace = (time.monotonic() - self._started) / (done + shares)
+        return f", about {format_duration(pace * (len(self.left) - len(self._failed) - shares))} left"
+
+    def _say(self, line: str) -> None:
+        self._said = time.monotonic()
+        if self._live is None:
+            print(f"sweep: {line}", file=sys.stderr, flush=True)
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        table = Table(title=f"{self._count()} runs are over{self._time_left()}", title_justify="left")
+        for name in ("variant", "runs", "held-out loss", "from", "to"):
+            table.add_column(name, justify="left" if name in ("variant", "runs") else "right")
+        for variant in dict.fromkeys(trial.variant for trial in self._trials):
+            own = [trial for trial in self._trials if trial.variant == variant]
+            losses = [loss for trial in own if (loss := self._losses.get(trial)) is not None]
+            numbers = (
+                [f"{value:.4f}" for value in (statistics.fmean(losses), min(losses), max(losses))] if losses else []
+            )
+            table.add_row(variant, "  ".join(self._state(trial) for trial in own), *numbers)
+        return table
+
+    def _state(self, trial: Trial) -> str:
+        if trial in self._failed:
+            return "failed"
+        if trial in self._losses:
+            return "done" if self._losses[trial] is not None else "given up"
+        return f"{progress(trial.path):.0%}" if trial in self._running else "-"
+
+
+def _loss(loss: float) -> str:
+    return f"held-out loss {loss:.4f}"

@@ -1,0 +1,129 @@
+"""`cram sweep` and `cram ablate`: ask, train what is not over yet, and compare what came out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cram_composer.config.sweep_schema import SweepConfig
+from cram_composer.config.units import format_duration
+from cram_composer.errors import CramError
+from cram_composer.sweeps.execution import places_here, run_here, run_on_slurm
+from cram_composer.sweeps.plan import Trial, baseline_of, plan_trials, same_settings
+from cram_composer.sweeps.progress import Standing, outcome
+
+REPORT = "report.html"
+
+
+def sweep(
+    config: SweepConfig,
+    asked_by: str,
+    folder: Path,
+    *,
+    jobs: int | None = None,
+    slurm: dict[str, Any] | None = None,
+    agreed: bool = False,
+    train: bool = True,
+) -> tuple[str, list[str]]:
+    """Train the runs of a sweep that are not over, one on each device, and compare the variants with the baseline.
+
+    Args:
+        config: what to train.
+        asked_by: its file, for errors.
+        folder: of the runs, their logs and the report.
+        jobs: runs at a time; default: one for every GPU, or one on a CPU.
+        slurm: submitit's parameters, to train as a Slurm array in place of here.
+        agreed: do not ask whether to spend the device-hours.
+        train: whether to train at all; otherwise only what is there is compared.
+
+    Returns:
+        The comparison as text, and a line for every run that failed.
+
+    Raises:
+        CramError: a variant that cannot be composed, nobody to ask, no agreement.
+    """
+    trials = plan_trials(config, asked_by, folder)
+    standing = Standing(trials)
+    if train and standing.left:
+        left = standing.left
+        device = left[0].composed.config.device
+        places = [] if slurm is not None else places_here(device, jobs)
+        print(_announcement(trials, left, len(places)), flush=True)
+        for line in same_settings(trials):
+            print(f"note: {line}", flush=True)
+        if not agreed:
+            _ask()
+        _prepare_data(left)
+        with standing:
+            if slurm is None:
+                endings = run_here(left, places, standing.running)
+            else:
+                endings = run_on_slurm(left, slurm, device != "cpu", folder / "slurm", standing.running)
+            for ended in endings:
+                standing.ended(ended)
+    return compared(trials, baseline_of(config, trials), folder / REPORT), standing.failures
+
+
+def compared(trials: Sequence[Trial], baseline: str, report: Path) -> str:
+    """The variants against the baseline: the page is written, the text returned."""
+    from cram_composer.analysis.comparison import compare
+    from cram_composer.analysis.comparison_page import write_comparison
+    from cram_composer.analysis.comparison_text import overview
+    from cram_composer.analysis.groups import make_group
+    from cram_composer.analysis.run_folder import load_run
+
+    names = dict.fromkeys([baseline, *(trial.variant for trial in trials)])
+    groups, absent = [], []
+    for name in names:
+        group = make_group(name, [load_run(t.path) for t in trials if t.variant == name and outcome(t) is not None])
+        if group.runs:
+            groups.append(group)
+        else:
+            absent.append(name)
+    missing = f"no finished run: {', '.join(absent)}" if absent else ""
+    if baseline in absent or len(groups) < 2:
+        return (
+            f"{missing}\nnothing to compare yet; the same command goes on"
+            if missing
+            else "one variant: nothing to compare"
+        )
+    pairs = compare(groups, groups[0])
+    path = write_comparison(groups, pairs, report)
+    return "\n".join(filter(None, [overview(groups, pairs), "", missing, f"page: {path}"]))
+
+
+def _announcement(trials: Sequence[Trial], left: Sequence[Trial], places: int) -> str:
+    """What is going to be spent."""
+    variants = len({trial.variant for trial in trials})
+    seeds = len({trial.seed for trial in trials})
+    known = [trial.seconds for trial in left if trial.seconds is not None]
+    lines = [
+        f"{len(trials)} runs, {variants} variants with {seeds} seed{'s' * (seeds != 1)}, {len(left)} of them to train"
+    ]
+    if len(known) < len(left):
+        lines.append(
+            f"{len(left) - len(known)} have budgets in tokens or steps: how long these take is not known before"
+        )
+    if known:
+        lines.append(f"budgets together: {sum(known) / 3600.0:.3g} device-hours")
+        if places:
+            lines[-1] += f"; {places} at a time, {format_duration(max(sum(known) / places, *known))} or more"
+        lines[-1] += "; setup, compilation and the final evaluation of every run come on top"
+    return "\n".join(lines)
+
+
+def _ask() -> None:
+    if not sys.stdin.isatty():
+        raise CramError("nobody to ask whether this may be spent; add --yes")
+    if input("train them? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise CramError("not started")
+
+
+def _prepare_data(trials: Sequence[Trial]) -> None:
+    """Build or check every data set once, before several runs at a time would."""
+    from cram_composer.data.prepare import prepare
+
+    for config in {repr(trial.composed.config.data): trial.composed.config.data for trial in trials}.values():
+        prepare(config, True, lambda: None)

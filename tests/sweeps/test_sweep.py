@@ -1,0 +1,166 @@
+"""A sweep from the command line: runs in processes of their own, one that fails, one that goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import submitit
+import yaml
+
+from cram_composer.cli import main
+from cram_composer.errors import CramError
+from cram_composer.sweeps.execution import places_here
+from cram_composer.sweeps.progress import progress
+from tests.conftest import SMALL
+
+pytestmark = pytest.mark.usefixtures("small_run")
+
+
+@pytest.fixture
+def small_run(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`small.yaml` here: a run of four steps."""
+    settings: dict[str, Any] = {
+        "budget": {"steps": 4},
+        "device": "cpu",
+        "data": {"local": str(tiny_data), "num_workers": 0},
+    }
+    for item in [*SMALL, "checkpoint.interval=0.000001s"]:
+        key, value = item.split("=")
+        section = settings
+        *sections, last = key.split(".")
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = yaml.safe_load(value)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def write_sweep(**values: Any) -> None:
+    Path("own.yaml").write_text(yaml.safe_dump({"name": "own", "run": "small.yaml", **values}))
+
+
+def sweep(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    return main(["sweep", "own.yaml", *arguments]), *capsys.readouterr()
+
+
+def test_variants_are_trained_compared_and_not_trained_again(capsys: pytest.CaptureFixture[str]) -> None:
+    variants = {"low": {}, "high": {"set": {"optimizer.lr": 0.05}}, "broken": {"set": {"data.local": "nowhere"}}}
+    write_sweep(seeds=2, variants={name: variants[name] for name in ("low", "high")})
+    status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
+    assert status == 0, progress_lines
+    assert "4 runs, 2 variants with 2 seeds, 4 of them to train" in text
+    assert "4 have budgets in tokens or steps" in text
+    assert "4 of 4" in progress_lines
+    row = next(line.split() for line in text.splitlines() if line.startswith("high "))
+    records = [json.loads(Path(f"runs/sweeps/own/high-seed{n}/record.json").read_text()) for n in (1, 2)]
+    mean = sum(record["metrics"]["validation_loss"] for record in records) / 2
+    assert row[:3] == ["high", "2", f"{mean:.4f}"]
+    page = Path("runs/sweeps/own/report.html").read_text()
+    assert "All against low" in page and "high-seed2" in page
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")}
+    status, again, _ = sweep("--yes", capsys=capsys)
+    assert status == 0 and again.splitlines()[-1] == text.splitlines()[-1] and "to train" not in again
+    assert before == {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")}
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    variants = {"good": {}, "bad": {"set": {"optimizer.lr": 1e30, "train.nonfinite": "stop"}}}
+    write_sweep(seeds=1, variants=variants)
+    status, text, errors = sweep("--yes", capsys=capsys)
+    assert status == 1
+    assert "error: runs/sweeps/own/bad-seed1: ended with status 2: " in errors
+    assert "1 runs failed; the same command goes on with them" in errors
+    assert "no finished run: bad" in text
+    assert json.loads(Path("runs/sweeps/own/good-seed1/record.json").read_text())["status"] == "finished"
+    assert sweep("--report", capsys=capsys)[1] == text[text.index("no finished run") :]
+
+
+def test_a_sweep_that_is_killed_leaves_runs_that_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(seeds=1, variants={"long": {"set": {"budget.steps": 100000}}, "short": {}})
+    started = subprocess.Popen([sys.executable, "-m", "cram_composer.cli", "sweep", "own.yaml", "--yes"])
+    run = Path("runs/sweeps/own/long-seed1")
+    ends = time.monotonic() + 120
+    while not (run / "trace.jsonl").is_file() and time.monotonic() < ends:
+        time.sleep(0.1)
+    started.kill()
+    started.wait()
+    while not _has_ended(run) and time.monotonic() < ends:
+        time.sleep(0.1)
+    stopped = json.loads((run / "record.json").read_text())
+    assert stopped["status"] == "interrupted" and stopped["steps"] > 0
+    assert 0.0 < progress(run) < 1.0
+    steps = stopped["steps"] + 3
+    write_sweep(seeds=1, variants={"long": {"set": {"budget.steps": steps}}, "short": {}})
+    status, _, errors = sweep("--yes", capsys=capsys)
+    assert status == 1 and "holds a run with another configuration (budget.steps" in errors
+    write_sweep(seeds=1, variants={"long": {"set": {"budget.steps": 100000, "train.batch_size": 32}}, "short": {}})
+
+
+def _has_ended(run: Path) -> bool:
+    return json.loads((run / "record.json").read_text())["status"] != "running"
+
+
+def test_nothing_is_spent_without_agreement(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sweep(variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}}, budget="3m")
+    status, text, errors = sweep(capsys=capsys)
+    assert status == 2 and "nobody to ask whether this may be spent; add --yes" in errors
+    assert "budgets together: 0.3 device-hours; 1 at a time, 18:00 or more" in text
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": staticmethod(lambda: True)}))
+    monkeypatch.setattr("builtins.input", lambda prompt: "n")
+    assert sweep(capsys=capsys)[0] == 2
+    assert not Path("runs").exists()
+
+
+def test_a_slurm_array_has_a_job_for_every_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With submitit's local executor, a process for every job, in the place of Slurm."""
+    asked: list[dict[str, Any]] = []
+
+    class Local(submitit.AutoExecutor):
+        def __init__(self, folder: Path, cluster: str) -> None:
+            assert cluster == "slurm"
+            super().__init__(folder=folder, cluster="local")
+
+        def update_parameters(self, **settings: object) -> None:
+            asked.append(settings)
+            super().update_parameters(timeout_min=settings["timeout_min"])
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Local)
+    write_sweep(seeds=1, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
+    status, _, errors = sweep("--yes", "--slurm", capsys=capsys)
+    assert status == 2 and "add timeout_min=MINUTES" in errors
+    status, text, errors = sweep("--yes", "--slurm", "timeout_min=30", capsys=capsys)
+    assert status == 0, errors
+    assert asked[-1]["gpus_per_node"] == 0 and asked[-1]["timeout_min"] == 30
+    assert "page: runs/sweeps/own/report.html" in text
+
+
+def test_places_share_out_the_cores() -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    assert [place.cores for place in places_here("cpu", None)] == [tuple(cores)]
+    two = places_here("cpu", len(cores))
+    assert [place.cores for place in two] == [(core,) for core in cores]
+    with pytest.raises(CramError, match=f"--jobs 1000: there are {len(cores)} CPU cores here"):
+        places_here("cpu", 1000)
+
+
+def test_every_gpu_is_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert [place.gpu for place in places_here("auto", None)] == ["0", "1", "2"]
+    assert [place.gpu for place in places_here("cuda", 2)] == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert [place.gpu for place in places_here("auto", None)] == ["4", "7"]
+    assert [place.gpu for place in places_here("cpu", None)] == [None]
