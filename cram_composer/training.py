@@ -155,11 +155,13 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     guard = NonFiniteGuard(
         config.train.nonfinite, config.train.max_nonfinite, rollback, strategy.gradients, strategy.skips_steps
     )
-    # The guard is last: Composer runs algorithms in reverse after a step, and clipping would make an infinity finite.
+    # The guard is behind the others: Composer runs algorithms in reverse after a step, and clipping would make an
+    # infinity finite.
     algorithms = [
         MaskingSchedule(config.objective, budget, loader),
         *build_algorithms(strategy.algorithms(), parts),
         guard,
+        *strategy.gradients_first(),
     ]
     algorithms = [*optimizer_support(optimizer, model, budget), *algorithms]
     if config.data.curriculum:

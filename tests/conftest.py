@@ -67,7 +67,12 @@ def _close_shared_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root of a built data set: rows of 32 tokens in blocks of 16, about 1,200 training rows."""
+    """Root of a built data set, see `build_tiny_data`."""
+    return build_tiny_data(tmp_path_factory.mktemp("data"))
+
+
+def build_tiny_data(folder: Path) -> Path:
+    """Root of a data set that is built in `folder`: rows of 32 tokens in blocks of 16, about 1,200 training rows."""
     from cram_composer.config.data_schema import (
         DataBuildConfig,
         PackingConfig,
@@ -76,7 +81,6 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     from cram_composer.data.build import build
 
-    folder = tmp_path_factory.mktemp("data")
     write_text(folder / "text.txt", documents=500)
     config = DataBuildConfig(
         name="tiny",

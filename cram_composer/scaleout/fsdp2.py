@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from composer import Trainer
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
 from composer.utils.parallelism import FSDP2Config, ParallelismConfig
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -60,6 +62,9 @@ class Fsdp2(Strategy):
             warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
             yield
 
+    def gradients_first(self) -> list[Algorithm]:
+        return [_MeanOverRanks(self)] if self.device.name == "cpu" else []
+
     def take_over(self, trainer: Trainer) -> None:
         for optimizer in trainer.state.optimizers:
             if hasattr(optimizer, "can_use_foreach"):  # pytorch-optimizer's, whose fused loops mix in plain tensors
@@ -69,3 +74,19 @@ class Fsdp2(Strategy):
     def gradients(self, model: nn.Module) -> list[torch.Tensor]:
         gradients = super().gradients(model)
         return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
+
+
+class _MeanOverRanks(Algorithm):
+    """Divide gradients by the number of ranks: FSDP2 asks for their mean, and gloo, which has none, gives the sum.
+
+    Adam hides that, being the same for gradients of any scale; clipping does not.
+    """
+
+    def __init__(self, strategy: Fsdp2) -> None:
+        self._strategy = strategy
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.AFTER_TRAIN_BATCH
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        torch._foreach_div_(self._strategy.gradients(state.model), float(self._strategy.world_size))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from composer import Trainer
-from composer.core import Precision, State
+from composer.core import Algorithm, Precision, State
 from composer.loggers import Logger
 from composer.utils.checkpoint import save_checkpoint
 from torch import nn
@@ -57,6 +57,10 @@ class Strategy:
     def algorithms(self) -> AlgorithmsConfig:
         """The algorithms of the run, without those that the strategy does itself."""
         return self.config.algorithms
+
+    def gradients_first(self) -> list[Algorithm]:
+        """Algorithms that complete the gradients of a step, before anything looks at them."""
+        return []
 
     def arrange(self, model: MaskedLMTrainingModel) -> None:
         """Prepare a model on which nothing is sharded yet."""

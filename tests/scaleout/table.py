@@ -91,13 +91,12 @@ def _replace(name: str, table: str) -> None:
 
 def main() -> None:
     """Write the table of recipes, and with --agreement that of losses, which takes some minutes."""
-    from tests.data.data_sets import write_data_set
+    from tests.conftest import build_tiny_data
 
     _replace("recipes", recipe_table())
     if "--agreement" in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as scratch:
-            data = write_data_set(Path(scratch) / "data", 512)
-            ranks = Ranks(data, Path(scratch))
+            ranks = Ranks(build_tiny_data(Path(scratch)), Path(scratch))
             _replace("agreement", agreement_table(agreement(ranks, [2, 4])))
             ranks.close()
 

@@ -37,6 +37,15 @@ def test_two_ranks_train_what_one_does(strategy: str, resumed_on: tuple[int, ...
         same_checkpoint(saved(moved, STEPS), saved(run, STEPS))
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_gradients_are_the_mean_over_ranks(strategy: str, ranks: Ranks):
+    """Adam takes the same steps whatever the scale of the gradients; what is clipped shows it."""
+    clipped = "algorithms.gradient_clipping={clipping_type: value, clipping_threshold: 0.01}"
+    one = ranks(f"mean-one-{strategy}", 1, clipped)
+    two = ranks(f"mean-two-{strategy}", 2, *STRATEGIES[strategy], clipped)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
+
+
 def same_checkpoint(ours: dict, theirs: dict) -> None:
     """Weights, both moments of every weight, their groups and the average: whole tensors in the same places."""
     close(ours["model"], theirs["model"])
