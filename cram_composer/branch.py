@@ -29,7 +29,7 @@ from cram_composer.recording import METRICS
 from cram_composer.reproduce import nested_values, read_full_record, recompose
 
 YAML = "branch.yaml"
-_NEAR = 0.02  # share of the time asked for by which a kept checkpoint may be earlier or later
+_NEAR = 0.02  # share by which a kept checkpoint may be beside the time asked for, and progress behind its point
 _BY_SHARE_OF_THE_BUDGET = {  # what has another value at the same step of another budget
     "algorithms.ema": "ema",
     "algorithms.swa": "swa",
@@ -43,6 +43,9 @@ _OVER_AFTER = {  # what no longer changes once this share of the budget is spent
     "algorithms.seq_length_warmup": "duration",
     "algorithms.stochastic_depth": "drop_warmup",
 }
+_KEPT_OF_THE_RECORD = (
+    "format_version", "recipes", "environment", "world_size", "parameters", "kernels", "data", "flops_per_token",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,19 +74,22 @@ def make_branch(trunk: Path, at: str, budget: str, *, name: str | None = None, d
     record = read_full_record(trunk)
     unit, limit = _limit(record, trunk)
     wanted, total = _amount(at, unit, "--at"), _amount(budget, unit, "--budget")
-    point = _choose(branch_points(trunk), unit, wanted, trunk)
-    spent = _spent(point, unit)
-    if total <= spent:
-        raise CramError(f"--budget {budget}: the trunk had spent {_shown(spent, unit)} already; a branch needs more")
+    point = _choose(branch_points(trunk), unit, limit, wanted, trunk)
+    begins = point.point * limit  # of the decay: of all seeds the same, whenever their steps ended
+    if total <= begins:
+        raise CramError(f"--budget {budget}: the trunk had spent {_shown(begins, unit)} already; a branch needs more")
+    _check_devices(record, trunk)
     _check_rate(record, point)
-    _check_followers(record, point.progress, spent / total)
+    _check_followers(record, point.progress, begins / total)
     if (problem := checkpoint_problem(point.path)) is not None:
         raise CramError(f"{point.path}: {problem}; branch from another checkpoint")
     path = trunk.parent / (name or f"{trunk.name}-{budget.replace(' ', '')}")
     if path.exists():
         raise CramError(f"{path}: is there already; continue it with `composer train.py {path / YAML}`, or use --name")
-    composed = _prepare(path, trunk, record, point, _schedule(record, limit, spent, total, decay_shape), unit, total)
-    return Branch(path, composed, record["world_size"], f"step {point.step} of {trunk}, {_shown(spent, unit)} spent")
+    changes = _schedule(record, limit, begins, total, decay_shape) | _ramps(record, limit / total)
+    changes |= {"budget.wall": budget} if unit == "seconds" else {f"budget.{unit}": total}
+    composed = _prepare(path, trunk, record, point, changes)
+    return Branch(path, composed, record["world_size"], f"step {point.step} of {trunk}")
 
 
 def _limit(record: dict[str, Any], trunk: Path) -> tuple[str, float]:
@@ -107,20 +113,30 @@ def _amount(text: str, unit: str, option: str) -> float:
     return value
 
 
-def _choose(points: list[BranchPoint], unit: str, wanted: float, trunk: Path) -> BranchPoint:
+def _choose(points: list[BranchPoint], unit: str, limit: float, wanted: float, trunk: Path) -> BranchPoint:
     if not points:
         raise CramError(
             f"{trunk}: keeps no checkpoint to branch from; train it with checkpoint.branch_at=[0.25,0.5] or the like"
         )
-    nearest = min(points, key=lambda point: abs(_spent(point, unit) - wanted))
-    if abs(_spent(nearest, unit) - wanted) > _NEAR * wanted:
-        there = ", ".join(_shown(_spent(point, unit), unit) for point in points)
+    nearest = min(points, key=lambda point: abs(point.point * limit - wanted))
+    if abs(nearest.point * limit - wanted) > _NEAR * wanted:
+        there = ", ".join(_shown(point.point * limit, unit) for point in points)
         raise CramError(f"--at: {trunk} kept no checkpoint at {_shown(wanted, unit)}; there are some at {there}")
+    if nearest.progress - nearest.point > _NEAR:
+        raise CramError(
+            f"--at: {trunk} was interrupted there, and kept its checkpoint at {nearest.progress:.1%} of its budget "
+            f"instead of {nearest.point:.1%}; branch from another"
+        )
     return nearest
 
 
-def _spent(point: BranchPoint, unit: str) -> float:
-    return {"seconds": point.elapsed, "tokens": float(point.tokens), "steps": float(point.step)}[unit]
+def _check_devices(record: dict[str, Any], trunk: Path) -> None:
+    """Shares of a budget and device-hours are of one number of devices."""
+    counts = sorted({segment.get("world_size", record["world_size"]) for segment in record.get("segments", [])})
+    if len(counts) > 1:
+        raise CramError(
+            f"{trunk}: was trained on {' and '.join(map(str, counts))} devices; a trunk of branches has one number"
+        )
 
 
 def _shown(amount: float, unit: str) -> str:
@@ -161,18 +177,25 @@ def _check_followers(record: dict[str, Any], before: float, after: float) -> Non
             )
 
 
-def _schedule(record: dict[str, Any], limit: float, spent: float, total: float, shape: str) -> dict[str, Any]:
+def _ramps(record: dict[str, Any], longer: float) -> dict[str, Any]:
+    """What is over already ended at this share of the branch's budget."""
+    values = leaves(record["config"])
+    ends = {f"{key}.{name}": values.get(f"{key}.{name}") for key, name in _OVER_AFTER.items()}
+    return {key: until * longer for key, until in ends.items() if until is not None}
+
+
+def _schedule(record: dict[str, Any], limit: float, begins: float, total: float, shape: str) -> dict[str, Any]:
     """WSD that is at this point where the trunk was, and decays from here on."""
     schedule = record["config"]["schedule"]
     own = {
         "name": "wsd",
         "start": _given(schedule, "start"),
         "warmup": _given(schedule, "warmup") * limit / total,
-        "decay": 1.0 - spent / total,
+        "decay": 1.0 - begins / total,
         "decay_shape": shape,
         "final": 0.0,
     }
-    return {key: own.get(key) for key in schedule}
+    return {f"schedule.{key}": own.get(key) for key in schedule}
 
 
 def _given(schedule: dict[str, Any], key: str) -> float:
@@ -184,26 +207,12 @@ def _given(schedule: dict[str, Any], key: str) -> float:
     return float(defaults.get(key, 0.0) if value is None else value)
 
 
-def _prepare(
-    path: Path,
-    trunk: Path,
-    record: dict[str, Any],
-    point: BranchPoint,
-    schedule: dict[str, Any],
-    unit: str,
-    total: float,
-) -> Composed:
+def _prepare(path: Path, trunk: Path, record: dict[str, Any], point: BranchPoint, changes: dict[str, Any]) -> Composed:
     """Write the folder under a temporary name and rename it."""
     wanted = leaves(record["config"])
     wanted |= {"run_name": path.name, "runs_dir": str(path.parent.resolve()), "checkpoint.branch_at": []}
-    wanted |= {f"schedule.{key}": value for key, value in schedule.items()}
-    wanted |= {f"budget.{key}": None for key in record["config"]["budget"]}
-    key, value = {"seconds": ("wall", f"{total:.6f}s"), "tokens": ("tokens", total), "steps": ("steps", int(total))}[
-        unit
-    ]
-    wanted[f"budget.{key}"] = value
-    changed = {key for key in wanted if key.partition(".")[0] in ("schedule", "runs_dir", "checkpoint")}
-    values, composed = recompose(wanted, {k: v for k, v in record["provenance"].items() if k not in changed})
+    wanted |= {f"budget.{key}": None for key in record["config"]["budget"]} | changes
+    values, composed = recompose(wanted, record["provenance"])
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         (scratch / "checkpoints").mkdir(parents=True)
@@ -230,18 +239,11 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _record(record: dict[str, Any], composed: Composed, trunk: Path, point: BranchPoint, name: str) -> dict[str, Any]:
-    """The trunk's record as that of a run that was stopped at the branch point."""
-    segment = {
-        "started_at_step": 0,
-        "ended_at_step": point.step,
-        "spent_before": 0.0,
-        "started_at": (record.get("segments") or [{}])[0].get("started_at"),
-        "world_size": record["world_size"],
-        "wall_seconds": point.elapsed,
-        "reason": "branched",
-    }
-    return {
-        **record,
+    """The record of a run that was stopped at the branch point."""
+    segments = [one for one in record.get("segments", []) if one["started_at_step"] < point.step]
+    last = segments[-1]
+    ended = {"ended_at_step": point.step, "wall_seconds": point.elapsed - last["spent_before"], "reason": "branched"}
+    return {key: record.get(key) for key in _KEPT_OF_THE_RECORD} | {
         "run_name": name,
         "status": "interrupted",
         "reason": f"branched from {trunk.name} at step {point.step}",
@@ -251,8 +253,9 @@ def _record(record: dict[str, Any], composed: Composed, trunk: Path, point: Bran
         "steps": point.step,
         "tokens": point.tokens,
         "device_hours": point.elapsed * record["world_size"] / 3600.0,
+        "ledger": {"inside_total": point.elapsed, "outside": {}},
         "metrics": {},
-        "segments": [segment],
+        "segments": [*segments[:-1], {**last, **ended}],
         "branched_from": {
             "run": trunk.name,
             "config_hash": record["config_hash"],

@@ -78,6 +78,7 @@ class RollingCheckpoints(Callback):
 
     def save(self, state: State) -> None:
         """Save now; counted as checkpoint time while the clock runs. Collective: call it on all ranks."""
+        spent = self._ledger.elapsed()  # what the checkpoint says too
         with self._ledger.during("checkpoint"):
             before = self._ledger.elapsed()
             self._write(state)
@@ -89,7 +90,7 @@ class RollingCheckpoints(Callback):
         self._last_at = self._budget.elapsed
         progress = self._budget.progress
         if self._branch_points.due(progress) and dist.get_global_rank() == 0:
-            self._branch_points.keep(self._path(state), progress, self._budget.elapsed, int(state.timestamp.token))
+            self._branch_points.keep(self._path(state), progress, spent, int(state.timestamp.token))
         self._branch_points.passed(progress)
         if dist.get_global_rank() == 0:
             self._folder.write_clock(self._ledger, int(state.timestamp.batch), clean=True)
@@ -158,7 +159,10 @@ class DataPosition(Callback):
 
 
 class Signals:
-    """SIGTERM and SIGINT end the run between two steps, with a checkpoint; a step over 25 s is abandoned."""
+    """What ends the run between two steps, with a checkpoint; a step over 25 s is abandoned.
+
+    SIGTERM, SIGINT, and SIGUSR2, which submitit has Slurm send 90 s before the end of a job's time.
+    """
 
     def __init__(self, at_once: Callable[[], None]) -> None:
         self._at_once = at_once
@@ -167,8 +171,9 @@ class Signals:
         self.received = 0
 
     def install(self) -> None:
-        """Take over both signals, from Composer's handlers too."""
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Take them over, from Composer's handlers too."""
+        ends = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+        self._before = {number: signal.signal(number, self._handle) for number in ends}
 
     def uninstall(self) -> None:
         """The loop is over: nothing is left to save, and a signal ends the process as it did before."""

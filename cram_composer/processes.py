@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-ENDS_WITH_PARENT = "CRAM_ENDS_WITH_PARENT"  # set in the environment of runs that a sweep starts
+ENDS_WITH_PARENT = "CRAM_ENDS_WITH_PARENT"  # in the environment of the runs of a sweep: its process id
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cram_composer.branch_points import FOLDER as BRANCH_POINTS
 from cram_composer.checkpoint_files import checkpoint_files, checkpoint_problem, newest_checkpoint
 from cram_composer.errors import CramError
 from cram_composer.files import read_json
@@ -229,7 +230,7 @@ class RemoteRun:
                 text = saved.path.with_suffix(".json").read_text()
                 self._send(_Offer(f"checkpoints/{saved.path.name}", saved.path, text))
             for name in self._files():
-                if Path(name).parts[0] not in ("checkpoints", RECORD, *_PAGE):
+                if Path(name).parts[0] not in ("checkpoints", BRANCH_POINTS, RECORD, *_PAGE):
                     self._storage.upload(self._folder.path / name, name)
         except (CramError, OSError) as error:
             return error

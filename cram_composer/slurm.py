@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +43,16 @@ def submit(
     except Exception as error:  # what sbatch said: an unknown partition, a larger array than is allowed
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CramError(f"{asked_by}: Slurm takes no array of {len(arguments[0])} jobs: {reason[:300]}") from error
+
+
+def still_queued(ids: Sequence[str]) -> list[str]:
+    """Those of the array jobs `ids` that wait or run; none where Slurm cannot be asked."""
+    asked = ["squeue", "--noheader", "--format=%F", f"--user={getpass.getuser()}"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [one for one in ids if one in said]
 
 
 def is_over(job: Any) -> bool:

@@ -49,8 +49,11 @@ def start(composed: Composed, path: Path) -> int:
 
 def _end_with_the_launcher() -> None:
     """Have Linux send SIGTERM when a launcher or a sweep is gone: killed, they do not end what they started."""
-    if "LOCAL_RANK" in os.environ or ENDS_WITH_PARENT in os.environ:
+    sweep = os.environ.get(ENDS_WITH_PARENT)
+    if "LOCAL_RANK" in os.environ or sweep is not None:
         end_with_parent(signal.SIGTERM)
+    if sweep is not None and os.getppid() != int(sweep):
+        raise CramError("the sweep that started this run is gone")
 
 
 def _remote(folder: RunFolder, composed: Composed) -> RemoteRun | None:
@@ -72,14 +75,14 @@ def _is_over(folder: RunFolder, composed: Composed, say: bool, remote: RemoteRun
 def _ended(earlier: dict[str, Any] | None, composed: Composed, where: str, say: bool) -> bool:
     if earlier is None:
         return False
-    _check_same(earlier, composed, where)
+    check_same(earlier, composed, where)
     over = earlier["status"] in ("finished", "killed-early")
     if over and say:
         print(f"{where}: this run is over ({earlier['status']}); choose run_name=... for another")
     return over
 
 
-def _check_same(earlier: dict[str, Any], composed: Composed, where: str) -> None:
+def check_same(earlier: dict[str, Any], composed: Composed, where: str) -> None:
     """A run continues with the configuration it began with."""
     if earlier["config_hash"] == composed.hash:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import time
 import warnings
 from typing import Any
@@ -316,7 +317,7 @@ def _checkpoint_interval(config: RunConfig, budget: Budget) -> float:
 
 def _outcome(built: Run) -> tuple[str, str | None]:
     if built.clock.signal:
-        return "interrupted", {15: "SIGTERM", 2: "SIGINT"}[built.clock.signal]
+        return "interrupted", signal.Signals(built.clock.signal).name
     if built.kill is not None and built.kill.reason is not None:
         return "killed-early", built.kill.reason
     return "finished", None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,32 +39,40 @@ def test_points_are_kept_for_good(trunk: Path) -> None:
     assert first.elapsed < second.elapsed and first.tokens == 5 * 32 * 32
 
 
-def test_a_branch_is_the_run_that_has_this_schedule_from_the_start(trunk: Path, runs: TinyRuns) -> None:
-    made = make_branch(trunk, "5", "8", decay_shape="linear")
-    assert made.path == trunk.with_name("trunk-8")
+@pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
+def test_a_branch_is_the_run_that_has_this_schedule_from_the_start(shape: str, trunk: Path, runs: TinyRuns) -> None:
+    made = make_branch(trunk, "4", "8", name=f"to-8-{shape}", decay_shape=shape)
+    assert made.path == trunk.with_name(f"to-8-{shape}")
     config = made.composed.config
     assert (config.budget.steps, config.budget.wall) == (8, None)
-    assert (config.schedule.name, config.schedule.warmup, config.schedule.decay) == ("wsd", 0.25, 0.375)
+    assert (config.schedule.name, config.schedule.warmup, config.schedule.decay) == ("wsd", 0.25, 0.5)
     begun = record(made.path)
     assert begun["status"] == "interrupted" and begun["config_hash"] == made.composed.hash
     runs.go_on(made.path, made.composed)
     direct = runs(
-        "direct", *TRUNK, "schedule={warmup: 0.25, decay: 0.375, decay_shape: linear}", "budget={wall: null, steps: 8}"
+        f"direct-{shape}",
+        *TRUNK,
+        f"schedule={{warmup: 0.25, decay: 0.5, decay_shape: {shape}}}",
+        "budget={wall: null, steps: 8}",
     )
     assert losses(made.path) == losses(direct)
     assert same(saved(made.path, 8)["model"], saved(direct, 8)["model"])
     ended = record(made.path)
     assert ended["status"] == "finished" and ended["branched_from"]["step"] == 5
     assert [segment["reason"] for segment in ended["segments"]] == ["branched", "finished"]
+    assert (
+        "final_eval" not in begun["ledger"]["outside"]
+        and ended["ledger"]["outside"].keys() == record(direct)["ledger"]["outside"].keys()
+    )
     assert record(trunk)["steps"] == 10 and branch_points(trunk)[0].path.is_file()
 
 
 def test_what_is_not_there_or_would_not_be_the_same_is_refused(trunk: Path, runs: TinyRuns) -> None:
     for arguments, says in (
-        (("6", "8"), "kept no checkpoint at 6 steps; there are some at 5 steps, 8 steps"),
-        (("5", "4"), "the trunk had spent 5 steps already"),
+        (("5", "8"), "kept no checkpoint at 5 steps; there are some at 4 steps, 7 steps"),
+        (("4", "4"), "the trunk had spent 4 steps already"),
         (("half", "8"), "the trunk's budget is in steps; give a number of them"),
-        (("5", "-1"), "give a number of them"),
+        (("4", "-1"), "give a number of them"),
     ):
         with pytest.raises(CramError, match=says):
             make_branch(trunk, *arguments, name="none")
@@ -83,10 +92,25 @@ def test_what_is_not_there_or_would_not_be_the_same_is_refused(trunk: Path, runs
 )
 def test_trunks_that_cannot_have_branches(overrides: list[str], says: str, runs: TinyRuns) -> None:
     trunk = runs("unfit-" + re.sub("[^a-z]", "", says)[:12], *overrides)
-    at = branch_points(trunk)[0].step if branch_points(trunk) else 5
+    at = 10 * branch_points(trunk)[0].point if branch_points(trunk) else 4
     with pytest.raises(CramError) as caught:
         make_branch(trunk, str(at), "9")
     assert says in str(caught.value)
+
+
+def test_a_trunk_of_one_number_of_devices_and_points_on_time(trunk: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trunk, copy)
+    changed = record(copy)
+    changed["segments"].append({**changed["segments"][-1], "world_size": 2})
+    (copy / "record.json").write_text(json.dumps(changed))
+    with pytest.raises(CramError, match="was trained on 1 and 2 devices"):
+        make_branch(copy, "4", "8")
+    shutil.copyfile(trunk / "record.json", copy / "record.json")
+    kept = branch_points(copy)[0].path.with_suffix(".json")
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"progress": 0.5}))
+    with pytest.raises(CramError, match="was interrupted there, and kept its checkpoint at 50.0% of its budget"):
+        make_branch(copy, "4", "8")
 
 
 def test_points_outside_the_budget_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +124,7 @@ def test_from_the_command_line_with_a_clock(train: Train, tmp_path: Path, capsys
     done = train(*settings, "budget=6s", "checkpoint.branch_at=[0.5]", "data.num_workers=0")
     assert done.returncode == 0, done.stderr
     (point,) = branch_points(tmp_path / "trunk")
-    leave = ["branch", str(tmp_path / "trunk"), "--at", f"{point.elapsed:.2f}s", "--budget"]
+    leave = ["branch", str(tmp_path / "trunk"), "--at", "3s", "--budget"]
     assert main([*leave, f"{point.elapsed + 1.5:.2f}s", "--name", "short", "--prepare"]) == 0
     said = capsys.readouterr().out
     yaml = tmp_path / "short" / YAML

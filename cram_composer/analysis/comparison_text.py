@@ -53,7 +53,8 @@ def summary(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[tuple[str, .
             rows.append((group.name, str(len(group.runs)), loss, "", "", "", "baseline"))
             continue
         final, speed = (cells(row) for row in (pair.rows[0], next(r for r in pair.rows if r.unit == "tokens/s")))
-        shown = (final[3], final[4]) if pair.rows[0].difference is not None else ("-", "")
+        unit = "" if pair.rows[0].unit == "nats" else f" {pair.rows[0].unit}"
+        shown = (final[3] + unit, final[4]) if pair.rows[0].difference is not None else ("-", "")
         rows.append((group.name, str(len(group.runs)), loss, *shown, speed[3], pair.verdict.word))
     return rows
 

@@ -78,10 +78,11 @@ def _ablate(options: argparse.Namespace) -> int:
 def _run(config: SweepConfig, asked_by: str, options: argparse.Namespace) -> int:
     from cram_composer.sweeps.sweep import sweep
 
+    config.name = config.name or Path(asked_by).stem
     text, failures = sweep(
         config,
         asked_by,
-        options.output or Path("runs/sweeps") / config.name,
+        (options.output or Path("runs/sweeps") / config.name).expanduser(),
         jobs=options.jobs,
         slurm=None if options.slurm is None else slurm_parameters(options.slurm),
         agreed=options.yes,

@@ -59,7 +59,7 @@ def compose(schema: type, path: Path | str, overrides: list[str]) -> Composed:
     if "recipes" in {f.name for f in dataclasses.fields(schema)}:
         recipes = _named_recipes(in_file, on_command_line, str(path))
     # What a file names it may adjust; an ingredient that the command line adds changes the file.
-    in_file_named = _as_list(in_file.get("recipes"))
+    in_file_named = as_list(in_file.get("recipes"))
     added = [r for r in recipes if r.card.kind == "ingredient" and r.name not in in_file_named]
     layers = [(f"recipe {recipe.name}", recipe.values) for recipe in recipes if recipe not in added]
     layers.append((str(path), in_file))
@@ -87,7 +87,7 @@ def _named_recipes(in_file: dict[str, Any], on_command_line: list[tuple[str, Any
     for key, value in on_command_line:
         if key == "recipes":
             source, named = COMMAND_LINE, value
-    names = _as_list(named)
+    names = as_list(named)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{source}: 'recipes' must be a list of recipe names, such as recipes=[crammed-bert,ema]")
     recipes = [load_recipe(name, source) for name in names]
@@ -95,7 +95,7 @@ def _named_recipes(in_file: dict[str, Any], on_command_line: list[tuple[str, Any
     return recipes
 
 
-def _as_list(named: Any) -> Any:
+def as_list(named: Any) -> Any:
     """The value of `recipes`: a name stands for a list of one, nothing for an empty list."""
     return [] if named is None else [named] if isinstance(named, str) else named
 

@@ -22,7 +22,7 @@ class VariantConfig:
 class SweepConfig:
     """A list of variants, a grid of values, or both, in which case every variant is trained at every point."""
 
-    name: str = "sweep"
+    name: str = ""  # of the folder in runs/sweeps; default: the file's
     run: str = "yamls/cram-1gpu.yaml"
     budget: BudgetConfig = field(default_factory=BudgetConfig)  # of every run; default: that of `run`
     seeds: int = number(3, 1)  # from 1

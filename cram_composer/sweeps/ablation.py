@@ -40,7 +40,10 @@ def leave_one_out(run: str, overrides: Sequence[str], recipes: Sequence[str] | N
     for name in chosen:
         if name not in named:
             raise ConfigError(f"--recipes: the run has no recipe '{name}'; it has {', '.join(named)}")
-        gone = [other for other in named if other == name or name in cards[other].needs]
+        gone: list[str] = []
+        for other in named:  # what a recipe needs is named before it
+            if other == name or set(gone) & set(cards[other].needs):
+                gone.append(other)
         variants[f"without {' and '.join(gone)}"] = VariantConfig(without=gone)
     changed = dict(parse_override(item) for item in overrides)
     return SweepConfig(name=f"ablate-{path.stem}", run=str(path), baseline=WHOLE, set=changed, variants=variants)

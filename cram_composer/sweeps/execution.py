@@ -22,6 +22,7 @@ import torch
 
 from cram_composer import slurm
 from cram_composer.errors import CramError
+from cram_composer.files import read_json, write_json
 from cram_composer.processes import ENDS_WITH_PARENT
 from cram_composer.sweeps.plan import Trial
 
@@ -54,8 +55,10 @@ def places_here(device: str, jobs: int | None) -> list[Place]:
     """A place for every GPU, or on a CPU `jobs` of them, one by default, which share out the cores.
 
     Raises:
-        CramError: more jobs than there are GPUs or cores.
+        CramError: more jobs than there are GPUs or cores, or no GPU where there must be one.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CramError("device: cuda was asked for, but torch sees no CUDA GPU here; without one, device=cpu")
     cores = sorted(os.sched_getaffinity(0))
     gpus: list[str | None] = [None] * (jobs or 1)
     what = "CPU cores"
@@ -126,7 +129,7 @@ def _slot(
 
 
 def _start(trial: Trial, place: Place) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, ENDS_WITH_PARENT: "1"}
+    environment = {**os.environ, ENDS_WITH_PARENT: str(os.getpid())}
     if place.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = place.gpu
     trial.log.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +164,8 @@ def run_on_slurm(
         running: told which runs are not over.
 
     Raises:
-        CramError: Slurm is not there or refuses the array, or budgets in tokens or steps give no time limit.
+        CramError: Slurm is not there or refuses the array, has jobs of an earlier call in its queue, or budgets in
+            tokens or steps give no time limit.
     """
     budgets = [trial.seconds for trial in trials]
     limit: dict[str, Any] = {}
@@ -171,7 +175,12 @@ def run_on_slurm(
             raise CramError("--slurm: a budget in tokens or steps says nothing of time; add timeout_min=MINUTES")
         limit = {"timeout_min": int(max(known) / 60.0) + _SLURM_MARGIN}
     settings = {**_SLURM_DEFAULTS, **({} if cuda else {"gpus_per_node": 0}), **limit, **settings}
+    earlier = folder / "jobs.json"
+    if earlier.is_file() and (queued := slurm.still_queued(read_json(earlier))):
+        listed = " ".join(queued)
+        raise CramError(f"--slurm: jobs of this sweep are still in the queue ({listed}); wait, or scancel {listed}")
     jobs = slurm.submit(folder, settings, train_there, list(trials), asked_by="sweep")
+    write_json(earlier, sorted({job.job_id.partition("_")[0] for job in jobs}))
     left = dict(zip(jobs, trials, strict=True))
     try:
         while left:

@@ -14,11 +14,13 @@ from cram_composer.budget.budget import build_budget
 from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import Composed, compose
 from cram_composer.config.checks import check_run
+from cram_composer.config.compose import as_list, parse_override, read_yaml
 from cram_composer.config.paths import find_shared
 from cram_composer.config.schema import RunConfig
 from cram_composer.config.sweep_schema import SweepConfig, VariantConfig
 from cram_composer.errors import ConfigError
 
+_OWN = {"seed", "run_name", "runs_dir"}
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -63,14 +65,22 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
     Raises:
         ConfigError: no variants, an unknown baseline, or a variant that cannot be composed.
     """
-    variants = dict(_variants(sweep, asked_by))
+    listed = list(_variants(sweep, asked_by))
+    variants = dict(listed)
     if not variants:
         raise ConfigError(f"{asked_by}: neither 'variants' nor 'grid' has anything to train")
+    if len(variants) < len(listed):
+        names = [name for name, _ in listed]
+        raise ConfigError(f"{asked_by}: grid: '{max(names, key=names.count)}' is there twice")
+    for name, values in [("the sweep", sweep.set), ("the grid", sweep.grid), *((n, v.set) for n, v in listed)]:
+        if owned := _OWN & values.keys():
+            raise ConfigError(f"{asked_by}: {name} sets {min(owned)}, which every run of a sweep has of its own")
     if sweep.baseline is not None and sweep.baseline not in variants:
         raise ConfigError(f"{asked_by}: baseline: there is no variant '{sweep.baseline}'; there are {_few(variants)}")
     yaml = find_shared(Path(sweep.run))
-    budget = {key: value for key, value in asdict(sweep.budget).items() if value is not None}
-    shared = [*([_override("budget", budget)] if budget else []), *_overrides(sweep.set)]
+    budget = asdict(sweep.budget)
+    # One that the sweep names replaces the run's, whatever that is counted in.
+    shared = [*([_override("budget", budget)] if any(budget.values()) else []), *_overrides(sweep.set)]
     folders = [_NOT_IN_NAMES.sub("-", name) for name in variants]
     if len(set(folders)) < len(folders):
         raise ConfigError(f"{asked_by}: variants: two names make one folder name: {_few(folders)}")
@@ -78,6 +88,8 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
     for seed, (name, variant) in itertools.product(range(1, sweep.seeds + 1), variants.items()):
         where = f"{asked_by}: variant '{name}'"
         own = [*shared, *_overrides(variant.set)]
+        if variant.add or variant.without:
+            own.append(_override("recipes", _recipes(own, yaml, variant, where)))
         run_name = f"{_NOT_IN_NAMES.sub('-', name)}-seed{seed}"
         own += [
             f"seed={seed}",
@@ -86,9 +98,10 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
             "logging.progress_bar=false",
         ]
         try:
-            if variant.add or variant.without:
-                own.append(_override("recipes", _recipes(compose(RunConfig, yaml, own).plain["recipes"], variant)))
             composed = compose(RunConfig, yaml, own)
+            if composed.config.runs_remote is not None:  # other sweeps have runs of the same names
+                own.append(_override("runs_remote", f"{composed.config.runs_remote}/{sweep.name}"))
+                composed = compose(RunConfig, yaml, own)
             check_run(composed.config, world_size=1)
             build_schedule(composed.config.schedule)
         except ConfigError as error:
@@ -125,6 +138,11 @@ def _variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantC
     for key, values in sweep.grid.items():
         if not values:
             raise ConfigError(f"{asked_by}: grid.{key}: is empty; list the values to try")
+        for name, variant in sweep.variants.items():
+            if key in variant.set:
+                raise ConfigError(
+                    f"{asked_by}: variant '{name}': set.{key}: the grid sets it too; take it from one of them"
+                )
     given = dict(sweep.variants) or ({"": VariantConfig()} if sweep.grid else {})
     for (name, variant), chosen in itertools.product(given.items(), itertools.product(*sweep.grid.values())):
         point = dict(zip(sweep.grid, chosen, strict=True))
@@ -132,11 +150,13 @@ def _variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantC
         yield " ".join(filter(None, parts)), VariantConfig({**point, **variant.set}, variant.add, variant.without)
 
 
-def _recipes(recipes: list[str], variant: VariantConfig) -> list[str]:
+def _recipes(overrides: list[str], yaml: Path, variant: VariantConfig, where: str) -> list[str]:
     """The run's recipes with what the variant adds and leaves out."""
+    named = [parse_override(item)[1] for item in overrides if item.startswith("recipes=")]
+    recipes = list(as_list(named[-1] if named else read_yaml(yaml).get("recipes")))
     for name in variant.without:
         if name not in recipes:
-            raise ConfigError(f"without: the run has no recipe '{name}'; it has {_few(recipes)}")
+            raise ConfigError(f"{where}: without: the run has no recipe '{name}'; it has {_few(recipes)}")
     return [*(name for name in recipes if name not in variant.without), *variant.add]
 
 
@@ -149,7 +169,7 @@ def _override(key: str, value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _few(names: Any) -> str:

@@ -14,7 +14,9 @@ from typing import Any
 
 from cram_composer.budget.trace import TRACE
 from cram_composer.config.units import format_duration
+from cram_composer.errors import CramError
 from cram_composer.record import RunFolder
+from cram_composer.start import check_same
 from cram_composer.sweeps.execution import Ended
 from cram_composer.sweeps.plan import Trial
 
@@ -22,10 +24,21 @@ _TAIL_BYTES = 4096  # more than a line of the trace
 _LINE_EVERY_SECONDS = 60.0
 
 
-def outcome(trial: Trial) -> dict[str, Any] | None:
-    """The record of a run that is over, well or given up early; None for one that is not."""
+def record_of(trial: Trial) -> dict[str, Any] | None:
+    """The record of a run that is over, finished or killed early; None for one that is not.
+
+    Raises:
+        CramError: the folder holds a run with another configuration, that of another sweep.
+    """
     record = RunFolder(trial.path).read_record()
-    return record if record is not None and record["status"] in ("finished", "killed-early") else None
+    if record is None:
+        return None
+    try:
+        check_same(record, trial.composed, str(trial.path))
+    except CramError as error:
+        said = str(error).partition(";")[0]
+        raise CramError(f"{said}; give this sweep a folder of its own with --output") from None
+    return record if record["status"] in ("finished", "killed-early") else None
 
 
 def progress(run: Path) -> float:
@@ -44,19 +57,19 @@ class Standing:
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._trials = list(trials)
-        self._losses: dict[Trial, float | None] = {}
+        self._over: dict[Trial, float | None] = {}  # held-out loss; None for those killed early
         self._failed: dict[Trial, str] = {}
         self._running: list[Trial] = []
         self._started = self._said = time.monotonic()
         self._live: Any = None
         for trial in trials:
             self._look(trial)
-        self._before = len(self._losses)
+        self._before = len(self._over)
 
     @property
     def left(self) -> list[Trial]:
         """Those that are not over."""
-        return [trial for trial in self._trials if trial not in self._losses]
+        return [trial for trial in self._trials if trial not in self._over]
 
     @property
     def failures(self) -> list[str]:
@@ -92,20 +105,24 @@ class Standing:
             self._say(f"{self._count()}: {ended.trial.path.name}: failed: {ended.error}")
             return
         self._look(ended.trial)
-        loss = self._losses.get(ended.trial)
-        self._say(f"{self._count()}: {ended.trial.path.name}: {_loss(loss) if loss is not None else 'given up early'}")
+        loss = self._over.get(ended.trial)
+        how = "killed early" if loss is None else f"held-out loss {loss:.4f}"
+        if ended.trial not in self._over:  # finished on another machine, and only its copy in runs_remote says so
+            how = self._failed[ended.trial] = "it was over already, but its record is not here"
+        self._say(f"{self._count()}: {ended.trial.path.name}: {how}")
 
     def _look(self, trial: Trial) -> None:
-        record = outcome(trial)
+        record = record_of(trial)
         if record is not None:
-            self._losses[trial] = (record.get("metrics") or {}).get("validation_loss")
+            finished = record["status"] == "finished"
+            self._over[trial] = (record.get("metrics") or {}).get("validation_loss") if finished else None
 
     def _count(self) -> str:
-        return f"{len(self._losses) + len(self._failed)} of {len(self._trials)}"
+        return f"{len(self._over) + len(self._failed)} of {len(self._trials)}"
 
     def _time_left(self) -> str:
         """From how long the runs that ended here took."""
-        done = len(self._losses) + len(self._failed) - self._before
+        done = len(self._over) + len(self._failed) - self._before
         shares = sum(progress(trial.path) for trial in self._running)
         if done + shares < 0.05:
             return ""
@@ -125,7 +142,7 @@ class Standing:
             table.add_column(name, justify="left" if name in ("variant", "runs") else "right")
         for variant in dict.fromkeys(trial.variant for trial in self._trials):
             own = [trial for trial in self._trials if trial.variant == variant]
-            losses = [loss for trial in own if (loss := self._losses.get(trial)) is not None]
+            losses = [loss for trial in own if (loss := self._over.get(trial)) is not None]
             numbers = (
                 [f"{value:.4f}" for value in (statistics.fmean(losses), min(losses), max(losses))] if losses else []
             )
@@ -135,10 +152,6 @@ class Standing:
     def _state(self, trial: Trial) -> str:
         if trial in self._failed:
             return "failed"
-        if trial in self._losses:
-            return "done" if self._losses[trial] is not None else "given up"
+        if trial in self._over:
+            return "done" if self._over[trial] is not None else "killed early"
         return f"{progress(trial.path):.0%}" if trial in self._running else "-"
-
-
-def _loss(loss: float) -> str:
-    return f"held-out loss {loss:.4f}"

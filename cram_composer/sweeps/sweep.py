@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from cram_composer.config.sweep_schema import SweepConfig
 from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
 from cram_composer.sweeps.execution import places_here, run_here, run_on_slurm
 from cram_composer.sweeps.plan import Trial, baseline_of, plan_trials, same_settings
-from cram_composer.sweeps.progress import Standing, outcome
+from cram_composer.sweeps.progress import Standing, record_of
 
 REPORT = "report.html"
 
@@ -46,6 +49,10 @@ def sweep(
     """
     trials = plan_trials(config, asked_by, folder)
     standing = Standing(trials)
+    if jobs is not None and slurm is not None:
+        raise CramError(
+            "--jobs: how many jobs of an array run at a time, Slurm decides; slurm_array_parallelism=N limits it"
+        )
     if train and standing.left:
         left = standing.left
         device = left[0].composed.config.device
@@ -56,7 +63,7 @@ def sweep(
         if not agreed:
             _ask()
         _prepare_data(left)
-        with standing:
+        with _alone(folder), standing:
             if slurm is None:
                 endings = run_here(left, places, standing.running)
             else:
@@ -77,7 +84,7 @@ def compared(trials: Sequence[Trial], baseline: str, report: Path) -> str:
     names = dict.fromkeys([baseline, *(trial.variant for trial in trials)])
     groups, absent = [], []
     for name in names:
-        group = make_group(name, [load_run(t.path) for t in trials if t.variant == name and outcome(t) is not None])
+        group = make_group(name, [load_run(t.path) for t in trials if t.variant == name and record_of(t) is not None])
         if group.runs:
             groups.append(group)
         else:
@@ -117,8 +124,27 @@ def _announcement(trials: Sequence[Trial], left: Sequence[Trial], places: int) -
 def _ask() -> None:
     if not sys.stdin.isatty():
         raise CramError("nobody to ask whether this may be spent; add --yes")
-    if input("train them? [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        answer = input("train them? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise CramError("not started")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep another sweep out of the folder. Raises CramError where one is at work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CramError(f"{folder}: another sweep is at work there; wait for it, or give --output") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _prepare_data(trials: Sequence[Trial]) -> None:

@@ -39,20 +39,20 @@ def test_variants_are_trained_at_every_point_of_the_grid_seed_by_seed(tmp_path: 
         tmp_path,
         "seeds: 2\nbudget: 3m\nset: {eval.rows: 64}\n"
         "variants: {plain: {}, soft: {add: [muon], set: {train.threads: 1}}}\n"
-        "grid: {optimizer.lr: [1.0e-3, 2.0e-3], seed: [9]}",
+        "grid: {optimizer.lr: [1.0e-3, 2.0e-3], train.max_nonfinite: [9]}",
     )
     assert [(t.variant, t.seed) for t in trials[:4]] == [
-        ("plain lr=0.001 seed=9", 1),
-        ("plain lr=0.002 seed=9", 1),
-        ("soft lr=0.001 seed=9", 1),
-        ("soft lr=0.002 seed=9", 1),
+        ("plain lr=0.001 max_nonfinite=9", 1),
+        ("plain lr=0.002 max_nonfinite=9", 1),
+        ("soft lr=0.001 max_nonfinite=9", 1),
+        ("soft lr=0.002 max_nonfinite=9", 1),
     ]
-    assert [t.composed.config.seed for t in trials] == [1] * 4 + [2] * 4  # the sweep's seeds, whatever it sets
+    assert [t.composed.config.seed for t in trials] == [1] * 4 + [2] * 4
     soft = trials[3].composed.config
     assert (soft.optimizer.lr, soft.optimizer.name, soft.train.threads) == (0.002, "muon", 1)
     assert soft.recipes == ["crammed-bert", "muon"] and soft.eval.rows == 64 and soft.budget.wall == "3m"
-    assert trials[3].path == tmp_path / "runs" / "soft-lr-0.002-seed-9-seed1"
-    assert trials[3].log.name == "soft-lr-0.002-seed-9-seed1.log"
+    assert trials[3].path == tmp_path / "runs" / "soft-lr-0.002-max_nonfinite-9-seed1"
+    assert trials[3].log.name == "soft-lr-0.002-max_nonfinite-9-seed1.log"
     assert trials[3].seconds == 180.0
 
 
@@ -63,6 +63,21 @@ def test_a_budget_of_a_variant_wins_and_tokens_have_no_seconds(tmp_path: Path) -
         "budget=1m",
     )
     assert [t.seconds for t in trials] == [60.0, 300.0, None]
+
+
+def test_a_budget_of_the_sweep_replaces_the_runs(tmp_path: Path) -> None:
+    (trial,) = plan(tmp_path, "seeds: 1\nvariants: {a: {}}", "budget={tokens: 1e9}")
+    assert (trial.composed.config.budget.wall, trial.composed.config.budget.tokens) == (None, 1e9)
+
+
+def test_a_recipe_that_is_added_may_be_adjusted(tmp_path: Path) -> None:
+    (trial,) = plan(tmp_path, "seeds: 1\nvariants: {a: {add: [muon], set: {optimizer.momentum: 0.9}}}")
+    assert (trial.composed.config.optimizer.name, trial.composed.config.optimizer.momentum) == ("muon", 0.9)
+
+
+def test_copies_go_where_those_of_no_other_sweep_are(tmp_path: Path) -> None:
+    (trial,) = plan(tmp_path, "name: lr\nseeds: 1\nset: {runs_remote: 's3://bucket/runs'}\nvariants: {a: {}}")
+    assert trial.composed.config.runs_remote == "s3://bucket/runs/lr"
 
 
 def test_leave_one_out_keeps_the_preset() -> None:
@@ -102,6 +117,9 @@ def test_what_the_file_sets_too_cannot_be_left_out_and_is_said() -> None:
         ("variants: {a: {without: [ema]}}", "variant 'a': without: the run has no recipe 'ema'; it has crammed-bert"),
         ("variants: {a: {set: {optimizer.rate: 1}}}", "variant 'a': command line: unknown key 'optimizer.rate'"),
         ("variants: {a: {set: {schedule.power: 2}}}", "variant 'a': "),
+        ("variants: {a: {set: {optimizer.lr: 1}}}\ngrid: {optimizer.lr: [1, 2]}", "the grid sets it too"),
+        ("grid: {optimizer.lr: [1.0e-3, 0.001]}", "grid: 'lr=0.001' is there twice"),
+        ("variants: {a: {set: {seed: 4}}}", "a sets seed, which every run of a sweep has of its own"),
         ("variants: {a b: {}, a-b: {}}", "two names make one folder name"),
         ("variants: {a: {sett: {}}}", "unknown key 'variants.a.sett'; did you mean 'set'?"),
     ],

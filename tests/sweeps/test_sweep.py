@@ -13,11 +13,16 @@ from typing import Any
 import pytest
 import submitit
 import yaml
+from filelock import FileLock
 
 from cram_composer.cli import main
+from cram_composer.config import compose
+from cram_composer.config.schema import RunConfig
+from cram_composer.config.sweep_schema import SweepConfig
 from cram_composer.errors import CramError
 from cram_composer.sweeps.execution import places_here
-from cram_composer.sweeps.progress import progress
+from cram_composer.sweeps.plan import plan_trials
+from cram_composer.sweeps.progress import Standing, progress
 from tests.conftest import SMALL
 
 pytestmark = pytest.mark.usefixtures("small_run")
@@ -83,6 +88,43 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFi
     assert sweep("--report", capsys=capsys)[1] == text[text.index("no finished run") :]
 
 
+def test_runs_of_another_sweep_are_not_taken_for_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(seeds=1, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
+    run = Path("runs/sweeps/own/a-seed1")
+    run.mkdir(parents=True)
+    composed = compose(RunConfig, "small.yaml", ["optimizer.lr=0.7"])
+    record = {"status": "finished", "config": composed.plain, "config_hash": composed.hash, "metrics": {}}
+    (run / "record.json").write_text(json.dumps(record))
+    status, _, errors = sweep("--yes", capsys=capsys)
+    assert status == 2
+    assert errors == (
+        "error: runs/sweeps/own/a-seed1: holds a run with another configuration (run_name, runs_dir, seed, "
+        "optimizer.lr, logging.progress_bar); give this sweep a folder of its own with --output\n"
+    )
+
+
+def test_two_sweeps_are_not_in_one_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(seeds=1, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
+    Path("runs/sweeps/own").mkdir(parents=True)
+    with FileLock("runs/sweeps/own/.lock"):
+        status, _, errors = sweep("--yes", capsys=capsys)
+    assert status == 2 and "runs/sweeps/own: another sweep is at work there" in errors
+    assert [path.name for path in Path("runs/sweeps/own").iterdir()] == [".lock"]
+
+
+def test_what_was_killed_early_is_over_and_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(seeds=1, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
+    config = compose(SweepConfig, "own.yaml", []).config
+    trials = plan_trials(config, "own.yaml", Path("runs/sweeps/own"))
+    for trial, status in zip(trials, ("finished", "killed-early"), strict=True):
+        trial.path.mkdir(parents=True)
+        record = {"status": status, "config": trial.composed.plain, "config_hash": trial.composed.hash}
+        (trial.path / "record.json").write_text(json.dumps(record | {"metrics": {"validation_loss": 5.0}}))
+    standing = Standing(trials)
+    assert standing.left == []
+    assert [standing._state(trial) for trial in trials] == ["done", "killed early"]
+
+
 @pytest.mark.slow
 def test_the_runs_of_a_killed_sweep_save_and_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     variants = {"long": {"set": {"budget": {"steps": None, "wall": "10s"}}}, "short": {}}
@@ -144,6 +186,11 @@ def test_a_slurm_array_has_a_job_for_every_run(
     assert status == 2 and "add timeout_min=MINUTES" in errors
     status, text, errors = sweep("--yes", "--slurm", "timeout_min=30", capsys=capsys)
     assert status == 0, errors
+    assert len(json.loads(Path("runs/sweeps/own/slurm/jobs.json").read_text())) == 2
+    monkeypatch.setattr("cram_composer.slurm.still_queued", lambda ids: ids[:1])
+    write_sweep(seeds=2, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
+    again, _, errors = sweep("--yes", "--slurm", "timeout_min=30", capsys=capsys)
+    assert again == 2 and "are still in the queue" in errors
     assert asked[-1]["gpus_per_node"] == 0 and asked[-1]["timeout_min"] == 30
     assert "page: runs/sweeps/own/report.html" in text
 
