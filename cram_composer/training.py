@@ -7,6 +7,8 @@ import os
 import signal
 import time
 import warnings
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -119,7 +121,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     dist.initialize_dist(device.name, timeout=_TEN_MINUTES if device.name == "gpu" else 3600.0)
     world_size, rank = dist.get_world_size(), dist.get_global_rank()
     ledger = Ledger()
-    data = prepare(config.data, dist.get_local_rank() == 0, dist.barrier)
+    data = prepare(config.data, dist.get_local_rank() == 0, _patient_barrier())
     for phase, seconds in (earlier or {}).get("ledger", {}).get("outside", {}).items():
         ledger.outside[phase] += seconds
     ledger.outside["data_build"] += data.build_seconds
@@ -259,6 +261,14 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         environment=environment(),
         branched_from=(earlier or {}).get("branched_from"),
     )
+
+
+def _patient_barrier() -> Callable[[], None]:
+    """A barrier of all ranks for what takes hours: building a data set, where NCCL's gives up after ten minutes."""
+    if dist.get_world_size() == 1:
+        return lambda: None
+    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=2))
+    return lambda: torch.distributed.barrier(group)
 
 
 def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> tuple[list[Batch], list[Batch], int]:

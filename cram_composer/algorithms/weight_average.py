@@ -75,10 +75,14 @@ class WeightAverage(Algorithm):
             settle(parameter)
 
     def gathered(self, weights: Weights) -> Weights:
-        """Whole tensors of this rank's parts. Collective."""
+        """Whole tensors of this rank's parts, in the memory of the host. Collective."""
         if self._loaded:
             return dict(weights)
-        return {name: whole(self._parameters[name], part) for name, part in weights.items()}
+        # One at a time on the device: collectives of NCCL take no others, and a whole model may not fit.
+        return {
+            name: whole(parameter := self._parameters[name], part.to(local(parameter).device)).cpu()
+            for name, part in weights.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The average, which is what `cram export` takes from a checkpoint. Collective."""

@@ -211,6 +211,7 @@ def data_refusals(runs: Sequence[Run]) -> list[str]:
         ("config.objective.shift", "evaluation: tokens are predicted at other positions, objective.shift"),
         ("metrics.validation_rows", "evaluation: rows"),
         ("config.eval.rows", "evaluation: rows in the loop"),
+        ("config.eval.batch_size", "evaluation: masks are drawn batch by batch, of rows"),
     ):
         if len({run.get(key) for run in runs}) > 1:
             refusals.append(f"{what} {_listed(str(run.get(key)) for run in runs)}")

@@ -22,6 +22,7 @@ _REFUSED = {
     "bf16": "it keeps the weights in bf16, which averages, exports and evaluations would round; train.precision=bf16 "
     "computes in bf16 and keeps them in fp32, as every other strategy does",
     "data_types": "gradients are summed in fp32, as by the other strategies",
+    "communication_data_type": "gradients are summed in fp32, as by the other strategies",
     "compile": "compilation is train.compile",
     "activation_checkpointing": "the model does not call it",
     "curriculum_learning": "the row length is algorithms.seq_length_warmup",
@@ -112,6 +113,8 @@ def _check_zero(zero: Any) -> None:
         if zero.get(name):
             raise ConfigError(f"{key}.{name}: {reason}; leave it out")
     offload = zero.get("offload_optimizer") or {}
+    if not isinstance(offload, Mapping):
+        raise ConfigError(f"{key}.offload_optimizer: {offload!r} is not a mapping, such as {{device: cpu}}")
     if offload.get("device", "none") not in ("none", "cpu"):
         raise ConfigError(f"{key}.offload_optimizer.device: {offload['device']}: only cpu works here; or none")
     if zero.get("overlap_comm") and stage == 1:

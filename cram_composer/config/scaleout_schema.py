@@ -21,9 +21,10 @@ class Fsdp2Config:
     """Weights, gradients and optimizer are sharded, layer by layer (torch's `fully_shard`)."""
 
     reshard_after_forward: bool = True  # False keeps gathered weights for the backward: faster, and more memory
-    # On a GPU under bf16: weights are gathered and used in bf16 and gradients summed in fp32 (DEFAULT), everything is
-    # bf16 (PURE), or weights and sums are fp32 and autocast does the rest, as with DDP (FULL). Composer's names.
-    mixed_precision: str = choice("DEFAULT", "PURE", "FULL")
+    # On a GPU under bf16: weights and sums are fp32 and autocast does the rest, the numbers of DDP (FULL); weights are
+    # gathered and used in bf16 and gradients summed in fp32, which sends half as much (DEFAULT); or everything is bf16
+    # (PURE). Composer's names.
+    mixed_precision: str = choice("FULL", "DEFAULT", "PURE")
 
 
 @dataclass

@@ -79,6 +79,9 @@ def plan_jobs(
     from_mnli = [name for name in names if name in _FROM_MNLI and protocol.mnli_start]
     if from_mnli and "mnli" not in names:
         raise CramError(f"mnli_start: {', '.join(from_mnli)} go on from the model of mnli; add mnli to tasks")
+    of_mnli = ""  # of what the models of MNLI are fine-tuned with
+    if from_mnli:
+        of_mnli = settings_hash(task_settings(protocol, "mnli"), _digests(find_task("mnli", "tasks"), data), precision)
     jobs = []
     for task in sorted(tasks, key=lambda task: task.name in from_mnli):
         if task.trained_on:
@@ -86,11 +89,13 @@ def plan_jobs(
         settings = replace(task_settings(protocol, task.name), mnli_start=task.name in from_mnli)
         riders = tuple(rider for rider in tasks if rider.trained_on == task.name)
         digests = _digests(task, data)
+        if task.name in from_mnli:
+            digests["start"] = of_mnli
         hashes = {task.name: settings_hash(settings, digests, precision)}
         for rider in riders:
             hashes[rider.name] = settings_hash(settings, {**digests, **_digests(rider, data)}, precision)
         for model in models:
-            kept = folder / f"mnli-{model.hash.replace('/', '-').replace(':', '-')}"
+            kept = folder / f"mnli-{model.hash.replace('/', '-').replace(':', '-')}-{of_mnli}"
             for seed in range(1, settings.seeds + 1):
                 job = Job(model, task, riders, seed, settings, data, precision, hashes)
                 if task.name == "mnli" and from_mnli and seed == 1:

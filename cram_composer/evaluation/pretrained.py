@@ -23,7 +23,10 @@ from cram_composer.evaluation.encode import LENGTH_MULTIPLE
 from cram_composer.models.configuration_crambert import CramBertConfig
 from cram_composer.models.modeling_crambert import CramBertForMaskedLM, CramBertForSequenceClassification
 
-_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout", "dropout")
+_DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout", "dropout",
+    "attention_dropout", "embedding_dropout", "seq_classif_dropout",
+)  # fmt: skip
 _UNTRAINED = "untrained:"
 
 

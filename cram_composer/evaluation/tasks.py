@@ -143,6 +143,6 @@ GLUE: dict[str, Task] = {
             {"train": 104743, "validation": 5463},
         ),
         Task("rte", "RTE", _PAIR, _ENTAILMENT, ("accuracy",), {"train": 2490, "validation": 277}),
-        Task("wnli", "WNLI", _PAIR, _ENTAILMENT, ("accuracy",), {"train": 635, "validation": 71}),
+        Task("wnli", "WNLI", _PAIR, _ENTAILMENT[::-1], ("accuracy",), {"train": 635, "validation": 71}),
     )
 }

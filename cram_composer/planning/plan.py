@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 
 from cram_composer.analysis.formatting import count, decimal, duration, percent, short_count
 from cram_composer.columns import aligned
+from cram_composer.config.scaleout_checks import refusal
+from cram_composer.config.scaleout_schema import ScaleoutConfig
 from cram_composer.config.schema import RunConfig
 from cram_composer.device import DeviceChoice, choose_device
 from cram_composer.planning.memory import step_memory
@@ -99,9 +101,22 @@ def make_plan(
         spending=spending,
         facts=subject.facts,
         memory=memory,
-        estimates=[estimate(name, step, devices, microbatch, allowed, memory) for name in STRATEGIES],
+        estimates=[
+            replace(estimate(name, step, devices, microbatch, allowed, memory), refused=_refused(config, name))
+            for name in STRATEGIES
+        ],
         assumed=_assumed(subject, speed, device),
     )
+
+
+def _refused(config: RunConfig, strategy: str) -> str:
+    """The setting that rules a strategy out; empty if there is none."""
+    name, _, stage = strategy.partition(" ")[0].partition("-")
+    scaleout = ScaleoutConfig(strategy=name)
+    if name == "zero":
+        scaleout = ScaleoutConfig(strategy="deepspeed", deepspeed={"zero_optimization": {"stage": int(stage)}})
+    found = refusal(replace(config, scaleout=scaleout))
+    return "" if found is None else found[0]
 
 
 def _device_here(config: RunConfig, needed: bool) -> DeviceChoice | None:
@@ -166,11 +181,14 @@ def _memory_table(plan: Plan, unit: int) -> list[str]:
         names.remove("averages")
     if any(estimate.host for estimate in plan.estimates):
         names.append("host")
-    rows = [["", *names, *(["verdict"] if plan.memory is not None else [])]]
+    judged = plan.memory is not None or any(one.refused for one in plan.estimates)
+    rows = [["", *names, *(["verdict"] if judged else [])]]
     for one in plan.estimates:
         line = [one.strategy, *(f"{getattr(one, name) / unit:,.2f}" for name in names)]
-        if one.verdict is not None:
-            line.append(one.verdict + _advice(one))
+        if one.refused:
+            line.append(f"no: cannot do {one.refused}")
+        elif judged:
+            line.append((one.verdict or "") + _advice(one))
         rows.append(line)
     return aligned(rows, right=range(1, len(names) + 1))
 

@@ -2,7 +2,7 @@
 
 The run is built as any run is, and trains for some steps: to warm up, to be timed, and then in turns with and without
 gradient synchronisation. What that adds to a step is the price of communication: what is hidden behind the backward
-pass is no part of it, waiting for a slower rank is.
+pass is no part of it, nor is waiting for a slower rank, since ranks agree on the clock after every step of either kind.
 """
 
 from __future__ import annotations

@@ -92,9 +92,14 @@ STRATEGIES: dict[str, Callable[[StepMemory, int], Held]] = {
 }
 
 
+_SHARDED_WEIGHTS = ("fsdp2", "zero-3", "zero-3 offload")  # averages are kept in the same shards
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Bytes per device under a strategy. `verdict` is fits, tight (over nine tenths), too large, or None.
+
+    `refused` is the setting of the run that the strategy cannot do; empty if it can do all.
 
     `largest_microbatch` is given for what is tight or too large: the largest that fits, 0 for none.
     """
@@ -110,6 +115,7 @@ class Estimate:
     total: float
     verdict: str | None = None
     largest_microbatch: int | None = None
+    refused: str = ""
 
 
 def estimate(
@@ -117,7 +123,9 @@ def estimate(
 ) -> Estimate:
     """What a device holds, and whether `memory` bytes are enough; `allowed` are the microbatches to choose from."""
     held = STRATEGIES[strategy](step, devices)
-    fixed = held.weights + held.gradients + held.optimizer + held.communication + step.averages
+    shares = devices if strategy in _SHARDED_WEIGHTS else 1
+    averages, averages_host = step.averages / shares, step.averages_host / shares
+    fixed = held.weights + held.gradients + held.optimizer + held.communication + averages
     total = fixed + step.activations(microbatch)
     verdict = largest = None
     if memory is not None:
@@ -127,8 +135,8 @@ def estimate(
             largest = max(fitting, default=0)
     return Estimate(
         strategy=strategy,
-        **{**asdict(held), "host": held.host + step.averages_host},
-        averages=step.averages,
+        **{**asdict(held), "host": held.host + averages_host},
+        averages=averages,
         activations=step.activations(microbatch),
         total=total,
         verdict=verdict,

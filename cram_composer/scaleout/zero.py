@@ -157,5 +157,9 @@ def _engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str
     logging.getLogger("DeepSpeed").setLevel(_QUIET)
     # On a CPU it would compile an all-reduce of its own, which takes a minute and a half; gloo's is there.
     with mock.patch.dict("deepspeed.ops.__compatible_ops__", {"deepspeed_shm_comm": False}):
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        try:
+            engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        except ValueError as error:  # pydantic's: a key or a value that DeepSpeed does not know
+            said = " ".join(str(error).split())
+            raise CramError(f"scaleout.deepspeed: DeepSpeed does not take it: {said[:300]}") from None
     return engine

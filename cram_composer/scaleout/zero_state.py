@@ -100,7 +100,7 @@ class ZeroState:
                     for name in members:
                         self._scatter(name, states[name][key], self._held(key))
                 else:
-                    held[key] = value.clone() if isinstance(value, torch.Tensor) else value
+                    held[key] = value.to(flat.device, copy=True) if isinstance(value, torch.Tensor) else value
 
     def _held(self, key: str) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda flat: self._optimizer.state[flat][key]
