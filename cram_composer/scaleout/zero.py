@@ -27,6 +27,7 @@ from torch import nn
 
 from cram_composer.config.algorithms_schema import AlgorithmsConfig
 from cram_composer.config.deepspeed_config import engine_config, zero_stage
+from cram_composer.errors import CramError
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.scaleout.zero_state import ZeroState
