@@ -2,11 +2,13 @@
 
 python -m benchmarks.fine_tuning runs/RUN GLUE cola
 python -m benchmarks.fine_tuning untrained:runs/RUN GLUE rte --epochs 1 --padding max
+python -m benchmarks.fine_tuning runs/RUN GLUE rte --jobs 2
 
 Both fine-tune the same model class from the same weights with the settings of yamls/eval/glue.yaml: rate, schedule,
 batch size, precision, threads. The Trainer is as its documentation has it: AdamW of torch, rows in random order, each
 batch padded to its longest row (`--padding longest`), or every row to 128 tokens as in its example for GLUE
-(`--padding max`).
+(`--padding max`). With `--jobs N`, we fine-tune as `cram eval` does on N cores or more: N seeds at a time, each with
+its share of the threads; the Trainer has them all for one.
 Loading, encoding and scoring are not timed on either side.
 """
 
@@ -15,6 +17,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="seeds 1, 2, ...; both sides fine-tune with each")
     parser.add_argument("--padding", choices=("longest", "max"), default="longest", help="of the Trainer's batches")
+    parser.add_argument("--jobs", type=int, default=1, help="of ours at a time, which share out the threads")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=fast_precision("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -63,9 +68,10 @@ def main() -> None:
             flush=True,
         )
     means = [statistics.fmean(side) for side in zip(*scores, strict=True)]
+    setting = f"{options.epochs} epochs, {options.precision}, {options.threads} threads, {options.jobs} job(s)"
+    spread = f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"
     print(
-        f"{options.task}, {options.epochs} epochs, {options.precision}, {options.threads} threads, Trainer pads to "
-        f"{options.padding}: {statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f}); mean "
+        f"{options.task}, {setting}, Trainer pads to {options.padding}: {spread}; mean "
         f"{task.metrics[0]} {means[0]:.1f} against {means[1]:.1f}"
     )
 
@@ -78,9 +84,31 @@ def _fresh(model: Pretrained, task: Task, settings: ProtocolConfig, seed: int) -
 def _ours(
     model: Pretrained, task: Task, rows: dict[str, Encoded], settings: ProtocolConfig, seed: int, options: Any
 ) -> tuple[float, float]:
-    """Examples/s of training, and the first metric."""
+    """Examples/s of training, and the first metric; of several jobs, the sum, and the metric of the one with `seed`."""
+    if options.jobs == 1:
+        return _job(model, task, rows, settings, seed, options.threads, options.precision)
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        threads = max(1, options.threads // options.jobs)
+        jobs = [
+            pool.submit(_job, model, task, rows, settings, seed + 1000 * number, threads, options.precision)
+            for number in range(options.jobs)
+        ]
+        rates, scores = zip(*(job.result() for job in jobs), strict=True)
+    return sum(rates), scores[0]
+
+
+def _job(
+    model: Pretrained,
+    task: Task,
+    rows: dict[str, Encoded],
+    settings: ProtocolConfig,
+    seed: int,
+    threads: int,
+    precision: str,
+) -> tuple[float, float]:
+    torch.set_num_threads(threads)
     device = torch.device("cpu")
-    outcome = fine_tune(_fresh(model, task, settings, seed), task, rows, settings, seed, device, options.precision)
+    outcome = fine_tune(_fresh(model, task, settings, seed), task, rows, settings, seed, device, precision)
     return outcome.examples_per_second, outcome.scores[task.scored[0]][task.metrics[0]]
 
 
