@@ -94,7 +94,6 @@ def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
     from cram_composer.device import choose_device
     from cram_composer.record import RunFolder
     from cram_composer.training import build
-    from cram_composer.training import run as train
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     composed = compose(RunConfig, yaml, settings)
@@ -102,10 +101,11 @@ def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
     device = choose_device(composed.config, int(os.environ["LOCAL_WORLD_SIZE"]))
     before = _resident()
     folder = RunFolder(scratch / "run")
+    built = build(composed, device, folder, None)
     if kind == "plain":
-        seconds = _plain_loop(build(composed, device, folder, None), device)
+        seconds = _plain_loop(built, device)
     else:
-        train(composed, device, folder, None, time.monotonic())
+        built.trainer.fit()  # without the final evaluation and checkpoint, which the plain loop has not
         # Only the first rank writes a trace; all wait for each other in every step.
         lines = (folder.path / "trace.jsonl").read_text().splitlines() if rank == 0 else []
         seconds = [json.loads(line)["step_seconds"] for line in lines]
