@@ -87,7 +87,9 @@ def make_branch(trunk: Path, at: str, budget: str, *, name: str | None = None, d
     if path.exists():
         raise CramError(f"{path}: is there already; continue it with `composer train.py {path / YAML}`, or use --name")
     changes = _schedule(record, limit, begins, total, decay_shape) | _ramps(record, limit / total)
-    changes |= {"budget.wall": budget} if unit == "seconds" else {f"budget.{unit}": total}
+    limits = {"seconds": ("wall", budget), "tokens": ("tokens", total), "steps": ("steps", int(total))}
+    key, value = limits[unit]
+    changes[f"budget.{key}"] = value
     composed = _prepare(path, trunk, record, point, changes)
     return Branch(path, composed, record["world_size"], f"step {point.step} of {trunk}")
 
