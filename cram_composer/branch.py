@@ -23,7 +23,7 @@ from cram_composer.config import Composed
 from cram_composer.config.recipes import leaves
 from cram_composer.config.units import format_duration, parse_duration
 from cram_composer.errors import CramError
-from cram_composer.files import write_atomic, write_json
+from cram_composer.files import link_or_copy, write_atomic, write_json
 from cram_composer.record import RECORD
 from cram_composer.recording import METRICS
 from cram_composer.reproduce import nested_values, read_full_record, recompose
@@ -218,7 +218,7 @@ def _prepare(path: Path, trunk: Path, record: dict[str, Any], point: BranchPoint
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         (scratch / "checkpoints").mkdir(parents=True)
-        _link(point.path, scratch / "checkpoints" / point.path.name)
+        link_or_copy(point.path, scratch / "checkpoints" / point.path.name)
         shutil.copyfile(point.path.with_suffix(".json"), scratch / "checkpoints" / f"{point.path.stem}.json")
         for name in (TRACE, METRICS):
             if (trunk / name).is_file():
@@ -231,13 +231,6 @@ def _prepare(path: Path, trunk: Path, record: dict[str, Any], point: BranchPoint
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return composed
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _record(record: dict[str, Any], composed: Composed, trunk: Path, point: BranchPoint, name: str) -> dict[str, Any]:

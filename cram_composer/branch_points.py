@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cram_composer.checkpoint_files import checkpoint_files
-from cram_composer.files import read_json, write_json
+from cram_composer.files import link_or_copy, read_json, write_json
 
 FOLDER = "branch-points"
 
@@ -69,10 +68,7 @@ class BranchPoints:
         kept = self._folder / checkpoint.name
         temporary = self._folder / f".{checkpoint.name}.tmp"
         temporary.unlink(missing_ok=True)
-        try:
-            os.link(checkpoint, temporary)
-        except OSError:
-            shutil.copyfile(checkpoint, temporary)
+        link_or_copy(checkpoint, temporary)
         os.replace(temporary, kept)
         saved = read_json(checkpoint.with_suffix(".json"))
         point = max(point for point in self._ahead if point <= progress)

@@ -8,13 +8,24 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.data.data_sets import close_shared_memory, write_data_set
 from tests.servers import Bucket, S3Server, rclone_server, seaweed_server
 from tests.tiny_runs import TinyRuns
+
+
+@dataclass
+class SlurmHere:
+    """What was asked of a stand-in for Slurm: parameters, and the number of jobs of each array."""
+
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -178,3 +189,27 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
 def plain_run(tiny_run: TinyRuns) -> Path:
     """What recipes are compared with."""
     return tiny_run("plain")
+
+
+@pytest.fixture
+def slurm_here(monkeypatch: pytest.MonkeyPatch) -> SlurmHere:
+    """submitit's local executor, a process for every job, in the place of Slurm."""
+    import submitit
+
+    found = SlurmHere()
+
+    class Local(submitit.AutoExecutor):
+        def __init__(self, folder: Path, cluster: str) -> None:
+            assert cluster == "slurm"
+            super().__init__(folder=folder, cluster="local")
+
+        def update_parameters(self, **settings: Any) -> None:
+            found.asked.append(settings)
+            super().update_parameters(timeout_min=settings["timeout_min"])  # by itself it ends a job after 2 minutes
+
+        def map_array(self, function: Callable[..., Any], *arguments: Any) -> Any:
+            found.sizes.append(len(arguments[0]))
+            return super().map_array(function, *arguments)
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Local)
+    return found

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import submitit
 
 from cram_composer.cli import main
 from cram_composer.config.evaluation_schema import ProtocolConfig, TaskSettingsConfig
@@ -194,29 +193,12 @@ def test_what_is_published_is_averaged_over_the_tasks_at_hand():
     assert "80.0 (80.0 to 80.0)" in table
 
 
-def test_slurm_jobs_are_two_arrays_of_which_the_second_waits_for_mnli(model, data, tmp_path, monkeypatch, capsys):
-    """With submitit's local executor, a process for every job, in the place of Slurm."""
-    sizes, asked = [], []
-
-    class Local(submitit.AutoExecutor):
-        def __init__(self, folder: Path, cluster: str) -> None:
-            assert cluster == "slurm"
-            super().__init__(folder=folder, cluster="local")
-
-        def update_parameters(self, **settings: object) -> None:
-            asked.append(settings)
-            super().update_parameters(timeout_min=settings["timeout_min"])  # by itself it ends a job after 2 minutes
-
-        def map_array(self, function, *arguments):
-            sizes.append(len(arguments[0]))
-            return super().map_array(function, *arguments)
-
-    monkeypatch.setattr(submitit, "AutoExecutor", Local)
+def test_slurm_jobs_are_two_arrays_of_which_the_second_waits_for_mnli(model, data, tmp_path, slurm_here, capsys):
     arguments = [model, "--data", data, "--output", tmp_path, "--seeds", 1, "--tasks", "rte,mnli,cola"]
     settings = ["--set", "epochs=4", "mnli_start=true", "overrides.cola.lr=1e30", "--slurm", "timeout_min=60"]
     status, table, progress = eval_(*arguments, *settings, capsys=capsys)
-    assert sizes == [2, 1]
-    assert asked[0]["timeout_min"] == 60 and asked[0]["gpus_per_node"] == 0
+    assert slurm_here.sizes == [2, 1]
+    assert slurm_here.asked[0]["timeout_min"] == 60 and slurm_here.asked[0]["gpus_per_node"] == 0
     assert status == 1 and "CoLA, seed 1" in progress and "logs in" in progress
     assert {r.task for r in read_results(tmp_path / "results.jsonl")} == {"mnli", "rte"}
     assert "not scored: CoLA" in table

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import submitit
 import yaml
 from filelock import FileLock
 
@@ -23,7 +22,7 @@ from cram_composer.errors import CramError
 from cram_composer.sweeps.execution import places_here
 from cram_composer.sweeps.plan import plan_trials
 from cram_composer.sweeps.progress import Standing, progress
-from tests.conftest import SMALL
+from tests.conftest import SMALL, SlurmHere
 
 pytestmark = pytest.mark.usefixtures("small_run")
 
@@ -167,21 +166,8 @@ def test_nothing_is_spent_without_agreement(
 
 
 def test_a_slurm_array_has_a_job_for_every_run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    slurm_here: SlurmHere, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With submitit's local executor, a process for every job, in the place of Slurm."""
-    asked: list[dict[str, Any]] = []
-
-    class Local(submitit.AutoExecutor):
-        def __init__(self, folder: Path, cluster: str) -> None:
-            assert cluster == "slurm"
-            super().__init__(folder=folder, cluster="local")
-
-        def update_parameters(self, **settings: object) -> None:
-            asked.append(settings)
-            super().update_parameters(timeout_min=settings["timeout_min"])
-
-    monkeypatch.setattr(submitit, "AutoExecutor", Local)
     write_sweep(seeds=1, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
     status, _, errors = sweep("--yes", "--slurm", capsys=capsys)
     assert status == 2 and "add timeout_min=MINUTES" in errors
@@ -192,7 +178,8 @@ def test_a_slurm_array_has_a_job_for_every_run(
     write_sweep(seeds=2, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
     again, _, errors = sweep("--yes", "--slurm", "timeout_min=30", capsys=capsys)
     assert again == 2 and "are still in the queue" in errors
-    assert asked[-1]["gpus_per_node"] == 0 and asked[-1]["timeout_min"] == 30
+    assert slurm_here.sizes == [2]
+    assert slurm_here.asked[-1]["gpus_per_node"] == 0 and slurm_here.asked[-1]["timeout_min"] == 30
     assert "page: runs/sweeps/own/report.html" in text
 
 
