@@ -330,8 +330,12 @@ def test_other_processes_and_threads_have_clients_of_their_own(s3: Bucket):
     s3.put("here", b"content")
     storage = open_storage(s3.uri)
     assert storage.size("here") == 7  # with a connection that a fork would inherit
-    with multiprocessing.get_context("fork").Pool(4) as pool:
+    pool = multiprocessing.get_context("fork").Pool(4)
+    try:
         assert pool.map(storage.size, ["here"] * 40) == [7] * 40
+    finally:  # not terminated: a handler of SIGTERM that they have inherited may never come to run
+        pool.close()
+        pool.join()
     copy = pickle.loads(pickle.dumps(storage))
     assert copy.uri == storage.uri and copy.size("here") == 7
     found: list[int | None] = []
