@@ -161,6 +161,6 @@ def _engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str
         try:
             engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
         except ValueError as error:  # pydantic's: a key or a value that DeepSpeed does not know
-            said = " ".join(str(error).split())
+            said = " ".join(str(error).split()).partition(" For further information")[0]
             raise CramError(f"scaleout.deepspeed: DeepSpeed does not take it: {said[:300]}") from None
     return engine
