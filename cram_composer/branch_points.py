@@ -59,7 +59,7 @@ class BranchPoints:
         return bool(self._ahead) and progress >= self._ahead[0]
 
     def passed(self, progress: float) -> None:
-        """Take what `progress` has reached off the list, on the ranks that keep nothing."""
+        """Take what `progress` has reached off the list."""
         self._ahead = [point for point in self._ahead if point > progress]
 
     def keep(self, checkpoint: Path, progress: float, elapsed: float, tokens: int) -> None:
@@ -76,4 +76,3 @@ class BranchPoints:
             kept.with_suffix(".json"),
             {**saved, "point": point, "progress": progress, "elapsed": elapsed, "tokens": tokens},
         )
-        self.passed(progress)

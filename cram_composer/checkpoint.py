@@ -80,10 +80,9 @@ class RollingCheckpoints(Callback):
         """Save now; counted as checkpoint time while the clock runs. Collective: call it on all ranks."""
         spent = self._ledger.elapsed()  # what the checkpoint says too
         with self._ledger.during("checkpoint"):
-            before = self._ledger.elapsed()
             self._write(state)
             # The slowest rank's figure would be fairer, but only rank 0 writes, and this one decides on all ranks.
-            seconds = torch.tensor([self._ledger.elapsed() - before], dtype=torch.float64)
+            seconds = torch.tensor([self._ledger.elapsed() - spent], dtype=torch.float64)
             seconds = state.device.tensor_to_device(seconds)
             dist.broadcast(seconds, src=0)
             self._last_seconds = float(seconds)

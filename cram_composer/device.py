@@ -38,15 +38,11 @@ class DeviceChoice:
 
 def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
     """Settle every `auto` of the configuration. Raises CramError when the machine has not what was asked for."""
-    cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not cuda:
-        raise CramError(
-            "device: cuda was asked for, but torch sees no CUDA GPU here; without one, run yamls/cram-cpu.yaml"
-        )
-    name = "gpu" if cuda and config.device != "cpu" else "cpu"
+    kind = device_kind(config.device, "without one, run yamls/cram-cpu.yaml")
+    name = "gpu" if kind == "cuda" else "cpu"
     precision = config.train.precision
     if precision == "auto":
-        precision = fast_precision("cuda" if name == "gpu" else "cpu")
+        precision = fast_precision(kind)
     if precision == "fp16" and name == "cpu":
         raise CramError("train.precision: fp16 needs a GPU; use bf16 or fp32")
     compile_mode = config.train.compile
@@ -56,6 +52,14 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
         compile_mode = "regional" if compiler else "off"
     threads = config.train.threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
     return DeviceChoice(name, precision, compile_mode, threads)
+
+
+def device_kind(asked: str, otherwise: str) -> str:
+    """ "cuda" or "cpu" for "auto" or either. Raises CramError, with what to do `otherwise`, where there is none."""
+    cuda = torch.cuda.is_available()
+    if asked == "cuda" and not cuda:
+        raise CramError(f"device: cuda was asked for, but torch sees no CUDA GPU here; {otherwise}")
+    return ("cuda" if cuda else "cpu") if asked == "auto" else asked
 
 
 def fast_precision(device: str) -> str:

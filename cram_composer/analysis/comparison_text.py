@@ -33,8 +33,7 @@ def console(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
         lines += [f"  {line}" for line in aligned([HEADER, *map(cells, pair.rows)], right=(1, 2, 3))]
         lines += [f"  {time_sentence(time)}" for time in pair.times]
     lines += ["", textwrap.fill(LEGEND, _WIDTH)]
-    lines += [f"\n{textwrap.fill(f'{pair.verdict.word.upper()}: {pair.verdict.text}', _WIDTH)}" for pair in pairs]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_verdicts(pairs)])
 
 
 SUMMARY_HEADER = ("group", "runs", "held-out loss", "difference", "95 % interval", "tokens/s", "verdict")
@@ -63,8 +62,11 @@ def overview(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
     """`console` with one line for each group in place of a table for each pair."""
     lines = aligned([SUMMARY_HEADER, *summary(groups, pairs)], right=(1, 2, 3, 5))
     said = [f"note: {note}" for note in dict.fromkeys(notes(groups, pairs))]
-    verdicts = [f"\n{textwrap.fill(f'{pair.verdict.word.upper()}: {pair.verdict.text}', _WIDTH)}" for pair in pairs]
-    return "\n".join([*said, "", *lines, *verdicts])
+    return "\n".join([*said, "", *lines, *_verdicts(pairs)])
+
+
+def _verdicts(pairs: Sequence[Pair]) -> list[str]:
+    return [f"\n{textwrap.fill(f'{pair.verdict.word.upper()}: {pair.verdict.text}', _WIDTH)}" for pair in pairs]
 
 
 def group_line(group: Group) -> str:

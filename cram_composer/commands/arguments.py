@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,24 @@ def add_yaml(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def slurm_parameters(items: list[str]) -> dict[str, object]:
-    """submitit's parameters of key=value items."""
+def given(**values: object) -> list[str]:
+    """The options that were given, as overrides key=value."""
+    return [f"{key}={value}" for key, value in values.items() if value is not None]
+
+
+def exit_status(failures: list[str], says: str) -> int:
+    """Print a line for every failure, then how many there are with what `says` of them; 1 if there are any."""
+    for line in failures:
+        print(f"error: {line}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} {says}, and only them", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def slurm_parameters(items: list[str] | None) -> dict[str, object] | None:
+    """submitit's parameters of the key=value items of --slurm; None where it was not given."""
+    if items is None:
+        return None
     found: dict[str, object] = {}
     for item in items:
         key, equals, value = item.partition("=")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_command, slurm_parameters
+from cram_composer.commands.arguments import Commands, add_command, exit_status, given, slurm_parameters
 from cram_composer.errors import CramError
 
 Evaluated = tuple[str, str, str, list[str]]  # protocol's name, results file, table, a line for every failure
@@ -56,24 +55,16 @@ def _eval(options: argparse.Namespace) -> int:
     name, results, table, failures = _EVALUATIONS[protocol_kind(options.suite)](options)
     print(table)
     print(f"\nresults: {options.output / results}, table: {options.output / name}.json")
-    for line in failures:
-        print(f"error: {line}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} jobs failed; the same command does them again, and only them", file=sys.stderr)
-    return 1 if failures else 0
+    return exit_status(failures, "jobs failed; the same command does them again")
 
 
 def _fine_tuning(options: argparse.Namespace) -> Evaluated:
     from cram_composer.config.protocols import compose_protocol
     from cram_composer.evaluation.suite import evaluate_models
 
-    overrides = list(options.set)
-    if options.seeds is not None:
-        overrides.append(f"seeds={options.seeds}")
-    if options.tasks is not None:
-        overrides.append(f"tasks=[{options.tasks}]")
-    protocol = compose_protocol(options.suite, overrides).config
-    slurm = None if options.slurm is None else slurm_parameters(options.slurm)
+    tasks = None if options.tasks is None else f"[{options.tasks}]"
+    protocol = compose_protocol(options.suite, [*options.set, *given(seeds=options.seeds, tasks=tasks)]).config
+    slurm = slurm_parameters(options.slurm)
     if options.jobs is not None and options.jobs < 1:
         raise CramError(f"--jobs {options.jobs}: at least 1")
     table, failures = evaluate_models(

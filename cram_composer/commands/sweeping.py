@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cram_composer.commands.arguments import Commands, add_command, add_yaml, slurm_parameters
+from cram_composer.commands.arguments import Commands, add_command, add_yaml, exit_status, given, slurm_parameters
 from cram_composer.errors import CramError
 
 if TYPE_CHECKING:
@@ -54,11 +53,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from cram_composer.config.paths import sweep_file
     from cram_composer.config.sweep_schema import SweepConfig
 
-    overrides = list(options.set)
-    if options.seeds is not None:
-        overrides.append(f"seeds={options.seeds}")
-    if options.budget is not None:
-        overrides.append(f"budget={options.budget}")
+    overrides = [*options.set, *given(seeds=options.seeds, budget=options.budget)]
     return _run(compose(SweepConfig, sweep_file(options.sweep), overrides).config, options.sweep, options)
 
 
@@ -66,8 +61,8 @@ def _ablate(options: argparse.Namespace) -> int:
     from cram_composer.sweeps.ablation import leave_one_out
 
     recipes = options.recipes.split(",") if options.recipes else None
-    budget = [] if options.budget is None else [f"budget={options.budget}"]
-    sweep = leave_one_out(str(options.yaml), [*options.overrides, *budget], recipes)
+    overrides = [*options.overrides, *given(budget=options.budget)]
+    sweep = leave_one_out(str(options.yaml), overrides, recipes)
     if options.seeds is not None:
         if options.seeds < 1:
             raise CramError(f"--seeds {options.seeds}: at least 1")
@@ -84,16 +79,12 @@ def _run(config: SweepConfig, asked_by: str, options: argparse.Namespace) -> int
         asked_by,
         (options.output or Path("runs/sweeps") / config.name).expanduser(),
         jobs=options.jobs,
-        slurm=None if options.slurm is None else slurm_parameters(options.slurm),
+        slurm=slurm_parameters(options.slurm),
         agreed=options.yes,
         train=not options.report,
     )
     print(text)
-    for line in failures:
-        print(f"error: {line}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} runs failed; the same command goes on with them, and only them", file=sys.stderr)
-    return 1 if failures else 0
+    return exit_status(failures, "runs failed; the same command goes on with them")
 
 
 def _branch(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from cram_composer.errors import CramError
 from cram_composer.evaluation.benchmarks import BENCHMARKS
 
 # What of a protocol decides a score; its name, its tasks and its number of seeds do not.
-_NOT_OF_A_SCORE = ("kind", "name", "benchmark", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")
+NOT_OF_A_SCORE = ("kind", "name", "benchmark", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")
 
 Key = tuple[str, str, str, int]  # model's hash, settings' hash, task, seed
 
@@ -50,7 +50,7 @@ class Result:
 
 def settings_hash(settings: ProtocolConfig, digests: dict[str, str], precision: str) -> str:
     """Of everything that decides a task's scores but the model and the seed; `digests` are those of the splits."""
-    values = {key: value for key, value in asdict(settings).items() if key not in _NOT_OF_A_SCORE}
+    values = {key: value for key, value in asdict(settings).items() if key not in NOT_OF_A_SCORE}
     text = json.dumps([values, digests, precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cram_composer.config.evaluation_schema import ProtocolConfig
 from cram_composer.config.units import format_duration
-from cram_composer.device import fast_precision
+from cram_composer.device import device_kind, fast_precision
 from cram_composer.errors import CramError
 from cram_composer.evaluation.execution import Ended, run_here, run_on_slurm
 from cram_composer.evaluation.jobs import Job, plan_jobs
@@ -23,6 +23,7 @@ from cram_composer.evaluation.results import Key, Result, append_result, read_re
 from cram_composer.evaluation.table import console_table, model_row
 from cram_composer.files import read_json, write_json
 
+NO_GPU = "use --device cpu"  # where one was asked for
 RUN_FILE = "evaluations.json"  # in the folder of a run: its rows by protocol, for its page
 _LINE_EVERY_SECONDS = 30.0
 
@@ -56,7 +57,7 @@ def evaluate_models(
     """
     models = [find_pretrained(name) for name in names]
     models = list({model.hash: model for model in models}.values())
-    device = device_kind(device)
+    device = device_kind(device, NO_GPU)
     precision = precision_on(protocol.precision, device)
     for model in models:
         model.check()
@@ -107,13 +108,6 @@ def _run(
     else:
         devices = ["cpu"] * min(processes or min(cores, 8), len(jobs))
     return run_here(jobs, devices, max(1, cores // len(devices)), report)
-
-
-def device_kind(asked: str) -> str:
-    """ "cuda" or "cpu" for "auto" or either. Raises CramError where there is no such device."""
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise CramError("device: cuda was asked for, but torch sees no CUDA GPU here; use --device cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
 def precision_on(asked: str, device: str) -> str:

@@ -12,7 +12,7 @@ from cram_composer.config.evaluation_schema import ProtocolConfig
 from cram_composer.evaluation.benchmarks import BENCHMARKS
 from cram_composer.evaluation.fine_tune import task_settings
 from cram_composer.evaluation.published import PUBLISHED
-from cram_composer.evaluation.results import Result, averages
+from cram_composer.evaluation.results import NOT_OF_A_SCORE, Result, averages
 from cram_composer.evaluation.tasks import Task
 
 _SHORT = {
@@ -72,10 +72,7 @@ def model_row(
     }
 
 
-_SAID_ELSEWHERE = (
-    "name", "benchmark", "kind", "tasks", "not_averaged", "seeds", "overrides", "mnli_start", "eval_batch_size",
-    "precision",
-)  # fmt: skip
+_SAID_ELSEWHERE = (*NOT_OF_A_SCORE, "mnli_start", "precision")
 
 
 def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int) -> list[str]:

@@ -16,12 +16,13 @@ import torch
 from cram_composer.columns import aligned
 from cram_composer.config.evaluation_schema import ZeroShotConfig
 from cram_composer.config.units import format_duration
+from cram_composer.device import device_kind
 from cram_composer.errors import CramError
 from cram_composer.evaluation import masked_words, minimal_pairs
 from cram_composer.evaluation.masked_scoring import Scorer, mask_tokenizer
 from cram_composer.evaluation.pretrained import Pretrained, find_pretrained
 from cram_composer.evaluation.results import append_result, read_lines
-from cram_composer.evaluation.suite import add_to_runs, device_kind, precision_on
+from cram_composer.evaluation.suite import NO_GPU, add_to_runs, precision_on
 from cram_composer.files import write_json
 
 RESULTS_FILE = "zero-shot.jsonl"
@@ -88,7 +89,7 @@ def score_models(
     suite = SUITES[protocol.kind]
     models = [find_pretrained(name) for name in names]
     models = list({model.hash: model for model in models}.values())
-    device = device_kind(device)
+    device = device_kind(device, NO_GPU)
     precision = precision_on(protocol.precision, device)
     for model in models:
         model.check()

@@ -6,6 +6,7 @@ on from its last checkpoint when the sweep is started again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -17,8 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cram_composer import slurm
 from cram_composer.errors import CramError
@@ -57,13 +56,15 @@ def places_here(device: str, jobs: int | None) -> list[Place]:
     Raises:
         CramError: more jobs than there are GPUs or cores, or no GPU where there must be one.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise CramError("device: cuda was asked for, but torch sees no CUDA GPU here; without one, device=cpu")
+    import torch
+
+    from cram_composer.device import device_kind
+
     cores = sorted(os.sched_getaffinity(0))
     gpus: list[str | None] = [None] * (jobs or 1)
     what = "CPU cores"
     most = len(cores)
-    if device != "cpu" and torch.cuda.is_available():
+    if device_kind(device, "without one, device=cpu") == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         all_of_them = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
         gpus, what, most = [*all_of_them[:jobs]], "GPUs", len(all_of_them)
@@ -86,15 +87,13 @@ def run_here(trials: Sequence[Trial], places: Sequence[Place], running: Running)
     for slot in slots:
         slot.start()
     try:
-        for _ in trials:
-            while True:
-                running(list(at_work))
-                try:
-                    outcome = ended.get(timeout=_POLL_SECONDS)
-                    break
-                except queue.Empty:
-                    continue
-            yield outcome
+        left = len(trials)
+        while left:
+            running(list(at_work))
+            with contextlib.suppress(queue.Empty):
+                outcome = ended.get(timeout=_POLL_SECONDS)
+                left -= 1
+                yield outcome
     finally:
         stop.set()
         for process in list(at_work.values()):
@@ -118,7 +117,7 @@ def _slot(
         except queue.Empty:
             return
         try:
-            with _start(trial, place) as process:
+            with _start(trial, place.gpu) as process:
                 at_work[trial] = process
                 status = process.wait()
             outcome = Ended(trial, failure(trial, status))
@@ -128,10 +127,10 @@ def _slot(
         ended.put(outcome)
 
 
-def _start(trial: Trial, place: Place) -> subprocess.Popen[bytes]:
+def _start(trial: Trial, gpu: str | None = None) -> subprocess.Popen[bytes]:
     environment = {**os.environ, ENDS_WITH_PARENT: str(os.getpid())}
-    if place.gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = place.gpu
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     trial.log.parent.mkdir(parents=True, exist_ok=True)
     with open(trial.log, "ab") as log:
         return subprocess.Popen(_command(trial), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
@@ -197,5 +196,4 @@ def run_on_slurm(
 
 def train_there(trial: Trial) -> str:
     """Train one run on a Slurm node; why it failed, or nothing."""
-    cores = tuple(os.sched_getaffinity(0))
-    return failure(trial, _start(trial, Place(os.environ.get("CUDA_VISIBLE_DEVICES"), cores)).wait())
+    return failure(trial, _start(trial).wait())
