@@ -44,7 +44,7 @@ from cram_composer.data.mixture import Curriculum, choose_streams
 from cram_composer.data.opening import open_train, open_validation
 from cram_composer.data.prepare import DataSet, prepare
 from cram_composer.data.stream import Batch, TrainLoader, evaluation_batches
-from cram_composer.device import DeviceChoice
+from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
 from cram_composer.finish import finish, write_record
@@ -117,7 +117,7 @@ def run(
 def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: dict[str, Any] | None) -> Run:
     """Everything up to the first step. Raises CramError for what the user can fix."""
     config: RunConfig = composed.config
-    torch.set_num_threads(device.threads)
+    set_up_cpu(device.threads, trains_here=device.name == "cpu")
     dist.initialize_dist(device.name, timeout=_TEN_MINUTES if device.name == "gpu" else 3600.0)
     world_size, rank = dist.get_world_size(), dist.get_global_rank()
     ledger = Ledger()

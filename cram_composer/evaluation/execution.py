@@ -25,6 +25,7 @@ import torch
 import transformers
 
 from cram_composer import slurm
+from cram_composer.device import set_up_cpu
 from cram_composer.errors import CramError
 from cram_composer.evaluation.jobs import Job, run_job
 from cram_composer.evaluation.results import Result
@@ -155,7 +156,7 @@ def _begin(threads: int, share: Synchronized[float]) -> None:
     global _share
     end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what an interrupt means
-    torch.set_num_threads(threads)
+    set_up_cpu(threads)
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     _share = share
@@ -212,5 +213,5 @@ def run_on_slurm(
 
 
 def _run_there(job: Job, device: str) -> list[Result]:
-    torch.set_num_threads(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
+    set_up_cpu(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
     return run_job(job, torch.device(device))

@@ -7,7 +7,6 @@ import statistics
 import time
 from dataclasses import dataclass
 
-import torch
 from composer import DataSpec, Trainer
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -19,7 +18,7 @@ from cram_composer.algorithms.optimizer_support import optimizer_support
 from cram_composer.algorithms.registry import Parts, build_algorithms
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.data.stream import TrainLoader
-from cram_composer.device import DeviceChoice
+from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.models.flops import flops_per_token
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.planning.subject import Subject
@@ -60,7 +59,7 @@ def calibrate(subject: Subject, device: DeviceChoice, steps: int) -> Speed:
     warm-up takes more than as many steps after it. Nothing is read from disk, nor sent to another device.
     """
     config = subject.config
-    torch.set_num_threads(device.threads)
+    set_up_cpu(device.threads, trains_here=device.name == "cpu")
     reproducibility.seed_all(config.seed)
     model = subject.model(device.autocast_dtype, device.compile)
     model.use_loss(config.model.loss_kernel, device.name)

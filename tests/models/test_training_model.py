@@ -181,3 +181,21 @@ def test_an_error_of_the_model_is_raised_as_it_is(monkeypatch):
     with pytest.raises(RuntimeError, match="must match the size") as error:
         model(training_batch(length=25))  # beyond max_position_embeddings
     assert not isinstance(error.value, TorchDynamoException)
+
+
+def test_code_for_other_threads_is_not_taken_from_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (2, 2, 1):
+            torch.set_num_threads(threads)
+            torch.compiler.reset()
+            torch._dynamo.utils.counters.clear()
+            MaskedLMTrainingModel(tiny_model(num_hidden_layers=1), compile="regional")(training_batch())
+            counted = torch._dynamo.utils.counters["inductor"]
+            found.append((counted["fxgraph_cache_hit"] > 0, counted["fxgraph_cache_miss"] > 0))
+    finally:
+        torch.set_num_threads(before)
+        torch.compiler.reset()
+    assert found == [(False, True), (True, False), (False, True)]
