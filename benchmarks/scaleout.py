@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.short_run import REPOSITORY, STEADY, build_run, resident
 
 STRATEGIES = {
     "plain loop, torch DDP": [],
@@ -31,15 +32,6 @@ STRATEGIES = {
     "deepspeed ZeRO-3": ["scaleout=deepspeed", "scaleout.deepspeed.zero_optimization.stage=3"],
 }
 _WARM_UP = 3
-_FIXED = [
-    "algorithms.batch_size_ramp=null",
-    "algorithms.seq_length_warmup=null",
-    "eval.interval=0",
-    "checkpoint.interval=1d",
-    "export.enabled=false",
-    "logging.tensorboard=false",
-    "logging.progress_bar=false",
-]
 
 
 def main() -> None:
@@ -69,7 +61,8 @@ def _launch(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every rank's figures."""
     with tempfile.TemporaryDirectory() as scratch:
         settings = [
-            *_FIXED,
+            *STEADY,
+            "logging.tensorboard=false",
             f"budget={{wall: null, steps: {options.steps}}}",
             f"runs_dir={scratch}",
             *options.overrides,
@@ -77,8 +70,18 @@ def _launch(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         ]
         launcher = str(Path(sys.executable).parent / "composer")
         kind = "trainer" if STRATEGIES[name] else "plain"
-        command = [launcher, "-n", str(options.ranks), __file__, kind, scratch, options.yaml, *settings]
-        result = subprocess.run(command, capture_output=True, text=True)
+        command = [
+            launcher,
+            "-n",
+            str(options.ranks),
+            "-m",
+            "benchmarks.scaleout",
+            kind,
+            scratch,
+            options.yaml,
+            *settings,
+        ]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
         if result.returncode != 0:
             raise SystemExit(f"{name}: {result.stdout[-2000:]}{result.stderr[-2000:]}")
         return [json.loads(path.read_text()) for path in Path(scratch).glob("rank-*.json")]
@@ -88,20 +91,9 @@ def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
     """One rank: train, and write what it took."""
     import torch
 
-    from cram_composer.config import compose
-    from cram_composer.config.checks import check_run
-    from cram_composer.config.schema import RunConfig
-    from cram_composer.device import choose_device
-    from cram_composer.record import RunFolder
-    from cram_composer.training import build
-
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    composed = compose(RunConfig, yaml, settings)
-    check_run(composed.config, world_size)
-    device = choose_device(composed.config, int(os.environ["LOCAL_WORLD_SIZE"]))
-    before = _resident()
-    folder = RunFolder(scratch / "run")
-    built = build(composed, device, folder, None)
+    rank = int(os.environ["RANK"])
+    built, before = build_run(yaml, settings, scratch / "run")
+    device, folder = built.device, built.folder
     if kind == "plain":
         seconds = _plain_loop(built, device)
     else:
@@ -109,7 +101,7 @@ def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
         # Only the first rank writes a trace; all wait for each other in every step.
         lines = (folder.path / "trace.jsonl").read_text().splitlines() if rank == 0 else []
         seconds = [json.loads(line)["step_seconds"] for line in lines]
-    mib = torch.cuda.max_memory_allocated() / 2**20 if device.name == "gpu" else _resident(peak=True) - before
+    mib = torch.cuda.max_memory_allocated() / 2**20 if device.name == "gpu" else resident(peak=True) - before
     (scratch / f"rank-{rank}.json").write_text(json.dumps({"seconds": seconds[_WARM_UP:], "mib": mib}))
 
 
@@ -151,14 +143,6 @@ def _plain_loop(run: Any, device: Any) -> list[float]:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds
-
-
-def _resident(peak: bool = False) -> float:
-    """Resident memory of this process in MiB: now, or the most it has been."""
-    if peak:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""Tokens/s of the data loader alone, beside torch's DataLoader with transformers' masking collator, in turns.
+
+python -m benchmarks.loader data.local=DATA
+python -m benchmarks.loader --rounds 5 data.local=DATA data.num_workers=0 train.batch_size=256
+
+Both deliver masked batches of the same rows: here blocks of rows from MDS shards on disk, read in another process,
+shuffled and masked; there rows of an array in memory, taken one by one in random order by as many processes. No model
+is trained: what waits for data in training is in benchmarks/training.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+from benchmarks.short_run import STEADY, build_run
+
+_ROWS = 16384  # that the other side holds in memory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        run, _ = build_run(options.yaml, [*STEADY, *options.overrides], Path(scratch) / "run")
+        ours = iter(run.loader)
+        rows = run.loader.stream.take(_ROWS).astype(np.int64)
+        theirs = _endless(
+            DataLoader(
+                [{"input_ids": row} for row in rows],  # type: ignore[arg-type]
+                batch_size=run.config.train.batch_size,
+                shuffle=True,
+                num_workers=run.config.data.num_workers,
+                collate_fn=DataCollatorForLanguageModeling(
+                    AutoTokenizer.from_pretrained(run.data.tokenizer),
+                    mlm_probability=run.config.objective.mlm_probability,
+                ),
+            )
+        )
+        rates: list[tuple[float, float]] = []
+        for side in (ours, theirs):
+            next(side)  # processes are started
+        for _ in range(options.rounds):
+            rates.append((_rate(ours, options.seconds), _rate(theirs, options.seconds)))
+    mine, other = zip(*rates, strict=True)
+    ratios = [a / b for a, b in rates]
+    print(
+        f"{statistics.median(mine):,.0f} tokens/s, DataLoader {statistics.median(other):,.0f}: "
+        f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def _endless(loader: DataLoader) -> Iterator[Any]:
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def _rate(batches: Iterator[Any], seconds: float) -> float:
+    tokens, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        tokens += next(batches)["input_ids"].numel()
+    return tokens / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

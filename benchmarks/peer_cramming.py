@@ -1,0 +1,136 @@
+"""Tokens/s beside the paper's own code (github.com/JonasGeiping/cramming), at its own model, in turns.
+
+git clone https://github.com/JonasGeiping/cramming CHECKOUT
+CRAMMING_PYTHON=ENVIRONMENT/bin/python python -m benchmarks.peer_cramming CHECKOUT data.local=DATA
+
+ENVIRONMENT has torch, transformers, datasets, evaluate, hydra-core, einops, pynvml, psutil, safetensors, zstandard,
+scikit-learn and scipy. Both train crammed-bert of the same sizes on 64 rows a step: there by its engine with its
+settings (`train=bert-o4`, inductor, its precision, which is fp32 on a CPU) on one batch that lies ready in memory; here
+a whole run, data and clock included. Speeds are from the median of the steps after the first ten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+_LAYERS, _WIDTH, _HEADS, _INTERMEDIATE = 4, 128, 2, 512
+_ROWS, _LENGTH, _VOCABULARY = 64, 128, 8192
+_WARM_UP = 10
+
+
+def main() -> None:
+    from benchmarks.short_run import in_a_process
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("overrides", nargs="*", help="key=value, for our side: data, microbatch")
+    options = parser.parse_args()
+    ours: list[float] = []
+    theirs: list[float] = []
+    for number in range(options.rounds):
+        for side in (ours, theirs) if number % 2 == 0 else (theirs, ours):
+            if side is ours:
+                answer = in_a_process("benchmarks.peer_cramming", "ours", str(options.steps), *options.overrides)
+                side.append(json.loads(answer))
+            else:
+                side.append(_there(options.checkout, options.steps))
+        print(f"round {number + 1}: {ours[-1]:,.0f} tokens/s, cramming {theirs[-1]:,.0f}", file=sys.stderr)
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    print(
+        f"{statistics.median(ours):,.0f} tokens/s, cramming {statistics.median(theirs):,.0f}: "
+        f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def _here(steps: int, settings: list[str]) -> float:
+    from benchmarks.short_run import STEADY, build_run
+    from cram_composer.budget.trace import read_trace
+
+    sizes = [
+        f"model.num_hidden_layers={_LAYERS}",
+        f"model.hidden_size={_WIDTH}",
+        f"model.num_attention_heads={_HEADS}",
+        f"model.intermediate_size={_INTERMEDIATE}",
+        "model.positions=scaled-sinusoidal",
+        "model.embedding_norm=true",
+        f"train.batch_size={_ROWS}",
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        budget = f"budget={{wall: null, steps: {steps}}}"
+        run, _ = build_run("yamls/cram-cpu.yaml", [*STEADY, *sizes, budget, *settings], Path(scratch) / "run")
+        run.trainer.fit()
+        seconds = [step.step_seconds for step in read_trace(run.folder.path)]
+    return _ROWS * _LENGTH / statistics.median(seconds[_WARM_UP:])
+
+
+def _there(checkout: Path, steps: int) -> float:
+    """The same of the paper's code, in an environment of its own."""
+    if "CRAMMING_PYTHON" not in os.environ:
+        raise SystemExit("CRAMMING_PYTHON names no python that has what cramming needs; see --help")
+    command = [os.environ["CRAMMING_PYTHON"], __file__, "theirs", str(steps)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        raise SystemExit(f"cramming: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _theirs(steps: int) -> float:
+    """Runs in that environment."""
+    import cramming  # type: ignore[import-not-found]
+    import hydra  # type: ignore[import-not-found]
+    import torch
+
+    with hydra.initialize_config_module("cramming.config", version_base="1.1"):
+        settings = hydra.compose(
+            "cfg_pretrain",
+            overrides=[
+                "arch=crammed-bert",
+                "train=bert-o4",
+                f"arch.num_transformer_layers={_LAYERS}",
+                f"arch.hidden_size={_WIDTH}",
+                f"arch.intermed_size={_INTERMEDIATE}",
+                f"arch.attention.num_attention_heads={_HEADS}",
+                f"train.batch_size={_ROWS}",
+                "train.batch_size_ramp=0",
+                f"impl.microbatch_size={_ROWS}",
+            ],
+        )
+    torch.manual_seed(0)
+    model = cramming.construct_model(settings.arch, _VOCABULARY)
+    tokenizer = SimpleNamespace(model_max_length=_LENGTH)
+    engine, *_ = cramming.load_backend(model, None, tokenizer, settings.train, settings.impl)
+    engine.train(settings.train.pretrain_in_train_mode)
+    input_ids = torch.randint(5, _VOCABULARY, (_ROWS, _LENGTH))
+    # A quarter of all tokens: its sparse prediction counts on that number.
+    chosen = torch.rand(_ROWS * _LENGTH).argsort()[: _ROWS * _LENGTH // 4]
+    labels = torch.full((_ROWS * _LENGTH,), -100)
+    labels[chosen] = input_ids.flatten()[chosen]
+    batch = {"input_ids": input_ids, "labels": labels.view(_ROWS, _LENGTH)}
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        engine.step(batch)
+        seconds.append(time.perf_counter() - start)
+    return _ROWS * _LENGTH / statistics.median(seconds[_WARM_UP:])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["ours"]:
+        _, _, steps, *settings, output = sys.argv
+        Path(output).write_text(json.dumps(_here(int(steps), settings)))
+    elif sys.argv[1:2] == ["theirs"]:
+        print(json.dumps(_theirs(int(sys.argv[2]))))
+    else:
+        main()

@@ -1,0 +1,66 @@
+"""A run of a few steps that the benchmarks time: built as `cram train` builds it, without what is not a step."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cram_composer.run import Run
+
+# Every step is alike, and nothing is evaluated, saved or drawn between them.
+STEADY = [
+    "algorithms.batch_size_ramp=null",
+    "algorithms.seq_length_warmup=null",
+    "eval.interval=0",
+    "checkpoint.interval=1d",
+    "export.enabled=false",
+    "logging.progress_bar=false",
+]
+REPOSITORY = Path(__file__).parents[1]
+
+
+def build_run(yaml: str, settings: Sequence[str], folder: Path) -> tuple[Run, float]:
+    """The parts of a run in `folder`, whose `trainer.fit()` trains without the final evaluation and checkpoint.
+
+    Also the MiB that were resident before it was built, but after everything was imported.
+    """
+    from cram_composer.config import compose
+    from cram_composer.config.checks import check_run
+    from cram_composer.config.schema import RunConfig
+    from cram_composer.device import choose_device
+    from cram_composer.record import RunFolder
+    from cram_composer.training import build
+
+    composed = compose(RunConfig, yaml, list(settings))
+    check_run(composed.config, int(os.environ.get("WORLD_SIZE", "1")))
+    device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    before = resident()
+    return build(composed, device, RunFolder(folder), None), before
+
+
+def resident(peak: bool = False) -> float:
+    """Resident memory of this process in MiB: now, or the most it has been."""
+    if peak:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def in_a_process(module: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
+    """What `python -m MODULE ARGUMENTS OUTPUT` wrote to the file OUTPUT. Ends the benchmark if it failed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "output"
+        command = [sys.executable, "-m", module, *arguments, str(output)]
+        result = subprocess.run(
+            command, capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, **(environment or {})}
+        )
+        if result.returncode != 0 or not output.exists():
+            raise SystemExit(f"{' '.join(command)}: {result.stdout[-2000:]}{result.stderr[-2000:]}")
+        return output.read_text()

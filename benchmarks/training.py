@@ -1,0 +1,230 @@
+"""Training beside the bare loop and beside the machine's best matrix product: speed, data stall and memory.
+
+python -m benchmarks.training data.local=DATA
+python -m benchmarks.training --vary model.hidden_size=128,256,512 data.local=DATA     # also layers, rows, length
+
+The bare loop is ten lines of PyTorch: the same compiled model, optimizer and clipping, on batches that lie ready in
+memory. One process trains with both by turns, a block of steps of the run, a block of the bare loop, then the matrix
+products; the ratio is of blocks that follow each other. What the run has more: Composer, its callbacks, the clock and
+the trace, the data loader with masking, the guard against steps that are not finite.
+
+Model FLOPs are those of models/flops.py; the rate they are held against is that of the fastest square matrix product in
+the run's dtype. Memory is measured in a process for each side: on a CPU what resident memory grew by at the most from
+before the model was built, on a GPU the most that was allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.short_run import STEADY, build_run, in_a_process, resident
+
+if TYPE_CHECKING:
+    from cram_composer.run import Run
+
+_WARM_UP = 5  # steps in which everything is compiled
+_MATRICES = (512, 1024, 2048, 4096)
+_BATCHES = 8  # of the bare loop, in turns
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
+    parser.add_argument("--steps", type=int, default=20, help="in a block")
+    parser.add_argument("--rounds", type=int, default=7, help="blocks of each")
+    parser.add_argument("--vary", metavar="KEY=A,B,...", help="measure with each of these values")
+    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
+    options = parser.parse_args()
+    key, _, values = (options.vary or "").partition("=")
+    print("| setting | tokens/s | bare loop | ratio | model FLOP/s | of the matrix product | data stall | MiB | bare |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for value in values.split(",") if key else [""]:
+        varied = _varied(key, value)
+        given = [options.yaml, str(options.steps), str(options.rounds), *options.overrides, *varied]
+        speed, ours, bare = (
+            json.loads(in_a_process("benchmarks.training", f"--{side}", *given)) for side in ("turns", "ours", "bare")
+        )
+        print(_row(" ".join(varied) or "as it is", speed, ours["mib"], bare["mib"]), flush=True)
+
+
+def _varied(key: str, value: str) -> list[str]:
+    """Settings of one of the values; a model of another width keeps its shape, with heads of 64."""
+    if key == "model.hidden_size":
+        width = int(value)
+        return [f"{key}={width}", f"model.num_attention_heads={width // 64}", f"model.intermediate_size={4 * width}"]
+    return [f"{key}={value}"] if key else []
+
+
+def _row(name: str, speed: dict[str, Any], ours: float, bare: float) -> str:
+    ratios = [b / a for a, b in zip(speed["ours"], speed["bare"], strict=True)]
+    mine, plain = (speed["tokens"] / statistics.median(speed[side]) for side in ("ours", "bare"))
+    flops, matrix = mine * speed["flops_per_token"], max(map(statistics.median, speed["matrix"].values()))
+    return (
+        f"| {name} | {mine:,.0f} | {plain:,.0f} | {statistics.median(ratios):.3f} ({min(ratios):.3f} to "
+        f"{max(ratios):.3f}) | {flops:.3g} | {100 * flops / matrix:.0f} % of {matrix:.3g} | "
+        f"{100 * speed['stall']:.2f} % | {ours:,.0f} | {bare:,.0f} |"
+    )
+
+
+def _measure(side: str, yaml: str, steps: int, rounds: int, settings: list[str]) -> dict[str, Any]:
+    """What one process finds: seconds of a step, block by block, or memory."""
+    with tempfile.TemporaryDirectory() as scratch:
+        total = _WARM_UP + (steps * rounds if side == "turns" else steps)
+        budget = f"budget={{wall: null, steps: {total}}}"
+        run, before = build_run(yaml, [*STEADY, budget, *settings], Path(scratch) / "run")
+        if side == "turns":
+            return _turns(run, steps)
+        if side == "ours":
+            run.trainer.fit()
+        else:
+            step = _bare_loop(run, run.model)
+            for _ in range(total):
+                step()
+    return {"mib": _peak(run) - (before if run.device.name == "cpu" else 0.0)}
+
+
+def _peak(run: Run) -> float:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20 if run.device.name == "gpu" else resident(peak=True)
+
+
+def _turns(run: Run, steps: int) -> dict[str, Any]:
+    """Seconds of a step by either, block by block, and what else `_row` says."""
+    from composer.core import Callback, State
+    from composer.loggers import Logger
+
+    from cram_composer.budget.trace import read_trace
+    from cram_composer.models.factory import build_model
+    from cram_composer.models.training_model import MaskedLMTrainingModel
+
+    network = build_model(
+        run.config.model,
+        run.data.manifest["vocab_size"],
+        run.data.manifest["special_tokens"],
+        shift=run.config.objective.shift,
+    )
+    other = run.trainer.state.device.module_to_device(
+        MaskedLMTrainingModel(network, run.model.autocast_dtype, run.device.compile)
+    )
+    bare_step = _bare_loop(run, other)
+    for _ in range(_WARM_UP):
+        bare_step()
+    products = {size: _product(run, size) for size in _MATRICES}
+    ours: list[float] = []
+    bare: list[float] = []
+    matrix: dict[int, list[float]] = {size: [] for size in _MATRICES}
+
+    class Turns(Callback):
+        """The bare loop's turn, whenever a block of the run's steps is over."""
+
+        since: float | None = None
+
+        def batch_checkpoint(self, state: State, logger: Logger) -> None:
+            if (int(state.timestamp.batch) - _WARM_UP) % steps:
+                return
+            _wait(run)
+            if self.since is not None:
+                ours.append((time.perf_counter() - self.since) / steps)
+                bare.append(_seconds(run, bare_step, steps))
+                for size, product in products.items():
+                    times = max(1, round(2e10 / size**3))
+                    matrix[size].append(2 * size**3 / _seconds(run, product, times))
+            self.since = time.perf_counter()
+
+    run.trainer.state.callbacks.append(Turns())  # behind the clock: a step is over when that has been read
+    run.trainer.fit()
+    trace = read_trace(run.folder.path)[_WARM_UP:]
+    # The turn of the others falls into the wait for data of the step after it.
+    undisturbed = [step for at, step in enumerate(trace) if at % steps]
+    stall = sum(step.data_seconds for step in undisturbed) / sum(step.step_seconds for step in undisturbed)
+    tokens = (trace[-1].tokens - trace[0].tokens) / (len(trace) - 1)
+    return {
+        "ours": ours,
+        "bare": bare,
+        "matrix": matrix,
+        "tokens": tokens,
+        "flops_per_token": run.flops_per_token,
+        "stall": stall,
+    }
+
+
+def _bare_loop(run: Run, model: Any) -> Callable[[], None]:
+    """One step of what a person would write in ten lines, on batches that are there already."""
+    import torch
+
+    from cram_composer.optim.factory import build_optimizer
+
+    optimizer = build_optimizer(run.config.optimizer, model)
+    device = run.trainer.state.device
+    batches = iter(run.loader)
+    ready = [
+        [device.batch_to_device(part) for part in run.loader.split(next(batches), run.loader.microbatch)]
+        for _ in range(_BATCHES)
+    ]
+    clipping = run.config.algorithms.gradient_clipping
+    on_gpu = run.device.name == "gpu" and run.device.precision == "bf16"
+    model.train()
+    number = 0
+
+    def step() -> None:
+        nonlocal number
+        microbatches = ready[number % _BATCHES]
+        number += 1
+        for part in microbatches:
+            with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+                loss = model(part).loss / len(microbatches)
+            loss.backward()
+        if clipping is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clipping.clipping_threshold)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _product(run: Run, size: int) -> Callable[[], None]:
+    import torch
+
+    dtype = torch.bfloat16 if run.device.precision == "bf16" else torch.float32
+    place = "cuda" if run.device.name == "gpu" else "cpu"
+    left, right = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, dtype=dtype, device=place)
+
+    def product() -> None:
+        torch.mm(left, right, out=out)
+
+    return product
+
+
+def _seconds(run: Run, work: Callable[[], None], times: int) -> float:
+    """Of one of `times` calls, until the device has done them."""
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    _wait(run)
+    return (time.perf_counter() - start) / times
+
+
+def _wait(run: Run) -> None:
+    import torch
+
+    if run.device.name == "gpu":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in ("--turns", "--ours", "--bare"):
+        side, yaml, steps, rounds, *settings, output = sys.argv[1:]
+        Path(output).write_text(json.dumps(_measure(side.strip("-"), yaml, int(steps), int(rounds), settings)))
+    else:
+        main()
