@@ -183,7 +183,7 @@ def _data(record: dict[str, Any], composed: Composed) -> Iterator[str]:
 
     folder, _ = places(composed.config.data)
     if not (folder / MANIFEST).is_file():
-        yield f"data: not at {folder} yet; it is compared when it is there, with the same command"
+        yield f"data: not at {folder} yet; once it is there, the same command with another --output compares it"
         return
     then, now = leaves(record["data"]), leaves(summary(load_manifest(folder)))
     yield from (f"data.{line}" for line in _differences(then, now, "then", "now"))

@@ -5,6 +5,7 @@ Differences are challenger minus baseline: a negative one of losses is better, a
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -107,8 +108,8 @@ def _pair(challenger: Group, baseline: Group) -> Pair:
     if refusal:
         rows += [Row(f"losses at equal {', '.join(AXES)}", "nats", missing=refusal)]
     else:
-        rows += [_at_equal(challenger, baseline, kind, axis) for kind in _KINDS for axis in AXES]
-        times = times_to_loss(challenger, baseline)
+        rows += [_at_equal(challenger, baseline, kind, axis, rules) for kind in _KINDS for axis in AXES]
+        times = times_to_loss(challenger, baseline) if not rules.in_loop else []
     rows.append(_throughput(challenger, baseline))
     rows += _scores(challenger, baseline, rules)
     return Pair(challenger, baseline, rules, rows, times, _verdict(challenger, baseline, rows[0], refusal))
@@ -135,8 +136,10 @@ def _final(a: Group, b: Group, rules: Comparability, refusal: str) -> Row:
     return _row(measure, "nats", a, b, lambda run: run.get("metrics.validation_loss"), "not measured")
 
 
-def _at_equal(a: Group, b: Group, kind: Kind, axis: Axis) -> Row:
+def _at_equal(a: Group, b: Group, kind: Kind, axis: Axis, rules: Comparability) -> Row:
     measure = f"{kind} loss{' in the loop' * (kind == 'held-out')} at equal {axis}"
+    if kind == "held-out" and rules.in_loop:
+        return Row(measure, "nats", missing=rules.in_loop)
     if kind == "training" and not one_objective(a, b):
         return Row(measure, "nats", missing="not comparable: objective, each run's own")
     curves = {id(run): curve(run, kind, axis) for run in [*a.runs, *b.runs]}
@@ -170,7 +173,7 @@ def _scores(a: Group, b: Group, rules: Comparability) -> list[Row]:
         (protocol, average)
         for run in [*a.runs, *b.runs]
         for protocol, row in run.evaluated.items()
-        for average in row["averages"]
+        for average in row.get("averages", {})  # scores without fine-tuning have none
     )
     return [_score(a, b, protocol, average, rules) for protocol, average in names]
 
@@ -185,9 +188,18 @@ def _score(a: Group, b: Group, protocol: str, average: str, rules: Comparability
         return Row(measure, "points", missing=f"not comparable: {rules.refusals[0]}")
     if len({tuple(found[id(run)]["missing"]) for group in have for run in group.runs}) > 1:
         return Row(measure, "points", missing="not comparable: not the same tasks were scored")
+    if len({_how(run, protocol) for group in have for run in group.runs}) > 1:
+        return Row(measure, "points", missing="not comparable: fine-tuned with other settings or numbers of seeds")
     row = _row(measure, "points", have[0], have[1], lambda run: found[id(run)]["mean"], "not measured")
     assert row.difference is not None
     return replace(row, difference=_with_known_noise(row.difference, *(len(group.runs) for group in have)))
+
+
+def _how(run: Run, protocol: str) -> str:
+    """In what a run's fine-tuning was not the protocol's, and with which seeds."""
+    row = run.evaluated[protocol]
+    seeds = [(number.get("task"), sorted(number.get("seeds", {}))) for number in row.get("numbers", [])]
+    return json.dumps([row.get("notes"), seeds])
 
 
 def _with_known_noise(difference: Difference, *runs: int) -> Difference:

@@ -146,7 +146,8 @@ def _finals(axes: Axes, groups: Sequence[Group]) -> str:
     names = [str(number + 1) if many else elide(group.name, 14) for number, group in enumerate(groups)]
     axes.set_xticks(range(len(groups)), names)
     if 2 < len(groups) <= NAMED:
-        axes.tick_params(axis="x", labelrotation=40)
+        for label in axes.get_xticklabels():
+            label.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(visible=False, axis="x")
     axes.set_title("Final held-out loss")

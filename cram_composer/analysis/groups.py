@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,28 +40,30 @@ class Group:
     notes: list[str] = field(default_factory=list)
 
     def by_seed(self, values: Iterable[float | None]) -> dict[int, float] | list[float]:
-        """A value of every run, those that are measured, by seed; as a list where two runs have the same seed."""
-        measured: list[float] = []
-        seeds: list[Any] = []
+        """A value of every run, those that are measured, by seed: the mean where several runs have one seed.
+
+        Repeats differ by chance of the machine alone and are no evidence of how seeds differ. A list where a record
+        names no seed.
+        """
+        found: dict[Any, list[float]] = {}
         for run, value in zip(self.runs, values, strict=True):
             if value is not None and math.isfinite(value):
-                measured.append(value)
-                seeds.append(run.get("config.seed"))
-        if len(set(seeds)) < len(seeds) or None in seeds:
-            return measured
-        return dict(zip(seeds, measured, strict=True))
+                found.setdefault(run.get("config.seed"), []).append(value)
+        if None in found:
+            return list(itertools.chain.from_iterable(found.values()))
+        return {seed: statistics.fmean(repeats) for seed, repeats in found.items()}
 
 
 def read_groups(arguments: Sequence[str]) -> list[Group]:
     """The groups of a command line: NAME=PATTERN, or folders, whose runs are grouped by their configuration.
 
-    A pattern is a folder or has `*`; the same name twice adds up. A folder may be a run or hold runs.
+    A pattern is a folder or has `*`; the same name twice adds up. A folder may be a run or hold runs. A configuration
+    of which nothing finished is left out with a note, a group that was named is not.
 
     Raises:
-        CramError: nothing there, a run in two groups, or a group without a finished run.
+        CramError: nothing there, a run in two groups, or a named group, or all of them, without a finished run.
     """
-    named: dict[str, list[Run]] = {}
-    others: dict[str, list[Run]] = {}
+    found: dict[tuple[str, str], list[Run]] = {}  # by name, or by the settings of those that have none
     seen: dict[Path, str] = {}
     for argument in arguments:
         name, _, pattern = argument.partition("=") if not Path(argument).is_dir() else ("", "", argument)
@@ -71,15 +74,18 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
             if place in seen:
                 continue
             seen[place] = name
-            (named if pattern and name else others).setdefault(name or settings_hash(run), []).append(run)
-    groups = [make_group(name, runs) for name, runs in named.items()]
-    groups += [make_group("", runs) for runs in others.values()]
-    _tell_apart(groups)
-    for group in groups:
-        if not group.runs:
+            given = name if pattern else ""
+            found.setdefault((given, "" if given else settings_hash(run)), []).append(run)
+    groups = {key: make_group(key[0], runs) for key, runs in found.items()}
+    _tell_apart([group for (name, _), group in groups.items() if not name], [name for name, _ in groups if name])
+    finished = [group for group in groups.values() if group.runs]
+    for (name, _), group in groups.items():
+        if not group.runs and (name or not finished):
             why = "; ".join(group.notes)
             raise CramError(f"{group.name}: no finished run in this group ({why}); wait or leave it out")
-    return groups
+        if not group.runs:
+            finished[0].notes += [f"of {group.name} nothing finished: {note}" for note in group.notes]
+    return finished
 
 
 def group_by_configuration(runs: Sequence[Run]) -> list[Group]:
@@ -113,7 +119,9 @@ def make_group(name: str, runs: Sequence[Run]) -> Group:
         notes.append(f"not one configuration: {', '.join(differing[:5])} differ")
     seeds = [run.get("config.seed") for run in kept]
     if len(set(seeds)) < len(seeds):
-        notes.append("several runs have the same seed: they differ by chance of the machine alone, if at all")
+        notes.append(
+            "several runs have the same seed: they differ by chance of the machine alone, if at all, and count as one"
+        )
     return Group(name or _common_name([run.name for run in runs]), kept, notes)
 
 
@@ -126,10 +134,10 @@ def _common_start(names: list[str]) -> str:
     return "".join(letters[0] for letters in same)
 
 
-def _tell_apart(groups: list[Group]) -> None:
-    """Names that are empty or not unique become the recipes, then get a number."""
-    taken: dict[str, int] = {}
-    names = [group.name for group in groups]
+def _tell_apart(groups: Sequence[Group], given: Iterable[str] = ()) -> None:
+    """Names that are empty or not unique become the recipes, then get a number; none is one of those `given`."""
+    taken = dict.fromkeys(given, 1)
+    names = [*taken, *(group.name for group in groups)]
     for group in groups:
         if not group.name or names.count(group.name) > 1:
             recipes = (group.runs[0].get("recipes") if group.runs else None) or [group.name or "group"]
@@ -175,12 +183,14 @@ class Comparability:
         budget: at equal what their final losses are: "wall-clock", "device-hours", "tokens" or "steps"; None if the
             budgets differ.
         refusals: why losses are not comparable, one line each; the first word says what differs.
+        in_loop: why held-out losses in the loop are not, though the final ones are; empty where they are.
         cautions: what else may make a difference.
         per_character: the same text in other tokens, so that bits per character are comparable where losses are not.
     """
 
     budget: str | None
     refusals: list[str]
+    in_loop: str
     cautions: list[str]
     per_character: bool
 
@@ -190,14 +200,25 @@ def comparability(a: Group, b: Group) -> Comparability:
     runs = [*a.runs, *b.runs]
     refusals = data_refusals(runs)
     per_character = len(refusals) == 1 and refusals[0].startswith("tokenizer")
+    cautions = _cautions(runs)
+    if per_character and not all(map(_whole_split, runs)):
+        cautions.append("the final evaluations are of a part of the held-out text, which other tokens end elsewhere")
     budget = _equal_budget(runs)
     if budget is None:
         refusals.insert(0, f"budget: {_listed(budget_text(run) + _on(run) for run in runs)}")
-    return Comparability(budget, refusals, _cautions(runs), per_character and budget is not None)
+    rows = {str(run.get("config.eval.rows")): None for run in runs}
+    in_loop = f"not comparable: evaluation: rows in the loop {_listed(rows)}" if len(rows) > 1 else ""
+    return Comparability(budget, refusals, in_loop, cautions, per_character and budget is not None)
+
+
+def _whole_split(run: Run) -> bool:
+    """Whether the final evaluation was of all held-out rows, up to a batch that they do not fill."""
+    rows, asked = run.get("metrics.validation_rows"), run.get("config.eval.final_rows")
+    return is_number(rows) and is_number(asked) and rows + (run.get("config.eval.batch_size") or 0) <= asked
 
 
 def data_refusals(runs: Sequence[Run]) -> list[str]:
-    """Why held-out losses of the runs are not comparable, whatever their budgets, a line each."""
+    """Why final held-out losses of the runs are not comparable, whatever their budgets, a line each."""
     refusals = []
     tokenizers = list(dict.fromkeys(run.get("data.tokenizer_sha256") for run in runs))
     if len(tokenizers) > 1:
@@ -207,13 +228,14 @@ def data_refusals(runs: Sequence[Run]) -> list[str]:
     elif len({data_hash(run) for run in runs}) > 1:
         names = _listed(f"{run.get('data.name')} ({data_hash(run)[:8]})" for run in runs)
         refusals.append(f"data: {names}")
+    # The whole split of another tokenizer has another number of rows, and is the same text.
+    whole_texts = len(tokenizers) > 1 and all(map(_whole_split, runs))
     for key, what in (
         ("config.objective.shift", "evaluation: tokens are predicted at other positions, objective.shift"),
         ("metrics.validation_rows", "evaluation: rows"),
-        ("config.eval.rows", "evaluation: rows in the loop"),
         ("config.eval.batch_size", "evaluation: masks are drawn batch by batch, of rows"),
     ):
-        if len({run.get(key) for run in runs}) > 1:
+        if len({run.get(key) for run in runs}) > 1 and not (whole_texts and key == "metrics.validation_rows"):
             refusals.append(f"{what} {_listed(str(run.get(key)) for run in runs)}")
     return refusals
 

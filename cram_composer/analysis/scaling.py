@@ -63,7 +63,7 @@ class Scaling:
         law: in parameters and tokens; None where there are too few sizes or lengths, and `missing` says which.
         compute: in FLOPs, of the runs that no run beats with fewer; None where they are too few.
         frontier: the names of those runs.
-        held_back: runs that were kept out, and their predictions.
+        held_back: runs that were kept out, and their predictions by `law`, without one by `compute`.
         notes: what a reader must know.
     """
 
@@ -90,7 +90,13 @@ def read_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
     notes = []
     if len(usable) < len(runs):
         notes.append(f"left out {len(runs) - len(usable)} runs that did not finish")
-    if differing := [key for key in differing_settings(usable) if not key.startswith(_SIZE_KEYS)] if usable else []:
+    decayed = [run for run in usable if not _rate_is_high(run)]
+    if 0 < len(decayed) < len(usable):
+        notes.append(f"left out {len(usable) - len(decayed)} runs whose learning rate had not come down at their end")
+        usable = decayed
+    # A branch's schedule is that of its trunk, with the decay that makes it this long.
+    ignored = (*_SIZE_KEYS, "schedule.") if any(run.get("branched_from") for run in usable) else _SIZE_KEYS
+    if differing := [key for key in differing_settings(usable) if not key.startswith(ignored)] if usable else []:
         notes.append(f"not one recipe: {', '.join(differing[:5])} differ, and the law is a mixture's")
     if again := [run.name for run in usable if (run.get("epochs") or 0) > 1]:
         notes.append(f"{len(again)} runs saw their data more than once, which counts for less than new tokens")
@@ -106,6 +112,13 @@ def read_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
         for run in usable
     ]
     return points, notes
+
+
+def _rate_is_high(run: Run) -> bool:
+    """Whether the learning rate ended near its peak, as that of a trunk of branches does."""
+    if run.get("config.algorithms.swa"):  # has a decay of its own
+        return False
+    return run.get("config.schedule.name") == "constant" or (run.get("config.schedule.final") or 0.0) > 0.5
 
 
 def scale(points: Sequence[Point], notes: Sequence[str] = (), hold_back: int = 0) -> Scaling:
@@ -127,7 +140,12 @@ def scale(points: Sequence[Point], notes: Sequence[str] = (), hold_back: int = 0
             f"{missing}; runs of {LEAST_LEVELS} sizes with {LEAST_LEVELS} lengths each are the least, "
             "or four that each do better with more compute"
         )
-    held = [HeldBack(point, law.predict(_x([point])[0])) for point in kept_back] if law is not None else []
+    if law is not None:
+        held = [HeldBack(point, law.predict(_x([point])[0])) for point in kept_back]
+    else:
+        assert compute is not None
+        known = [point for point in kept_back if point.flops is not None]
+        held = [HeldBack(point, compute.predict(np.array([point.flops]))) for point in known]
     return Scaling(used, law, missing, compute, [point.name for point in best], held, list(notes))
 
 

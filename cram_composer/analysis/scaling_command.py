@@ -25,6 +25,8 @@ def scaling_command(options: argparse.Namespace) -> str:
         raise CramError(f"--hold-back {options.hold_back}: 0 or more runs")
     runs, problems = list_runs(options.items, Path("runs"))
     points, notes = read_points(runs)
+    if not points:
+        raise CramError(f"no finished run among the {len(runs)} that were found; give folders of runs that are over")
     if options.hold_back >= len(points):
         raise CramError(f"--hold-back {options.hold_back}: there are only {len(points)} finished runs")
     scaling = scale(points, [*notes, *(f"left out: {problem}" for problem in problems)], options.hold_back)

@@ -13,6 +13,7 @@ LAWS = {
     ("parameters", "tokens"): "loss = E + A / parameters^a + B / tokens^b",
     ("FLOPs",): "loss = E + C / FLOPs^c, of the runs that none beats with less compute",
 }
+_NOTHING = 1e-6
 _TERMS = {"parameters": ("A", "a"), "tokens": ("B", "b"), "FLOPs": ("C", "c")}
 
 
@@ -50,10 +51,14 @@ def law_cells(result: Fit, names: Sequence[str]) -> list[tuple[str, ...]]:
     return [
         ("", "value", "95 % interval"),
         *(
-            (letter, f"{v:.4g}", f"{low:.4g} to {high:.4g}")
+            (letter, _number(v), f"{_number(low)} to {_number(high)}")
             for letter, (_, v, low, high) in zip(letters, rows, strict=True)
         ),
     ]
+
+
+def _number(value: float) -> str:
+    return "0" if abs(value) < _NOTHING else f"{value:.4g}"  # what the fit takes for a floor of zero
 
 
 def held_back_cells(scaling: Scaling) -> list[tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from cram_composer.config.paths import sweep_file
     from cram_composer.config.sweep_schema import SweepConfig
 
-    overrides = [*options.set, *given(seeds=options.seeds, budget=options.budget)]
+    overrides = [*options.set, *given(seeds=options.seeds), *_whole_budget(options.budget)]
     return _run(compose(SweepConfig, sweep_file(options.sweep), overrides).config, options.sweep, options)
 
 
@@ -61,13 +62,25 @@ def _ablate(options: argparse.Namespace) -> int:
     from cram_composer.sweeps.ablation import leave_one_out
 
     recipes = options.recipes.split(",") if options.recipes else None
-    overrides = [*options.overrides, *given(budget=options.budget)]
+    overrides = [*options.overrides, *_whole_budget(options.budget)]
     sweep = leave_one_out(str(options.yaml), overrides, recipes)
     if options.seeds is not None:
         if options.seeds < 1:
             raise CramError(f"--seeds {options.seeds}: at least 1")
         sweep.seeds = options.seeds
     return _run(sweep, str(options.yaml), options)
+
+
+def _whole_budget(text: str | None) -> list[str]:
+    """The override that takes the place of every limit that the file has, in whatever unit."""
+    if text is None:
+        return []
+    from cram_composer.config.compose import parse_override
+    from cram_composer.config.schema import BudgetConfig
+
+    _, value = parse_override(f"budget={text}")
+    limits = value if isinstance(value, dict) else {"wall": text}
+    return [f"budget={json.dumps({**vars(BudgetConfig()), **limits})}"]
 
 
 def _run(config: SweepConfig, asked_by: str, options: argparse.Namespace) -> int:

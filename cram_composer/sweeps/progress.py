@@ -34,11 +34,28 @@ def record_of(trial: Trial) -> dict[str, Any] | None:
     if record is None:
         return None
     try:
-        check_same(record, trial.composed, str(trial.path))
+        if _but_for_place(record["config"]) != _but_for_place(trial.composed.plain):
+            check_same(record, trial.composed, str(trial.path))
     except CramError as error:
         said = str(error).partition(";")[0]
         raise CramError(f"{said}; give this sweep a folder of its own with --output") from None
     return record if record["status"] in ("finished", "killed-early") else None
+
+
+def _but_for_place(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without where its run is: a folder may have been moved, or be named from elsewhere."""
+    return {key: value for key, value in config.items() if key != "runs_dir"}
+
+
+def not_over(trial: Trial) -> str:
+    """How a run stands that is not over; empty for one that is."""
+    if record_of(trial) is not None:
+        return ""
+    record = RunFolder(trial.path).read_record()
+    if record is None:
+        return "not trained"
+    reason = f" ({record['reason']})" if record.get("reason") else ""
+    return f"{record['status']}{reason}"
 
 
 def progress(run: Path) -> float:
@@ -60,7 +77,8 @@ class Standing:
         self._over: dict[Trial, float | None] = {}  # held-out loss; None for those killed early
         self._failed: dict[Trial, str] = {}
         self._running: list[Trial] = []
-        self._started = self._said = time.monotonic()
+        self._started = self._said = 0.0
+        self._earlier = 0.0  # shares of runs that an earlier sweep began
         self._live: Any = None
         for trial in trials:
             self._look(trial)
@@ -77,6 +95,8 @@ class Standing:
         return [f"{trial.path}: {error}; log in {trial.log}" for trial, error in self._failed.items()]
 
     def __enter__(self) -> Standing:
+        self._started = self._said = time.monotonic()
+        self._earlier = sum(progress(trial.path) for trial in self.left)
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -124,9 +144,10 @@ class Standing:
         """From how long the runs that ended here took."""
         done = len(self._over) + len(self._failed) - self._before
         shares = sum(progress(trial.path) for trial in self._running)
-        if done + shares < 0.05:
+        trained = done + shares - self._earlier
+        if trained < 0.05:
             return ""
-        pace = (time.monotonic() - self._started) / (done + shares)
+        pace = (time.monotonic() - self._started) / trained
         return f", about {format_duration(pace * (len(self.left) - len(self._failed) - shares))} left"
 
     def _say(self, line: str) -> None:

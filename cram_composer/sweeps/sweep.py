@@ -15,7 +15,7 @@ from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
 from cram_composer.sweeps.execution import places_here, run_here, run_on_slurm
 from cram_composer.sweeps.plan import Trial, baseline_of, plan_trials, same_settings
-from cram_composer.sweeps.progress import Standing, record_of
+from cram_composer.sweeps.progress import Standing, not_over, record_of
 
 REPORT = "report.html"
 
@@ -70,7 +70,22 @@ def sweep(
                 endings = run_on_slurm(left, slurm, device != "cpu", folder / "slurm", standing.running)
             for ended in endings:
                 standing.ended(ended)
-    return compared(trials, baseline_of(config, trials), folder / REPORT), standing.failures
+    failures = [*standing.failures, *(_incomplete_copies(trials, set(standing.left)) if train else [])]
+    return compared(trials, baseline_of(config, trials), folder / REPORT), failures
+
+
+def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[str]:
+    """A line for every run that is over and whose copy in `runs_remote` is not complete, after another try."""
+    for trial in trials:
+        uri = trial.composed.config.runs_remote
+        if uri is None or trial in left:
+            continue
+        from cram_composer.record import RunFolder
+        from cram_composer.remote_run import RemoteRun
+
+        copy = RemoteRun(RunFolder(trial.path), uri, trial.composed.config.checkpoint.keep)
+        if copy.complete() != 0:
+            yield f"{trial.path}: finished, but its copy in {copy.uri} is not complete"
 
 
 def compared(trials: Sequence[Trial], baseline: str, report: Path) -> str:
@@ -84,7 +99,10 @@ def compared(trials: Sequence[Trial], baseline: str, report: Path) -> str:
     names = dict.fromkeys([baseline, *(trial.variant for trial in trials)])
     groups, absent = [], []
     for name in names:
-        group = make_group(name, [load_run(t.path) for t in trials if t.variant == name and record_of(t) is not None])
+        own = [trial for trial in trials if trial.variant == name]
+        group = make_group(name, [load_run(trial.path) for trial in own if record_of(trial) is not None])
+        # What is left out may be what went wrong: without a word, only the lucky seeds would be compared.
+        group.notes += [f"left out {trial.path.name}: {why}" for trial in own if (why := not_over(trial))]
         if group.runs:
             groups.append(group)
         else:

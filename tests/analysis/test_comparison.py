@@ -238,3 +238,54 @@ def test_json_has_what_the_text_has(make_seeds) -> None:
     (only,) = values["comparisons"]
     assert only["rows"][0]["difference"]["mean"] == pytest.approx(0.325)
     assert only["verdict"]["word"] in ("worse", "not distinguishable")
+
+
+def test_repeats_of_one_seed_are_no_evidence_of_how_seeds_differ(make_seeds) -> None:
+    """Three runs of seed 17 each, which differ by the machine alone, are one seed each."""
+    muon = [make_seeds(f"a{loss}", [loss], first_seed=17, **MUON)[0] for loss in (4.100, 4.101, 4.102)]
+    base = [make_seeds(f"b{loss}", [loss], first_seed=17)[0] for loss in (4.200, 4.201, 4.202)]
+    found = pair(muon, base)
+    assert found.verdict.word == "no verdict"
+    assert found.rows[0].difference.mean == pytest.approx(-0.1)
+    assert any("count as one" in note for note in found.challenger.notes)
+
+
+def test_scores_without_fine_tuning_are_passed_over(make_seeds) -> None:
+    base, other = make_seeds("base", [4.2, 4.3]), make_seeds("muon", [4.1, 4.15], **MUON)
+    for path in (*base, *other):
+        zero_shot = {"kind": "masked_words", "bits_per_character": 2.0, "notes": []}
+        (path / "evaluations.json").write_text(json.dumps({"masked-words": zero_shot}))
+    assert not any("masked-words" in row.measure for row in pair(other, base).rows)
+
+
+def test_scores_of_other_settings_are_not_compared(make_seeds) -> None:
+    base, other = make_seeds("base", [4.2, 4.3]), make_seeds("muon", [4.1, 4.15], **MUON)
+    for path in (*base, *other):
+        notes = ["epochs 2, not 5"] if path in other else []
+        (path / "evaluations.json").write_text(json.dumps({"glue": {**score(78.0, [])["glue"], "notes": notes}}))
+    row = next(row for row in pair(other, base).rows if row.measure.startswith("glue"))
+    assert (
+        row.difference is None and row.missing == "not comparable: fine-tuned with other settings or numbers of seeds"
+    )
+
+
+def test_other_rows_in_the_loop_leave_the_final_losses_comparable(make_seeds) -> None:
+    base, other = make_seeds("base", [4.2, 4.21]), make_seeds("few", [4.3, 4.31], settings={"eval.rows": 99})
+    found = pair(other, base)
+    assert found.verdict.word == "worse" and found.times == []
+    rows = by_measure(found)
+    in_loop = [row for name, row in rows.items() if name.startswith("held-out loss in the loop")]
+    assert in_loop and all("rows in the loop" in row.missing for row in in_loop)
+
+
+def test_a_configuration_without_a_finished_run_is_left_out_aloud(make_seeds) -> None:
+    broken = make_seeds("broken", [8.0], settings={"optimizer.lr": 0.3}, status="failed")
+    groups = read_groups([str(path) for path in (*make_seeds("base", [4.2, 4.21]), *broken)])
+    assert [group.name for group in groups] == ["base"]
+    assert any("broken" in note and "failed" in note for note in groups[0].notes)
+
+
+def test_the_first_group_named_is_the_first(make_seeds) -> None:
+    base, other = make_seeds("base", [4.2, 4.3]), make_seeds("muon", [4.1, 4.15], **MUON)
+    groups = read_groups([*map(str, base), *(f"quick={path}" for path in other)])
+    assert [group.name for group in groups] == ["base", "quick"]

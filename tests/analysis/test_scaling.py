@@ -16,7 +16,7 @@ from cram_composer.analysis.scaling_law import DELTA, PowerLaw, fit
 from cram_composer.analysis.scaling_text import console
 from cram_composer.cli import main
 from cram_composer.errors import CramError
-from tests.analysis.conftest import DATA
+from tests.analysis.conftest import CONFIG, DATA
 
 # Besiroglu et al. 2024 (arXiv 2404.10102), their refit of Hoffmann et al.'s data.
 TRUE = PowerLaw(1.8172, np.array([482.01, 2085.43]), np.array([0.3478, 0.3658]), 0.0)
@@ -128,6 +128,23 @@ def test_compute_alone_is_fitted_on_the_runs_that_none_beats() -> None:
         optimum(found, 60.0)
 
 
+def test_runs_held_back_are_predicted_by_compute_where_there_is_no_law_in_sizes() -> None:
+    found = scale([point for point in points(0.0) if point.parameters < 1e7], hold_back=2)
+    assert found.law is None and len(found.held_back) == 2
+    for one in found.held_back:
+        assert one.predicted[1] <= one.predicted[0] <= one.predicted[2]
+        assert one.predicted == found.compute.predict(np.array([one.point.flops]))
+
+
+def test_a_run_at_a_constant_rate_is_left_out_beside_others(make_run: Any) -> None:
+    decayed = make_run("decayed", budget=20.0, config={**CONFIG, "schedule": {"name": "wsd", "final": 0.0}})
+    trunk = make_run("trunk", budget=20.0, config={**CONFIG, "schedule": {"name": "constant"}})
+    read, notes = read_points([load_run(decayed), load_run(trunk)])
+    assert [point.name for point in read] == ["decayed"]
+    assert "left out 1 runs whose learning rate had not come down at their end" in notes
+    assert len(read_points([load_run(trunk)])[0]) == 1  # alone, there is nothing better
+
+
 def test_too_few_runs_are_refused() -> None:
     with pytest.raises(CramError, match="2 runs of 1 sizes and 2 lengths are too few"):
         scale(points(0.0)[:2])
@@ -189,6 +206,12 @@ def test_bad_requests_are_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_folders_without_a_finished_run_are_said(make_run: Any, tmp_path: Path, capsys: Any) -> None:
+    make_run("failed", budget=20.0, status="failed").rename(tmp_path / "failed")
+    assert main(["scaling", str(tmp_path)]) == 2
+    assert "no finished run among the 1 that were found" in capsys.readouterr().err
 
 
 def test_runs_on_different_data_have_no_law_in_common(make_run: Any) -> None:

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from cram_composer.cli import main
 from cram_composer.config import compose
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema import BudgetConfig, RunConfig
 from cram_composer.config.sweep_schema import SweepConfig
 from cram_composer.errors import CramError
 from cram_composer.sweeps.execution import places_here
@@ -86,6 +86,41 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFi
     assert "no finished run: bad" in text
     assert json.loads(Path("runs/sweeps/own/good-seed1/record.json").read_text())["status"] == "finished"
     assert sweep("--report", capsys=capsys)[1] == text[text.index("no finished run") :]
+
+
+def test_a_seed_that_failed_is_not_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(seeds=2, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
+    trials = plan_trials(compose(SweepConfig, "own.yaml", []).config, "own.yaml", Path("runs/sweeps/own"))
+    for trial in trials:
+        failed = trial.path.name == "b-seed2"
+        trial.path.mkdir(parents=True)
+        record = {
+            "format_version": 1,
+            "status": "failed" if failed else "finished",
+            "reason": "CramError: a gradient is not finite" if failed else None,
+            "run_name": trial.path.name,
+            "config": trial.composed.plain,
+            "config_hash": trial.composed.hash,
+            "budget": {"steps": 4},
+            "metrics": {"validation_loss": 4.0 + 0.01 * trial.seed},
+        }
+        (trial.path / "record.json").write_text(json.dumps(record))
+    status, text, _ = sweep("--report", capsys=capsys)
+    assert status == 0
+    assert "left out b-seed2: failed (CramError: a gradient is not finite)" in text
+
+
+@pytest.mark.parametrize(
+    "command", [["sweep", "own.yaml"], ["ablate", "small.yaml", "recipes=[crammed-bert,rmsnorm]", "budget=9m"]]
+)
+def test_a_budget_on_the_command_line_takes_the_place_of_every_other(command, monkeypatch) -> None:
+    write_sweep(budget="3h", variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
+    planned: list[SweepConfig] = []
+    monkeypatch.setattr("cram_composer.sweeps.sweep.sweep", lambda config, *_, **__: (planned.append(config), []))
+    main([*command, "--budget", "{tokens: 1e6}"])
+    trials = plan_trials(planned[0], "own.yaml", Path("runs"))
+    budgets = {repr(trial.composed.config.budget) for trial in trials}
+    assert budgets == {repr(BudgetConfig(tokens=1e6))}
 
 
 def test_runs_of_another_sweep_are_not_taken_for_its_own(capsys: pytest.CaptureFixture[str]) -> None:
