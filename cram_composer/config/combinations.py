@@ -84,7 +84,7 @@ def check_combinations(config: RunConfig) -> None:
             f"model.num_hidden_layers: {model.num_hidden_layers} are too few for a funnel: three stages and two layers "
             f"after them need {_FUNNEL_LAYERS}"
         )
-    if ours and model.attention_kernel != "sdpa":
+    if ours and model.attention_kernel in ("flex", "flash"):
         _check_attention(config)
     if model.architecture == "hf" and model.hf_name is None:
         raise ConfigError("model.hf_name: architecture hf needs a model type, such as model.hf_name=bert")

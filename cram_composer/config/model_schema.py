@@ -54,7 +54,8 @@ class ModelConfig:
     hidden_dropout_prob: float = number(0.0, 0.0, 0.9)
     attention_probs_dropout_prob: float = number(0.0, 0.0, 0.9)
     document_masking: bool = False  # in pretraining, attention does not cross from one document of a row to another
-    attention_kernel: str = choice("sdpa", "flex", "flash")  # in training; the latter two are for CUDA
+    # In training; the last two are for CUDA. auto: eager on a CPU, else sdpa; eager holds all products of short rows.
+    attention_kernel: str = choice("auto", "sdpa", "eager", "flex", "flash")
     loss_kernel: str = choice("full", "chunked", "liger")  # the latter two never hold all logits; liger is for CUDA
     hf_name: str | None = None  # model type for `architecture: hf`: bert, modernbert, ...
     hf_overrides: dict[str, Any] = field(default_factory=dict)  # values of that model's own config class

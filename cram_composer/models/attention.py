@@ -95,7 +95,7 @@ class Context(NamedTuple):
     """What attention knows of the rows besides their hidden states; the same for all layers of a kind.
 
     `mask` is what `kernel` takes, `rotary` a table for `rotate`; None where there is nothing of the kind. Only of a
-    DenseAttention can there be a context of some of the positions.
+    DenseAttention, or one of its kind, can there be a context of some of the positions.
     """
 
     mask: Any
@@ -105,7 +105,8 @@ class Context(NamedTuple):
     def strided(self, stride: int, count: int) -> Context:
         """That of every `stride`-th position, the first `count` of them."""
         mask = None if self.mask is None else self.mask[..., ::stride, ::stride][..., :count, :count]
-        return Context(mask, None if self.rotary is None else self.rotary[..., ::stride, :][..., :count, :])
+        rotary = None if self.rotary is None else self.rotary[..., ::stride, :][..., :count, :]
+        return Context(mask, rotary, self.kernel)
 
     def at(self, positions: torch.Tensor) -> Context:
         """That of the positions int64 [B, K], which differ from row to row."""
@@ -115,7 +116,7 @@ class Context(NamedTuple):
             length = mask.shape[-1]
             mask = mask.expand(len(positions), -1, length, length)
             mask = mask[rows, :, positions[:, :, None], positions[:, None, :]].permute(0, 3, 1, 2)
-        return Context(mask, None if self.rotary is None else self.rotary[:, positions][:, :, None])
+        return Context(mask, None if self.rotary is None else self.rotary[:, positions][:, :, None], self.kernel)
 
 
 def is_local(config: CramBertConfig, layer: int) -> bool:

@@ -12,15 +12,45 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from cram_composer.models.attention import DENSE, AttentionKernel, Rows
+from cram_composer.models.attention import DENSE, AttentionKernel, DenseAttention, Rows
 from cram_composer.models.positions import alibi_slopes
 
 log = logging.getLogger(__name__)
 
 _SDPA = "torch scaled_dot_product_attention"
+_LONGEST_EAGER = 512  # 16 rows of 512 with 4 heads hold 64 MiB of products in fp32
 _HALVES = ("bf16", "fp16")  # what flash-attn computes in
+
+
+class EagerAttention(DenseAttention):
+    """Every product of a query and a key is held, softmax in fp32; for rows longer than `longest`, torch's kernel.
+
+    torch's kernel on a CPU goes through bf16 rows of 128 tokens at a tenth of the rate of its matrix products; here
+    compilation fuses all but those (benchmarks/RESULTS.md).
+    """
+
+    def __init__(self, longest: int = _LONGEST_EAGER) -> None:
+        self.longest = longest
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        dropout: float,
+    ) -> torch.Tensor:
+        """[B, heads, L, D] -> [B, heads, L, D]."""
+        if key.shape[-2] > self.longest:
+            return super().attend(query, key, value, mask, dropout)
+        scores = torch.matmul(query, key.transpose(-2, -1)).float() * query.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        weights = F.dropout(scores.softmax(dim=-1), dropout)
+        return torch.matmul(weights.to(value.dtype), value)
 
 
 class FlexMask(NamedTuple):
@@ -151,11 +181,13 @@ def choose_attention(kernel: str, device: str, precision: str) -> tuple[Attentio
     """The kernel to use and its name; warns where it is not what was asked for.
 
     Args:
-        kernel: "sdpa", "flex" or "flash".
+        kernel: "auto", "sdpa", "eager", "flex" or "flash"; "auto" is "eager" on a CPU, else "sdpa".
         device: "cpu" or "gpu".
         precision: "bf16", "fp16" or "fp32".
     """
-    if kernel == "sdpa":
+    if kernel == "eager" or (kernel == "auto" and device == "cpu"):
+        return EagerAttention(), f"matrix products (torch's kernel for rows of more than {_LONGEST_EAGER})"
+    if kernel in ("auto", "sdpa"):
         return DENSE, _SDPA
     reason = "there is no GPU"
     if device == "gpu":

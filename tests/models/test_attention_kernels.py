@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from cram_composer.models import attention_kernels
 from cram_composer.models.attention import DENSE, AttentionKernel
-from cram_composer.models.attention_kernels import FlashAttention, FlexAttention, choose_attention
+from cram_composer.models.attention_kernels import EagerAttention, FlashAttention, FlexAttention, choose_attention
 from tests.models.tiny_models import tiny_model, training_batch
 
 DOCUMENTS = torch.tensor([[0] * 9 + [1] * 7, [0] * 3 + [1] * 10 + [-1] * 3, [0] * 16])
@@ -77,6 +77,31 @@ def agree(kernel: AttentionKernel, model_settings: dict, limits: dict) -> None:
     found = hidden_and_gradients(kernel, model_settings, limits)
     for one, other in zip(expected, found, strict=True):
         assert torch.allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("model", MODELS)
+def test_eager_is_dense_attention(model: str, limits: str, monkeypatch: pytest.MonkeyPatch):
+    agree(EagerAttention(), MODELS[model], LIMITS[limits])
+    monkeypatch.setattr(torch, "matmul", lambda *args: pytest.fail("rows are longer than that"))
+    agree(EagerAttention(longest=8), MODELS[model], LIMITS[limits])
+
+
+@pytest.mark.parametrize("stack", ["funnel", "token-dropping"])
+def test_eager_takes_parts_of_rows(stack: str):
+    agree(EagerAttention(), {"stack": stack, "num_hidden_layers": 6}, {"document_ids": DOCUMENTS})
+
+
+def test_eager_drops_weights_in_training():
+    query = torch.ones(1, 1, 64, 4)
+    kept = EagerAttention().attend(query, query, query, None, 0.5)
+    assert kept.unique().numel() > 1 and kept.mean() == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_cpu_takes_matrix_products_and_a_gpu_torchs_kernel():
+    assert isinstance(choose_attention("auto", "cpu", "bf16")[0], EagerAttention)
+    assert choose_attention("auto", "gpu", "bf16") == choose_attention("sdpa", "gpu", "bf16")
+    assert choose_attention("sdpa", "cpu", "bf16")[0] is DENSE
 
 
 @pytest.mark.parametrize("limits", LIMITS)
