@@ -1,7 +1,8 @@
-"""Tokens per second of the bare training step, eager and compiled, without Composer, callbacks, data and clock.
+"""Tokens per second of the bare training step on a CPU, without Composer, callbacks, data and clock.
 
 python -m benchmarks.compile_modes 4x256 64 regional
 python -m benchmarks.compile_modes 4x256 64 regional --precision fp32
+python -m benchmarks.compile_modes 4x128 16 regional --attention sdpa --give-back     # what a run does not do
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import torch
 
 from cram_composer.config.model_schema import ModelConfig
 from cram_composer.config.optimizer_schema import OptimizerConfig
+from cram_composer.device import set_up_cpu
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
 
-_VOCABULARY, _LENGTH, _MASKED, _STEPS = 8192, 128, 32, 6
+_VOCABULARY, _LENGTH, _MASKED, _STEPS = 8192, 128, 32, 30
 
 
 def main() -> None:
@@ -27,17 +29,24 @@ def main() -> None:
     parser.add_argument("rows", type=int, help="rows of 128 tokens in the microbatch")
     parser.add_argument("mode", choices=("off", "regional", "full"))
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--attention", choices=("auto", "sdpa", "eager"), default="auto")
+    parser.add_argument("--give-back", action="store_true", help="memory that tensors free goes back to the system")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     layers, hidden = map(int, options.size.split("x"))
+    set_up_cpu(options.threads, trains_here=not options.give_back)
     torch.manual_seed(0)
     settings = ModelConfig(
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 64,
         intermediate_size=4 * hidden,
+        positions="rotary",
+        embedding_norm=False,
     )
     network = build_model(settings, _VOCABULARY, {"pad": 0, "cls": 2, "sep": 3})
     model = MaskedLMTrainingModel(network, torch.bfloat16 if options.precision == "bf16" else None, options.mode)
+    model.use_attention(options.attention, "cpu", options.precision)
     optimizer = build_optimizer(OptimizerConfig(), model)
     batch = {
         "input_ids": torch.randint(5, _VOCABULARY, (options.rows, _LENGTH)),
