@@ -30,8 +30,8 @@ def compile_model(model: PreTrainedModel, mode: str) -> list[nn.Module]:
         regions = regions or [model]
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         # Inductor writes the number of threads into the code, but not into the key of its cache unless it is set here.
-        # Code for more threads than a process has cores spins in them: two such processes on two cores, four times
-        # as slow.
+        # Code for more threads than a process has cores spins in them, and processes side by side take each other's
+        # cores.
         inductor.cpp.threads = torch.get_num_threads()
     for region in regions:
         region.compile(dynamic=False)  # training shapes are few and static, and static graphs run faster
