@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.short_run import REPOSITORY, STEADY, build_run, resident
+from benchmarks.short_run import REPOSITORY, STEADY, build_run, memory
 
 STRATEGIES = {
     "plain loop, torch DDP": [],
@@ -89,8 +89,6 @@ def _launch(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
     """One rank: train, and write what it took."""
-    import torch
-
     rank = int(os.environ["RANK"])
     built, before = build_run(yaml, settings, scratch / "run")
     device, folder = built.device, built.folder
@@ -101,8 +99,8 @@ def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
         # Only the first rank writes a trace; all wait for each other in every step.
         lines = (folder.path / "trace.jsonl").read_text().splitlines() if rank == 0 else []
         seconds = [json.loads(line)["step_seconds"] for line in lines]
-    mib = torch.cuda.max_memory_allocated() / 2**20 if device.name == "gpu" else resident(peak=True) - before
-    (scratch / f"rank-{rank}.json").write_text(json.dumps({"seconds": seconds[_WARM_UP:], "mib": mib}))
+    found = {"seconds": seconds[_WARM_UP:], "mib": memory(built, before)}
+    (scratch / f"rank-{rank}.json").write_text(json.dumps(found))
 
 
 def _plain_loop(run: Any, device: Any) -> list[float]:

@@ -53,6 +53,15 @@ def resident(peak: bool = False) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def memory(run: Run, before: float) -> float:
+    """MiB: the most that was allocated on a GPU, on a CPU what resident memory grew by at the most since `before`."""
+    import torch
+
+    if run.device.name == "gpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resident(peak=True) - before
+
+
 def in_a_process(module: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
     """What `python -m MODULE ARGUMENTS OUTPUT` wrote to the file OUTPUT. Ends the benchmark if it failed."""
     with tempfile.TemporaryDirectory() as scratch:

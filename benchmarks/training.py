@@ -26,7 +26,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.short_run import STEADY, build_run, in_a_process, resident
+from benchmarks.short_run import STEADY, build_run, in_a_process, memory
 
 if TYPE_CHECKING:
     from cram_composer.run import Run
@@ -89,13 +89,7 @@ def _measure(side: str, yaml: str, steps: int, rounds: int, settings: list[str])
             step = _bare_loop(run, run.model)
             for _ in range(total):
                 step()
-    return {"mib": _peak(run) - (before if run.device.name == "cpu" else 0.0)}
-
-
-def _peak(run: Run) -> float:
-    import torch
-
-    return torch.cuda.max_memory_allocated() / 2**20 if run.device.name == "gpu" else resident(peak=True)
+    return {"mib": memory(run, before)}
 
 
 def _turns(run: Run, steps: int) -> dict[str, Any]:

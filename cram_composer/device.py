@@ -62,7 +62,7 @@ def set_up_cpu(threads: int, trains_here: bool = True) -> None:
     """Compute with `threads` threads; if the CPU `trains_here`, keep what tensors free for those of the next step.
 
     glibc otherwise gives large blocks back to the system when they are freed and has them filled with zeros again page
-    by page, in every step: a tenth of the time of a small model (benchmarks/RESULTS.md).
+    by page, in every step: a quarter of the speed of a small model (benchmarks/RESULTS.md).
     """
     torch.set_num_threads(threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none

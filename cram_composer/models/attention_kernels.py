@@ -28,8 +28,8 @@ _HALVES = ("bf16", "fp16")  # what flash-attn computes in
 class EagerAttention(DenseAttention):
     """Every product of a query and a key is held, softmax in fp32; for rows longer than `longest`, torch's kernel.
 
-    torch's kernel on a CPU goes through bf16 rows of 128 tokens at a tenth of the rate of its matrix products; here
-    compilation fuses all but those (benchmarks/RESULTS.md).
+    With torch's kernel on a CPU, a step of rows of 128 tokens has two thirds of the speed (benchmarks/RESULTS.md): its
+    matrix products are the faster ones, and compilation fuses all that is between them.
     """
 
     def __init__(self, longest: int = _LONGEST_EAGER) -> None:
