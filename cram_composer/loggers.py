@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
-from composer.loggers import LoggerDestination
+from composer.loggers import LoggerDestination, TensorboardLogger
 from composer.utils import dist
 
 from cram_composer.budget.budget import Budget
@@ -14,6 +15,32 @@ from cram_composer.console import BudgetProgressBar
 from cram_composer.errors import CramError
 from cram_composer.record import RunFolder
 from cram_composer.recording import MetricsFile
+
+_A_STEP_EVERY = 1.0  # second; the trace has every step
+
+
+class PacedTensorboard(TensorboardLogger):
+    """TensorBoard with every evaluation, and one step in a second: some twenty scalars a step would cost short steps.
+
+    Args:
+        log_dir: the folder of the event files.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir=log_dir, rank_zero_only=True)
+        self._step: int | None = None
+        self._writes = False
+        self._next = 0.0
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write all that a step logs, or nothing of it."""
+        if step != self._step:
+            now = time.monotonic()
+            self._step, self._writes = step, now >= self._next
+            if self._writes:
+                self._next = now + _A_STEP_EVERY
+        if self._writes or any(name.startswith("metrics/") for name in metrics):
+            super().log_metrics(metrics, step)
 
 
 def build_loggers(config: LoggingConfig, folder: RunFolder, budget: Budget) -> list[LoggerDestination]:
@@ -24,9 +51,7 @@ def build_loggers(config: LoggingConfig, folder: RunFolder, budget: Budget) -> l
         if config.progress_bar:
             loggers.append(BudgetProgressBar(budget))
         if config.tensorboard:
-            from composer.loggers import TensorboardLogger
-
-            loggers.append(TensorboardLogger(log_dir=str(folder.path / "tensorboard"), rank_zero_only=True))
+            loggers.append(PacedTensorboard(str(folder.path / "tensorboard")))
     # These two exchange their run's id among the ranks, and log on rank 0 only by themselves.
     if config.wandb is not None:
         from composer.loggers import WandBLogger

@@ -153,11 +153,15 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     loader = _train_loader(config, data, rank, world_size, cached)
     length = data.manifest["sequence_length"]
     flops = flops_per_token(network, length, loader.masker.capacity(length))
-    parts = Parts(budget, loader, world_size, config.seed)
-    rollback = rollback_to_checkpoint(folder, ledger, strategy)
     guard = NonFiniteGuard(
-        config.train.nonfinite, config.train.max_nonfinite, rollback, strategy.gradients, strategy.skips_steps
+        config.train.nonfinite,
+        config.train.max_nonfinite,
+        rollback_to_checkpoint(folder, ledger, strategy),
+        strategy.gradients,
+        strategy.whole,
+        strategy.skips_steps,
     )
+    parts = Parts(budget, loader, world_size, config.seed, lambda: guard.norm)
     # The guard is behind the others: Composer runs algorithms in reverse after a step, and clipping would make an
     # infinity finite.
     algorithms = [

@@ -1,8 +1,8 @@
-"""Adaptive gradient clipping; the other kinds are Composer's."""
+"""Gradient clipping: Composer's, but for a norm that is known already, and for the adaptive kind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -55,8 +55,31 @@ def _row_norms(tensor: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(tensor, dim=rows, keepdim=tensor.ndim > 1)
 
 
-def gradient_clipping(config: GradientClippingConfig) -> Algorithm:
-    """The algorithm of a clipping type."""
+class NormClipping(GradientClipping):
+    """Pascanu et al. 2013, arXiv 1211.5063, section 3.2, with the norm that was computed to see whether it is finite.
+
+    Args:
+        clipping_threshold: the largest norm of all gradients together.
+        norm: that of the step under way, a scalar; None where it is not known, so that it is computed.
+    """
+
+    def __init__(self, clipping_threshold: float, norm: Callable[[], torch.Tensor | None]) -> None:
+        super().__init__("norm", clipping_threshold)
+        self._norm = norm
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Clip."""
+        norm = self._norm() if event == Event.AFTER_TRAIN_BATCH else None
+        if norm is None:
+            super().apply(event, state, logger)
+        else:
+            nn.utils.clip_grads_with_norm_(state.model.parameters(), self.clipping_threshold, norm)
+
+
+def gradient_clipping(config: GradientClippingConfig, norm: Callable[[], torch.Tensor | None]) -> Algorithm:
+    """The algorithm of a clipping type; `norm` as in `NormClipping`."""
     if config.clipping_type == "adaptive":
         return AdaptiveGradientClipping(config.clipping_threshold)
+    if config.clipping_type == "norm":
+        return NormClipping(config.clipping_threshold, norm)
     return GradientClipping(config.clipping_type, config.clipping_threshold)

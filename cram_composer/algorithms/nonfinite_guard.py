@@ -31,8 +31,13 @@ class NonFiniteGuard(Algorithm):
         limit: bad steps in a row.
         rollback: goes back; False when there is nothing to go back to.
         gradients: what this rank holds of a model's gradients; their `grad` without it.
+        whole: those are all gradients of the model, and not this rank's part of them.
         skipped_elsewhere: what takes the step leaves it out by itself if the norm of its gradients is not finite, and
             calls `step_was_skipped`. A loss that is not finite is then multiplied so that its gradients are not either.
+
+    Attributes:
+        norm: of all gradients of the step under way, a scalar; None where this rank has not computed it.
+        skipped: steps that were not applied.
     """
 
     def __init__(
@@ -41,17 +46,20 @@ class NonFiniteGuard(Algorithm):
         limit: int,
         rollback: Callable[[State, Logger], bool],
         gradients: Callable[[nn.Module], list[torch.Tensor]] | None = None,
+        whole: bool = True,
         skipped_elsewhere: bool = False,
     ) -> None:
         self._policy = policy
         self._limit = limit
         self._rollback = rollback
         self._gradients = gradients or _gradients
+        self._whole = whole
         self._skipped_elsewhere = skipped_elsewhere
         self._run: tuple[State, Logger] | None = None
         self._in_a_row = 0
         self._last_bad = -1  # the step of the latest
         self._loss_is_bad: torch.Tensor | None = None  # over the microbatches of the step, on the device
+        self.norm: torch.Tensor | None = None
         self.skipped = 0
 
     def match(self, event: Event, state: State) -> bool:
@@ -110,8 +118,10 @@ class NonFiniteGuard(Algorithm):
         gradients = [] if self._skipped_elsewhere else self._gradients(state.model)
         # Under fp16 the loss scaler overflows on purpose and skips those steps itself.
         look_at_gradients = state.precision != Precision.AMP_FP16
-        norm = torch.nn.utils.get_total_norm(gradients) if look_at_gradients and gradients else torch.zeros(())
-        flags = torch.tensor([float(loss_is_bad), float(not bool(torch.isfinite(norm)))])
+        norm = torch.nn.utils.get_total_norm(gradients) if look_at_gradients and gradients else None
+        self.norm = norm if self._whole else None
+        gradient_is_bad = norm is not None and not bool(torch.isfinite(norm))
+        flags = torch.tensor([float(loss_is_bad), float(gradient_is_bad)])
         flags = state.device.tensor_to_device(flags)
         dist.all_reduce(flags, reduce_operation="MAX")
         if flags[0]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from composer.core import Algorithm
 
 from cram_composer.algorithms.batch_size_ramp import BatchSizeRamp
@@ -33,10 +34,11 @@ class Parts:
     loader: TrainLoader
     world_size: int
     seed: int
+    gradient_norm: Callable[[], torch.Tensor | None] = lambda: None  # as `NormClipping` takes it
 
 
 REGISTRY: dict[str, Callable[[Any, Parts], Algorithm]] = {
-    "gradient_clipping": lambda config, parts: gradient_clipping(config),
+    "gradient_clipping": lambda config, parts: gradient_clipping(config, parts.gradient_norm),
     "seq_length_warmup": lambda config, parts: SeqLengthWarmup(config, parts.budget, parts.loader),
     "batch_size_ramp": lambda config, parts: BatchSizeRamp(config, parts.budget, parts.loader, parts.world_size),
     "label_smoothing": lambda config, parts: LabelSmoothing(config),

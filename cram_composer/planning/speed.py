@@ -68,9 +68,9 @@ def calibrate(subject: Subject, device: DeviceChoice, steps: int) -> Speed:
     microbatch = config.train.device_train_microbatch_size
     loader = subject.loader(microbatch)
     budget = Budget(Limits(steps=1))
-    parts = Parts(budget, loader, 1, config.seed)
     steady = dataclasses.replace(config.algorithms, batch_size_ramp=None, seq_length_warmup=None)
     guard = NonFiniteGuard("skip-step", len(_MICROBATCHES) * (_WARM_UP + steps), lambda state, logger: False)
+    parts = Parts(budget, loader, 1, config.seed, lambda: guard.norm)
     sizes = [count for count in _MICROBATCHES for _ in range(_WARM_UP)]
     sizes += [count for _ in range(steps) for count in _MICROBATCHES]
     timed = _TimedSteps(loader, sizes)

@@ -16,6 +16,10 @@ from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import tiny_model, training_batch
 
 
+def unknown() -> None:
+    """The norm of a step that nobody has computed."""
+
+
 def with_gradients(*shapes: tuple[int, ...], scale: float = 1.0) -> list[nn.Parameter]:
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -57,7 +61,7 @@ def test_what_starts_at_zero_gets_a_gradient():
 
 def test_the_decoder_is_left_alone():
     model = MaskedLMTrainingModel(tiny_model())
-    algorithm = gradient_clipping(GradientClippingConfig("adaptive", 1e-6))
+    algorithm = gradient_clipping(GradientClippingConfig("adaptive", 1e-6), unknown)
     assert isinstance(algorithm, AdaptiveGradientClipping)
     state = SimpleNamespace(model=model)
     algorithm.apply(Event.INIT, state, None)
@@ -72,10 +76,27 @@ def test_the_decoder_is_left_alone():
 
 @pytest.mark.parametrize(("kind", "norm"), [("norm", lambda g: g.norm()), ("value", lambda g: g.abs().max())])
 def test_the_others_are_composers(kind: str, norm):
-    algorithm = gradient_clipping(GradientClippingConfig(kind, 0.5))
+    algorithm = gradient_clipping(GradientClippingConfig(kind, 0.5), unknown)
     assert isinstance(algorithm, GradientClipping)
     model = nn.Linear(30, 1, bias=False)
     model.weight.grad = torch.randn(1, 30) * 10
     state = SimpleNamespace(model=model, fsdp_config_version=0)
     algorithm.apply(Event.AFTER_TRAIN_BATCH, state, None)
     assert float(norm(model.weight.grad)) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_norm_that_is_known_is_not_computed_again():
+    computed, known = nn.Linear(30, 4), nn.Linear(30, 4)
+    for model in (computed, known):
+        torch.manual_seed(1)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+    norm = nn.utils.get_total_norm([p.grad for p in known.parameters()])
+    config = GradientClippingConfig("norm", 0.5)
+    for model, found in ((computed, None), (known, norm)):
+        state = SimpleNamespace(model=model, fsdp_config_version=0)
+        gradient_clipping(config, lambda found=found: found).apply(Event.AFTER_TRAIN_BATCH, state, None)
+    assert torch.equal(known.weight.grad, computed.weight.grad)
+    with_another = SimpleNamespace(model=known, fsdp_config_version=0)
+    gradient_clipping(config, lambda: torch.tensor(2.0)).apply(Event.AFTER_TRAIN_BATCH, with_another, None)
+    torch.testing.assert_close(known.weight.grad, computed.weight.grad / 4)

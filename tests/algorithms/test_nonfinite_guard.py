@@ -93,3 +93,16 @@ def test_overflow_under_fp16_is_left_to_the_loss_scaler():
     guard = NonFiniteGuard("stop", 3, no_rollback)
     guard.apply(Event.AFTER_TRAIN_BATCH, now, None)
     assert guard.skipped == 0
+
+
+@pytest.mark.parametrize(
+    ("whole", "precision"), [(True, Precision.FP32), (False, Precision.FP32), (True, Precision.AMP_FP16)]
+)
+def test_the_norm_is_there_for_clipping_where_it_is_that_of_all_gradients(whole: bool, precision: Precision):
+    guard, now = NonFiniteGuard("skip-step", 3, no_rollback, whole=whole), state(gradient=2.0)
+    now.precision = precision
+    step(guard, now)
+    if whole and precision == Precision.FP32:
+        assert float(guard.norm) == pytest.approx(12.0**0.5)  # two weights and a bias
+    else:
+        assert guard.norm is None
