@@ -84,6 +84,11 @@ def check_combinations(config: RunConfig) -> None:
             f"model.num_hidden_layers: {model.num_hidden_layers} are too few for a funnel: three stages and two layers "
             f"after them need {_FUNNEL_LAYERS}"
         )
+    if ours and model.short_convolution and model.stack in _PARTS_OF_ROWS:
+        raise ConfigError(
+            f"model.short_convolution: layers of model.stack={model.stack} see parts of rows, where neighbours are not "
+            "beside each other; use another stack or model.short_convolution=0"
+        )
     if ours and model.attention_kernel in ("flex", "flash"):
         _check_attention(config)
     if model.architecture == "hf" and model.hf_name is None:

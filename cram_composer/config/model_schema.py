@@ -44,6 +44,7 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     value_embeddings: int = number(0, 0)  # token embeddings added to the values of so many first and last layers
+    short_convolution: int = number(0, 0)  # tokens, odd, of a convolution before each block; 0: none
     head_transform: bool = False  # a dense layer, gelu and a norm before the decoder, as BERT's
     head_bias: bool = False
     tie_word_embeddings: bool = True

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .configuration_crambert import CramBertConfig
+from .convolution import visible_neighbours
 from .positions import alibi_bias, rotary_table, rotate
 
 _QK_EPS = 1e-6
@@ -94,13 +95,15 @@ DENSE = DenseAttention()
 class Context(NamedTuple):
     """What attention knows of the rows besides their hidden states; the same for all layers of a kind.
 
-    `mask` is what `kernel` takes, `rotary` a table for `rotate`; None where there is nothing of the kind. Only of a
-    DenseAttention, or one of its kind, can there be a context of some of the positions.
+    `mask` is what `kernel` takes, `rotary` a table for `rotate`, `neighbours` what a ShortConvolution takes; None where
+    there is nothing of the kind. Only of a DenseAttention, or one of its kind, and without convolutions, can there be
+    a context of some of the positions.
     """
 
     mask: Any
     rotary: torch.Tensor | None
     kernel: AttentionKernel = DENSE
+    neighbours: torch.Tensor | None = None
 
     def strided(self, stride: int, count: int) -> Context:
         """That of every `stride`-th position, the first `count` of them."""
@@ -152,8 +155,11 @@ def contexts(
         if config.positions == "rotary":
             theta = config.local_rope_theta if local and config.local_rope_theta is not None else config.rope_theta
             rotary = rotary_table(length, width // config.num_attention_heads, theta, hidden.device)
-        return Context(kernel.mask(rows), rotary, kernel)
+        return Context(kernel.mask(rows), rotary, kernel, neighbours)
 
+    neighbours = None
+    if config.short_convolution:
+        neighbours = visible_neighbours(config.short_convolution, attention_mask, document_ids, causal)
     has_local = any(is_local(config, layer) for layer in range(config.num_hidden_layers))
     return of(local=False), of(local=True) if has_local else None
 

@@ -23,11 +23,11 @@ class CramBertConfig(PretrainedConfig):
     768 -> 3072 -> 1536 -> 768. Biases of the linear layers are off (`attention_bias`, `mlp_bias`); LayerNorm keeps
     weight and bias, as the published model does. Dropout is 0, as in pretraining; fine-tuning sets it. The other
     choices are described where they are made: `stack` in stacks.py, `norm_place` in layer.py, `positions` in
-    positions.py, the windows in attention.py, the head's in heads.py. `output_init` is how projections into the
-    residual stream start: "normal" as all others, "scaled" by 1 / sqrt(2 layers) (Shoeybi et al. 2019, arXiv
-    1909.08053), or "zero" (Zhang et al. 2019, arXiv 1901.09321). With `shift`, a
-    token is predicted from the hidden state of the position before it. `matrix_init_scale` multiplies the start of the
-    layers' matrices, `logit_scale` the logits: what maximal update parametrisation sets (see factory.py).
+    positions.py, the windows in attention.py, `short_convolution` in convolution.py, the head's in heads.py.
+    `output_init` is how projections into the residual stream start: "normal" as all others, "scaled" by 1 / sqrt(2
+    layers) (Shoeybi et al. 2019, arXiv 1909.08053), or "zero" (Zhang et al. 2019, arXiv 1901.09321). With `shift`, a
+    token is predicted from the hidden state of the position before it. `matrix_init_scale` multiplies the start of
+    the layers' matrices, `logit_scale` the logits: what maximal update parametrisation sets (see factory.py).
     `classifier_pooling` is "mean" (over the unmasked tokens) or "first".
     """
 
@@ -63,6 +63,7 @@ class CramBertConfig(PretrainedConfig):
         attention_bias: bool = False,
         mlp_bias: bool = False,
         value_embeddings: int = 0,
+        short_convolution: int = 0,
         head_transform: bool = False,
         head_bias: bool = False,
         logit_softcap: float | None = None,
@@ -107,6 +108,7 @@ class CramBertConfig(PretrainedConfig):
         self.attention_bias = attention_bias
         self.mlp_bias = mlp_bias
         self.value_embeddings = value_embeddings
+        self.short_convolution = short_convolution
         self.head_transform = head_transform
         self.head_bias = head_bias
         self.logit_softcap = logit_softcap

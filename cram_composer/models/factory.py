@@ -61,6 +61,10 @@ def _crambert(settings: ModelConfig) -> PretrainedConfig:
             f"model.value_embeddings: {settings.value_embeddings} are more than half of the "
             f"{settings.num_hidden_layers} layers; each serves one of the first and one of the last"
         )
+    if settings.short_convolution and settings.short_convolution % 2 == 0:
+        raise CramError(
+            f"model.short_convolution: {settings.short_convolution} must be odd, as many neighbours on each side, or 0"
+        )
     known = inspect.signature(CramBertConfig.__init__).parameters
     config = CramBertConfig(**{key: value for key, value in vars(settings).items() if key in known})
     if settings.mup_base_width is not None:

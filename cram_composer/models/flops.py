@@ -18,8 +18,8 @@ def flops_per_token(model: PreTrainedModel, seq_length: int, masked_per_row: int
 
     6 per weight of every linear layer a token passes through, each time it does, plus 12 * H * L for the two matrix
     products of bidirectional attention in each layer, L being the tokens that a token can see. The head counts for the
-    `masked_per_row` of `seq_length` positions it runs on (None: all of them). Embedding look-ups, norms and activations
-    count for nothing, recomputation neither.
+    `masked_per_row` of `seq_length` positions it runs on (None: all of them). Embedding look-ups, norms, short
+    convolutions and activations count for nothing, recomputation neither.
     """
     share = 1.0 if masked_per_row is None else masked_per_row / seq_length
     decoder = cast(nn.Linear, model.get_output_embeddings())

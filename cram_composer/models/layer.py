@@ -7,6 +7,7 @@ from torch import nn
 
 from .attention import Context, SelfAttention, is_local
 from .configuration_crambert import CramBertConfig
+from .convolution import convolution
 from .feedforward import FEEDFORWARDS
 from .norms import norm_if
 
@@ -15,7 +16,8 @@ class CramBertLayer(nn.Module):
     """Attention and, in every `ffn_every`-th layer, a feed-forward block: [B, L, H] -> [B, L, H].
 
     x + f(norm(x)) with `norm_place="pre"` (Xiong et al. 2020, arXiv 2002.04745), norm(x + f(x)) with "post" (Vaswani et
-    al. 2017), x + norm(f(norm(x))) with "sandwich" (Ding et al. 2021, arXiv 2105.13290, section 2.3).
+    al. 2017), x + norm(f(norm(x))) with "sandwich" (Ding et al. 2021, arXiv 2105.13290, section 2.3). With
+    `short_convolution`, f reads neighbours too.
     """
 
     def __init__(self, config: CramBertConfig, index: int) -> None:
@@ -28,11 +30,13 @@ class CramBertLayer(nn.Module):
         self.is_post = config.norm_place == "post"
 
         self.attention_norm = norm_if(self.is_post or (before and (index > 0 or config.first_norm)), config)
+        self.attention_convolution = convolution(config)
         self.attention = SelfAttention(config, self.value_embedding is not None)
         self.attention_out_norm = norm_if(after, config)
         self.has_feedforward = (index + 1) % config.ffn_every == 0
         if self.has_feedforward:
             self.feedforward_norm = norm_if(self.is_post or before, config)
+            self.feedforward_convolution = convolution(config)
             self.feedforward = FEEDFORWARDS[config.ffn](config)
             self.feedforward_out_norm = norm_if(after, config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -40,15 +44,18 @@ class CramBertLayer(nn.Module):
     def forward(
         self, hidden: torch.Tensor, context: Context, value_embedding: torch.Tensor | None = None
     ) -> torch.Tensor:
+        near = context.neighbours
         if self.is_post:
-            attended = self.attention(hidden, context, value_embedding)
+            attended = self.attention(self.attention_convolution(hidden, near), context, value_embedding)
             hidden = self.attention_norm(hidden + self.dropout(attended))
             if self.has_feedforward:
-                hidden = self.feedforward_norm(hidden + self.dropout(self.feedforward(hidden)))
+                changed = self.feedforward(self.feedforward_convolution(hidden, near))
+                hidden = self.feedforward_norm(hidden + self.dropout(changed))
             return hidden
-        attended = self.attention(self.attention_norm(hidden), context, value_embedding)
+        read = self.attention_convolution(self.attention_norm(hidden), near)
+        attended = self.attention(read, context, value_embedding)
         hidden = hidden + self.dropout(self.attention_out_norm(attended))
         if self.has_feedforward:
-            changed = self.feedforward(self.feedforward_norm(hidden))
-            hidden = hidden + self.dropout(self.feedforward_out_norm(changed))
+            read = self.feedforward_convolution(self.feedforward_norm(hidden), near)
+            hidden = hidden + self.dropout(self.feedforward_out_norm(self.feedforward(read)))
         return hidden

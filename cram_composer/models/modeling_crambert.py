@@ -16,10 +16,11 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, Seque
 
 from .attention import DENSE, AttentionKernel, SelfAttention, contexts
 from .configuration_crambert import CramBertConfig
-from .embeddings import Embeddings
-from .feedforward import GLU, MLP
 
 # transformers brings along what this file imports, but not what only those files import: hence the unused ones.
+from .convolution import ShortConvolution  # noqa: F401
+from .embeddings import Embeddings
+from .feedforward import GLU, MLP
 from .funnel import Funnel  # noqa: F401
 from .heads import ClassificationHead, MaskedLMHead
 from .layer import CramBertLayer

@@ -22,6 +22,7 @@ _PLAIN: dict[str, Any] = {
     "qk_norm": False,
     "attention_gate": False,
     "value_embeddings": 0,
+    "short_convolution": 0,
     "logit_softcap": None,
     "logit_scale": 1.0,
     "norm": "layernorm",

@@ -38,6 +38,10 @@ def check(*overrides: str, path: Path = REPOSITORY / "yamls" / "cram-cpu.yaml") 
         (["algorithms.stochastic_depth={}", HF], "algorithms.stochastic_depth: needs layers"),
         (["algorithms.stochastic_depth={}", "train.compile=full"], "algorithms.stochastic_depth: train.compile=full"),
         (["algorithms.label_smoothing={}", HF], "algorithms.label_smoothing: a model of transformers"),
+        (
+            ["recipes=[crammed-bert,short-convolution,token-dropping]"],
+            "model.short_convolution: layers of model.stack=token-dropping see parts",
+        ),
         (["model.stack=funnel", "model.num_hidden_layers=4"], "model.num_hidden_layers: 4 are too few for a funnel"),
         (
             ["recipes=[crammed-bert,token-dropping]", "model.attention_kernel=flex"],

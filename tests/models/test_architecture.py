@@ -60,6 +60,8 @@ def logits(made: CramBertForMaskedLM, input_ids: torch.Tensor | None = None, **m
         {"local_window": 4, "positions": "rotary", "local_rope_theta": 100.0},
         {"attention_bias": True, "mlp_bias": True},
         {"value_embeddings": 2},
+        {"short_convolution": 3},
+        {"short_convolution": 5, "norm_place": "post", "ffn_every": 2},
         {"head_transform": True, "head_bias": True},
         {"tie_word_embeddings": False},
         {"logit_softcap": 5.0},

@@ -16,6 +16,7 @@ from tests.models.tiny_models import tiny_model, training_batch
         {"stack": "recurrent", "repeats": 3},
         {"stack": "token-dropping", "num_hidden_layers": 6},
         {"stack": "funnel", "num_hidden_layers": 8},
+        {"short_convolution": 3},
         {"ffn_every": 2, "ffn": "relu2", "value_embeddings": 1},
         {"head_transform": True, "norm_place": "post"},
     ],
