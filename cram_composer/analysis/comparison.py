@@ -21,6 +21,7 @@ from cram_composer.errors import CramError
 
 # Standard deviation of the GLUE mean between pretrainings of one set-up: docs/compare.md.
 GLUE_NOISE = 0.7
+NO_VERDICT = "no verdict"  # a word of a Verdict, of which there may be many at once
 _NORMAL = 1.96
 
 
@@ -222,7 +223,7 @@ def _verdict(a: Group, b: Group, row: Row, refusal: str) -> Verdict:
         return Verdict("not comparable", f"{a.name} and {b.name}: {row.missing or refusal}.")
     if found.low is None or found.high is None or found.spread is None:
         return Verdict(
-            "no verdict",
+            NO_VERDICT,
             f"{a.name} against {b.name}: {_numbers(row)}, which says nothing of the spread between seeds; "
             "two more seeds of each give an interval, and more than that a narrow one.",
         )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cram_composer.analysis.comparison import Pair, Row
+from cram_composer.analysis.comparison import NO_VERDICT, Pair, Row
 from cram_composer.analysis.formatting import is_number, percent, short_count
 from cram_composer.analysis.groups import Group
 from cram_composer.analysis.time_to_loss import TimeToLoss
@@ -62,7 +62,16 @@ def overview(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
     """`console` with one line for each group in place of a table for each pair."""
     lines = aligned([SUMMARY_HEADER, *summary(groups, pairs)], right=(1, 2, 3, 5))
     said = [f"note: {note}" for note in dict.fromkeys(notes(groups, pairs))]
-    return "\n".join([*said, "", *lines, *_verdicts(pairs)])
+    without = [pair for pair in pairs if pair.verdict.word == NO_VERDICT]
+    if len(without) < 2:
+        return "\n".join([*said, "", *lines, *_verdicts(pairs)])
+    names = ", ".join(pair.challenger.name for pair in without)
+    text = (
+        f"{NO_VERDICT.upper()} on {names}: one run says nothing of the spread between seeds; two more seeds of each "
+        f"and of {pairs[0].baseline.name} give an interval, and more than that a narrow one."
+    )
+    said_of = [pair for pair in pairs if pair.verdict.word != NO_VERDICT]
+    return "\n".join([*said, "", *lines, *_verdicts(said_of), "", textwrap.fill(text, _WIDTH)])
 
 
 def _verdicts(pairs: Sequence[Pair]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cram_composer.analysis.comparison import Pair, choose_baseline, compare
-from cram_composer.analysis.comparison_text import as_json, cells, console
+from cram_composer.analysis.comparison_text import as_json, cells, console, overview
 from cram_composer.analysis.groups import Group, make_group, read_groups
 from cram_composer.analysis.run_folder import Run, load_run
 from cram_composer.errors import CramError
@@ -59,6 +59,19 @@ def test_one_run_each_gives_no_verdict(make_seeds) -> None:
     found = pair(make_seeds("a", [4.9], **MUON), make_seeds("b", [4.2]))
     assert found.verdict.word == "no verdict"
     assert "+0.7000" in found.verdict.text
+
+
+def test_many_runs_without_a_verdict_are_said_in_one_paragraph(make_seeds) -> None:
+    seeds = {"base": [4.2], "b": [4.9], "c": [4.1], "d": [4.5, 4.51, 4.52]}
+    made = {name: make_seeds(name, losses, **({} if name == "base" else MUON)) for name, losses in seeds.items()}
+    groups = [make_group(name, [load_run(p) for p in paths]) for name, paths in made.items()]
+    text = " ".join(overview(groups, compare(groups, groups[0])).split())
+    assert text.count("NO VERDICT") == 1
+    assert "NO VERDICT on b, c: one run says nothing" in text and "and of base give an interval" in text
+    assert "WORSE: d is worse than base" in text and "b against base" not in text
+    two = groups[:2]
+    alone = " ".join(overview(two, compare(two, two[0])).split())
+    assert "NO VERDICT: b against base: held-out loss +0.7000 nats" in alone
 
 
 def test_false_positives_are_as_few_as_promised(make_seeds) -> None:
