@@ -23,8 +23,10 @@ INGREDIENTS = [recipe for recipe in RECIPES if recipe.card.kind == "ingredient"]
 PRESETS = [recipe for recipe in RECIPES if recipe.card.kind == "preset"]
 NEEDS_CUDA = {"adamw-8bit"}
 
-# Vocabulary and parameters in millions, as published: each paper's own figure, to the million.
+# Vocabulary and parameters in millions, as published: each paper's own figure, to the million; of best-cram that of
+# benchmarks/RESULTS.md.
 PUBLISHED = {
+    "best-cram": (8192, 4),
     "bert-original": (30522, 110),
     "crammed-bert": (32768, 120),
     "crammed-bert-v1": (32768, 120),
