@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments
 
+from benchmarks.short_run import spread
 from cram_composer.config.evaluation_schema import ProtocolConfig
 from cram_composer.device import fast_precision
 from cram_composer.evaluation.benchmarks import find_task
@@ -69,9 +70,8 @@ def main() -> None:
         )
     means = [statistics.fmean(side) for side in zip(*scores, strict=True)]
     setting = f"{options.epochs} epochs, {options.precision}, {options.threads} threads, {options.jobs} job(s)"
-    spread = f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"
     print(
-        f"{options.task}, {setting}, Trainer pads to {options.padding}: {spread}; mean "
+        f"{options.task}, {setting}, Trainer pads to {options.padding}: {spread(ratios)} times; mean "
         f"{task.metrics[0]} {means[0]:.1f} against {means[1]:.1f}"
     )
 

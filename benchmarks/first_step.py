@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.short_run import REPOSITORY, STEADY
+from benchmarks.short_run import REPOSITORY, STEADY, spread
 
 _LOOK = 0.02  # seconds between looks at the trace
 _SIDES = ("cold", "warm", "not compiled")
@@ -43,9 +43,8 @@ def main() -> None:
         setups, steps = zip(*times, strict=True)
         totals = [sum(pair) for pair in times]
         ratios = [total / sum(cold) for total, cold in zip(totals, found["cold"], strict=True)]
-        print(
-            f"| {side} | {_spread(steps)} | {_spread(setups)} | {_spread(totals)} | {statistics.median(ratios):.2f} |"
-        )
+        columns = " | ".join(spread(values, ".1f") for values in (steps, setups, totals))
+        print(f"| {side} | {columns} | {statistics.median(ratios):.2f} |")
 
 
 def _train(side: str, yaml: str, overrides: list[str], cache: str) -> tuple[float, float]:
@@ -73,10 +72,6 @@ def _train(side: str, yaml: str, overrides: list[str], cache: str) -> tuple[floa
             raise SystemExit(f"{side}: {process.stdout.read()[-2000:] if process.stdout else ''}")
         step = json.loads(trace.read_text().splitlines()[0])["step_seconds"]
         return ended - start - step, step
-
-
-def _spread(values: tuple[float, ...] | list[float]) -> str:
-    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from benchmarks.short_run import STEADY, build_run
+from benchmarks.short_run import STEADY, build_run, spread
 
 _ROWS = 16384  # that the other side holds in memory
 
@@ -59,8 +59,7 @@ def main() -> None:
     mine, other = zip(*rates, strict=True)
     ratios = [a / b for a, b in rates]
     print(
-        f"{statistics.median(mine):,.0f} tokens/s, DataLoader {statistics.median(other):,.0f}: "
-        f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"
+        f"{statistics.median(mine):,.0f} tokens/s, DataLoader {statistics.median(other):,.0f}: {spread(ratios)} times"
     )
 
 

@@ -28,7 +28,7 @@ _WARM_UP = 10
 
 
 def main() -> None:
-    from benchmarks.short_run import in_a_process
+    from benchmarks.short_run import in_a_process, spread
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
@@ -47,10 +47,7 @@ def main() -> None:
                 side.append(_there(options.checkout, options.steps))
         print(f"round {number + 1}: {ours[-1]:,.0f} tokens/s, cramming {theirs[-1]:,.0f}", file=sys.stderr)
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    print(
-        f"{statistics.median(ours):,.0f} tokens/s, cramming {statistics.median(theirs):,.0f}: "
-        f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"
-    )
+    print(f"{statistics.median(ours):,.0f} tokens/s, cramming {statistics.median(theirs):,.0f}: {spread(ratios)} times")
 
 
 def _here(steps: int, settings: list[str]) -> float:

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.short_run import REPOSITORY, STEADY, build_run, memory
+from benchmarks.short_run import REPOSITORY, STEADY, build_run, memory, step_by_hand
 
 STRATEGIES = {
     "plain loop, torch DDP": [],
@@ -111,32 +111,16 @@ def _plain_loop(run: Any, device: Any) -> list[float]:
     model = run.trainer.state.model
     model = model if isinstance(model, DistributedDataParallel) else DistributedDataParallel(model)
     (optimizer,) = run.trainer.state.optimizers
-    clipping = run.config.algorithms.gradient_clipping
     on_gpu = device.name == "gpu"
     place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    autocast = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu and device.precision == "bf16")
     model.train()
     seconds = []
     batches = iter(run.loader)
     for _ in range(run.config.budget.steps):
         start = time.perf_counter()  # before the rows are there, as in the trace of a run
         microbatches = run.loader.split(next(batches), run.config.train.device_train_microbatch_size)
-        for number, part in enumerate(microbatches):
-            last = number == len(microbatches) - 1
-            part = {key: tensor.to(place, non_blocking=True) for key, tensor in part.items()}
-            if last:
-                with autocast:
-                    loss = model(part).loss / len(microbatches)
-                loss.backward()
-            else:
-                with model.no_sync():
-                    with autocast:
-                        loss = model(part).loss / len(microbatches)
-                    loss.backward()
-        if clipping is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clipping.clipping_threshold)
-        optimizer.step()
-        optimizer.zero_grad()
+        microbatches = [{key: t.to(place, non_blocking=True) for key, t in part.items()} for part in microbatches]
+        step_by_hand(model, optimizer, microbatches, run, model.no_sync)
         if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

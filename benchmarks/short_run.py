@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from cram_composer.run import Run
 
 # Every step is alike, and nothing is evaluated, saved or drawn between them.
@@ -60,6 +64,35 @@ def memory(run: Run, before: float) -> float:
     if run.device.name == "gpu":
         return torch.cuda.max_memory_allocated() / 2**20
     return resident(peak=True) - before
+
+
+def step_by_hand(
+    model: Callable[..., Any],
+    optimizer: torch.optim.Optimizer,
+    microbatches: Sequence[dict[str, torch.Tensor]],
+    run: Run,
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """One step as a person would write it without Composer; `no_sync` is DDP's, for all microbatches but the last."""
+    import torch
+
+    on_gpu = run.device.name == "gpu" and run.device.precision == "bf16"
+    for number, part in enumerate(microbatches, 1):
+        with no_sync() if number < len(microbatches) else nullcontext():
+            with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+                loss = model(part).loss / len(microbatches)
+            loss.backward()
+    clipping = run.config.algorithms.gradient_clipping
+    if clipping is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, clipping.clipping_threshold)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """Median, lowest and highest."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def in_a_process(module: str, *arguments: str, environment: dict[str, str] | None = None) -> str:

@@ -22,11 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.short_run import STEADY, build_run, in_a_process, memory
+from benchmarks.short_run import STEADY, build_run, in_a_process, memory, spread, step_by_hand
 
 if TYPE_CHECKING:
     from cram_composer.run import Run
@@ -69,9 +68,8 @@ def _row(name: str, speed: dict[str, Any], ours: float, bare: float) -> str:
     mine, plain = (speed["tokens"] / statistics.median(speed[side]) for side in ("ours", "bare"))
     flops, matrix = mine * speed["flops_per_token"], max(map(statistics.median, speed["matrix"].values()))
     return (
-        f"| {name} | {mine:,.0f} | {plain:,.0f} | {statistics.median(ratios):.3f} ({min(ratios):.3f} to "
-        f"{max(ratios):.3f}) | {flops:.3g} | {100 * flops / matrix:.0f} % of {matrix:.3g} | "
-        f"{100 * speed['stall']:.2f} % | {ours:,.0f} | {bare:,.0f} |"
+        f"| {name} | {mine:,.0f} | {plain:,.0f} | {spread(ratios, '.3f')} | {flops:.3g} | "
+        f"{100 * flops / matrix:.0f} % of {matrix:.3g} | {100 * speed['stall']:.2f} % | {ours:,.0f} | {bare:,.0f} |"
     )
 
 
@@ -156,8 +154,6 @@ def _turns(run: Run, steps: int) -> dict[str, Any]:
 
 def _bare_loop(run: Run, model: Any) -> Callable[[], None]:
     """One step of what a person would write in ten lines, on batches that are there already."""
-    import torch
-
     from cram_composer.optim.factory import build_optimizer
 
     optimizer = build_optimizer(run.config.optimizer, model)
@@ -167,23 +163,13 @@ def _bare_loop(run: Run, model: Any) -> Callable[[], None]:
         [device.batch_to_device(part) for part in run.loader.split(next(batches), run.loader.microbatch)]
         for _ in range(_BATCHES)
     ]
-    clipping = run.config.algorithms.gradient_clipping
-    on_gpu = run.device.name == "gpu" and run.device.precision == "bf16"
     model.train()
     number = 0
 
     def step() -> None:
         nonlocal number
-        microbatches = ready[number % _BATCHES]
+        step_by_hand(model, optimizer, ready[number % _BATCHES], run)
         number += 1
-        for part in microbatches:
-            with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
-                loss = model(part).loss / len(microbatches)
-            loss.backward()
-        if clipping is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clipping.clipping_threshold)
-        optimizer.step()
-        optimizer.zero_grad()
 
     return step
 

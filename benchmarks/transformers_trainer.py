@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.short_run import STEADY, build_run, in_a_process
+from benchmarks.short_run import STEADY, build_run, in_a_process, spread
 
 if TYPE_CHECKING:
     from cram_composer.run import Run
@@ -52,8 +52,7 @@ def main() -> None:
     print("| side | tokens/s | beside the faster Trainer |\n| --- | --- | --- |")
     for side, rates in found.items():
         ratios = [rate / other for rate, other in zip(rates, best, strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {side} | {statistics.median(rates):,.0f} | {spread} |")
+        print(f"| {side} | {statistics.median(rates):,.0f} | {spread(ratios)} |")
 
 
 def _tokens_per_second(side: str, yaml: str, steps: int, settings: list[str]) -> float:

@@ -23,6 +23,7 @@ from cram_composer.sweeps.execution import places_here
 from cram_composer.sweeps.plan import plan_trials
 from cram_composer.sweeps.progress import Standing, progress
 from tests.conftest import SMALL, SlurmHere
+from tests.servers import Bucket
 
 pytestmark = pytest.mark.usefixtures("small_run")
 
@@ -86,6 +87,26 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFi
     assert "no finished run: bad" in text
     assert json.loads(Path("runs/sweeps/own/good-seed1/record.json").read_text())["status"] == "finished"
     assert sweep("--report", capsys=capsys)[1] == text[text.index("no finished run") :]
+
+
+def test_a_copy_that_is_not_complete_is_tried_again_and_named(
+    s3: Bucket, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sweep(seeds=1, set={"runs_remote": f"{s3.uri}/runs"}, variants={"only": {}})
+    key = "runs/own/only-seed1/record.json"
+    assert sweep("--yes", capsys=capsys)[0] == 0
+    whole = s3.get(key)
+    s3.delete(key)
+    status, text, _ = sweep("--yes", capsys=capsys)
+    assert status == 0 and "to train" not in text
+    assert json.loads(s3.get(key))["config_hash"] == json.loads(whole)["config_hash"]
+    s3.delete(key)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        status, _, errors = sweep("--yes", capsys=capsys)
+    assert status == 1
+    assert f"only-seed1: finished, but its copy in {s3.uri}/runs/own/only-seed1 is not complete" in errors
+    assert s3.keys(key) == []
 
 
 def test_a_seed_that_failed_is_not_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
