@@ -116,7 +116,9 @@ def test_the_users_settings_are_passed_on_and_the_runs_are_above_them():
 
 @pytest.mark.parametrize("name", ["cram-8gpu.yaml", "cram-8gpu-fsdp2.yaml", "cram-8gpu-deepspeed.yaml"])
 def test_the_runs_for_eight_gpus_are_the_cram_on_one_in_another_shape(name: str):
-    one, eight = config(yaml="cram-1gpu.yaml"), config(yaml=name)
+    eight = config(yaml=name)
+    without_muon = ["recipes=[crammed-bert,fused-layernorm,rope]"] if "deepspeed" in name else []  # ZeRO cannot step it
+    one = config(*without_muon, yaml="cram-1gpu.yaml")
     check_run(eight, world_size=8)
     assert eight.budget.device_hours == 24.0 and one.budget.wall == "24h"
     eight.budget, eight.scaleout = one.budget, one.scaleout
