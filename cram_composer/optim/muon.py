@@ -1,4 +1,4 @@
-"""Muon that orthogonalises the projections of a fused matrix one by one."""
+"""Muon that orthogonalises the projections of a fused matrix one by one, with torch's AdamW for all else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_optimizer import Muon
+from torch.optim.adamw import adamw
 
 
 class ProjectionMuon(Muon):
@@ -17,7 +18,42 @@ class ProjectionMuon(Muon):
     so does this, and the value and gate of a GLU as well. Momentum works by entry and is the same either way.
 
     The iteration runs in bfloat16 on every device, which is also the faster one on a CPU with bfloat16 instructions.
+
+    What is no matrix of a layer is mostly embeddings, and of a small model most of its weights: torch's fused AdamW
+    goes over them once, the library's own several times, with the same arithmetic.
     """
+
+    def _step_foreach(
+        self,
+        group: dict[str, Any],
+        params: list[torch.Tensor],
+        grads: list[torch.Tensor],
+        state_dict: dict[str, list[torch.Tensor]],
+        bias_correction1: float | torch.Tensor,
+        bias_correction2: float | torch.Tensor,
+    ) -> None:
+        if group["use_muon"]:
+            super()._step_foreach(group, params, grads, state_dict, bias_correction1, bias_correction2)
+            return
+        beta1, beta2 = group["betas"]
+        # The kernel counts the step itself.
+        steps = torch.full((len(params),), group["step"] - 1.0, device=params[0].device)
+        adamw(
+            params,
+            grads,
+            state_dict["exp_avg"],
+            state_dict["exp_avg_sq"],
+            max_exp_avg_sqs=[],
+            state_steps=list(steps.unbind()),
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
     @staticmethod
     def _orthogonalize(group: dict[str, Any], updates: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -50,6 +50,28 @@ def test_it_takes_the_matrices_of_the_layers_and_leaves_the_rest_to_adamw():
     assert names == {f"model.encoder.layers.{i}.{matrix}.weight" for i in range(2) for matrix in matrices}
 
 
+def test_the_rest_is_stepped_by_adamw_itself():
+    torch.manual_seed(3)
+    settings = {"lr": LR, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
+    ours, plain = small_model(), small_model()
+    plain.load_state_dict(ours.state_dict())
+    optimizers = [
+        build_optimizer(OptimizerConfig(name=name, **settings), model)
+        for name, model in (("muon", ours), ("adamw", plain))
+    ]
+    rest = [p for group in optimizers[0].param_groups if not group["use_muon"] for p in group["params"]]
+    names = [name for name, p in ours.named_parameters() if any(p is other for other in rest)]
+    for _ in range(3):
+        for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert names
+    for name in names:
+        assert torch.equal(ours.get_parameter(name), plain.get_parameter(name)), name
+
+
 @pytest.mark.parametrize(("matrix", "parts"), [("attention.qkv", 3), ("feedforward.w_in", 2), ("attention.out", 1)])
 def test_each_projection_is_orthogonalised_on_its_own(matrix: str, parts: int):
     """Projections whose gradients differ much in size get updates of one size, 0.2 sqrt(max(rows, columns)) each."""
