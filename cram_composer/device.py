@@ -65,6 +65,9 @@ def set_up_cpu(threads: int, trains_here: bool = True) -> None:
     by page, in every step: a quarter of the speed of a small model (benchmarks/RESULTS.md).
     """
     torch.set_num_threads(threads)
+    if trains_here:
+        # torch.compile starts processes that compile for GPUs, which would take this CPU's time from the set-up.
+        os.environ.setdefault("TORCH_WARM_POOL", "0")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
     if trains_here and mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _NO_LIMIT)

@@ -47,6 +47,7 @@ from cram_composer.data.stream import Batch, TrainLoader, evaluation_batches
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
+from cram_composer.events import QuietEngine
 from cram_composer.finish import finish, write_record
 from cram_composer.loggers import build_loggers
 from cram_composer.models.factory import build_model
@@ -231,6 +232,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
             spin_dataloaders=False,  # DataPosition goes to the place at once
             **strategy.trainer_arguments(),
         )
+    trainer.engine.__class__ = QuietEngine
     strategy.take_over(trainer)
     strategy.on_skipped(guard.step_was_skipped)
     if saved is not None and trainer._rng_state is not None:

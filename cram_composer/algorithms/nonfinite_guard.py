@@ -58,7 +58,7 @@ class NonFiniteGuard(Algorithm):
         self._run: tuple[State, Logger] | None = None
         self._in_a_row = 0
         self._last_bad = -1  # the step of the latest
-        self._loss_is_bad: torch.Tensor | None = None  # over the microbatches of the step, on the device
+        self._losses: list[torch.Tensor] = []  # of the microbatches of the step, on the device
         self.norm: torch.Tensor | None = None
         self.skipped = 0
 
@@ -69,8 +69,7 @@ class NonFiniteGuard(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Take note of a loss; drop the step if anything in it is not finite."""
         if event == Event.AFTER_LOSS:
-            bad = ~torch.isfinite(torch.as_tensor(state.loss).detach()).all()
-            self._loss_is_bad = bad if self._loss_is_bad is None else self._loss_is_bad | bad
+            self._losses.append(torch.as_tensor(state.loss).detach())
             if self._skipped_elsewhere:
                 loss = cast(torch.Tensor, state.loss)
                 state.loss = loss * (loss.detach() * 0.0 + 1.0)  # times one, or times NaN
@@ -113,20 +112,22 @@ class NonFiniteGuard(Algorithm):
 
     def _cause(self, state: State) -> str | None:
         """What is not finite on any rank: 'the loss', 'a gradient' or None."""
-        loss_is_bad = bool(self._loss_is_bad) if self._loss_is_bad is not None else False
-        self._loss_is_bad = None
+        loss_is_bad = bool(self._losses) and not bool(torch.isfinite(torch.stack(self._losses)).all())
+        self._losses = []
         gradients = [] if self._skipped_elsewhere else self._gradients(state.model)
         # Under fp16 the loss scaler overflows on purpose and skips those steps itself.
         look_at_gradients = state.precision != Precision.AMP_FP16
         norm = torch.nn.utils.get_total_norm(gradients) if look_at_gradients and gradients else None
         self.norm = norm if self._whole else None
         gradient_is_bad = norm is not None and not bool(torch.isfinite(norm))
-        flags = torch.tensor([float(loss_is_bad), float(gradient_is_bad)])
-        flags = state.device.tensor_to_device(flags)
-        dist.all_reduce(flags, reduce_operation="MAX")
-        if flags[0]:
+        if dist.get_world_size() > 1:
+            flags = torch.tensor([float(loss_is_bad), float(gradient_is_bad)])
+            flags = state.device.tensor_to_device(flags)
+            dist.all_reduce(flags, reduce_operation="MAX")
+            loss_is_bad, gradient_is_bad = flags.bool().tolist()
+        if loss_is_bad:
             return "the loss"
-        return "a gradient" if flags[1] else None
+        return "a gradient" if gradient_is_bad else None
 
     def state_dict(self) -> dict[str, Any]:
         """Steps skipped so far."""

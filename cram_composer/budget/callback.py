@@ -93,11 +93,13 @@ class BudgetCallback(Callback):
     def _tick(self, state: State) -> None:
         self._ledger.switch("data")
         self.step_started = self._ledger.elapsed()
-        reading = torch.tensor([self.step_started, float(self._signal_received())], dtype=torch.float64)
-        reading = state.device.tensor_to_device(reading)
-        dist.all_reduce(reading, reduce_operation="MAX")
-        elapsed, signal = reading.tolist()
-        self.signal = int(signal)
+        elapsed, self.signal = self.step_started, self._signal_received()
+        if dist.get_world_size() > 1:
+            reading = torch.tensor([elapsed, float(self.signal)], dtype=torch.float64)
+            reading = state.device.tensor_to_device(reading)
+            dist.all_reduce(reading, reduce_operation="MAX")
+            elapsed, signal = reading.tolist()
+            self.signal = int(signal)
         self._budget.advance(elapsed, int(state.timestamp.token), int(state.timestamp.batch))
 
     def _compile_start(self) -> None:

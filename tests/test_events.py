@@ -1,0 +1,105 @@
+"""The engine calls what answers to an event, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from composer.core import Algorithm, Callback, Engine, Event, State, Time, Timestamp
+from composer.loggers import Logger
+
+from cram_composer.events import QuietEngine
+
+
+class Doubles(Algorithm):
+    """Answers after a loss."""
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.AFTER_LOSS
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        cast(Any, state).loss *= 2
+
+
+class Notes(Callback):
+    """Answers after a loss, and at the end of a step."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        self.seen.append(f"loss {cast(Any, state).loss}")
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.seen.append("end")
+
+
+class Everything(Callback):
+    """Takes all events by itself."""
+
+    def __init__(self) -> None:
+        self.seen: list[Event] = []
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        self.seen.append(event)
+
+
+@pytest.fixture
+def engine() -> Iterator[Any]:
+    state = SimpleNamespace(
+        profiler=None,
+        algorithms=[Doubles()],
+        callbacks=[Notes()],
+        loss=1,
+        dataloader=[],
+        max_duration=Time(1, "ba"),
+        timestamp=Timestamp(),
+    )
+    made = Engine(cast(State, state), cast(Logger, SimpleNamespace(log_traces=lambda traces: None)))
+    made.__class__ = QuietEngine
+    yield made
+    made._is_closed = True
+
+
+@pytest.fixture
+def visits(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """Events at which Composer's own engine goes over everything."""
+    found: list[Event] = []
+    original = Engine.run_event
+
+    def run_event(self: Engine, event: Event) -> Any:
+        found.append(event)
+        return original(self, event)
+
+    monkeypatch.setattr(Engine, "run_event", run_event)
+    return found
+
+
+def test_what_answers_is_called_in_composers_order(engine: Any, visits: list[Event]) -> None:
+    for event in (Event.BEFORE_LOSS, Event.AFTER_LOSS, Event.BEFORE_BACKWARD, Event.BATCH_END, Event.BATCH_CHECKPOINT):
+        traces = engine.run_event(event)
+        assert len(traces) == (event == Event.AFTER_LOSS)
+    assert engine.state.callbacks[0].seen == ["loss 2", "end"]  # the algorithm first
+    assert visits == [Event.AFTER_LOSS, Event.BATCH_END]
+
+
+def test_a_callback_that_comes_later_and_takes_all_events(engine: Any) -> None:
+    engine.state.callbacks.append(Everything())
+    engine.run_event(Event.BEFORE_FORWARD)
+    engine.run_event("after_forward")
+    assert engine.state.callbacks[1].seen == [Event.BEFORE_FORWARD, Event.AFTER_FORWARD]
+
+
+def test_composers_lines_of_its_log_are_there_when_asked_for(
+    engine: Any, visits: list[Event], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG, "composer.core.engine")
+    engine.run_event(Event.AFTER_LOSS)
+    assert not caplog.messages
+    monkeypatch.setenv("ENGINE_DEBUG", "1")
+    engine.run_event(Event.BEFORE_FORWARD)
+    assert visits[-1] == Event.BEFORE_FORWARD
+    assert any("event=BEFORE_FORWARD" in line for line in caplog.messages)
