@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -34,3 +35,22 @@ def test_a_cpu_that_trains_keeps_the_memory_of_one_step_for_the_next():
     # 196 MiB taken anew in each of five steps are 250,000 pages, or 500 huge ones where the system gives those.
     assert without > 400
     assert kept < without / 4
+
+
+COMPILER_PROCESSES = """
+import os, sys
+from pathlib import Path
+from cram_composer.device import set_up_cpu
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "2"
+set_up_cpu(1, trains_here=sys.argv[1] == "cpu")
+import torch._inductor.async_compile
+print(sum(len(children.read_text().split()) for children in Path("/proc/self/task").glob("*/children")))
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_processes_that_compile_for_gpus_are_started_for_gpus_only(device: str):
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_WARM_POOL"}
+    command = [sys.executable, "-c", COMPILER_PROCESSES, device]
+    result = subprocess.run(command, capture_output=True, check=True, env=environment)
+    assert (int(result.stdout) > 0) == (device == "gpu")
