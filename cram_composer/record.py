@@ -105,8 +105,8 @@ def device_hours(segments: list[dict[str, Any]], total: float, world_size: int) 
 
 def environment() -> dict[str, Any]:
     """What the run ran on: versions, processor, GPUs, git revision. No host name."""
-    import cpuinfo
     import torch
+    from composer.utils.collect_env import get_cpu_model
 
     names = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "tokenizers", "numpy", "omegaconf", "triton")
     libraries = {}
@@ -117,7 +117,7 @@ def environment() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": cpuinfo.get_cpu_info().get("brand_raw", "unknown"),
+        "cpu": get_cpu_model(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

@@ -15,6 +15,7 @@ import torch
 from composer import DataSpec, Trainer
 from composer.utils import dist, reproducibility
 
+from cram_composer.ahead import ask_ahead
 from cram_composer.algorithms.data_curriculum import DataCurriculum
 from cram_composer.algorithms.masking_schedule import MaskingSchedule
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
@@ -132,6 +133,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     if rank == 0:
         folder.keep_tokenizer(data.tokenizer)
     budget = build_budget(config.budget, world_size)
+    wait_for_answers = ask_ahead(compiles_for_cpu=device.name == "cpu" and device.compile != "off")
 
     reproducibility.seed_all(config.seed)  # the same weights on every rank
     tokens = data.manifest["special_tokens"]
@@ -204,6 +206,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     if len(set(dist.all_gather_object(saved.step if saved else None))) > 1:
         raise CramError(f"{folder.checkpoints}: ranks see different checkpoints; runs_dir must be on a shared disk")
     due = due_by_progress(config.eval.interval, budget)
+    wait_for_answers()
     with strategy.construction(), warnings.catch_warnings():
         # It is passed on purpose: Composer's own cannot count a wall-clock budget.
         warnings.filterwarnings("ignore", message="Specifying the ProgressBarLogger")
