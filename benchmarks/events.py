@@ -1,0 +1,67 @@
+"""Seconds of a step by the engine that runs a trainer's events: that of cram_composer/events.py and Composer's, in turns.
+
+python -m benchmarks.events data.local=DATA
+
+One run, whose engine changes after every block of steps; the ratio is of blocks that follow each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from composer.core import Callback, Engine, State
+from composer.loggers import Logger
+
+from benchmarks.short_run import STEADY, build_run, spread
+from cram_composer.events import QuietEngine
+
+_WARM_UP = 5  # steps in which everything is compiled
+_ENGINES = (QuietEngine, Engine)
+
+
+class Turns(Callback):
+    """Changes the engine when a block is over, and keeps what the block took."""
+
+    def __init__(self, steps: int, engine: Engine) -> None:
+        self._steps = steps
+        self._engine = engine
+        self._since: float | None = None
+        self.seconds: dict[type[Engine], list[float]] = {engine: [] for engine in _ENGINES}
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Nothing but at the end of a block."""
+        block, rest = divmod(int(state.timestamp.batch) - _WARM_UP, self._steps)
+        if rest or block < 0:
+            return
+        now = time.perf_counter()
+        if self._since is not None:
+            self.seconds[_ENGINES[(block - 1) % 2]].append((now - self._since) / self._steps)
+        self._engine.__class__ = _ENGINES[block % 2]
+        self._since = time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
+    parser.add_argument("--steps", type=int, default=10, help="in a block")
+    parser.add_argument("--rounds", type=int, default=30, help="blocks of each")
+    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
+    options = parser.parse_args()
+    total = _WARM_UP + 2 * options.steps * options.rounds
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = [*STEADY, f"budget={{wall: null, steps: {total}}}", *options.overrides]
+        run, _ = build_run(options.yaml, settings, Path(scratch) / "run")
+        turns = Turns(options.steps, run.trainer.engine)
+        run.trainer.state.callbacks.append(turns)  # behind the clock: a step is over when that has been read
+        run.trainer.fit()
+    quiet, own = (turns.seconds[engine] for engine in _ENGINES)
+    ratios = [a / b for a, b in zip(quiet, own, strict=True)]
+    milliseconds = [spread([1000 * seconds for seconds in side], ".1f") for side in (quiet, own)]
+    print(f"{milliseconds[0]} ms a step, Composer's engine {milliseconds[1]}: {spread(ratios, '.3f')} of its time")
+
+
+if __name__ == "__main__":
+    main()
