@@ -1,4 +1,4 @@
-"""Seconds of a step by the engine that runs a trainer's events: that of cram_composer/events.py and Composer's, in turns.
+"""Seconds of a step by the engine of a trainer's events: that of cram_composer/events.py and Composer's, in turns.
 
 python -m benchmarks.events data.local=DATA
 
