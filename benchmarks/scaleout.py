@@ -1,7 +1,9 @@
 """Time and memory of a step under every strategy, beside DDP in a plain loop: same model, rows, optimizer and clipping.
 
 python -m benchmarks.scaleout --ranks 2 --steps 20 --rounds 3 data.local=DATA model.hidden_size=512
-python -m benchmarks.scaleout --ranks 8 --yaml yamls/cram-1gpu.yaml data.local=DATA      # on 8 GPUs
+python -m benchmarks.scaleout --ranks 8 --yaml yamls/cram-1gpu.yaml data.local=DATA recipes=[crammed-bert]   # GPUs
+
+ZeRO steps no Muon, which yamls/cram-1gpu.yaml has by itself.
 
 Every round trains with each of them, one after the other, so that what else the machine does falls on all alike. The
 time is the median of all steps but the first three; the memory is the most that a rank had allocated on a GPU, or on a

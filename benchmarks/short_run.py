@@ -76,10 +76,10 @@ def step_by_hand(
     """One step as a person would write it without Composer; `no_sync` is DDP's, for all microbatches but the last."""
     import torch
 
-    on_gpu = run.device.name == "gpu" and run.device.precision == "bf16"
+    autocasts = run.device.name == "gpu" and run.device.precision == "bf16"  # on a CPU the model does it itself
     for number, part in enumerate(microbatches, 1):
         with no_sync() if number < len(microbatches) else nullcontext():
-            with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+            with torch.autocast("cuda", torch.bfloat16) if autocasts else nullcontext():
                 loss = model(part).loss / len(microbatches)
             loss.backward()
     clipping = run.config.algorithms.gradient_clipping

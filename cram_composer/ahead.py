@@ -16,7 +16,7 @@ from composer.utils.collect_env import get_cpu_model
 def ask_ahead(compiles_for_cpu: bool) -> Callable[[], None]:
     """Start asking; the function that is returned waits for the answers.
 
-    Without one, whoever needs it asks again, and says what is wrong.
+    A question that fails here is asked again by whoever needs the answer, which says what is wrong.
     """
     questions: list[Callable[[], object]] = [get_cpu_model]
     if compiles_for_cpu:

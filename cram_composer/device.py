@@ -61,12 +61,13 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
 def set_up_cpu(threads: int, trains_here: bool = True) -> None:
     """Compute with `threads` threads; if the CPU `trains_here`, keep what tensors free for those of the next step.
 
+    Also then, torch.compile starts no processes that compile for GPUs: they would take this CPU's time from the set-up.
+
     glibc otherwise gives large blocks back to the system when they are freed and has them filled with zeros again page
     by page, in every step: a quarter of the speed of a small model (benchmarks/RESULTS.md).
     """
     torch.set_num_threads(threads)
     if trains_here:
-        # torch.compile starts processes that compile for GPUs, which would take this CPU's time from the set-up.
         os.environ.setdefault("TORCH_WARM_POOL", "0")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
     if trains_here and mallopt is not None:

@@ -21,7 +21,7 @@ class QuietEngine(Engine):
     """
 
     def run_event(self, event: Event | str) -> Traces:
-        """As Composer's, whose checks of the trainer's own calls are left out with the rest."""
+        """As Composer's; that the engine is open and a dataloader set is checked only where something answers."""
         event = Event(event)
         return super().run_event(event) if self._has_answer(event) else Traces()
 

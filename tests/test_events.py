@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 from composer.core import Algorithm, Callback, Engine, Event, State, Time, Timestamp
 from composer.loggers import Logger
 
 from cram_composer.events import QuietEngine
+from tests.conftest import REPOSITORY
 
 
 class Doubles(Algorithm):
@@ -48,7 +53,8 @@ class Everything(Callback):
 
 
 @pytest.fixture
-def engine() -> Iterator[Any]:
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.delenv("ENGINE_DEBUG", raising=False)
     state = SimpleNamespace(
         profiler=None,
         algorithms=[Doubles()],
@@ -93,6 +99,14 @@ def test_a_callback_that_comes_later_and_takes_all_events(engine: Any) -> None:
     assert engine.state.callbacks[1].seen == [Event.BEFORE_FORWARD, Event.AFTER_FORWARD]
 
 
+def test_a_profiler_sees_every_event(engine: Any, visits: list[Event]) -> None:
+    engine.state.profiler = MagicMock()
+    engine.run_event(Event.BEFORE_FORWARD)
+    engine.run_event(Event.AFTER_FORWARD)
+    assert visits == [Event.BEFORE_FORWARD, Event.AFTER_FORWARD]
+    engine.state.profiler.marker.return_value.finish.assert_called_once()
+
+
 def test_composers_lines_of_its_log_are_there_when_asked_for(
     engine: Any, visits: list[Event], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,3 +117,29 @@ def test_composers_lines_of_its_log_are_there_when_asked_for(
     engine.run_event(Event.BEFORE_FORWARD)
     assert visits[-1] == Event.BEFORE_FORWARD
     assert any("event=BEFORE_FORWARD" in line for line in caplog.messages)
+
+
+BUILT = """
+import sys
+from pathlib import Path
+from unittest import mock
+from cram_composer import training
+from cram_composer.config import compose
+from cram_composer.config.schema import RunConfig
+from cram_composer.device import choose_device
+from cram_composer.record import RunFolder
+from tests.conftest import REPOSITORY, SMALL
+
+yaml, data, folder = REPOSITORY / "yamls" / "cram-cpu.yaml", sys.argv[1], Path(sys.argv[2])
+composed = compose(RunConfig, yaml, [*SMALL, f"data.local={data}", "data.num_workers=0", "budget={wall: null, steps: 2}"])
+with mock.patch.object(training, "ask_ahead", wraps=training.ask_ahead) as asked:
+    built = training.build(composed, choose_device(composed.config, 1), RunFolder(folder), None)
+print(type(built.trainer.engine).__name__, asked.call_args.kwargs)
+"""
+
+
+def test_a_run_has_this_engine_and_asks_ahead(tiny_data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUILT, str(tiny_data), str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "QuietEngine {'compiles_for_cpu': False}"

@@ -64,10 +64,15 @@ class NonFiniteGuard(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """After the loss of every microbatch, and when all gradients of a step are there."""
+        if event == Event.BEFORE_TRAIN_BATCH:
+            return self._skipped_elsewhere  # where nothing else says that the last step is over
         return event in (Event.AFTER_LOSS, Event.AFTER_TRAIN_BATCH)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Take note of a loss; drop the step if anything in it is not finite."""
+        if event == Event.BEFORE_TRAIN_BATCH:
+            self._losses = []
+            return
         if event == Event.AFTER_LOSS:
             self._losses.append(torch.as_tensor(state.loss).detach())
             if self._skipped_elsewhere:

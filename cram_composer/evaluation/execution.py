@@ -131,7 +131,9 @@ def _slot(
     while (job := board.take()) is not None:
         try:
             if pool is None:
-                pool = ProcessPoolExecutor(1, get_context(_START), initializer=_begin, initargs=(threads, share))
+                pool = ProcessPoolExecutor(
+                    1, get_context(_START), initializer=_begin, initargs=(threads, device, share)
+                )
                 board.process(pool.submit(os.getpid).result())
             outcome = Ended(job, pool.submit(_run, job, device).result(), "")
         except BrokenProcessPool:
@@ -151,12 +153,12 @@ def _slot(
 _share: Synchronized[float] | None = None  # of the steps that the job of this process has done
 
 
-def _begin(threads: int, share: Synchronized[float]) -> None:
+def _begin(threads: int, device: str, share: Synchronized[float]) -> None:
     """Set up a process: its threads, its progress, and that it ends with the one that started it."""
     global _share
     end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what an interrupt means
-    set_up_cpu(threads)
+    set_up_cpu(threads, trains_here=device == "cpu")
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     _share = share
@@ -213,5 +215,5 @@ def run_on_slurm(
 
 
 def _run_there(job: Job, device: str) -> list[Result]:
-    set_up_cpu(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
+    set_up_cpu(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")), trains_here=device == "cpu")
     return run_job(job, torch.device(device))

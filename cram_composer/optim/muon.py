@@ -20,7 +20,8 @@ class ProjectionMuon(Muon):
     The iteration runs in bfloat16 on every device, which is also the faster one on a CPU with bfloat16 instructions.
 
     What is no matrix of a layer is mostly embeddings, and of a small model most of its weights: torch's fused AdamW
-    goes over them once, the library's own several times, with the same arithmetic.
+    goes over them once, the library's own several times, with the same arithmetic. FSDP2 has the library's, matrix by
+    matrix.
     """
 
     def _step_foreach(

@@ -87,6 +87,20 @@ def test_rollback_asks_for_the_last_checkpoint(caplog: pytest.LogCaptureFixture)
     assert asked == [now] and "went back to the last checkpoint" in caplog.text
 
 
+def test_a_step_that_is_skipped_elsewhere_is_judged_by_its_own_losses(caplog: pytest.LogCaptureFixture):
+    guard = NonFiniteGuard("skip-step", 3, no_rollback, skipped_elsewhere=True)
+    events = (Event.BEFORE_TRAIN_BATCH, Event.AFTER_LOSS, Event.AFTER_LOSS, Event.AFTER_TRAIN_BATCH)
+    with caplog.at_level(logging.WARNING):
+        for batch, loss in enumerate((float("nan"), 1.0, 1.0)):
+            now = state(loss=loss, batch=batch)
+            for event in events:
+                if guard.match(event, now):
+                    guard.apply(event, now, None)
+            if batch != 1:
+                guard.step_was_skipped()  # the last one for a gradient
+    assert [line.split(":")[1] for line in caplog.messages] == [" the loss is not finite", " a gradient is not finite"]
+
+
 def test_overflow_under_fp16_is_left_to_the_loss_scaler():
     now = state(gradient=float("inf"))
     now.precision = Precision.AMP_FP16
