@@ -131,7 +131,8 @@ from cram_composer.record import RunFolder
 from tests.conftest import REPOSITORY, SMALL
 
 yaml, data, folder = REPOSITORY / "yamls" / "cram-cpu.yaml", sys.argv[1], Path(sys.argv[2])
-composed = compose(RunConfig, yaml, [*SMALL, f"data.local={data}", "data.num_workers=0", "budget={wall: null, steps: 2}"])
+settings = [*SMALL, f"data.local={data}", "data.num_workers=0", "budget={wall: null, steps: 2}"]
+composed = compose(RunConfig, yaml, settings)
 with mock.patch.object(training, "ask_ahead", wraps=training.ask_ahead) as asked:
     built = training.build(composed, choose_device(composed.config, 1), RunFolder(folder), None)
 print(type(built.trainer.engine).__name__, asked.call_args.kwargs)
