@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +17,7 @@ from composer.devices import DeviceCPU
 
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.errors import CramError
+from tests.conftest import REPOSITORY
 
 
 def state(loss: float = 1.0, gradient: float = 1.0, batch: int = 3) -> SimpleNamespace:
@@ -120,3 +126,64 @@ def test_the_norm_is_there_for_clipping_where_it_is_that_of_all_gradients(whole:
         assert float(guard.norm) == pytest.approx(12.0**0.5)  # two weights and a bias
     else:
         assert guard.norm is None
+
+
+# The loss of step 5 is not a number, when the newest checkpoint is that after three steps.
+WHOLE_RUN = """
+import sys, time
+from pathlib import Path
+from cram_composer.config import compose
+from cram_composer.config.schema import RunConfig
+from cram_composer.device import choose_device
+from cram_composer.models.training_model import MaskedLMTrainingModel
+from cram_composer.record import RunFolder
+from cram_composer.training import run
+from tests.conftest import REPOSITORY, SMALL
+
+yaml, data, folder = REPOSITORY / "yamls" / "cram-cpu.yaml", sys.argv[1], Path(sys.argv[2])
+settings = [*SMALL, f"data.local={data}", "data.num_workers=0", "budget={wall: null, steps: 8}"]
+settings += ["train.nonfinite=rollback", "checkpoint={interval: 0.000001s, keep: 100}"]
+settings += ["algorithms.batch_size_ramp=null"]
+composed = compose(RunConfig, yaml, settings)
+original, calls, kept = MaskedLMTrainingModel.loss, 0, {}
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+def loss(self, outputs, batch, *arguments, **options):
+    global calls, kept
+    value = original(self, outputs, batch, *arguments, **options)
+    if not self.training:
+        return value
+    step, microbatch = divmod(calls, 2)
+    calls += 1
+    if step == 3 and microbatch == 0:
+        kept = weights(self)
+    if step == 5 and microbatch == 1:
+        assert any(not tensor.equal(kept[name]) for name, tensor in weights(self).items())
+        for file in (folder / "checkpoints").iterdir():
+            if int(file.stem.split("-")[1]) > 3:
+                file.unlink()
+        return value * float("nan")
+    if step == 6 and microbatch == 0:
+        assert all(tensor.equal(kept[name]) for name, tensor in weights(self).items()), "not those of three steps"
+        print("went back")
+    return value
+
+MaskedLMTrainingModel.loss = loss
+run_folder = RunFolder(folder)
+run_folder.lock()
+sys.exit(run(composed, choose_device(composed.config, 1), run_folder, None, time.monotonic()))
+"""
+
+
+def test_a_whole_run_goes_back_and_on(tiny_data: Path, tmp_path: Path):
+    command = [sys.executable, "-c", WHOLE_RUN, str(tiny_data), str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.returncode == 0, result.stderr
+    assert "went back\n" in result.stdout
+    assert "step 5: the loss is not finite: went back to the last checkpoint" in result.stderr
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["status"] == "finished" and math.isfinite(record["metrics"]["validation_loss"])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "trace.jsonl").read_text().splitlines()]
+    assert steps == list(range(8)), "the data went on"
