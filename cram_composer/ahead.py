@@ -10,29 +10,32 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from composer.utils.collect_env import get_cpu_model
+_asked: list[threading.Thread] = []
 
 
-def ask_ahead(compiles_for_cpu: bool) -> Callable[[], None]:
-    """Start asking; the function that is returned waits for the answers.
+def ask(question: Callable[[], object]) -> None:
+    """Call `question` in a thread. If it fails, whoever needs the answer asks again, and says what is wrong."""
+    thread = threading.Thread(target=_ask, args=(question,), daemon=True)
+    thread.start()
+    _asked.append(thread)
 
-    A question that fails here is asked again by whoever needs the answer, which says what is wrong.
-    """
-    questions: list[Callable[[], object]] = [get_cpu_model]
-    if compiles_for_cpu:
-        # Here, and not in the thread: two threads that import parts of one library can find the other's half done.
-        from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
-        questions.append(valid_vec_isa_list)
-    threads = [threading.Thread(target=_ask, args=(question,), daemon=True) for question in questions]
-    for thread in threads:
-        thread.start()
+def ask_for_vector_instructions() -> None:
+    """Those that code compiled for this CPU may use."""
+    # Here, and not in the thread: two threads that import parts of one library can find the other's half done.
+    import torch._inductor.codecache
+    import torch._inductor.cpp_builder
+    import torch.utils._filelock
+    import torch.utils.cpp_extension  # noqa: F401
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
-    def wait() -> None:
-        for thread in threads:
-            thread.join()
+    ask(valid_vec_isa_list)
 
-    return wait
+
+def wait_for_answers() -> None:
+    """Until all that was asked for is known."""
+    while _asked:
+        _asked.pop().join()
 
 
 def _ask(question: Callable[[], object]) -> None:

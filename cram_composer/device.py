@@ -7,12 +7,17 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from composer.core import Precision
 
 from cram_composer.config.schema import RunConfig
 from cram_composer.errors import CramError
+
+if TYPE_CHECKING:
+    from composer.core import Precision
+
+# Composer, which takes seconds to import, comes after what a run asks for meanwhile (ahead.py).
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 _NO_LIMIT = 2**31 - 1
@@ -30,6 +35,8 @@ class DeviceChoice:
     @property
     def composer_precision(self) -> Precision:
         """Composer's precision; on a CPU it refuses AMP, so the model's own forward autocasts there."""
+        from composer.core import Precision
+
         if self.name == "cpu" or self.precision == "fp32":
             return Precision.FP32
         return Precision.AMP_BF16 if self.precision == "bf16" else Precision.AMP_FP16

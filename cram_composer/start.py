@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cram_composer.ahead import ask_for_vector_instructions
 from cram_composer.config import Composed
 from cram_composer.errors import CramError
 from cram_composer.processes import ENDS_WITH_PARENT, end_with_parent
@@ -30,7 +31,9 @@ def start(composed: Composed, path: Path) -> int:
     from cram_composer.device import choose_device
 
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    from cram_composer.training import run
+    if device.name == "cpu" and device.compile != "off":
+        ask_for_vector_instructions()
+    from cram_composer.training import run  # Composer, which takes seconds: time for the answer
 
     if first and remote is not None:
         remote.check()

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from composer import DataSpec, Trainer
 from composer.utils import dist, reproducibility
+from composer.utils.collect_env import get_cpu_model
 
-from cram_composer.ahead import ask_ahead
+from cram_composer.ahead import ask, wait_for_answers
 from cram_composer.algorithms.data_curriculum import DataCurriculum
 from cram_composer.algorithms.masking_schedule import MaskingSchedule
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
@@ -133,7 +134,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     if rank == 0:
         folder.keep_tokenizer(data.tokenizer)
     budget = build_budget(config.budget, world_size)
-    wait_for_answers = ask_ahead(compiles_for_cpu=device.name == "cpu" and device.compile != "off")
+    ask(get_cpu_model)
 
     reproducibility.seed_all(config.seed)  # the same weights on every rank
     tokens = data.manifest["special_tokens"]

@@ -122,7 +122,6 @@ def test_composers_lines_of_its_log_are_there_when_asked_for(
 BUILT = """
 import sys
 from pathlib import Path
-from unittest import mock
 from cram_composer import training
 from cram_composer.config import compose
 from cram_composer.config.schema import RunConfig
@@ -133,14 +132,13 @@ from tests.conftest import REPOSITORY, SMALL
 yaml, data, folder = REPOSITORY / "yamls" / "cram-cpu.yaml", sys.argv[1], Path(sys.argv[2])
 settings = [*SMALL, f"data.local={data}", "data.num_workers=0", "budget={wall: null, steps: 2}"]
 composed = compose(RunConfig, yaml, settings)
-with mock.patch.object(training, "ask_ahead", wraps=training.ask_ahead) as asked:
-    built = training.build(composed, choose_device(composed.config, 1), RunFolder(folder), None)
-print(type(built.trainer.engine).__name__, asked.call_args.kwargs)
+built = training.build(composed, choose_device(composed.config, 1), RunFolder(folder), None)
+print(type(built.trainer.engine).__name__, training.get_cpu_model.cache_info().misses)
 """
 
 
-def test_a_run_has_this_engine_and_asks_ahead(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_run_has_this_engine_and_asks_once_for_the_processor(tiny_data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILT, str(tiny_data), str(tmp_path / "run")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "QuietEngine {'compiles_for_cpu': False}"
+    assert result.stdout.splitlines()[-1] == "QuietEngine 1"
