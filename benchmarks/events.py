@@ -7,7 +7,6 @@ One run, whose engine changes after every block of steps; the ratio is of blocks
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from composer.core import Callback, Engine, State
 from composer.loggers import Logger
 
-from benchmarks.short_run import STEADY, build_run, spread
+from benchmarks.short_run import STEADY, arguments, build_run, spread
 from cram_composer.events import QuietEngine
 
 _WARM_UP = 5  # steps in which everything is compiled
@@ -44,12 +43,7 @@ class Turns(Callback):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
-    parser.add_argument("--steps", type=int, default=10, help="in a block")
-    parser.add_argument("--rounds", type=int, default=30, help="blocks of each")
-    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
-    options = parser.parse_args()
+    options = arguments(__doc__, steps=10, rounds=30).parse_args()
     total = _WARM_UP + 2 * options.steps * options.rounds
     with tempfile.TemporaryDirectory() as scratch:
         settings = [*STEADY, f"budget={{wall: null, steps: {total}}}", *options.overrides]

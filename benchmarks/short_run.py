@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import statistics
@@ -28,6 +29,16 @@ STEADY = [
     "logging.progress_bar=false",
 ]
 REPOSITORY = Path(__file__).parents[1]
+
+
+def arguments(text: str | None, steps: int, rounds: int) -> argparse.ArgumentParser:
+    """Those of a benchmark that changes sides after every block of steps; `steps` and `rounds` are the defaults."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
+    parser.add_argument("--steps", type=int, default=steps, help="in a block")
+    parser.add_argument("--rounds", type=int, default=rounds, help="blocks of each")
+    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
+    return parser
 
 
 def build_run(yaml: str, settings: Sequence[str], folder: Path) -> tuple[Run, float]:

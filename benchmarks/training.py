@@ -15,7 +15,6 @@ before the model was built, on a GPU the most that was allocated.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -25,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.short_run import STEADY, build_run, in_a_process, memory, spread, step_by_hand
+from benchmarks.short_run import STEADY, arguments, build_run, in_a_process, memory, spread, step_by_hand
 
 if TYPE_CHECKING:
     from cram_composer.run import Run
@@ -36,12 +35,8 @@ _BATCHES = 8  # of the bare loop, in turns
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
-    parser.add_argument("--steps", type=int, default=20, help="in a block")
-    parser.add_argument("--rounds", type=int, default=7, help="blocks of each")
+    parser = arguments(__doc__, steps=20, rounds=7)
     parser.add_argument("--vary", metavar="KEY=A,B,...", help="measure with each of these values")
-    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
     options = parser.parse_args()
     key, _, values = (options.vary or "").partition("=")
     print("| setting | tokens/s | bare loop | ratio | model FLOP/s | of the matrix product | data stall | MiB | bare |")

@@ -123,16 +123,12 @@ BUILT = """
 import sys
 from pathlib import Path
 from cram_composer import training
-from cram_composer.config import compose
-from cram_composer.config.schema import RunConfig
 from cram_composer.device import choose_device
 from cram_composer.record import RunFolder
-from tests.conftest import REPOSITORY, SMALL
+from tests.tiny_runs import compose_tiny
 
-yaml, data, folder = REPOSITORY / "yamls" / "cram-cpu.yaml", sys.argv[1], Path(sys.argv[2])
-settings = [*SMALL, f"data.local={data}", "data.num_workers=0", "budget={wall: null, steps: 2}"]
-composed = compose(RunConfig, yaml, settings)
-built = training.build(composed, choose_device(composed.config, 1), RunFolder(folder), None)
+composed = compose_tiny(Path(sys.argv[1]))
+built = training.build(composed, choose_device(composed.config, 1), RunFolder(Path(sys.argv[2])), None)
 print(type(built.trainer.engine).__name__, training.get_cpu_model.cache_info().misses)
 """
 

@@ -37,7 +37,7 @@ class TinyRuns:
 
     def go_on(self, path: Path, composed: Composed) -> None:
         """Go on in a run folder as it is."""
-        self._apart(_run, composed, path)
+        self._apart(run_tiny, composed, path)
 
     def _apart(self, function: Callable[..., None], *arguments: Any) -> None:
         pool = self._context.Pool(1)
@@ -61,7 +61,8 @@ class TinyRuns:
         return killed
 
 
-def _train(data: Path, path: Path, overrides: tuple[str, ...]) -> None:
+def compose_tiny(data: Path, *overrides: str) -> Composed:
+    """The configuration of a tiny run on `data`."""
     from cram_composer.config import compose
     from cram_composer.config.checks import check_run
     from cram_composer.config.schema import RunConfig
@@ -78,10 +79,15 @@ def _train(data: Path, path: Path, overrides: tuple[str, ...]) -> None:
     ]
     composed = compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", settings)
     check_run(composed.config, world_size=1)
-    _run(composed, path)
+    return composed
 
 
-def _run(composed: Composed, path: Path) -> None:
+def _train(data: Path, path: Path, overrides: tuple[str, ...]) -> None:
+    run_tiny(compose_tiny(data, *overrides), path)
+
+
+def run_tiny(composed: Composed, path: Path) -> None:
+    """Train, or go on, in the run folder `path`, in this process."""
     from cram_composer import finish
     from cram_composer.device import choose_device
     from cram_composer.record import RunFolder

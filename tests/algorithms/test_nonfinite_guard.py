@@ -130,21 +130,13 @@ def test_the_norm_is_there_for_clipping_where_it_is_that_of_all_gradients(whole:
 
 # The loss of step 5 is not a number, when the newest checkpoint is that after three steps.
 WHOLE_RUN = """
-import sys, time
+import sys
 from pathlib import Path
-from cram_composer.config import compose
-from cram_composer.config.schema import RunConfig
-from cram_composer.device import choose_device
 from cram_composer.models.training_model import MaskedLMTrainingModel
-from cram_composer.record import RunFolder
-from cram_composer.training import run
-from tests.conftest import REPOSITORY, SMALL
+from tests.tiny_runs import compose_tiny, run_tiny
 
-yaml, data, folder = REPOSITORY / "yamls" / "cram-cpu.yaml", sys.argv[1], Path(sys.argv[2])
-settings = [*SMALL, f"data.local={data}", "data.num_workers=0", "budget={wall: null, steps: 8}"]
-settings += ["train.nonfinite=rollback", "checkpoint={interval: 0.000001s, keep: 100}"]
-settings += ["algorithms.batch_size_ramp=null"]
-composed = compose(RunConfig, yaml, settings)
+data, folder = map(Path, sys.argv[1:])
+settings = ["budget={wall: null, steps: 8}", "train.nonfinite=rollback", "algorithms.batch_size_ramp=null"]
 original, calls, kept = MaskedLMTrainingModel.loss, 0, {}
 
 def weights(model):
@@ -171,9 +163,7 @@ def loss(self, outputs, batch, *arguments, **options):
     return value
 
 MaskedLMTrainingModel.loss = loss
-run_folder = RunFolder(folder)
-run_folder.lock()
-sys.exit(run(composed, choose_device(composed.config, 1), run_folder, None, time.monotonic()))
+run_tiny(compose_tiny(data, *settings), folder)
 """
 
 
