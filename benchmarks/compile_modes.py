@@ -57,7 +57,7 @@ def main() -> None:
     def step() -> float:
         start = time.perf_counter()
         optimizer.zero_grad()
-        model.loss(model(batch), batch).backward()
+        model(batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         return time.perf_counter() - start

@@ -4,9 +4,10 @@ python -m benchmarks.training data.local=DATA
 python -m benchmarks.training --vary model.hidden_size=128,256,512 data.local=DATA     # also layers, rows, length
 
 The bare loop is ten lines of PyTorch: the same compiled model, optimizer and clipping, on batches that lie ready in
-memory. One process trains with both by turns, a block of steps of the run, a block of the bare loop, then the matrix
-products; the ratio is of blocks that follow each other. What the run has more: Composer, its callbacks, the clock and
-the trace, the data loader with masking, the guard against steps that are not finite.
+memory. One process trains with both by turns, a block of steps of the run, a block of the bare loop, and the matrix
+products, behind one of the two in one round and behind the other in the next; the ratio is of blocks that follow each
+other. What the run has more: Composer, its callbacks, the clock and the trace, the data loader with masking, the guard
+against steps that are not finite.
 
 Model FLOPs are those of models/flops.py; the rate they are held against is that of the fastest square matrix product in
 the run's dtype. Memory is measured in a process for each side: on a CPU what resident memory grew by at the most from
@@ -124,11 +125,18 @@ def _turns(run: Run, steps: int) -> dict[str, Any]:
             _wait(run)
             if self.since is not None:
                 ours.append((time.perf_counter() - self.since) / steps)
+                # The products leave nothing of either in the processor's caches.
+                if len(ours) % 2:
+                    self.multiply()
                 bare.append(_seconds(run, bare_step, steps))
-                for size, product in products.items():
-                    times = max(1, round(2e10 / size**3))
-                    matrix[size].append(2 * size**3 / _seconds(run, product, times))
+                if len(ours) % 2 == 0:
+                    self.multiply()
             self.since = time.perf_counter()
+
+        def multiply(self) -> None:
+            for size, product in products.items():
+                times = max(1, round(2e10 / size**3))
+                matrix[size].append(2 * size**3 / _seconds(run, product, times))
 
     run.trainer.state.callbacks.append(Turns())  # behind the clock: a step is over when that has been read
     run.trainer.fit()

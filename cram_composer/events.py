@@ -6,38 +6,59 @@ import os
 
 from composer.core import Callback, Engine, Event
 from composer.core.engine import Traces
+from composer.loggers import LoggerDestination
 
 _DEBUG = "ENGINE_DEBUG"  # Composer's variable, for a line of its log at every visit
 
 
 class QuietEngine(Engine):
-    """Goes over algorithms and callbacks at an event only if one of them answers to it.
+    """Goes at an event to the algorithms and callbacks that answer to it, and past all others.
 
     A step has seven events, and six more for each microbatch, most of which nothing here answers to. Composer visits
-    everything at each of them nevertheless, and puts together a line for its log that it hardly ever writes: a
-    hundredth of the time of a small model's steps.
+    everything at each of them nevertheless, puts together a line for its log that it hardly ever writes, and notes for
+    the loggers which algorithms ran: two hundredths of the time of a small model's steps.
 
-    A trainer makes its own engine, so this is made of one: `trainer.engine.__class__ = QuietEngine`.
+    With a profiler, or where Composer's log asks for its lines, it is Composer's engine.
+
+    A trainer makes its own engine, so this is made of one: `QuietEngine.replace(trainer.engine)`.
     """
 
+    _callbacks: list[Callback]  # those that were there when `_answering` was made
+    _answering: dict[Event, list[Callback]]
+    _is_quiet: bool
+
+    @classmethod
+    def replace(cls, engine: Engine) -> None:
+        """Make an engine one of these."""
+        engine.__class__ = cls
+        assert isinstance(engine, cls)
+        engine._callbacks, engine._answering = [], {}
+        engine._is_quiet = engine.state.profiler is None and _DEBUG not in os.environ
+
     def run_event(self, event: Event | str) -> Traces:
-        """As Composer's; that the engine is open and a dataloader set is checked only where something answers."""
-        event = Event(event)
-        return super().run_event(event) if self._has_answer(event) else Traces()
+        """As Composer's, and in its order; traces are empty."""
+        if not self._is_quiet or self._is_closed:
+            return super().run_event(event)
+        event, state = Event(event), self.state
+        algorithms = [algorithm for algorithm in state.algorithms if algorithm.match(event, state)]
+        if algorithms:
+            for algorithm in self._compile(algorithms, event):
+                algorithm.apply(event, state, self.logger)
+        if self._callbacks != state.callbacks:
+            self._callbacks, self._answering = list(state.callbacks), {}
+        answering = self._answering.get(event)
+        if answering is None:
+            answering = self._answering[event] = _in_order(self._callbacks, event.value)
+        for callback in answering:
+            callback.run_event(event, state, self.logger)
+        return {}
 
-    def _has_answer(self, event: Event) -> bool:
-        if self.state.profiler is not None or _DEBUG in os.environ:
-            return True
-        if any(algorithm.match(event, self.state) for algorithm in self.state.algorithms):
-            return True
-        name = event.value
-        kinds = map(type, self.state.callbacks)
-        return any(_overrides(kind, "run_event") or _overrides(kind, name) for kind in kinds)
 
-    def _debug_log(self, event: Event, msg: str) -> None:
-        if _DEBUG in os.environ:
-            super()._debug_log(event, msg)
+def _in_order(callbacks: list[Callback], event: str) -> list[Callback]:
+    """Those that answer; loggers last, so that they write what the others hand them."""
+    answering = [callback for callback in callbacks if _overrides(callback, "run_event") or _overrides(callback, event)]
+    return sorted(answering, key=lambda callback: isinstance(callback, LoggerDestination))
 
 
-def _overrides(kind: type[Callback], method: str) -> bool:
-    return getattr(kind, method) is not getattr(Callback, method)
+def _overrides(callback: Callback, method: str) -> bool:
+    return getattr(type(callback), method) is not getattr(Callback, method)

@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from composer import DataSpec, Trainer
 from composer.utils import dist, reproducibility
 from composer.utils.collect_env import get_cpu_model
 
@@ -41,6 +40,7 @@ from cram_composer.config import Composed
 from cram_composer.config.checks import check_row_length
 from cram_composer.config.schema import RunConfig
 from cram_composer.config.units import parse_duration
+from cram_composer.data.data_spec import training_data
 from cram_composer.data.masking import build_masker, evaluation_masker, word_joins
 from cram_composer.data.mixture import Curriculum, choose_streams
 from cram_composer.data.opening import open_train, open_validation
@@ -49,7 +49,6 @@ from cram_composer.data.stream import Batch, TrainLoader, evaluation_batches
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
-from cram_composer.events import QuietEngine
 from cram_composer.finish import finish, write_record
 from cram_composer.loggers import build_loggers
 from cram_composer.models.factory import build_model
@@ -63,6 +62,7 @@ from cram_composer.run import Run
 from cram_composer.scaleout.lost_rank import lost_rank
 from cram_composer.scaleout.registry import build_strategy
 from cram_composer.segments import Segment, restore_ledger, rollback_to_checkpoint
+from cram_composer.trainer import QuietTrainer
 
 # Composer insists on a duration in its own units; the budget callback is what ends a run.
 _NO_END = "1000000000ba"
@@ -121,8 +121,10 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     """Everything up to the first step. Raises CramError for what the user can fix."""
     config: RunConfig = composed.config
     set_up_cpu(device.threads, trains_here=device.name == "cpu")
-    dist.initialize_dist(device.name, timeout=_TEN_MINUTES if device.name == "gpu" else 3600.0)
     world_size, rank = dist.get_world_size(), dist.get_global_rank()
+    if world_size > 1 or config.scaleout.strategy not in ("auto", "ddp"):
+        # One process by itself has nobody to talk to; Composer's calls of the group would each take a while.
+        dist.initialize_dist(device.name, timeout=_TEN_MINUTES if device.name == "gpu" else 3600.0)
     ledger = Ledger()
     data = prepare(config.data, dist.get_local_rank() == 0, _patient_barrier())
     for phase, seconds in (earlier or {}).get("ledger", {}).get("outside", {}).items():
@@ -169,7 +171,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     # The guard is behind the others: Composer runs algorithms in reverse after a step, and clipping would make an
     # infinity finite.
     algorithms = [
-        MaskingSchedule(config.objective, budget, loader),
+        *([MaskingSchedule(config.objective, budget, loader)] if config.objective.final_mlm_probability else []),
         *build_algorithms(strategy.algorithms(), parts),
         guard,
         *strategy.gradients_first(),
@@ -211,15 +213,10 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     with strategy.construction(), warnings.catch_warnings():
         # It is passed on purpose: Composer's own cannot count a wall-clock budget.
         warnings.filterwarnings("ignore", message="Specifying the ProgressBarLogger")
-        trainer = Trainer(
+        trainer = QuietTrainer(
             model=model,
             optimizers=optimizer,
-            train_dataloader=DataSpec(
-                loader,
-                split_batch=loader.split,
-                get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
-                get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel(),
-            ),
+            train_dataloader=training_data(loader),
             eval_dataloader=held_out_evaluator("eval", in_loop, config.eval.batch_size, due),
             algorithms=algorithms,
             callbacks=callbacks,
@@ -236,7 +233,6 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
             spin_dataloaders=False,  # DataPosition goes to the place at once
             **strategy.trainer_arguments(),
         )
-    trainer.engine.__class__ = QuietEngine
     strategy.take_over(trainer)
     strategy.on_skipped(guard.step_was_skipped)
     if saved is not None and trainer._rng_state is not None:

@@ -13,33 +13,51 @@ from unittest.mock import MagicMock
 
 import pytest
 from composer.core import Algorithm, Callback, Engine, Event, State, Time, Timestamp
-from composer.loggers import Logger
+from composer.loggers import Logger, LoggerDestination
 
 from cram_composer.events import QuietEngine
 from tests.conftest import REPOSITORY
 
 
-class Doubles(Algorithm):
-    """Answers after a loss."""
+class Named(Algorithm):
+    """Answers before and after a loss."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self._name = name
+        self._calls = calls
 
     def match(self, event: Event, state: State) -> bool:
-        return event == Event.AFTER_LOSS
+        return event in (Event.BEFORE_LOSS, Event.AFTER_LOSS)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        cast(Any, state).loss *= 2
+        self._calls.append(f"{self._name} {event.value}")
 
 
 class Notes(Callback):
     """Answers after a loss, and at the end of a step."""
 
-    def __init__(self) -> None:
-        self.seen: list[str] = []
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        self.seen.append(f"loss {cast(Any, state).loss}")
+        self._calls.append("loss")
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        self.seen.append("end")
+        self._calls.append("end")
+
+
+class Writes(LoggerDestination):
+    """A logger that answers at the end of a step."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._calls.append("written")
+
+
+class SaysNothing(Callback):
+    """Answers to nothing."""
 
 
 class Everything(Callback):
@@ -57,15 +75,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delenv("ENGINE_DEBUG", raising=False)
     state = SimpleNamespace(
         profiler=None,
-        algorithms=[Doubles()],
-        callbacks=[Notes()],
-        loss=1,
+        algorithms=[],
+        callbacks=[SaysNothing()],
         dataloader=[],
         max_duration=Time(1, "ba"),
         timestamp=Timestamp(),
     )
     made = Engine(cast(State, state), cast(Logger, SimpleNamespace(log_traces=lambda traces: None)))
-    made.__class__ = QuietEngine
+    QuietEngine.replace(made)
     yield made
     made._is_closed = True
 
@@ -84,23 +101,43 @@ def visits(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     return found
 
 
-def test_what_answers_is_called_in_composers_order(engine: Any, visits: list[Event]) -> None:
-    for event in (Event.BEFORE_LOSS, Event.AFTER_LOSS, Event.BEFORE_BACKWARD, Event.BATCH_END, Event.BATCH_CHECKPOINT):
-        traces = engine.run_event(event)
-        assert len(traces) == (event == Event.AFTER_LOSS)
-    assert engine.state.callbacks[0].seen == ["loss 2", "end"]  # the algorithm first
-    assert visits == [Event.AFTER_LOSS, Event.BATCH_END]
+def test_calls_are_those_of_composers_engine_and_in_its_order(engine: Any, visits: list[Event]) -> None:
+    """Algorithms first, the last of them first after what came before; loggers behind other callbacks."""
+    calls: list[str] = []
+    engine.state.algorithms = [Named("a", calls), Named("b", calls)]
+    engine.state.callbacks = [Writes(calls), Notes(calls), SaysNothing()]
+    events = [Event.BEFORE_LOSS, Event.AFTER_LOSS, Event.BEFORE_BACKWARD, Event.BATCH_END, Event.BATCH_CHECKPOINT]
+    for event in events:
+        assert engine.run_event(event) == {}
+    assert visits == []
+    quiet = calls.copy()
+    assert quiet == ["a before_loss", "b before_loss", "b after_loss", "a after_loss", "loss", "end", "written"]
+    calls.clear()
+    engine.__class__ = Engine
+    for event in events:
+        engine.run_event(event)
+    assert visits == events and calls == quiet
 
 
 def test_a_callback_that_comes_later_and_takes_all_events(engine: Any) -> None:
+    engine.run_event(Event.BEFORE_FORWARD)
     engine.state.callbacks.append(Everything())
     engine.run_event(Event.BEFORE_FORWARD)
     engine.run_event("after_forward")
     assert engine.state.callbacks[1].seen == [Event.BEFORE_FORWARD, Event.AFTER_FORWARD]
+    engine.state.callbacks = engine.state.callbacks[:1]
+    engine.run_event(Event.BEFORE_FORWARD)
+
+
+def test_a_closed_engine_takes_no_event(engine: Any) -> None:
+    engine._is_closed = True
+    with pytest.raises(RuntimeError, match="already closed"):
+        engine.run_event(Event.BEFORE_FORWARD)
 
 
 def test_a_profiler_sees_every_event(engine: Any, visits: list[Event]) -> None:
     engine.state.profiler = MagicMock()
+    QuietEngine.replace(engine)
     engine.run_event(Event.BEFORE_FORWARD)
     engine.run_event(Event.AFTER_FORWARD)
     assert visits == [Event.BEFORE_FORWARD, Event.AFTER_FORWARD]
@@ -114,14 +151,17 @@ def test_composers_lines_of_its_log_are_there_when_asked_for(
     engine.run_event(Event.AFTER_LOSS)
     assert not caplog.messages
     monkeypatch.setenv("ENGINE_DEBUG", "1")
+    QuietEngine.replace(engine)
     engine.run_event(Event.BEFORE_FORWARD)
     assert visits[-1] == Event.BEFORE_FORWARD
     assert any("event=BEFORE_FORWARD" in line for line in caplog.messages)
 
 
 BUILT = """
+import copy
 import sys
 from pathlib import Path
+import torch
 from cram_composer import training
 from cram_composer.device import choose_device
 from cram_composer.record import RunFolder
@@ -130,6 +170,9 @@ from tests.tiny_runs import compose_tiny
 composed = compose_tiny(Path(sys.argv[1]))
 built = training.build(composed, choose_device(composed.config, 1), RunFolder(Path(sys.argv[2])), None)
 print(type(built.trainer.engine).__name__, training.get_cpu_model.cache_info().misses)
+print(torch.distributed.is_initialized(), built.trainer.state.fsdp_enabled)
+microbatch = built.trainer._train_data_spec.microbatch_transforms(next(iter(built.loader)))
+print(copy.deepcopy(microbatch)["labels"] is microbatch["labels"])
 """
 
 
@@ -137,4 +180,4 @@ def test_a_run_has_this_engine_and_asks_once_for_the_processor(tiny_data: Path, 
     command = [sys.executable, "-c", BUILT, str(tiny_data), str(tmp_path / "run")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "QuietEngine 1"
+    assert result.stdout.splitlines()[-3:] == ["QuietEngine 1", "False False", "True"]

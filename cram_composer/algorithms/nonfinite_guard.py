@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,9 +11,9 @@ import torch
 from composer.core import Algorithm, Event, Precision, State
 from composer.loggers import Logger
 from composer.utils import dist
-from torch import nn
 
 from cram_composer.errors import CramError
+from cram_composer.optim.parameters import optimized
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class NonFiniteGuard(Algorithm):
         policy: one of the above.
         limit: bad steps in a row.
         rollback: goes back; False when there is nothing to go back to.
-        gradients: what this rank holds of a model's gradients; their `grad` without it.
+        gradients: what this rank holds of the gradients of a step; the `grad` of all that optimizers step without it.
         whole: those are all gradients of the model, and not this rank's part of them.
         skipped_elsewhere: what takes the step leaves it out by itself if the norm of its gradients is not finite, and
             calls `step_was_skipped`. A loss that is not finite is then multiplied so that its gradients are not either.
@@ -45,7 +46,7 @@ class NonFiniteGuard(Algorithm):
         policy: str,
         limit: int,
         rollback: Callable[[State, Logger], bool],
-        gradients: Callable[[nn.Module], list[torch.Tensor]] | None = None,
+        gradients: Callable[[State], list[torch.Tensor]] | None = None,
         whole: bool = True,
         skipped_elsewhere: bool = False,
     ) -> None:
@@ -74,10 +75,11 @@ class NonFiniteGuard(Algorithm):
             self._losses = []
             return
         if event == Event.AFTER_LOSS:
-            self._losses.append(torch.as_tensor(state.loss).detach())
+            losses = cast(dict[str, torch.Tensor], state.loss)
+            loss = losses["total"]
+            self._losses.append(loss.detach())
             if self._skipped_elsewhere:
-                loss = cast(torch.Tensor, state.loss)
-                state.loss = loss * (loss.detach() * 0.0 + 1.0)  # times one, or times NaN
+                losses["total"] = loss * (loss.detach() * 0.0 + 1.0)  # times one, or times NaN
             return
         self._run = state, logger
         if self._skipped_elsewhere:
@@ -117,14 +119,15 @@ class NonFiniteGuard(Algorithm):
 
     def _cause(self, state: State) -> str | None:
         """What is not finite on any rank: 'the loss', 'a gradient' or None."""
-        loss_is_bad = bool(self._losses) and not bool(torch.isfinite(torch.stack(self._losses)).all())
+        # Sums are not finite if anything in them is not; one number of each kind is all that is waited for.
+        loss_is_bad = bool(self._losses) and not math.isfinite(torch.stack(self._losses).sum())
         self._losses = []
-        gradients = [] if self._skipped_elsewhere else self._gradients(state.model)
+        gradients = [] if self._skipped_elsewhere else self._gradients(state)
         # Under fp16 the loss scaler overflows on purpose and skips those steps itself.
         look_at_gradients = state.precision != Precision.AMP_FP16
         norm = torch.nn.utils.get_total_norm(gradients) if look_at_gradients and gradients else None
         self.norm = norm if self._whole else None
-        gradient_is_bad = norm is not None and not bool(torch.isfinite(norm))
+        gradient_is_bad = norm is not None and not math.isfinite(norm)
         if dist.get_world_size() > 1:
             flags = torch.tensor([float(loss_is_bad), float(gradient_is_bad)])
             flags = state.device.tensor_to_device(flags)
@@ -143,5 +146,5 @@ class NonFiniteGuard(Algorithm):
         self.skipped = max(self.skipped, state["skipped"])
 
 
-def _gradients(model: nn.Module) -> list[torch.Tensor]:
-    return [p.grad for p in model.parameters() if p.grad is not None]
+def _gradients(state: State) -> list[torch.Tensor]:
+    return [p.grad for p in optimized(state.optimizers) if p.grad is not None]

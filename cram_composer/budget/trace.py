@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,7 +75,7 @@ class JsonLines:
         """Write one line; it is with the operating system when this returns."""
         if self._file is None:
             self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - open for the whole run, closed in close()
-        self._file.write(json.dumps(asdict(entry) if isinstance(entry, TraceStep) else entry) + "\n")
+        self._file.write(json.dumps(vars(entry) if isinstance(entry, TraceStep) else entry) + "\n")
 
     def close(self) -> None:
         """Close the file."""

@@ -24,6 +24,7 @@ from cram_composer.errors import CramError
 
 Batch = dict[str, torch.Tensor]
 _REQUESTS_PER_WORKER = 4
+_MASKS = 1  # beside a run's seed: other numbers than those of what else is drawn with it
 
 
 class RowStream:
@@ -173,19 +174,20 @@ class TrainLoader:
         self.truncate = False
         self.mlm_probability = masker.max_probability
         self.step = 0
-        self._seed = seed
+        self._random = RowRandom((seed, _MASKS))
         self._rank = rank
 
     def __iter__(self) -> Iterator[Batch]:
+        pins = torch.cuda.is_available()
         while True:
             batch = self._next()
-            yield {name: tensor.pin_memory() for name, tensor in batch.items()} if torch.cuda.is_available() else batch
+            yield {name: tensor.pin_memory() for name, tensor in batch.items()} if pins else batch
 
     def _next(self) -> Batch:
         rows = self.stream.take(self.rows)
         if self.seq_length < self.data_seq_length:
             rows = rows[:, : self.seq_length] if self.truncate else rows.reshape(-1, self.seq_length)
-        random = RowRandom((self._seed, self.step), self._rank * len(rows))
+        random = self._random.at(self.step, self._rank * len(rows))
         self.step += 1
         return self.masker(rows, self.mlm_probability, random)
 

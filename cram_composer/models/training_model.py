@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -34,8 +34,8 @@ class MaskedLMTrainingModel(ComposerModel):
     Args:
         model: a masked LM. One whose forward takes `masked_positions` (CramBERT) predicts those positions only; any
             other is given dense labels [B, L] and decodes every position.
-        autocast_dtype: run the forward under autocast with this dtype, because Composer refuses `amp_bf16` on a CPU;
-            None leaves precision to Composer.
+        autocast_dtype: run the forward under autocast of a CPU with this dtype, because Composer refuses `amp_bf16`
+            there; None leaves precision to Composer.
         compile: "off", "regional" or "full", see `compile_model`. Compilation happens in the first training forward
             and for each new shape; one that fails is given up with a warning and the batch is run again without it.
             Evaluation runs eagerly: a graph of its own would cost more of the budget than it saves.
@@ -48,6 +48,8 @@ class MaskedLMTrainingModel(ComposerModel):
         super().__init__()
         self.model = model
         self.autocast_dtype = autocast_dtype
+        # One for all steps: to make one, torch looks on disk for a package each time.
+        self._autocast = torch.autocast("cpu", autocast_dtype) if autocast_dtype is not None else nullcontext()
         self.predicts_positions = "masked_positions" in inspect.signature(model.forward).parameters
         self.compiled_regions = compile_model(model, compile)
         self.compile_state = compile
@@ -92,20 +94,20 @@ class MaskedLMTrainingModel(ComposerModel):
             return
         device = batch["input_ids"].device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            loss = self.loss(self._forward(batch), batch)
+            loss = self.loss(self._forward(batch), batch)["total"]
         torch.autograd.grad(loss, [p for p in self.parameters() if p.requires_grad], allow_unused=True)
         self.rehearsed.add(shapes)
 
     def _forward(self, batch: Batch) -> MaskedLMOutput:
         inputs = batch if self.predicts_positions else _with_dense_labels(batch)
-        device_type = batch["input_ids"].device.type
-        dtype = self.autocast_dtype
-        with torch.autocast(device_type, dtype) if dtype is not None else contextlib.nullcontext():
+        with self._autocast:
             return self.model(**inputs)
 
-    def loss(self, outputs: MaskedLMOutput, batch: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Mean loss in nats over the labels of the batch."""
-        return cast(torch.Tensor, outputs.loss)
+    def loss(  # type: ignore[override]
+        self, outputs: MaskedLMOutput, batch: Batch, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Mean loss in nats over the labels of the batch, as "total": Composer would add up anything else."""
+        return {"total": cast(torch.Tensor, outputs.loss)}
 
     def eval_forward(self, batch: Batch, outputs: MaskedLMOutput | None = None) -> MaskedLMOutput:
         """The forward without compilation, or `outputs` if there are any."""

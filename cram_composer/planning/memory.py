@@ -139,7 +139,7 @@ def activation_peak(subject: Subject, model: MaskedLMTrainingModel, rows: int) -
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     with PeakBytes() as counted:
-        model.loss(model(batch), batch).backward()
+        model(batch).loss.backward()
     for parameter in parameters:
         parameter.grad = None
     return counted.peak

@@ -7,7 +7,6 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from composer import DataSpec, Trainer
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import reproducibility
@@ -17,11 +16,13 @@ from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.algorithms.optimizer_support import optimizer_support
 from cram_composer.algorithms.registry import Parts, build_algorithms
 from cram_composer.budget.budget import Budget, Limits
+from cram_composer.data.data_spec import training_data
 from cram_composer.data.stream import TrainLoader
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.models.flops import flops_per_token
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.planning.subject import Subject
+from cram_composer.trainer import QuietTrainer
 
 _WARM_UP = 2  # steps of each size, in the first of which its graphs are compiled
 _MICROBATCHES = (1, 3)  # of the two sizes of step that are timed
@@ -74,15 +75,10 @@ def calibrate(subject: Subject, device: DeviceChoice, steps: int) -> Speed:
     sizes = [count for count in _MICROBATCHES for _ in range(_WARM_UP)]
     sizes += [count for _ in range(steps) for count in _MICROBATCHES]
     timed = _TimedSteps(loader, sizes)
-    trainer = Trainer(
+    trainer = QuietTrainer(
         model=model,
         optimizers=optimizer,
-        train_dataloader=DataSpec(
-            loader,
-            split_batch=loader.split,
-            get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
-            get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel(),
-        ),
+        train_dataloader=training_data(loader),
         algorithms=[*optimizer_support(optimizer, model, budget), *build_algorithms(steady, parts), guard],
         callbacks=[timed],
         progress_bar=False,

@@ -12,7 +12,6 @@ from composer import Trainer
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils.parallelism import FSDP2Config, ParallelismConfig
-from torch import nn
 from torch.distributed.tensor import DTensor
 
 from cram_composer.models.compilation import encoder_layers
@@ -71,8 +70,8 @@ class Fsdp2(Strategy):
                 for group in optimizer.param_groups:
                     group["foreach"] = False
 
-    def gradients(self, model: nn.Module) -> list[torch.Tensor]:
-        gradients = super().gradients(model)
+    def gradients(self, state: State) -> list[torch.Tensor]:
+        gradients = super().gradients(state)
         return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
 
 
@@ -89,4 +88,4 @@ class _MeanOverRanks(Algorithm):
         return event == Event.AFTER_TRAIN_BATCH
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        torch._foreach_div_(self._strategy.gradients(state.model), float(self._strategy.world_size))
+        torch._foreach_div_(self._strategy.gradients(state), float(self._strategy.world_size))

@@ -12,12 +12,12 @@ from composer import Trainer
 from composer.core import Algorithm, Precision, State
 from composer.loggers import Logger
 from composer.utils.checkpoint import save_checkpoint
-from torch import nn
 
 from cram_composer.config.algorithms_schema import AlgorithmsConfig
 from cram_composer.config.schema import RunConfig
 from cram_composer.device import DeviceChoice
 from cram_composer.models.training_model import MaskedLMTrainingModel
+from cram_composer.optim.parameters import optimized
 
 
 class Strategy:
@@ -90,6 +90,6 @@ class Strategy:
         state.load_model_state({"model": loaded["model"]}, logger, strict=True)
         state.load_optim_state(loaded)
 
-    def gradients(self, model: nn.Module) -> list[torch.Tensor]:
+    def gradients(self, state: State) -> list[torch.Tensor]:
         """This rank's part of the gradients of a step that is about to be taken."""
-        return [p.grad for p in model.parameters() if p.grad is not None]
+        return [p.grad for p in optimized(state.optimizers) if p.grad is not None]

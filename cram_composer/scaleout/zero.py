@@ -142,7 +142,7 @@ class DeepSpeedZero(Strategy):
         (optimizer,) = loaded["optimizers"].values()
         self._state.set_optimizer(optimizer["state"])
 
-    def gradients(self, model: nn.Module) -> list[torch.Tensor]:
+    def gradients(self, state: State) -> list[torch.Tensor]:
         # The engine looks at them when it has summed them: it needs their norm in any case.
         return []
 

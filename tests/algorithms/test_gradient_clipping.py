@@ -66,7 +66,7 @@ def test_the_decoder_is_left_alone():
     state = SimpleNamespace(model=model)
     algorithm.apply(Event.INIT, state, None)
     batch = training_batch()
-    model.loss(model(batch), batch).backward()
+    model(batch).loss.backward()
     before = {name: p.grad.clone() for name, p in model.named_parameters()}
     assert algorithm.match(Event.AFTER_TRAIN_BATCH, state)
     algorithm.apply(Event.AFTER_TRAIN_BATCH, state, None)
@@ -94,9 +94,10 @@ def test_a_norm_that_is_known_is_not_computed_again():
     norm = nn.utils.get_total_norm([p.grad for p in known.parameters()])
     config = GradientClippingConfig("norm", 0.5)
     for model, found in ((computed, None), (known, norm)):
-        state = SimpleNamespace(model=model, fsdp_config_version=0)
+        optimizer = torch.optim.SGD(model.parameters())
+        state = SimpleNamespace(model=model, optimizers=[optimizer], fsdp_config_version=0)
         gradient_clipping(config, lambda found=found: found).apply(Event.AFTER_TRAIN_BATCH, state, None)
     assert torch.equal(known.weight.grad, computed.weight.grad)
-    with_another = SimpleNamespace(model=known, fsdp_config_version=0)
+    with_another = SimpleNamespace(optimizers=[torch.optim.SGD(known.parameters())])
     gradient_clipping(config, lambda: torch.tensor(2.0)).apply(Event.AFTER_TRAIN_BATCH, with_another, None)
     torch.testing.assert_close(known.weight.grad, computed.weight.grad / 4)

@@ -54,7 +54,7 @@ def backward(model: MaskedLMTrainingModel) -> set[str]:
     """Names of the parameters that get a gradient."""
     batch = training_batch()
     model.zero_grad()
-    model.loss(model(batch), batch).backward()
+    model(batch).loss.backward()
     return {name.removeprefix("model.encoder.") for name, p in model.named_parameters() if p.grad is not None}
 
 

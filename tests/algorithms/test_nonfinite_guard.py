@@ -26,7 +26,8 @@ def state(loss: float = 1.0, gradient: float = 1.0, batch: int = 3) -> SimpleNam
         p.grad = torch.full_like(p, gradient)
     return SimpleNamespace(
         model=model,
-        loss=torch.tensor(loss),
+        optimizers=[torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)],
+        loss={"total": torch.tensor(loss)},
         precision=Precision.FP32,
         device=DeviceCPU(),
         timestamp=SimpleNamespace(batch=batch),
@@ -35,11 +36,10 @@ def state(loss: float = 1.0, gradient: float = 1.0, batch: int = 3) -> SimpleNam
 
 def step(guard: NonFiniteGuard, now: SimpleNamespace) -> bool:
     """One optimizer step with weight decay; returns whether it changed a weight."""
-    optimizer = torch.optim.AdamW(now.model.parameters(), lr=0.1, weight_decay=0.5)
     before = [p.detach().clone() for p in now.model.parameters()]
     guard.apply(Event.AFTER_LOSS, now, None)
     guard.apply(Event.AFTER_TRAIN_BATCH, now, None)
-    optimizer.step()
+    now.optimizers[0].step()
     return any(not torch.equal(a, b) for a, b in zip(before, now.model.parameters(), strict=True))
 
 
@@ -64,7 +64,7 @@ def test_stop_ends_the_run_and_applies_nothing():
     now = state(loss=float("nan"))
     guard = NonFiniteGuard("stop", 3, no_rollback)
     guard.apply(Event.AFTER_LOSS, now, None)  # one microbatch of several: the loss of the last is fine
-    now.loss = torch.tensor(1.0)
+    now.loss = {"total": torch.tensor(1.0)}
     guard.apply(Event.AFTER_LOSS, now, None)
     with pytest.raises(CramError, match=r"step 3: the loss is not finite.*'stop'"):
         guard.apply(Event.AFTER_TRAIN_BATCH, now, None)
@@ -156,7 +156,7 @@ def loss(self, outputs, batch, *arguments, **options):
         for file in (folder / "checkpoints").iterdir():
             if int(file.stem.split("-")[1]) > 3:
                 file.unlink()
-        return value * float("nan")
+        return {"total": value["total"] * float("nan")}
     if step == 6 and microbatch == 0:
         assert all(tensor.equal(kept[name]) for name, tensor in weights(self).items()), "not those of three steps"
         print("went back")

@@ -91,7 +91,7 @@ def test_a_layer_that_is_left_out_is_not_computed_and_gets_no_gradient():
     for index, layer in enumerate(stack.layers()):
         layer.attention.register_forward_hook(lambda m, a, o, index=index: computed.append(index))
     batch = training_batch()
-    stack.model.loss(stack.model(batch), batch).backward()
+    stack.model(batch).loss.backward()
     assert computed == [index for index in range(LAYERS) if not skipped[index]]
     for index, layer in enumerate(stack.layers()):
         assert all((p.grad is None) == skipped[index] for p in layer.parameters())
@@ -163,9 +163,9 @@ def test_compiled_layers_are_not_compiled_again(monkeypatch: pytest.MonkeyPatch)
     for step in range(8):
         drawn.add(tuple(stack.begin(step)))
         eager.begin(step)
-        loss = stack.model.loss(stack.model(batch), batch)
+        loss = stack.model(batch).loss
         loss.backward()
-        torch.testing.assert_close(loss, eager.model.loss(eager.model(batch), batch))
+        torch.testing.assert_close(loss, eager.model(batch).loss)
         graphs.append(counter.frame_count)
     torch._dynamo.reset()
     assert len(drawn) > 3
@@ -180,6 +180,6 @@ def test_it_goes_with_layer_freezing():
     freezing.apply(Event.BATCH_START, stack.state, stack.logger)
     stack.algorithm._skipped = [True, False, True, False]
     batch = training_batch()
-    stack.model.loss(stack.model(batch), batch).backward()
+    stack.model(batch).loss.backward()
     got = [any(p.grad is not None for p in layer.parameters()) for layer in stack.layers()]
     assert got == [False, False, False, True]

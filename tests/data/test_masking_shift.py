@@ -139,8 +139,8 @@ def test_no_causal_rows_and_all():
 def test_what_a_row_gets_does_not_depend_on_the_rank_that_draws_it(settings: dict, hybrid: dict):
     tokens = rows(24)
     masker = Masker(1000, SPECIAL, MASK, joins=JOINS, pad_id=PAD, **settings, **hybrid)
-    alone = masker(tokens, 0.2, RowRandom((5, 3), 0))
-    shared = [masker(tokens[first : first + 8], 0.2, RowRandom((5, 3), first)) for first in (0, 8, 16)]
+    alone = masker(tokens, 0.2, RowRandom([5]).at(3, 0))
+    shared = [masker(tokens[first : first + 8], 0.2, RowRandom([5]).at(3, first)) for first in (0, 8, 16)]
     assert all(torch.equal(alone[name], torch.cat([part[name] for part in shared])) for name in alone)
-    other = masker(tokens, 0.2, RowRandom((5, 4), 0))
+    other = masker(tokens, 0.2, RowRandom([5]).at(4, 0))
     assert not torch.equal(alone["labels"], other["labels"])

@@ -67,7 +67,7 @@ def step(model: MaskedLMTrainingModel, optimizer: torch.optim.Optimizer, seed: i
     def closure() -> float:
         optimizer.zero_grad()
         inputs = {**batch, "input_ids": shift}
-        loss = model.loss(model(inputs), inputs)
+        loss = model(inputs).loss
         loss.backward()
         return loss.item()
 

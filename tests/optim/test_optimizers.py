@@ -114,15 +114,16 @@ def test_a_step_that_the_guard_drops_changes_no_weight_and_no_moment(name: str):
     step(model, optimizer)
     before, moments = weights(model), copy.deepcopy(optimizer.state_dict()["state"])
     guard = NonFiniteGuard("skip-step", 3, lambda state, logger: False)
-    state = run_state(model, training_batch(), timestamp=SimpleNamespace(batch=2), device=DeviceCPU())
+    fixed = {"timestamp": SimpleNamespace(batch=2), "device": DeviceCPU(), "optimizers": [optimizer]}
+    state = run_state(model, training_batch(), **fixed)
 
     def closure() -> float:
         optimizer.zero_grad()
-        state.loss = model.loss(model(state.batch), state.batch) * float("nan")
+        state.loss = {"total": model(state.batch).loss * float("nan")}
         guard.apply(Event.AFTER_LOSS, state, None)  # type: ignore[arg-type]
-        state.loss.backward()
+        state.loss["total"].backward()
         guard.apply(Event.AFTER_TRAIN_BATCH, state, None)  # type: ignore[arg-type]
-        return state.loss.item()
+        return state.loss["total"].item()
 
     optimizer.step(closure)
     assert guard.skipped == 1
@@ -153,12 +154,12 @@ def test_gradients_clipped_inside_the_closure_are_the_ones_it_takes(name: str):
     state = run_state(clipped[0], batch, fsdp_config_version=None)
 
     def closure() -> float:
-        loss = clipped[0].loss(clipped[0](batch), batch)
+        loss = clipped[0](batch).loss
         loss.backward()
         clip.apply(Event.AFTER_TRAIN_BATCH, state, None)  # type: ignore[arg-type]
         return loss.item()
 
-    small[0].loss(small[0](batch), batch).backward()
+    small[0](batch).loss.backward()
     torch.nn.utils.clip_grad_norm_(small[0].parameters(), 1e-3)
     torch.manual_seed(1)
     clipped[1].step(closure)

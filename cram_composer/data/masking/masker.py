@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -85,28 +86,31 @@ class Masker:
         # Draws have one order, so that what an objective adds to another leaves the other's draws alone.
         score = np.asarray(rng.random(rows.shape, dtype=np.float32))
         if self.scheme == "80-10-10":
-            fate = np.asarray(rng.random((count, slots), dtype=np.float32))
-            random_ids = self._ordinary[rng.integers(0, len(self._ordinary), (count, slots))]
-        causal = rng.random((count, 1)) < self.causal_fraction if self.causal_fraction else np.zeros((count, 1), bool)
+            tenths = 10.0 * rng.random((count, slots))
+        causal = rng.random((count, 1)) < self.causal_fraction if self.causal_fraction else None
 
-        columns = np.arange(length)
-        words = units = np.broadcast_to(columns, rows.shape)  # the column of the first token of each token's
+        columns = _columns(length)
+        words = units = columns  # [L] or [B, L], the column of the first token of each token's
         if self.unit != "token":
             words = units = word_starts(rows, self._joins, min(LONGEST_WORD, slots))
         if self.unit == "span":
             chance = np.asarray(rng.random(rows.shape, dtype=np.float32))
             units = span_starts(words, self._is_special[inputs], chance)
-        if self.unit != "token" and self.causal_fraction:
+        if self.unit != "token" and causal is not None:
             words, units = np.where(causal, columns, words), np.where(causal, columns, units)
         positions, used = self._choose(inputs, probability, score, words, units)
 
-        originals = np.take_along_axis(inputs, positions, axis=1)
-        replacement = np.full_like(originals, self.mask_id)
+        flat = inputs.reshape(-1)
+        places = positions + length * _columns(count)[:, None]
+        originals = flat[places]
+        replacement: int | NDArray = self.mask_id
         if self.scheme == "80-10-10":
+            # What comes behind the tenth is uniform whatever the tenth is: it draws the random token.
+            random_ids = self._ordinary[(tenths % 1.0 * len(self._ordinary)).astype(np.int64)]
             if self.unit == "span":
-                fate = _of_first(fate, np.take_along_axis(units, positions, axis=1))
-            replacement = np.where(fate < 0.8, replacement, np.where(fate < 0.9, random_ids, originals))
-        np.put_along_axis(inputs, positions, np.where(used & ~causal, replacement, originals), axis=1)
+                tenths = _of_first(tenths, np.take_along_axis(units, positions, axis=1))
+            replacement = np.where(tenths < 8.0, self.mask_id, np.where(tenths < 9.0, random_ids, originals))
+        flat[places] = np.where(used if causal is None else used & ~causal, replacement, originals)
         batch = {
             "input_ids": inputs,
             "masked_positions": np.maximum(positions - 1, 0) if self.shift else positions,
@@ -118,7 +122,7 @@ class Masker:
             batch["attention_mask"] = visible
         if self.sep_id is not None:
             batch["document_ids"] = document_ids(rows, self.sep_id, self.pad_id)
-        if self.causal_fraction:
+        if causal is not None:
             batch["causal"] = causal[:, 0]
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
@@ -126,7 +130,7 @@ class Masker:
         self, inputs: NDArray, probability: float, score: NDArray, words: NDArray, units: NDArray
     ) -> tuple[NDArray, NDArray]:
         """Columns [B, K] and whether each is a chosen token; a unit has the score, uniform, of its first token."""
-        length = inputs.shape[1]
+        count, length = inputs.shape
         slots = self.capacity(length)
         excluded = self._is_special[inputs]
         if self.shift:
@@ -139,7 +143,7 @@ class Masker:
             score = np.take_along_axis(score, units, axis=1)
         score[excluded] = _NEVER
 
-        limit = _NEVER  # any token that is not excluded
+        limit = _NEVER_KEY  # any token that is not excluded
         wanted: int | NDArray  # tokens of a row
         if self.fixed_count:
             wanted = min(slots, max(1, round(probability * length)))
@@ -147,26 +151,48 @@ class Masker:
                 tokens = (inputs != self.pad_id).sum(axis=1, keepdims=True)
                 wanted = np.clip(np.rint(probability * tokens), 1, slots).astype(np.int64)
         else:
-            limit, wanted = probability, slots
+            limit, wanted = _keys(np.float32(probability)), slots
 
         # One number says it all: score (the bits of a float that is not negative are in its order), word and column.
         # Sorting numbers is several times as fast as sorting indices by them.
-        keys = np.full((len(inputs), length + 1), np.iinfo(np.uint64).max, np.uint64)
-        keys[:, :-1] = (_bits(score) << 32) | (words << 16 | np.arange(length)).astype(np.uint64)
+        keys = _keys(score)
+        keys |= _columns(length, np.uint64)
+        if self.unit != "token":
+            keys |= words.astype(np.uint64) << 16
         keys.sort(axis=1)
-        # A word that goes on beyond the last wanted token does not fit.
-        cut = keys[:, wanted, None] if isinstance(wanted, int) else np.take_along_axis(keys, wanted, axis=1)
-        keys = keys[:, :slots]
-        used = (np.arange(slots) < wanted) & (keys < _bits(np.float32(limit)) << 32) & (keys >> 16 != cut >> 16)
+        first = keys[:, :slots]
+        used = first < limit
+        if not (isinstance(wanted, int) and wanted == slots):
+            used &= _columns(slots) < wanted
+        if self.unit != "token":  # a word that goes on beyond the last wanted token does not fit
+            keys = np.append(keys, np.full((count, 1), np.iinfo(np.uint64).max), axis=1)
+            cut = keys[:, wanted, None] if isinstance(wanted, int) else np.take_along_axis(keys, wanted, axis=1)
+            used &= first >> 16 != cut >> 16
         # By column, unused slots last: the gather goes through memory in order.
-        columns = (keys & 0xFFFF).astype(np.int64)
+        columns = (first & 0xFFFF).astype(np.int64)
+        if used.all():
+            columns.sort(axis=1)
+            return columns, used
         columns = np.sort(np.where(used, columns, columns + length), axis=1)
         used = columns < length
         return np.where(used, columns, columns - length), used
 
 
-def _bits(numbers: NDArray | np.float32) -> NDArray:
-    return np.asarray(numbers, np.float32).view(np.uint32).astype(np.uint64)
+def _keys(scores: NDArray | np.float32) -> NDArray:
+    """Where scores, fp32 and not negative, are among keys of 64 bits: in the upper half."""
+    keys = np.asarray(scores).view(np.uint32).astype(np.uint64)
+    keys <<= 32
+    return keys
+
+
+_NEVER_KEY = _keys(np.float32(_NEVER))
+
+
+@cache
+def _columns(count: int, dtype: type = np.int64) -> NDArray:
+    columns: NDArray = np.arange(count, dtype=dtype)
+    columns.flags.writeable = False
+    return columns
 
 
 def _of_first(values: NDArray, groups: NDArray) -> NDArray:
