@@ -1,8 +1,8 @@
-"""Seconds of a step by the engine of a trainer's events: that of cram_composer/events.py and Composer's, in turns.
+"""Seconds of a step by the trainer of cram_composer/trainer.py and by Composer's own, in turns.
 
-python -m benchmarks.events data.local=DATA
+python -m benchmarks.trainer data.local=DATA
 
-One run, whose engine changes after every block of steps; the ratio is of blocks that follow each other.
+One run, whose trainer changes after every block of steps; the ratio is of blocks that follow each other.
 """
 
 from __future__ import annotations
@@ -10,25 +10,27 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+from composer import Trainer
 from composer.core import Callback, Engine, State
 from composer.loggers import Logger
 
 from benchmarks.short_run import STEADY, arguments, build_run, spread
-from cram_composer.events import QuietEngine
+from cram_composer.trainer import QuietEngine, QuietState, QuietTrainer
 
 _WARM_UP = 5  # steps in which everything is compiled
-_ENGINES = (QuietEngine, Engine)
+_SIDES: tuple[tuple[type, type, type], ...] = ((QuietTrainer, QuietState, QuietEngine), (Trainer, State, Engine))
 
 
 class Turns(Callback):
-    """Changes the engine when a block is over, and keeps what the block took."""
+    """Changes the trainer when a block is over, and keeps what the block took."""
 
-    def __init__(self, steps: int, engine: Engine) -> None:
+    def __init__(self, steps: int, trainer: Any) -> None:
         self._steps = steps
-        self._engine = engine
+        self._trainer = trainer
         self._since: float | None = None
-        self.seconds: dict[type[Engine], list[float]] = {engine: [] for engine in _ENGINES}
+        self.seconds: tuple[list[float], list[float]] = ([], [])
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Nothing but at the end of a block."""
@@ -37,8 +39,9 @@ class Turns(Callback):
             return
         now = time.perf_counter()
         if self._since is not None:
-            self.seconds[_ENGINES[(block - 1) % 2]].append((now - self._since) / self._steps)
-        self._engine.__class__ = _ENGINES[block % 2]
+            self.seconds[(block - 1) % 2].append((now - self._since) / self._steps)
+        trainer = self._trainer
+        trainer.__class__, trainer.state.__class__, trainer.engine.__class__ = _SIDES[block % 2]
         self._since = time.perf_counter()
 
 
@@ -48,13 +51,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         settings = [*STEADY, f"budget={{wall: null, steps: {total}}}", *options.overrides]
         run, _ = build_run(options.yaml, settings, Path(scratch) / "run")
-        turns = Turns(options.steps, run.trainer.engine)
+        turns = Turns(options.steps, run.trainer)
         run.trainer.state.callbacks.append(turns)  # behind the clock: a step is over when that has been read
         run.trainer.fit()
-    quiet, own = (turns.seconds[engine] for engine in _ENGINES)
-    ratios = [a / b for a, b in zip(quiet, own, strict=True)]
-    milliseconds = [spread([1000 * seconds for seconds in side], ".1f") for side in (quiet, own)]
-    print(f"{milliseconds[0]} ms a step, Composer's engine {milliseconds[1]}: {spread(ratios, '.3f')} of its time")
+    ratios = [a / b for a, b in zip(*turns.seconds, strict=True)]
+    milliseconds = [spread([1000 * seconds for seconds in side], ".1f") for side in turns.seconds]
+    print(f"{milliseconds[0]} ms a step, Composer's trainer {milliseconds[1]}: {spread(ratios, '.3f')} of its time")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The engine calls what answers to an event, and nothing else."""
+"""The engine calls what answers to an event, and nothing else; a run has it, and is alone with itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from composer.core import Algorithm, Callback, Engine, Event, State, Time, Timestamp
 from composer.loggers import Logger, LoggerDestination
 
-from cram_composer.events import QuietEngine
+from cram_composer.trainer import QuietEngine
 from tests.conftest import REPOSITORY
 
 
