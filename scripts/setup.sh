@@ -111,9 +111,11 @@ if [ -z "$uv" ]; then
     step "uv" $venv/bin/python -m pip install --no-deps --require-hashes -r $venv/uv.lock
     uv=$venv/bin/uv
 fi
+# Python would compile what it imports at every first use, or at every use where PYTHONDONTWRITEBYTECODE is set: seconds
+# of each start.
 # --prefix says twice where things go: uv remembers what it once saw behind a path, and an environment that was being
 # removed at that moment would be remembered as the system's Python, and everything installed there.
-install="$uv pip install --python $venv/bin/python --prefix $venv"
+install="$uv pip install --compile-bytecode --python $venv/bin/python --prefix $venv"
 # DeepSpeed comes as source and would compile operators for this machine, none of which is used.
 export DS_BUILD_OPS=0
 step "$(grep -c '^[a-z0-9].*==' requirements.lock) locked packages, about 3 GB to download the first time" \
