@@ -67,6 +67,11 @@ def optimized(optimizers: Iterable[Optimizer]) -> list[nn.Parameter]:
     return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
+def gradients(optimizers: Iterable[Optimizer]) -> list[torch.Tensor]:
+    """Those that `optimizers` are about to step along."""
+    return [p.grad for p in optimized(optimizers) if p.grad is not None]
+
+
 def hidden_size(model: nn.Module) -> int | None:
     """The width of the masked LM in `model`, None if there is none or it has no such thing."""
     return next(

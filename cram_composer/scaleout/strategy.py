@@ -17,7 +17,7 @@ from cram_composer.config.algorithms_schema import AlgorithmsConfig
 from cram_composer.config.schema import RunConfig
 from cram_composer.device import DeviceChoice
 from cram_composer.models.training_model import MaskedLMTrainingModel
-from cram_composer.optim.parameters import optimized
+from cram_composer.optim.parameters import gradients
 
 
 class Strategy:
@@ -92,4 +92,4 @@ class Strategy:
 
     def gradients(self, state: State) -> list[torch.Tensor]:
         """This rank's part of the gradients of a step that is about to be taken."""
-        return [p.grad for p in optimized(state.optimizers) if p.grad is not None]
+        return gradients(state.optimizers)
