@@ -13,8 +13,8 @@ import time
 
 import torch
 
-from cram_composer.config.model_schema import ModelConfig
-from cram_composer.config.optimizer_schema import OptimizerConfig
+from cram_composer.config.schema.model import ModelConfig
+from cram_composer.config.schema.optimizer import OptimizerConfig
 from cram_composer.device import set_up_cpu
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel

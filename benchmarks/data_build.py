@@ -116,9 +116,9 @@ def _cram(files: list[str], output: str, tokenizer: str | None, vocabulary: int,
     import streaming  # noqa: F401 - imports are not counted
     import transformers  # noqa: F401
 
-    from cram_composer.config.data_schema import DataBuildConfig, PackingConfig, SourceConfig, TokenizerConfig
-    from cram_composer.data.build import build
+    from cram_composer.config.schema.data_build import DataBuildConfig, PackingConfig, SourceConfig, TokenizerConfig
     from cram_composer.data.manifest import load_manifest
+    from cram_composer.data.pipeline.build import build
 
     config = DataBuildConfig(
         name="speed",
@@ -138,8 +138,8 @@ def _cram(files: list[str], output: str, tokenizer: str | None, vocabulary: int,
 
 
 def _text_bytes(files: list[str]) -> int:
-    from cram_composer.config.data_schema import SourceConfig
-    from cram_composer.data.sources import open_sources
+    from cram_composer.config.schema.data_build import SourceConfig
+    from cram_composer.data.pipeline.sources import open_sources
 
     sources = open_sources([SourceConfig(paths=files)])
     return sum(len(piece.text.encode()) for source in sources for piece in source.pieces())

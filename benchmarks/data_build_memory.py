@@ -1,4 +1,4 @@
-"""Peak memory of a data build against the bound that cram_composer.data.build states (Linux only).
+"""Peak memory of a data build against the bound that cram_composer.data.pipeline.build states (Linux only).
 
     python -m benchmarks.data_build_memory --megabytes 40
     python -m benchmarks.data_build_memory --megabytes 5000 --format jsonl.zst --stages all --partitions 8 --folder DIR
@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast  # noqa: F401
 
 from benchmarks.process_tree import TreeMemory, own_memory
 from benchmarks.synthetic_text import FORMATS, write_files
-from cram_composer.config.data_schema import (
+from cram_composer.config.schema.data_build import (
     CleanConfig,
     CompressibilityConfig,
     DataBuildConfig,
@@ -40,8 +40,8 @@ from cram_composer.config.data_schema import (
     StagesConfig,
     TokenizerConfig,
 )
-from cram_composer.data.build import build
 from cram_composer.data.manifest import load_manifest
+from cram_composer.data.pipeline.build import build
 
 _LOOK_SECONDS = 0.2
 _STAGES = {

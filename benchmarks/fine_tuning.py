@@ -26,14 +26,14 @@ import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments
 
 from benchmarks.short_run import spread
-from cram_composer.config.evaluation_schema import ProtocolConfig
+from cram_composer.config.schema.evaluation import ProtocolConfig
 from cram_composer.device import fast_precision
-from cram_composer.evaluation.benchmarks import find_task
-from cram_composer.evaluation.encode import Encoded, encode
-from cram_composer.evaluation.examples import read_split
-from cram_composer.evaluation.fine_tune import evaluate, fine_tune
+from cram_composer.evaluation.fine_tuning.benchmarks import find_task
+from cram_composer.evaluation.fine_tuning.encode import Encoded, encode
+from cram_composer.evaluation.fine_tuning.examples import read_split
+from cram_composer.evaluation.fine_tuning.fine_tune import evaluate, fine_tune
+from cram_composer.evaluation.fine_tuning.tasks import Task
 from cram_composer.evaluation.pretrained import Pretrained, find_pretrained
-from cram_composer.evaluation.tasks import Task
 
 
 def main() -> None:

@@ -25,14 +25,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cram_composer.analysis.statistics import compare_means
+from cram_composer.analysis.compare.statistics import compare_means
 from cram_composer.config import compose
-from cram_composer.config.checks import check_run
 from cram_composer.config.recipes import exclusion, load_recipe, recipe_names
-from cram_composer.config.schema import RunConfig
-from cram_composer.data.stale_memory import remove_stale_memory
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.validation.run import check_run
+from cram_composer.data.loading.stale_memory import remove_stale_memory
 from cram_composer.errors import CramError
-from cram_composer.start import start
+from cram_composer.train.launch import start
 
 _RUN = Path(__file__).with_suffix(".yaml")
 
@@ -49,7 +49,7 @@ def main() -> None:
     ingredients = [name for name in recipe_names() if load_recipe(name, "effects").card.kind == "ingredient"]
     names = options.recipes or [name for name in ingredients if name not in options.base]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cram_composer.training", "pytorch_optimizer"])
+    context.set_forkserver_preload(["cram_composer.train.build", "pytorch_optimizer"])
     wanted = [
         _Wanted(name, seed, _recipes(options.base, name), options.set, options.folder)
         for name in (None, *names)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from cram_composer.run import Run
+    from cram_composer.train.session import Run
 
 # Every step is alike, and nothing is evaluated, saved or drawn between them.
 STEADY = [
@@ -47,11 +47,11 @@ def build_run(yaml: str, settings: Sequence[str], folder: Path) -> tuple[Run, fl
     Also the MiB that were resident before it was built, but after everything was imported.
     """
     from cram_composer.config import compose
-    from cram_composer.config.checks import check_run
-    from cram_composer.config.schema import RunConfig
+    from cram_composer.config.schema.run import RunConfig
+    from cram_composer.config.validation.run import check_run
     from cram_composer.device import choose_device
-    from cram_composer.record import RunFolder
-    from cram_composer.training import build
+    from cram_composer.runs.folder import RunFolder
+    from cram_composer.train.build import build
 
     composed = compose(RunConfig, yaml, list(settings))
     check_run(composed.config, int(os.environ.get("WORLD_SIZE", "1")))

@@ -1,4 +1,4 @@
-"""Seconds of a step by the trainer of cram_composer/trainer.py and by Composer's own, in turns.
+"""Seconds of a step by the trainer of cram_composer/train/trainer.py and by Composer's own, in turns.
 
 python -m benchmarks.trainer data.local=DATA
 
@@ -17,7 +17,7 @@ from composer.core import Callback, Engine, State
 from composer.loggers import Logger
 
 from benchmarks.short_run import STEADY, arguments, build_run, spread
-from cram_composer.trainer import QuietEngine, QuietState, QuietTrainer
+from cram_composer.train.trainer import QuietEngine, QuietState, QuietTrainer
 
 _WARM_UP = 5  # steps in which everything is compiled
 _SIDES: tuple[tuple[type, type, type], ...] = ((QuietTrainer, QuietState, QuietEngine), (Trainer, State, Engine))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.short_run import STEADY, arguments, build_run, in_a_process, memory, spread, step_by_hand
 
 if TYPE_CHECKING:
-    from cram_composer.run import Run
+    from cram_composer.train.session import Run
 
 _WARM_UP = 5  # steps in which everything is compiled
 _MATRICES = (512, 1024, 2048, 4096)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.short_run import STEADY, build_run, in_a_process, spread
 
 if TYPE_CHECKING:
-    from cram_composer.run import Run
+    from cram_composer.train.session import Run
 
 _WARM_UP = 10
 _SIDES = ("CramBERT here", "BERT here", "BERT, Trainer", "BERT, Trainer, compiled")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import CramError
 
 if TYPE_CHECKING:

@@ -84,13 +84,13 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_tiny_data(folder: Path) -> Path:
     """Root of a data set that is built in `folder`: rows of 32 tokens in blocks of 16, about 1,200 training rows."""
-    from cram_composer.config.data_schema import (
+    from cram_composer.config.schema.data_build import (
         DataBuildConfig,
         PackingConfig,
         SourceConfig,
         TokenizerConfig,
     )
-    from cram_composer.data.build import build
+    from cram_composer.data.pipeline.build import build
 
     write_text(folder / "text.txt", documents=500)
     config = DataBuildConfig(

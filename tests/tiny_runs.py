@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from cram_composer.config import Composed
-from cram_composer.data.stale_memory import remove_stale_memory
+from cram_composer.data.loading.stale_memory import remove_stale_memory
 
 
 class TinyRuns:
@@ -28,7 +28,7 @@ class TinyRuns:
         self._data = data
         self._runs = runs
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["cram_composer.training", "tests.conftest", "pytorch_optimizer"])
+        self._context.set_forkserver_preload(["cram_composer.train.build", "tests.conftest", "pytorch_optimizer"])
 
     def __call__(self, name: str, *overrides: str) -> Path:
         """Train with the configuration `overrides`, or go on; returns the run's folder, which is `name`."""
@@ -64,8 +64,8 @@ class TinyRuns:
 def compose_tiny(data: Path, *overrides: str) -> Composed:
     """The configuration of a tiny run on `data`."""
     from cram_composer.config import compose
-    from cram_composer.config.checks import check_run
-    from cram_composer.config.schema import RunConfig
+    from cram_composer.config.schema.run import RunConfig
+    from cram_composer.config.validation.run import check_run
     from tests.conftest import REPOSITORY, SMALL
 
     settings = [
@@ -88,10 +88,10 @@ def _train(data: Path, path: Path, overrides: tuple[str, ...]) -> None:
 
 def run_tiny(composed: Composed, path: Path) -> None:
     """Train, or go on, in the run folder `path`, in this process."""
-    from cram_composer import finish
     from cram_composer.device import choose_device
-    from cram_composer.record import RunFolder
-    from cram_composer.training import run
+    from cram_composer.runs.folder import RunFolder
+    from cram_composer.train import finish
+    from cram_composer.train.build import run
 
     warnings.filterwarnings("error", message="required_on_load")  # an algorithm that Composer takes for its own
     folder = RunFolder(path)

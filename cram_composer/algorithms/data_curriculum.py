@@ -6,8 +6,8 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
 from cram_composer.budget.budget import Budget
-from cram_composer.data.mixture import Curriculum
-from cram_composer.data.stream import TrainLoader
+from cram_composer.data.loading.mixture import Curriculum
+from cram_composer.data.loading.stream import TrainLoader
 
 
 class DataCurriculum(Algorithm):

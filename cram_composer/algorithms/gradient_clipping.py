@@ -11,7 +11,7 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import nn
 
-from cram_composer.config.algorithms_schema import GradientClippingConfig
+from cram_composer.config.schema.algorithms import GradientClippingConfig
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.parameters import optimized
 

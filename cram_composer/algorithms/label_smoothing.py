@@ -7,8 +7,8 @@ from typing import cast
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from cram_composer.config.algorithms_schema import LabelSmoothingConfig
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM
+from cram_composer.config.schema.algorithms import LabelSmoothingConfig
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.training_model import MaskedLMTrainingModel
 
 

@@ -9,9 +9,9 @@ import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from cram_composer.algorithms.around_layers import around_layers
+from cram_composer.algorithms.layer_hooks import around_layers
 from cram_composer.budget.budget import Budget
-from cram_composer.config.algorithms_schema import LayerFreezingConfig
+from cram_composer.config.schema.algorithms import LayerFreezingConfig
 from cram_composer.models.training_model import MaskedLMTrainingModel
 
 

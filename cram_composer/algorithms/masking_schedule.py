@@ -9,8 +9,8 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
 from cram_composer.budget.budget import Budget
-from cram_composer.config.objective_schema import ObjectiveConfig
-from cram_composer.data.stream import TrainLoader
+from cram_composer.config.schema.objective import ObjectiveConfig
+from cram_composer.data.loading.stream import TrainLoader
 
 # Progress in [0, 1] -> how much of the way from the first rate to the last is behind.
 MASK_SCHEDULES: dict[str, Callable[[float], float]] = {

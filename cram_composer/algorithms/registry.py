@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from composer.core import Algorithm
 
+from cram_composer.algorithms.averaging.ema import EMA
+from cram_composer.algorithms.averaging.lawa import LAWA
+from cram_composer.algorithms.averaging.swa import SWA
 from cram_composer.algorithms.batch_size_ramp import BatchSizeRamp
-from cram_composer.algorithms.ema import EMA
-from cram_composer.algorithms.fused_layernorm import FusedLayerNorm
 from cram_composer.algorithms.gradient_clipping import gradient_clipping
 from cram_composer.algorithms.label_smoothing import LabelSmoothing
-from cram_composer.algorithms.lawa import LAWA
 from cram_composer.algorithms.layer_freezing import LayerFreezing
-from cram_composer.algorithms.low_precision_layernorm import LowPrecisionNorms
+from cram_composer.algorithms.norms.fused_layernorm import FusedLayerNorm
+from cram_composer.algorithms.norms.low_precision_layernorm import LowPrecisionNorms
 from cram_composer.algorithms.sam import SAM
 from cram_composer.algorithms.seq_length_warmup import SeqLengthWarmup
 from cram_composer.algorithms.stochastic_depth import StochasticLayers
-from cram_composer.algorithms.swa import SWA
 from cram_composer.budget.budget import Budget
-from cram_composer.config.algorithms_schema import AlgorithmsConfig
-from cram_composer.data.stream import TrainLoader
+from cram_composer.config.schema.algorithms import AlgorithmsConfig
+from cram_composer.data.loading.stream import TrainLoader
 
 
 @dataclass(frozen=True)

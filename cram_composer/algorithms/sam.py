@@ -11,7 +11,7 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch.optim import Optimizer
 
-from cram_composer.config.algorithms_schema import SamConfig
+from cram_composer.config.schema.algorithms import SamConfig
 
 Closure = Callable[..., Any]
 

@@ -7,8 +7,8 @@ from composer.loggers import Logger
 
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.schedules import ramp
-from cram_composer.config.algorithms_schema import SeqLengthWarmupConfig
-from cram_composer.data.stream import TrainLoader
+from cram_composer.config.schema.algorithms import SeqLengthWarmupConfig
+from cram_composer.data.loading.stream import TrainLoader
 from cram_composer.errors import ConfigError
 
 

@@ -10,10 +10,10 @@ import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from cram_composer.algorithms.around_layers import around_layers
+from cram_composer.algorithms.layer_hooks import around_layers
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.schedules import ramp
-from cram_composer.config.algorithms_schema import StochasticDepthConfig
+from cram_composer.config.schema.algorithms import StochasticDepthConfig
 from cram_composer.models.training_model import MaskedLMTrainingModel
 
 _STREAM = 0x5D  # sets these draws apart from others of the same seed and step

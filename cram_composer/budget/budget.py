@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cram_composer.budget.trace import TraceStep, read_trace
 from cram_composer.config.paths import expand
-from cram_composer.config.schema import BudgetConfig
+from cram_composer.config.schema.run import BudgetConfig
 from cram_composer.config.units import parse_duration
 
 

@@ -9,7 +9,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from cram_composer.budget.budget import Budget
-from cram_composer.config.schema import KillConfig
+from cram_composer.config.schema.run import KillConfig
 
 
 class EarlyKill(Callback):

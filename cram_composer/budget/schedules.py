@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 
-from cram_composer.config.optimizer_schema import ScheduleConfig
+from cram_composer.config.schema.optimizer import ScheduleConfig
 from cram_composer.errors import ConfigError
 
 Schedule = Callable[[float], float]

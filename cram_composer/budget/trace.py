@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cram_composer.errors import CramError
-from cram_composer.files import write_atomic
+from cram_composer.storage.files import write_atomic
 
 TRACE = "trace.jsonl"
 

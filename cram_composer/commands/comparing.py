@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    from cram_composer.analysis.runs_table import list_runs, row, table
+    from cram_composer.analysis.runs.table import list_runs, row, table
 
     runs, problems = list_runs(options.items, Path("runs"))
     print(json.dumps([row(run) for run in runs], indent=1, ensure_ascii=False) if options.json else table(runs))
@@ -52,10 +52,10 @@ def _runs(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from cram_composer.analysis.comparison import choose_baseline, compare
-    from cram_composer.analysis.comparison_page import write_comparison
-    from cram_composer.analysis.comparison_text import as_json, console
-    from cram_composer.analysis.groups import read_groups
+    from cram_composer.analysis.compare.compare import choose_baseline, compare
+    from cram_composer.analysis.compare.groups import read_groups
+    from cram_composer.analysis.compare.page import write_comparison
+    from cram_composer.analysis.compare.text import as_json, console
 
     groups = read_groups(options.groups)
     pairs = compare(groups, choose_baseline(groups, options.baseline))
@@ -68,7 +68,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _scaling(options: argparse.Namespace) -> int:
-    from cram_composer.analysis.scaling_command import scaling_command
+    from cram_composer.analysis.scaling.command import scaling_command
 
     print(scaling_command(options))
     return 0

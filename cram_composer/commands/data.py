@@ -31,8 +31,8 @@ def add(commands: Commands) -> None:
 
 
 def _data_build(options: argparse.Namespace) -> int:
-    from cram_composer.config.data_schema import DataBuildConfig
-    from cram_composer.data.build import build
+    from cram_composer.config.schema.data_build import DataBuildConfig
+    from cram_composer.data.pipeline.build import build
 
     partitions = [] if options.partitions is None else [f"partitions={options.partitions}"]
     composed = compose(DataBuildConfig, options.yaml, [*options.overrides, *partitions])
@@ -41,9 +41,9 @@ def _data_build(options: argparse.Namespace) -> int:
 
 
 def _data_inspect(options: argparse.Namespace) -> int:
-    from cram_composer.analysis.data_page import console, write_page
-    from cram_composer.analysis.data_set import load_data_set
-    from cram_composer.storage import is_remote
+    from cram_composer.analysis.dataset.page import console, write_page
+    from cram_composer.analysis.dataset.read import load_data_set
+    from cram_composer.storage.client import is_remote
 
     data = load_data_set(options.data)
     print(console(data))

@@ -60,7 +60,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _fine_tuning(options: argparse.Namespace) -> Evaluated:
     from cram_composer.config.protocols import compose_protocol
-    from cram_composer.evaluation.suite import evaluate_models
+    from cram_composer.evaluation.fine_tuning.suite import evaluate_models
 
     tasks = None if options.tasks is None else f"[{options.tasks}]"
     protocol = compose_protocol(options.suite, [*options.set, *given(seeds=options.seeds, tasks=tasks)]).config
@@ -88,7 +88,7 @@ def _zero_shot(options: argparse.Namespace) -> Evaluated:
             raise CramError(f"--{name}: means nothing to a protocol of kind {protocol.kind}; leave it out")
     if options.data is None:
         raise CramError(f"--data: is missing; a protocol of kind {protocol.kind} scores the files that it names")
-    from cram_composer.evaluation.zero_shot import RESULTS_FILE, score_models
+    from cram_composer.evaluation.zero_shot.score import RESULTS_FILE, score_models
 
     table, failures = score_models(
         options.models, protocol, data=options.data, folder=options.output, device=options.device

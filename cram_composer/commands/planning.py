@@ -43,6 +43,6 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _scaling_check(options: argparse.Namespace) -> int:
-    from cram_composer.planning.scaling import scaling_check
+    from cram_composer.planning.throughput import scaling_check
 
     return scaling_check(options)

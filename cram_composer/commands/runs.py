@@ -9,11 +9,11 @@ from pathlib import Path
 from cram_composer.budget.schedules import build_schedule
 from cram_composer.commands.arguments import Commands, add_command, add_yaml
 from cram_composer.config import Composed, compose
-from cram_composer.config.checks import check_run
 from cram_composer.config.paths import expand
 from cram_composer.config.recipe_page import recipe_page
 from cram_composer.config.recipes import KINDS, load_recipe, recipe_names
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.validation.run import check_run
 
 
 def add(commands: Commands) -> None:
@@ -46,7 +46,7 @@ def _train(options: argparse.Namespace) -> int:
     config: RunConfig = composed.config
     check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
     build_schedule(config.schedule)  # refuses a key that the schedule does not read
-    from cram_composer.start import start
+    from cram_composer.train.launch import start
 
     return start(composed, expand(config.runs_dir) / (config.run_name or options.yaml.stem))
 
@@ -93,21 +93,21 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from cram_composer.finish import export_run
+    from cram_composer.train.finish import export_run
 
     print(export_run(options.run, options.output))
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    from cram_composer.analysis.report import write_report
+    from cram_composer.analysis.report.report import write_report
 
     print(write_report(options.runs, options.output))
     return 0
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from cram_composer.reproduce import reproduce
+    from cram_composer.runs.reproduce import reproduce
 
     made = reproduce(options.run, options.output, options.replay)
     for title, lines in (("configuration", made.configuration), ("since then", made.surroundings)):

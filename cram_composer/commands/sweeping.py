@@ -11,7 +11,7 @@ from cram_composer.commands.arguments import Commands, add_command, add_yaml, ex
 from cram_composer.errors import CramError
 
 if TYPE_CHECKING:
-    from cram_composer.config.sweep_schema import SweepConfig
+    from cram_composer.config.schema.sweep import SweepConfig
 
 
 def add(commands: Commands) -> None:
@@ -52,7 +52,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _sweep(options: argparse.Namespace) -> int:
     from cram_composer.config import compose
     from cram_composer.config.paths import sweep_file
-    from cram_composer.config.sweep_schema import SweepConfig
+    from cram_composer.config.schema.sweep import SweepConfig
 
     overrides = [*options.set, *given(seeds=options.seeds), *_whole_budget(options.budget)]
     return _run(compose(SweepConfig, sweep_file(options.sweep), overrides).config, options.sweep, options)
@@ -76,7 +76,7 @@ def _whole_budget(text: str | None) -> list[str]:
     if text is None:
         return []
     from cram_composer.config.compose import parse_override
-    from cram_composer.config.schema import BudgetConfig
+    from cram_composer.config.schema.run import BudgetConfig
 
     _, value = parse_override(f"budget={text}")
     limits = value if isinstance(value, dict) else {"wall": text}
@@ -101,8 +101,8 @@ def _run(config: SweepConfig, asked_by: str, options: argparse.Namespace) -> int
 
 
 def _branch(options: argparse.Namespace) -> int:
-    from cram_composer.branch import YAML, make_branch
-    from cram_composer.start import start
+    from cram_composer.runs.branch import YAML, make_branch
+    from cram_composer.train.launch import start
 
     made = make_branch(options.run, options.at, options.budget, name=options.name, decay_shape=options.decay_shape)
     print(f"{made.path}: from {made.origin}", flush=True)

@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from cram_composer.config.checks import check_values
-from cram_composer.config.combinations import check_read
 from cram_composer.config.paths import find_shared
 from cram_composer.config.recipes import Recipe, check_compatible, check_used, leaves, load_recipe
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.shorthand import expand
+from cram_composer.config.validation.combinations import check_read
+from cram_composer.config.validation.run import check_values
 from cram_composer.errors import ConfigError
 
 DEFAULT = "default"

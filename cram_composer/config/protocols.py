@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 
 from cram_composer.config.compose import Composed, compose, read_yaml
-from cram_composer.config.evaluation_schema import PROTOCOLS, ProtocolConfig
 from cram_composer.config.paths import protocol_file
+from cram_composer.config.schema.evaluation import PROTOCOLS, ProtocolConfig
 from cram_composer.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import xxhash
 
 from cram_composer.errors import CramError
-from cram_composer.files import read_json
+from cram_composer.storage.files import read_json
 
 MANIFEST = "manifest.json"
 EXAMPLES = "examples.json"

@@ -8,7 +8,7 @@ from composer import DataSpec, Evaluator
 from composer.core import Event, State
 
 from cram_composer.budget.budget import Budget
-from cram_composer.data.stream import Batch
+from cram_composer.data.loading.stream import Batch
 
 
 def held_out_evaluator(

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from cram_composer.errors import CramError
-from cram_composer.evaluation.encode import LENGTH_MULTIPLE
-from cram_composer.models.configuration_crambert import CramBertConfig
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM, CramBertForSequenceClassification
+from cram_composer.evaluation.fine_tuning.encode import LENGTH_MULTIPLE
+from cram_composer.models.crambert.configuration_crambert import CramBertConfig
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM, CramBertForSequenceClassification
 
 _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout", "dropout",

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from cram_composer.models.attention import DENSE, AttentionKernel, DenseAttention, Rows
-from cram_composer.models.positions import alibi_slopes
+from cram_composer.models.crambert.attention import DENSE, AttentionKernel, DenseAttention, Rows
+from cram_composer.models.crambert.positions import alibi_slopes
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch._inductor.config as inductor
 from torch import nn
 from transformers import PreTrainedModel
 
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 
 # torch keeps this many graphs per function and runs what comes after eagerly. Every row length and batch size is a
 # graph of its own here: a sequence-length warm-up in small steps needs more than the default of 8.

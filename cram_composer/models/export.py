@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from cram_composer.errors import CramError
-from cram_composer.models.configuration_crambert import CramBertConfig
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.crambert.configuration_crambert import CramBertConfig
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.native import to_native
 
 

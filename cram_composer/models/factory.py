@@ -10,10 +10,10 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from cram_composer.config.model_schema import SIZES, ModelConfig
+from cram_composer.config.schema.model import SIZES, ModelConfig
 from cram_composer.errors import CramError
-from cram_composer.models.configuration_crambert import CramBertConfig
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.crambert.configuration_crambert import CramBertConfig
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 
 
 def build_model(

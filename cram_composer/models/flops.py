@@ -7,10 +7,10 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from cram_composer.models.attention import is_local
-from cram_composer.models.configuration_crambert import CramBertConfig
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM
-from cram_composer.models.stacks import PlainStack
+from cram_composer.models.crambert.attention import is_local
+from cram_composer.models.crambert.configuration_crambert import CramBertConfig
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.crambert.stacks import PlainStack
 
 
 def flops_per_token(model: PreTrainedModel, seq_length: int, masked_per_row: int | None = None) -> float:

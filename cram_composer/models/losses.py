@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cram_composer.models.heads import MaskedLMHead, cross_entropy
+from cram_composer.models.crambert.heads import MaskedLMHead, cross_entropy
 
 log = logging.getLogger(__name__)
 

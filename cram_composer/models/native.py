@@ -9,8 +9,8 @@ import torch
 import transformers  # its classes where they are used: to import ModernBERT takes two seconds
 from transformers import PreTrainedModel
 
-from cram_composer.models.configuration_crambert import CramBertConfig
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.crambert.configuration_crambert import CramBertConfig
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 
 State = dict[str, torch.Tensor]
 

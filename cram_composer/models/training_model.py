@@ -17,9 +17,9 @@ from transformers.modeling_outputs import MaskedLMOutput
 from cram_composer.data.masking import IGNORED
 from cram_composer.models.attention_kernels import choose_attention
 from cram_composer.models.compilation import compile_model, uncompile
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.losses import choose_loss
 from cram_composer.models.metrics import MaskedAccuracy, MaskedLoss
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 
 log = logging.getLogger(__name__)
 

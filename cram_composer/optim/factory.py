@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from cram_composer.config.optimizer_schema import optimizer_values
+from cram_composer.config.schema.optimizer import optimizer_values
 from cram_composer.errors import CramError
 from cram_composer.optim.groups import parameter_groups
 from cram_composer.optim.parameters import ModelParameter
 
 if TYPE_CHECKING:
-    from cram_composer.config.optimizer_schema import OptimizerConfig
+    from cram_composer.config.schema.optimizer import OptimizerConfig
 
 Values = dict[str, Any]
 Groups = Callable[..., list[dict[str, Any]]]  # `parameter_groups` with all but its options bound

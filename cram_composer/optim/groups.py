@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from cram_composer.config.optimizer_schema import GroupsConfig
+from cram_composer.config.schema.optimizer import GroupsConfig
 from cram_composer.errors import CramError
 from cram_composer.optim.parameters import ModelParameter, describe, hidden_size
 

@@ -7,11 +7,11 @@ import math
 
 from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import compose
-from cram_composer.config.checks import check_run
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.units import parse_bytes
+from cram_composer.config.validation.run import check_run
 from cram_composer.errors import CramError
-from cram_composer.files import write_json
+from cram_composer.storage.files import write_json
 
 _STEPS = 5
 

@@ -20,12 +20,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.models.compilation import encoder_layers
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.optim.parameters import describe
-from cram_composer.planning.subject import Subject, without_numbers
+from cram_composer.planning.model_spec import Subject, without_numbers
 
 _BITS_8_SMALLEST = 4096  # elements: bitsandbytes keeps the moments of smaller tensors in fp32
 _BITS_8_BLOCK = 256  # elements that share a scale in fp32

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from cram_composer.analysis.formatting import count, decimal, duration, percent, short_count
-from cram_composer.columns import aligned
-from cram_composer.config.scaleout_checks import refusal
-from cram_composer.config.scaleout_schema import ScaleoutConfig
-from cram_composer.config.schema import RunConfig
+from cram_composer.analysis.html.formatting import count, decimal, duration, percent, short_count
+from cram_composer.commands.columns import aligned
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.schema.scaleout import ScaleoutConfig
+from cram_composer.config.validation.scaleout import refusal
 from cram_composer.device import DeviceChoice, choose_device
 from cram_composer.planning.memory import step_memory
+from cram_composer.planning.model_spec import DataFacts, Subject, data_facts, divisors, without_numbers
 from cram_composer.planning.speed import Speed, calibrate, given_speed, row_flops
 from cram_composer.planning.spending import Spending, spend
 from cram_composer.planning.strategies import STRATEGIES, Estimate, estimate
-from cram_composer.planning.subject import DataFacts, Subject, data_facts, divisors, without_numbers
 
 _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}
 

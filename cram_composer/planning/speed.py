@@ -13,16 +13,16 @@ from composer.utils import reproducibility
 from transformers import PreTrainedModel
 
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
-from cram_composer.algorithms.optimizer_support import optimizer_support
+from cram_composer.algorithms.optimizer_hooks import optimizer_support
 from cram_composer.algorithms.registry import Parts, build_algorithms
 from cram_composer.budget.budget import Budget, Limits
-from cram_composer.data.data_spec import training_data
-from cram_composer.data.stream import TrainLoader
+from cram_composer.data.loading.data_spec import training_data
+from cram_composer.data.loading.stream import TrainLoader
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.models.flops import flops_per_token
 from cram_composer.optim.factory import build_optimizer
-from cram_composer.planning.subject import Subject
-from cram_composer.trainer import QuietTrainer
+from cram_composer.planning.model_spec import Subject
+from cram_composer.train.trainer import QuietTrainer
 
 _WARM_UP = 2  # steps of each size, in the first of which its graphs are compiled
 _MICROBATCHES = (1, 3)  # of the two sizes of step that are timed

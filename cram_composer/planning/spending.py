@@ -13,8 +13,8 @@ from composer.loggers import Logger
 from cram_composer.algorithms.registry import REGISTRY, Parts
 from cram_composer.budget.budget import build_budget
 from cram_composer.errors import CramError
+from cram_composer.planning.model_spec import Subject
 from cram_composer.planning.speed import Speed
-from cram_composer.planning.subject import Subject
 
 # Progress that is stepped over at once, where a step is less than that; ramps are lines, so this is little.
 _STRIDE = 1e-3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.device import DeviceChoice
 from cram_composer.scaleout.strategy import Strategy
 

@@ -13,8 +13,8 @@ from composer.core import Algorithm, Precision, State
 from composer.loggers import Logger
 from composer.utils.checkpoint import save_checkpoint
 
-from cram_composer.config.algorithms_schema import AlgorithmsConfig
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.algorithms import AlgorithmsConfig
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.device import DeviceChoice
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.parameters import gradients

@@ -25,8 +25,8 @@ from composer.loggers import Logger
 from composer.utils.checkpoint import save_checkpoint
 from torch import nn
 
-from cram_composer.config.algorithms_schema import AlgorithmsConfig
-from cram_composer.config.deepspeed_config import engine_config, zero_stage
+from cram_composer.config.schema.algorithms import AlgorithmsConfig
+from cram_composer.config.validation.deepspeed import engine_config, zero_stage
 from cram_composer.errors import CramError
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.scaleout.strategy import Strategy

@@ -9,8 +9,8 @@ from cram_composer.config import compose
 from cram_composer.config.compose import parse_override
 from cram_composer.config.paths import find_shared
 from cram_composer.config.recipes import load_recipe
-from cram_composer.config.schema import RunConfig
-from cram_composer.config.sweep_schema import SweepConfig, VariantConfig
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.schema.sweep import SweepConfig, VariantConfig
 from cram_composer.errors import ConfigError
 
 WHOLE = "all"

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cram_composer import slurm
 from cram_composer.errors import CramError
-from cram_composer.files import read_json, write_json
-from cram_composer.processes import ENDS_WITH_PARENT
+from cram_composer.jobs import slurm
+from cram_composer.jobs.processes import ENDS_WITH_PARENT
+from cram_composer.storage.files import read_json, write_json
 from cram_composer.sweeps.plan import Trial
 
 _POLL_SECONDS = 1.0

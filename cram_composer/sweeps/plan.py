@@ -13,11 +13,11 @@ from typing import Any
 from cram_composer.budget.budget import build_budget
 from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import Composed, compose
-from cram_composer.config.checks import check_run
 from cram_composer.config.compose import as_list, parse_override, read_yaml
 from cram_composer.config.paths import find_shared
-from cram_composer.config.schema import RunConfig
-from cram_composer.config.sweep_schema import SweepConfig, VariantConfig
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.schema.sweep import SweepConfig, VariantConfig
+from cram_composer.config.validation.run import check_run
 from cram_composer.errors import ConfigError
 
 _OWN = {"seed", "run_name", "runs_dir"}

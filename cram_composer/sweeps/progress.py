@@ -15,10 +15,10 @@ from typing import Any
 from cram_composer.budget.trace import TRACE
 from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
-from cram_composer.record import RunFolder
-from cram_composer.start import check_same
+from cram_composer.runs.folder import RunFolder
 from cram_composer.sweeps.execution import Ended
 from cram_composer.sweeps.plan import Trial
+from cram_composer.train.launch import check_same
 
 _TAIL_BYTES = 4096  # more than a line of the trace
 _LINE_EVERY_SECONDS = 60.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cram_composer.config.sweep_schema import SweepConfig
+from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
 from cram_composer.sweeps.execution import places_here, run_here, run_on_slurm
@@ -80,8 +80,8 @@ def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[st
         uri = trial.composed.config.runs_remote
         if uri is None or trial in left:
             continue
-        from cram_composer.record import RunFolder
-        from cram_composer.remote_run import RemoteRun
+        from cram_composer.runs.folder import RunFolder
+        from cram_composer.runs.mirror import RemoteRun
 
         copy = RemoteRun(RunFolder(trial.path), uri, trial.composed.config.checkpoint.keep)
         if copy.complete() != 0:
@@ -90,11 +90,11 @@ def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[st
 
 def compared(trials: Sequence[Trial], baseline: str, report: Path) -> str:
     """The variants against the baseline: the page is written, the text returned."""
-    from cram_composer.analysis.comparison import compare
-    from cram_composer.analysis.comparison_page import write_comparison
-    from cram_composer.analysis.comparison_text import overview
-    from cram_composer.analysis.groups import make_group
-    from cram_composer.analysis.run_folder import load_run
+    from cram_composer.analysis.compare.compare import compare
+    from cram_composer.analysis.compare.groups import make_group
+    from cram_composer.analysis.compare.page import write_comparison
+    from cram_composer.analysis.compare.text import overview
+    from cram_composer.analysis.runs.run import load_run
 
     names = dict.fromkeys([baseline, *(trial.variant for trial in trials)])
     groups, absent = [], []
@@ -167,7 +167,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _prepare_data(trials: Sequence[Trial]) -> None:
     """Build or check every data set once, before several runs at a time would."""
-    from cram_composer.data.prepare import prepare
+    from cram_composer.data.loading.prepare import prepare
 
     for config in {repr(trial.composed.config.data): trial.composed.config.data for trial in trials}.values():
         prepare(config, True, lambda: None)

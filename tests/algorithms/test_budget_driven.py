@@ -9,19 +9,19 @@ import pytest
 import torch
 from composer.core import Event
 
+from cram_composer.algorithms.averaging.ema import EMA
 from cram_composer.algorithms.batch_size_ramp import BatchSizeRamp
-from cram_composer.algorithms.ema import EMA
 from cram_composer.algorithms.masking_schedule import MaskingSchedule
 from cram_composer.algorithms.registry import REGISTRY
 from cram_composer.algorithms.seq_length_warmup import SeqLengthWarmup
 from cram_composer.budget.budget import Budget, Limits
-from cram_composer.config.algorithms_schema import (
+from cram_composer.config.schema.algorithms import (
     AlgorithmsConfig,
     BatchSizeRampConfig,
     EmaConfig,
     SeqLengthWarmupConfig,
 )
-from cram_composer.config.objective_schema import ObjectiveConfig
+from cram_composer.config.schema.objective import ObjectiveConfig
 from cram_composer.errors import ConfigError
 
 

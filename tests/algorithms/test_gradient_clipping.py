@@ -11,7 +11,7 @@ from composer.core import Event
 from torch import nn
 
 from cram_composer.algorithms.gradient_clipping import AdaptiveGradientClipping, clip_adaptively, gradient_clipping
-from cram_composer.config.algorithms_schema import GradientClippingConfig
+from cram_composer.config.schema.algorithms import GradientClippingConfig
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import tiny_model, training_batch
 

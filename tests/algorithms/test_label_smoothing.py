@@ -9,7 +9,7 @@ import torch
 from composer.core import Event
 
 from cram_composer.algorithms.label_smoothing import LabelSmoothing
-from cram_composer.config.algorithms_schema import LabelSmoothingConfig
+from cram_composer.config.schema.algorithms import LabelSmoothingConfig
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import tiny_model, training_batch
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cram_composer.algorithms.layer_freezing import LayerFreezing
 from cram_composer.budget.budget import Budget, Limits
-from cram_composer.config.algorithms_schema import LayerFreezingConfig
+from cram_composer.config.schema.algorithms import LayerFreezingConfig
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import tiny_model, training_batch
 from tests.tiny_runs import TinyRuns, losses, same, saved

@@ -9,7 +9,7 @@ from composer.core import Event
 
 from cram_composer.algorithms.masking_schedule import MASK_SCHEDULES, MaskingSchedule
 from cram_composer.budget.budget import Budget, Limits
-from cram_composer.config.objective_schema import ObjectiveConfig
+from cram_composer.config.schema.objective import ObjectiveConfig
 
 
 def rates(objective: ObjectiveConfig, *seconds: float) -> list[float]:

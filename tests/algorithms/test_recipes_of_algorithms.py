@@ -11,7 +11,7 @@ import torch
 
 from cram_composer.config import compose
 from cram_composer.config.recipes import recipe_names
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import ConfigError
 from tests.conftest import REPOSITORY
 from tests.tiny_runs import TinyRuns, losses, record, same, saved

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.algorithms.sam import SAM
-from cram_composer.config.algorithms_schema import SamConfig
+from cram_composer.config.schema.algorithms import SamConfig
 from tests.tiny_runs import TinyRuns, losses, record, same, saved
 
 

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from cram_composer.algorithms.layer_freezing import LayerFreezing
 from cram_composer.algorithms.stochastic_depth import StochasticLayers
 from cram_composer.budget.budget import Budget, Limits
-from cram_composer.config.algorithms_schema import LayerFreezingConfig, StochasticDepthConfig
+from cram_composer.config.schema.algorithms import LayerFreezingConfig, StochasticDepthConfig
 from cram_composer.models.export import plain_copy
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import tiny_model, training_batch

@@ -10,7 +10,7 @@ import pytest
 
 from cram_composer.budget.budget import Budget, Limits, build_budget
 from cram_composer.budget.trace import TRACE, JsonLines, TraceStep, read_trace
-from cram_composer.config.schema import BudgetConfig
+from cram_composer.config.schema.run import BudgetConfig
 from cram_composer.errors import CramError
 
 

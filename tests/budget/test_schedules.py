@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cram_composer.budget.schedules import SCHEDULES, build_schedule, ramp
-from cram_composer.config.optimizer_schema import ScheduleConfig
+from cram_composer.config.schema.optimizer import ScheduleConfig
 from cram_composer.errors import ConfigError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cram_composer.config import compose
-from cram_composer.config.checks import check_run
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.validation.run import check_run
 from cram_composer.errors import ConfigError
 
 CPU = "yamls/cram-cpu.yaml"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cram_composer.config.data_schema import DataBuildConfig, PackingConfig, SourceConfig, TokenizerConfig
+from cram_composer.config.schema.data_build import DataBuildConfig, PackingConfig, SourceConfig, TokenizerConfig
 
 SYLLABLES = ["ba", "co", "di", "fu", "ga", "ho", "li", "mo", "nu", "pe", "ri", "so", "ta", "ve", "wi", "zo"]
 

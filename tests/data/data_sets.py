@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from streaming import MDSWriter
 from streaming.base.shared.memory import SharedMemory
 
-from cram_composer.data.stale_memory import remove_stale_memory
+from cram_composer.data.loading.stale_memory import remove_stale_memory
 
 LENGTH = 16
 BLOCK_ROWS = 8

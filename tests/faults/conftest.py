@@ -71,10 +71,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def order(sources: Path) -> list[str]:
     """Names of the shards in the order in which a run needs them."""
-    from cram_composer.config.schema import DataConfig
-    from cram_composer.data.mixture import StreamChoice
-    from cram_composer.data.opening import open_blocks
-    from cram_composer.data.prepare import prepare
+    from cram_composer.config.schema.run import DataConfig
+    from cram_composer.data.loading.mixture import StreamChoice
+    from cram_composer.data.loading.open_dataset import open_blocks
+    from cram_composer.data.loading.prepare import prepare
 
     data = prepare(DataConfig(local=str(sources / "none")), True, lambda: None)
     blocks = open_blocks(data, [StreamChoice("train")], shuffle=True, seed=_SEED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from cram_composer.files import write_atomic
+from cram_composer.storage.files import write_atomic
 from tests.conftest import REPOSITORY
 from tests.faults.faults import AT_ONCE, FAULTS, START, WAITED
 from tests.faults.scene import DEADLINE, STEPS, Fault

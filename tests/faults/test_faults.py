@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cram_composer.checkpoint_files import newest_checkpoint
 from cram_composer.data.manifest import file_xxh64, load_manifest, read_index
+from cram_composer.runs.checkpoints import newest_checkpoint
 from tests.faults.faults import FAULTS
 from tests.faults.scene import ROWS, STEPS, Fault, Scene
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from cram_composer.models import attention_kernels
-from cram_composer.models.attention import DENSE, AttentionKernel
 from cram_composer.models.attention_kernels import EagerAttention, FlashAttention, FlexAttention, choose_attention
+from cram_composer.models.crambert.attention import DENSE, AttentionKernel
 from tests.models.tiny_models import tiny_model, training_batch
 
 DOCUMENTS = torch.tensor([[0] * 9 + [1] * 7, [0] * 3 + [1] * 10 + [-1] * 3, [0] * 16])

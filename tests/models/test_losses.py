@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cram_composer.models import losses
-from cram_composer.models.heads import MaskedLMHead
+from cram_composer.models.crambert.heads import MaskedLMHead
 from cram_composer.models.losses import LOSSES, choose_loss
 from tests.models.tiny_models import tiny_model, training_batch
 

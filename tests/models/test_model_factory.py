@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from cram_composer.config.model_schema import ModelConfig
+from cram_composer.config.schema.model import ModelConfig
 from cram_composer.errors import CramError
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.factory import build_model
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import SPECIAL, training_batch
 

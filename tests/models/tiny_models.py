@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
 
-from cram_composer.models.configuration_crambert import CramBertConfig
-from cram_composer.models.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.crambert.configuration_crambert import CramBertConfig
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 WORDS = ["the", "river", "flows", "into", "sea", "a", "king", "was", "born", "."]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from composer.core import Event, Precision, Timestamp
 
-from cram_composer.algorithms.optimizer_support import SampledCurvature
-from cram_composer.config.model_schema import ModelConfig
-from cram_composer.config.optimizer_schema import OPTIMIZER_DEFAULTS, OptimizerConfig
+from cram_composer.algorithms.optimizer_hooks import SampledCurvature
+from cram_composer.config.schema.model import ModelConfig
+from cram_composer.config.schema.optimizer import OPTIMIZER_DEFAULTS, OptimizerConfig
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import Batch, MaskedLMTrainingModel
 from cram_composer.optim import build_optimizer

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from cram_composer.config.model_schema import ModelConfig
-from cram_composer.config.optimizer_schema import GroupsConfig
+from cram_composer.config.schema.model import ModelConfig
+from cram_composer.config.schema.optimizer import GroupsConfig
 from cram_composer.errors import CramError
 from cram_composer.models.factory import build_model
 from cram_composer.optim import parameter_groups

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cram_composer.config.optimizer_schema import OptimizerConfig
+from cram_composer.config.schema.optimizer import OptimizerConfig
 from cram_composer.optim import build_optimizer
 from tests.optim.small import small_model, small_settings
 

@@ -9,11 +9,11 @@ import pytest
 
 from cram_composer.budget.schedules import SCHEDULES, build_schedule
 from cram_composer.config import compose
-from cram_composer.config.checks import check_run
 from cram_composer.config.compose import Composed
-from cram_composer.config.optimizer_schema import OPTIMIZER_DEFAULTS, OptimizerConfig, ScheduleConfig
 from cram_composer.config.recipes import load_recipe, recipe_names
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.optimizer import OPTIMIZER_DEFAULTS, OptimizerConfig, ScheduleConfig
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.validation.run import check_run
 from cram_composer.errors import ConfigError
 from cram_composer.optim import build_optimizer
 from tests.optim.small import small_model, stand_in_for_bitsandbytes

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.budget.callback import BudgetCallback
 from cram_composer.budget.schedules import build_schedule
-from cram_composer.config.optimizer_schema import (
+from cram_composer.config.schema.optimizer import (
     OPTIMIZER_DEFAULTS,
     GroupsConfig,
     OptimizerConfig,

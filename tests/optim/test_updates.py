@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from cram_composer.config.optimizer_schema import OptimizerConfig
+from cram_composer.config.schema.optimizer import OptimizerConfig
 from cram_composer.optim import build_optimizer, parameter_groups
 
 LR, STEPS = 0.02, 6

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cram_composer.config import compose
-from cram_composer.config.schema import RunConfig
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.planning.memory import PeakBytes, activation_peak, optimizer_bytes, step_memory
-from cram_composer.planning.subject import Subject, data_facts, without_numbers
+from cram_composer.planning.model_spec import Subject, data_facts, without_numbers
 from tests.conftest import REPOSITORY, SMALL
 from tests.data.data_sets import write_data_set
 

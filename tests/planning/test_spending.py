@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from cram_composer.config import compose
-from cram_composer.config.schema import RunConfig
-from cram_composer.data.opening import open_train
-from cram_composer.data.prepare import prepare
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.data.loading.open_dataset import open_train
+from cram_composer.data.loading.prepare import prepare
 from cram_composer.errors import CramError
 from cram_composer.models.flops import flops_per_token
+from cram_composer.planning.model_spec import Subject, data_facts
 from cram_composer.planning.speed import Speed, given_speed, row_flops
 from cram_composer.planning.spending import spend
-from cram_composer.planning.subject import Subject, data_facts
 from tests.conftest import REPOSITORY, SMALL
 from tests.data.data_sets import write_data_set
 

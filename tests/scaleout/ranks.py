@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from cram_composer.data.stale_memory import remove_stale_memory
+from cram_composer.data.loading.stale_memory import remove_stale_memory
 from tests.tiny_runs import record
 
-_MODULES = ["cram_composer.training", "composer.distributed.fsdp2", "pytorch_optimizer", "tests.conftest"]
+_MODULES = ["cram_composer.train.build", "composer.distributed.fsdp2", "pytorch_optimizer", "tests.conftest"]
 STEPS = 6
 _ZERO = "scaleout.deepspeed.zero_optimization.stage"
 STRATEGIES = {
@@ -162,13 +162,13 @@ def _forwards(seconds: float, bad: int) -> Iterator[list[float]]:
 
 
 def _train(rank: int, data: Path, path: Path, overrides: list[str], ranks: int) -> None:
-    from cram_composer import finish
     from cram_composer.config import compose
-    from cram_composer.config.checks import check_run
-    from cram_composer.config.schema import RunConfig
+    from cram_composer.config.schema.run import RunConfig
+    from cram_composer.config.validation.run import check_run
     from cram_composer.device import choose_device
-    from cram_composer.record import RunFolder
-    from cram_composer.training import run
+    from cram_composer.runs.folder import RunFolder
+    from cram_composer.train import finish
+    from cram_composer.train.build import run
     from tests.conftest import REPOSITORY, SMALL
 
     composed = compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", [*SMALL, f"data.local={data}", *overrides])

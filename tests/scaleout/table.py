@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cram_composer.config import compose
 from cram_composer.config.recipes import Recipe, load_recipe, recipe_names
-from cram_composer.config.scaleout_checks import refusal
-from cram_composer.config.schema import RunConfig
-from cram_composer.files import write_atomic
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.validation.scaleout import refusal
+from cram_composer.storage.files import write_atomic
 from tests.conftest import REPOSITORY
 from tests.scaleout.ranks import STRATEGIES, Ranks
 from tests.tiny_runs import losses

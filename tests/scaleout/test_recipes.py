@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cram_composer.config.checks import check_run
 from cram_composer.config.recipes import load_recipe, recipe_names
-from cram_composer.config.scaleout_checks import refusal
+from cram_composer.config.validation.run import check_run
+from cram_composer.config.validation.scaleout import refusal
 from cram_composer.errors import ConfigError
 from tests.scaleout.ranks import STRATEGIES, Ranks
 from tests.scaleout.table import PATH, composed, recipe_table, recipes_named, section

@@ -10,7 +10,7 @@ import pytest
 from cram_composer.config import compose
 from cram_composer.config.paths import shared_dir
 from cram_composer.config.recipes import Recipe, load_recipe
-from cram_composer.config.sweep_schema import SweepConfig
+from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.errors import ConfigError
 from cram_composer.sweeps.ablation import leave_one_out
 from cram_composer.sweeps.plan import Trial, plan_trials, same_settings

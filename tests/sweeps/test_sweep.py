@@ -16,8 +16,8 @@ from filelock import FileLock
 
 from cram_composer.cli import main
 from cram_composer.config import compose
-from cram_composer.config.schema import BudgetConfig, RunConfig
-from cram_composer.config.sweep_schema import SweepConfig
+from cram_composer.config.schema.run import BudgetConfig, RunConfig
+from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.errors import CramError
 from cram_composer.sweeps.execution import places_here
 from cram_composer.sweeps.plan import plan_trials
@@ -230,7 +230,7 @@ def test_a_slurm_array_has_a_job_for_every_run(
     status, text, errors = sweep("--yes", "--slurm", "timeout_min=30", capsys=capsys)
     assert status == 0, errors
     assert len(json.loads(Path("runs/sweeps/own/slurm/jobs.json").read_text())) == 2
-    monkeypatch.setattr("cram_composer.slurm.still_queued", lambda ids: ids[:1])
+    monkeypatch.setattr("cram_composer.jobs.slurm.still_queued", lambda ids: ids[:1])
     write_sweep(seeds=2, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
     again, _, errors = sweep("--yes", "--slurm", "timeout_min=30", capsys=capsys)
     assert again == 2 and "are still in the queue" in errors

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import decoders
 
-from cram_composer.data.tokenizer import open_backend
-from cram_composer.data.vocabulary.common import SPACE
+from cram_composer.data.pipeline.tokenizer.common import SPACE
+from cram_composer.data.pipeline.tokenizer.tokenizer import open_backend
 from cram_composer.errors import CramError
 
 _LETTER, _DIGIT, _SIGN, _BLANK = 1, 2, 4, 8

@@ -1,0 +1,1 @@
+"""Averages of the weights for evaluation and export: EMA, SWA, LAWA."""

@@ -1,0 +1,67 @@
+"""Stochastic weight averaging: the mean of the weights along the last part of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from cram_composer.algorithms.averaging.weight_average import PeriodicAverage, Weights, weights_held
+from cram_composer.budget.budget import Budget
+from cram_composer.budget.schedules import Schedule
+from cram_composer.config.schema.algorithms import SwaConfig
+
+
+class SWA(PeriodicAverage):
+    """Izmailov et al. 2018, arXiv 1803.05407, algorithm 1, with Composer's parameter names.
+
+    Composer's SWA counts in epochs, and does not resume on several devices. Its `swa_end`, at which training goes on
+    from the average to renew the statistics of batch norms, has no use here: there are none.
+    """
+
+    def __init__(self, config: SwaConfig, budget: Budget) -> None:
+        super().__init__(budget, config.swa_start, config.update_interval)
+        self._average: Weights = {}
+        self._count = 0
+
+    def average(self) -> Weights:
+        """The mean so far; empty before `swa_start`."""
+        return self._average
+
+    def change_kept(self, change: Callable[[Weights], Weights]) -> None:
+        """The mean."""
+        self._average = change(self._average)
+
+    @torch.no_grad()
+    def take_up(self, model: nn.Module) -> None:
+        """average <- average + (weights - average) / n, n weights being in it then."""
+        weights = dict(weights_held(model))
+        self._count += 1
+        if self._count == 1:
+            self._average = {name: held.clone() for name, held in weights.items()}
+            return
+        torch._foreach_lerp_([self._average[name] for name in weights], list(weights.values()), 1.0 / self._count)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mean and how many weights are in it."""
+        return super().state_dict() | {"count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        super().load_state_dict(state)
+        self._average = dict(state["average"])
+        self._count = state["count"]
+
+
+def with_swa(schedule: Schedule, config: SwaConfig | None) -> Schedule:
+    """The schedule of a run with SWA: with `schedule_swa_lr` the rate stays what it is at `swa_start`.
+
+    The paper's constant rate (section 3.2), and what Composer's `schedule_swa_lr` comes to. A schedule that falls to
+    zero would give an average of weights that hardly differ.
+    """
+    if config is None or not config.schedule_swa_lr:
+        return schedule
+    start = config.swa_start
+    return lambda progress: schedule(min(progress, start))

@@ -1,0 +1,1 @@
+"""Normalisation layers replaced by faster kernels or dtypes."""

@@ -1,0 +1,89 @@
+"""LayerNorm and RMSNorm by Liger's fused Triton kernels on CUDA; elsewhere torch's own, which torch.compile fuses."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from composer.utils.module_surgery import replace_module_classes
+from torch import nn
+
+from cram_composer.algorithms.norms.fused_kernels import layer_norm, layer_norm_kernels, rms_norm, rms_norm_kernels
+
+log = logging.getLogger(__name__)
+
+
+class FusedLayerNorm(Algorithm):
+    """Replace every `torch.nn.LayerNorm` and `torch.nn.RMSNorm` by Liger's at the start of a run on a GPU.
+
+    Parameters are shared, not copied: optimizers, state dict keys and exports do not notice. `kernel` names what runs:
+    "liger VERSION (triton)", or "torch" on other devices and where Liger cannot be imported (with a warning).
+    """
+
+    def __init__(self) -> None:
+        self.kernel = "torch"
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.INIT
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if state.device.name != "gpu":
+            log.info("fused-layernorm: no GPU, torch's own norms run (torch.compile fuses them)")
+            return
+        try:
+            layer_norm_kernels()
+            rms_norm_kernels()
+        except (ImportError, RuntimeError) as error:  # Triton raises RuntimeError where it finds no driver
+            log.warning("fused-layernorm: liger-kernel cannot be used, torch's own norms run: %s", error)
+            return
+        replaced = fuse_norms(state.model)
+        self.kernel = f"liger {importlib.metadata.version('liger-kernel')} (triton)"
+        log.info("fused-layernorm: %d norms run on %s", replaced, self.kernel)
+
+
+def fuse_norms(model: nn.Module) -> int:
+    """Put Liger's in the place of every LayerNorm and RMSNorm that has weights [H]; returns how many."""
+
+    def replacement(layer: nn.Module, index: int) -> nn.Module | None:
+        if not isinstance(layer, nn.LayerNorm | nn.RMSNorm) or layer.weight is None or layer.weight.ndim > 1:
+            return None
+        return LigerLayerNorm(layer) if isinstance(layer, nn.LayerNorm) else LigerRMSNorm(layer)
+
+    return len(replace_module_classes(model, {nn.LayerNorm: replacement, nn.RMSNorm: replacement}))
+
+
+class LigerLayerNorm(nn.LayerNorm):
+    """A LayerNorm over the last dimension with the parameters of another; the kernel runs on CUDA tensors.
+
+    Output has the input's dtype; statistics are in fp32.
+    """
+
+    def __init__(self, layer: nn.LayerNorm) -> None:
+        super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not input.is_cuda:  # a model brought back to the CPU for its export
+            return super().forward(input)
+        bias = torch.zeros_like(self.weight) if self.bias is None else self.bias
+        return layer_norm(input, self.weight, bias, self.eps)[0]
+
+
+class LigerRMSNorm(nn.RMSNorm):
+    """An RMSNorm over the last dimension with the weights of another; the kernel runs on CUDA tensors.
+
+    Output has the input's dtype; computed in fp32.
+    """
+
+    def __init__(self, layer: nn.RMSNorm) -> None:
+        super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
+        self.weight = layer.weight
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not input.is_cuda:  # a model brought back to the CPU for its export
+            return super().forward(input)
+        eps = torch.finfo(input.dtype).eps if self.eps is None else self.eps
+        return rms_norm(input, self.weight, eps)[0]

@@ -1,0 +1,135 @@
+"""What some optimizers need of the run around their steps. They come with the optimizer; no key switches them on."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from composer.core import Algorithm, Event, Precision, State, get_precision_context
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import nn
+
+from cram_composer.algorithms.averaging.weight_average import WeightAverage, Weights, parameters
+from cram_composer.budget.budget import Budget
+from cram_composer.data.masking import IGNORED
+from cram_composer.models.training_model import Batch, MaskedLMTrainingModel
+from cram_composer.scaleout.shards import local
+
+
+class ScheduleFreeWeights(WeightAverage):
+    """The average x of a schedule-free optimizer, whose training point y the model's weights are while it trains.
+
+    Defazio et al. 2024, arXiv 2405.15682, section 2: y = (1 - beta) z + beta x, of which the optimizer keeps y and z.
+    y is put back after an evaluation rather than computed from x, so that rounding does not make a run depend on how
+    often it is evaluated.
+    """
+
+    def __init__(self, budget: Budget, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        super().__init__(budget)
+        self._optimizer = optimizer
+        self._parameters = dict(parameters(model))
+
+    @torch.no_grad()
+    def average(self) -> Weights:
+        """x by parameter name; y where there was no step yet, when they are the same."""
+        names = {p: name for name, p in self._parameters.items()}
+        average = {name: local(p) for p, name in names.items()}
+        for group in self._optimizer.param_groups:
+            for p in group["params"]:
+                z = self._optimizer.state.get(p, {}).get("z")
+                if z is not None:
+                    average[names[p]] = local(p).lerp(local(z), 1.0 - 1.0 / group["betas"][0])
+        return average
+
+
+class SampledCurvature(Algorithm):
+    """Give SophiaG its curvature: the Gauss-Newton-Bartlett estimate on the last microbatch of the step.
+
+    The paper too estimates on a part of the batch (Liu et al. 2023, arXiv 2305.14342, section 3.1).
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer: Any = optimizer
+        self._microbatch: Batch | None = None
+
+    def match(self, event: Event, state: State) -> bool:
+        """Once, when the model is where it will be, and with every microbatch on its device."""
+        return event in (Event.FIT_START, Event.BEFORE_FORWARD)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Connect the optimizer with the model; take note of the microbatch."""
+        if event == Event.FIT_START:
+            self._optimizer.curvature = lambda parameters: self._estimate(state, parameters)
+        else:
+            self._microbatch = state.batch
+
+    def _estimate(self, state: State, parameters: list[nn.Parameter]) -> list[torch.Tensor] | None:
+        model = getattr(state.model, "module", state.model)  # as DDP wraps it
+        assert isinstance(model, MaskedLMTrainingModel) and self._microbatch is not None
+        # By step and rank, so that a run that is resumed draws the same labels, and everything else what it did before.
+        place = int(state.timestamp.batch) * dist.get_world_size() + dist.get_global_rank()
+        generator = torch.Generator(self._microbatch["input_ids"].device).manual_seed(state.rank_zero_seed + place)
+        is_scaled = state.precision == Precision.AMP_FP16
+        scale = state.scaler.get_scale() if is_scaled and state.scaler is not None else 1.0
+        with get_precision_context(state.precision, state.precision_config):
+            return gauss_newton_bartlett(model, self._microbatch, parameters, generator, scale)
+
+
+def gauss_newton_bartlett(
+    model: MaskedLMTrainingModel,
+    batch: Batch,
+    parameters: list[nn.Parameter],
+    generator: torch.Generator,
+    loss_scale: float = 1.0,
+) -> list[torch.Tensor] | None:
+    """n g^2, entry by entry, where g is the gradient of the mean loss on n labels drawn from the model's own output.
+
+    Liu et al. 2023, arXiv 2305.14342, algorithm 2: an estimate of the diagonal of the Gauss-Newton matrix, without
+    second derivatives. The labels of `batch` say which positions count, over all ranks. The model runs eagerly.
+
+    Args:
+        model: in training or in evaluation.
+        batch: as the model takes it, on its device.
+        parameters: of the model.
+        generator: draws the labels; on the batch's device.
+        loss_scale: what the loss is multiplied with before the backward pass, for fp16.
+
+    Returns:
+        A tensor in the shape of each parameter, the same on all ranks; None if one of them is not finite.
+    """
+    left_out = {"labels"} if model.predicts_positions else {"labels", "masked_positions"}
+    inputs = {name: tensor for name, tensor in batch.items() if name not in left_out}
+    device, dtype = batch["input_ids"].device.type, model.autocast_dtype
+    autocast = torch.autocast(device, dtype) if dtype is not None else contextlib.nullcontext()
+    with torch.enable_grad(), torch.compiler.set_stance("force_eager"), autocast:
+        logits = model.model(**inputs).logits
+    with torch.enable_grad():
+        if not model.predicts_positions:
+            logits = logits.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        logits = logits.float().flatten(0, 1)
+        # The largest of logits with Gumbel noise is a draw from their softmax. torch.multinomial would end a process
+        # on CUDA if a logit were not finite.
+        drawn = (logits.detach() - torch.empty_like(logits).exponential_(generator=generator).log()).argmax(-1)
+        counted = batch["labels"].flatten() != IGNORED
+        count = counted.sum()
+        dist.all_reduce(count)
+        loss = F.cross_entropy(logits, drawn.where(counted, IGNORED), ignore_index=IGNORED, reduction="sum") / count
+        gradients = torch.autograd.grad(loss * loss_scale, parameters, allow_unused=True)
+    summed = [torch.zeros_like(p) if g is None else g / loss_scale for p, g in zip(parameters, gradients, strict=True)]
+    for gradient in summed:
+        dist.all_reduce(gradient)
+    if not torch.isfinite(torch.nn.utils.get_total_norm(summed)):
+        return None
+    return [count * gradient.square() for gradient in summed]
+
+
+def optimizer_support(optimizer: torch.optim.Optimizer, model: nn.Module, budget: Budget) -> list[Algorithm]:
+    """The algorithms that `optimizer` needs beside those of the run."""
+    if hasattr(optimizer, "curvature"):
+        return [SampledCurvature(optimizer)]
+    if "train_mode" not in optimizer.param_groups[0]:
+        return []
+    return [ScheduleFreeWeights(budget, optimizer, model)]

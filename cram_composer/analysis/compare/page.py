@@ -1,0 +1,148 @@
+"""The page of a comparison or of a scaling law: one HTML file that needs nothing beside it, the main figure first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cram_composer.analysis.compare.compare import Pair
+from cram_composer.analysis.compare.figures import NAMED, draw_losses
+from cram_composer.analysis.compare.groups import Group, settings
+from cram_composer.analysis.compare.measures import AXES, Axis
+from cram_composer.analysis.compare.text import (
+    HEADER,
+    LEGEND,
+    SUMMARY_HEADER,
+    cells,
+    group_line,
+    notes,
+    summary,
+    time_sentence,
+)
+from cram_composer.analysis.html.formatting import decimal, duration, is_number, short_count
+from cram_composer.analysis.html.style import LIGHT, Picture, series_style, to_inline_svg
+from cram_composer.analysis.html.templating import render
+from cram_composer.analysis.report import page
+from cram_composer.analysis.report.page import Table
+from cram_composer.errors import CramError
+from cram_composer.storage.files import write_atomic
+
+_SCRIPT_SAFE = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section: a picture, tables, then lines below them."""
+
+    title: str
+    tables: list[Table]
+    lines: list[str] = field(default_factory=list)
+    kind: str = ""
+    picture: Picture | None = None
+
+
+def write_comparison(groups: Sequence[Group], pairs: Sequence[Pair], output: Path) -> Path:
+    """Write the page of groups held against each other and return its path. Raises CramError for a folder."""
+    parts = [
+        Part(
+            f"{pair.challenger.name} against {pair.baseline.name}",
+            [Table("Every measure", HEADER, [cells(row) for row in pair.rows], numeric=(1, 2, 3))],
+            [time_sentence(time) for time in pair.times],
+            "measures sortable",
+        )
+        for pair in pairs
+    ]
+    if len(pairs) > 1:
+        rows = Table("Every group against the baseline", SUMMARY_HEADER, summary(groups, pairs), numeric=(1, 2, 3, 5))
+        parts.insert(0, Part(f"All against {pairs[0].baseline.name}", [rows], kind="measures sortable"))
+    title = " and ".join([", ".join(group.name for group in groups[:-1]), groups[-1].name])
+    verdicts = [pair.verdict for pair in pairs]
+    parts[-1].lines.append(LEGEND)
+    return write_page("comparison", title, groups, parts, verdicts, notes(groups, pairs), output)
+
+
+def write_page(
+    kind: str,
+    title: str,
+    groups: Sequence[Group],
+    parts: Sequence[Part],
+    verdicts: Sequence[Any],
+    said: Sequence[str],
+    output: Path,
+    first: Axis = "wall-clock",
+) -> Path:
+    """Write a page with the groups' curves, these parts, the runs and what their configurations differ in."""
+    from markupsafe import Markup
+
+    if output.is_dir():
+        raise CramError(f"{output} is a folder; give the name of an HTML file to write")
+    axes = sorted(AXES, key=lambda axis: axis != first)
+    drawn = [(axis, found) for axis in axes if (found := draw_losses(groups, axis)) is not None]
+    html = render(
+        "compare.html.j2",
+        kind=kind,
+        title=title,
+        notes=said,
+        figures=[
+            {
+                "name": found.picture.name,
+                "axis": axis,
+                "svg": Markup(to_inline_svg(found.picture)),
+                "caption": found.picture.caption,
+            }
+            for axis, found in drawn
+        ],
+        plots=Markup(json.dumps({d.picture.name: d.plot for _, d in drawn}, allow_nan=False).translate(_SCRIPT_SAFE)),
+        groups=[{"colour": _colour(number), "text": _legend(groups, number)} for number in range(len(groups))],
+        verdicts=verdicts,
+        parts=[(part, Markup(to_inline_svg(part.picture)) if part.picture else None) for part in parts],
+        runs=runs_table(groups),
+        differences=differences(groups),
+    )
+    write_atomic(output, html)
+    return output
+
+
+def _colour(number: int) -> str:
+    return next(name for name, value in LIGHT.items() if value == series_style(number)[0])
+
+
+def _legend(groups: Sequence[Group], number: int) -> str:
+    """A group's line, with its number where the figure has no room for names."""
+    return f"{number + 1} · " * (len(groups) > NAMED) + group_line(groups[number])
+
+
+def runs_table(groups: Sequence[Group]) -> Table:
+    """Every run with its final numbers, a row each."""
+    rows = [
+        (
+            run.name,
+            group.name,
+            str(run.get("config.seed")),
+            decimal(run.get("metrics.validation_loss"), 4),
+            short_count(run.get("tokens")),
+            short_count(run.get("tokens_per_second")),
+            short_count(run.get("parameters")),
+            duration(run.get("ledger.inside_total")),
+            f"{hours:.3g}" if is_number(hours := run.device_hours) else page.NOT_RECORDED,
+        )
+        for group in groups
+        for run in group.runs
+    ]
+    columns = ("Seed", "Held-out loss", "Tokens", "Tokens/s", "Parameters", "Budget used", "Device-hours")
+    return Table("Every run", ("Run", "Group", *columns), rows, numeric=tuple(range(2, 9)))
+
+
+def differences(groups: Sequence[Group]) -> Table:
+    """The keys whose values differ between groups, a column each; within a group, its first run stands for all."""
+    flat = [settings(group.runs[0]) for group in groups]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    rows = [
+        (key, *(page.text(one[key]) if key in one else "—" for one in flat))
+        for key in keys
+        if any(key not in one or one[key] != flat[0].get(key) for one in flat)
+    ]
+    return Table("Keys that differ", ("Key", *(group.name for group in groups)), rows)

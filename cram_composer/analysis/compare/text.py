@@ -1,0 +1,158 @@
+"""A comparison as text for the console, and as values for JSON."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cram_composer.analysis.compare.compare import NO_VERDICT, Pair, Row
+from cram_composer.analysis.compare.groups import Group
+from cram_composer.analysis.compare.time_to_loss import TimeToLoss
+from cram_composer.analysis.html.formatting import is_number, percent, short_count
+from cram_composer.commands.columns import aligned
+
+_WIDTH = 120
+HEADER = ("measure", "challenger", "baseline", "difference", "95 % interval", "bootstrap", "by")
+LEGEND = (
+    "Differences are challenger minus baseline; of losses, below zero is better. The interval is Student's t and "
+    "decides; the percentile bootstrap over seeds is too narrow for few seeds and decides nothing. A loss at a common "
+    "point of a curve may be read before the end of a learning-rate schedule; the final loss is not."
+)
+
+
+def console(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
+    """The groups, a table for every pair, how soon losses are reached, and the verdicts."""
+    lines = [group_line(group) for group in groups]
+    lines += [f"note: {note}" for note in notes(groups, pairs)]
+    for pair in pairs:
+        lines += ["", f"{pair.challenger.name} against {pair.baseline.name}"]
+        lines += [f"  {line}" for line in aligned([HEADER, *map(cells, pair.rows)], right=(1, 2, 3))]
+        lines += [f"  {time_sentence(time)}" for time in pair.times]
+    lines += ["", textwrap.fill(LEGEND, _WIDTH)]
+    return "\n".join([*lines, *_verdicts(pairs)])
+
+
+SUMMARY_HEADER = ("group", "runs", "held-out loss", "difference", "95 % interval", "tokens/s", "verdict")
+
+
+def summary(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
+    """A line for each group, the baseline first, in the order of SUMMARY_HEADER: what the verdicts are about."""
+    by_name = {pair.challenger.name: pair for pair in pairs}
+    baseline = pairs[0].baseline.name
+    rows: list[tuple[str, ...]] = []
+    for group in sorted(groups, key=lambda group: group.name != baseline):
+        losses = [run.get("metrics.validation_loss") for run in group.runs]
+        loss = f"{statistics.fmean(losses):.4f}"
+        pair = by_name.get(group.name)
+        if pair is None:
+            rows.append((group.name, str(len(group.runs)), loss, "", "", "", "baseline"))
+            continue
+        final, speed = (cells(row) for row in (pair.rows[0], next(r for r in pair.rows if r.unit == "tokens/s")))
+        unit = "" if pair.rows[0].unit == "nats" else f" {pair.rows[0].unit}"
+        shown = (final[3] + unit, final[4]) if pair.rows[0].difference is not None else ("-", "")
+        rows.append((group.name, str(len(group.runs)), loss, *shown, speed[3], pair.verdict.word))
+    return rows
+
+
+def overview(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
+    """`console` with one line for each group in place of a table for each pair."""
+    lines = aligned([SUMMARY_HEADER, *summary(groups, pairs)], right=(1, 2, 3, 5))
+    said = [f"note: {note}" for note in dict.fromkeys(notes(groups, pairs))]
+    without = [pair for pair in pairs if pair.verdict.word == NO_VERDICT]
+    if len(without) < 2:
+        return "\n".join([*said, "", *lines, *_verdicts(pairs)])
+    names = ", ".join(pair.challenger.name for pair in without)
+    text = (
+        f"{NO_VERDICT.upper()} on {names}: one run says nothing of the spread between seeds; two more seeds of each "
+        f"and of {pairs[0].baseline.name} give an interval, and more than that a narrow one."
+    )
+    said_of = [pair for pair in pairs if pair.verdict.word != NO_VERDICT]
+    return "\n".join([*said, "", *lines, *_verdicts(said_of), "", textwrap.fill(text, _WIDTH)])
+
+
+def _verdicts(pairs: Sequence[Pair]) -> list[str]:
+    return [f"\n{textwrap.fill(f'{pair.verdict.word.upper()}: {pair.verdict.text}', _WIDTH)}" for pair in pairs]
+
+
+def group_line(group: Group) -> str:
+    """A group in a line: how many runs, their seeds and recipes."""
+    seeds = ", ".join(str(run.get("config.seed")) for run in group.runs)
+    recipes = "+".join(group.runs[0].get("recipes") or []) or "no recipes"
+    return f"{group.name}: {len(group.runs)} run{'s' * (len(group.runs) != 1)}, seed {seeds}; {recipes}"
+
+
+def notes(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    said = [f"{group.name}: {note}" for group in groups for note in group.notes]
+    for pair in pairs:
+        said += [f"{pair.challenger.name} against {pair.baseline.name}: {caution}" for caution in pair.rules.cautions]
+    return said
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row of the table as text, in the order of HEADER."""
+    found = row.difference
+    if found is None:
+        return (row.measure, _value(row, row.a), _value(row, row.b), "-", row.missing, "", "")
+    show = _ratio if row.unit == "tokens/s" else lambda value: f"{value:+.{_digits(row)}f}"
+    return (
+        row.measure,
+        _value(row, row.a),
+        _value(row, row.b),
+        show(found.mean),
+        _between(found.low, found.high, show),
+        "-" if found.bootstrap is None else _between(found.bootstrap[0], found.bootstrap[1], show),
+        found.method,
+    )
+
+
+def _between(low: float | None, high: float | None, show: Any) -> str:
+    return "-" if low is None or high is None else f"{show(low)} to {show(high)}"
+
+
+def _value(row: Row, value: float | None) -> str:
+    if not is_number(value):
+        return "-"
+    return short_count(value) if row.unit == "tokens/s" else f"{value:.{_digits(row)}f}"
+
+
+def _digits(row: Row) -> int:
+    return 2 if row.unit == "points" else 4
+
+
+def _ratio(logarithm: float) -> str:
+    return f"{100 * math.expm1(logarithm):+.1f} %"
+
+
+def time_sentence(time: TimeToLoss) -> str:
+    """How soon one group reaches the loss that the other ends with."""
+    loss = f"{time.b}'s last {time.kind} loss{' in the loop' * (time.kind == 'held-out')}"
+    if time.ratio is None:
+        return f"{time.a} does not reach {loss} in {time.runs - time.reached} of {time.runs} runs ({time.axis})"
+    text = f"{time.a} reaches {loss} after {percent(math.exp(time.ratio.mean))} of {time.b}'s {time.axis}"
+    if time.ratio.low is None or time.ratio.high is None:
+        return f"{text} (one run each)"
+    return f"{text} (95 % interval {percent(math.exp(time.ratio.low))} to {percent(math.exp(time.ratio.high))})"
+
+
+def as_json(groups: Sequence[Group], pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Everything that the text says, as values."""
+    return {
+        "groups": [{"name": g.name, "runs": [str(run.path) for run in g.runs], "notes": g.notes} for g in groups],
+        "comparisons": [
+            {
+                "challenger": pair.challenger.name,
+                "baseline": pair.baseline.name,
+                "refusals": pair.rules.refusals,
+                "cautions": pair.rules.cautions,
+                "rows": [asdict(row) for row in pair.rows],
+                "time_to_loss": [asdict(time) for time in pair.times],
+                "verdict": asdict(pair.verdict),
+            }
+            for pair in pairs
+        ],
+    }

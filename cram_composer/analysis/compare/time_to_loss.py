@@ -1,0 +1,77 @@
+"""How soon a group reaches the loss that another ends with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cram_composer.analysis.compare.groups import Group
+from cram_composer.analysis.compare.measures import AXES, Axis, Kind, curve
+from cram_composer.analysis.compare.statistics import Difference, compare_means
+
+
+@dataclass(frozen=True)
+class TimeToLoss:
+    """When `a` reaches the loss that `b` ends with, as a share of what `b` took; both by the same curve.
+
+    `ratio` has the logarithm of that share, None where some run does not reach it; `reached` of `runs` do.
+    """
+
+    a: str
+    b: str
+    axis: Axis
+    kind: Kind
+    reached: int
+    runs: int
+    ratio: Difference | None
+
+
+def one_objective(a: Group, b: Group) -> bool:
+    """Whether the training losses of all runs are of the same thing."""
+    keys = ("config.objective", "config.algorithms.label_smoothing")
+    return len({str([run.get(key) for key in keys]) for run in [*a.runs, *b.runs]}) == 1
+
+
+def times_to_loss(a: Group, b: Group) -> list[TimeToLoss]:
+    """Both ways round, by wall-clock and tokens; by the training loss where a run has no evaluations in the loop.
+
+    Nothing where the training losses are not of the same objective either.
+    """
+    kind: Kind = "held-out"
+    if any(len(curve(run, kind, "wall-clock").x) < 2 for run in [*a.runs, *b.runs]):
+        kind = "training"
+    if kind == "training" and not one_objective(a, b):
+        return []
+    return [
+        found
+        for one, other in ((a, b), (b, a))
+        for axis in AXES[:2]
+        if (found := _time(one, other, kind, axis)) is not None
+    ]
+
+
+def _time(a: Group, b: Group, kind: Kind, axis: Axis) -> TimeToLoss | None:
+    of_a, of_b = (group.by_seed(range(len(group.runs))) for group in (a, b))  # places in their lists
+    curves = [[curve(run, kind, axis) for run in group.runs] for group in (a, b)]
+    if not all(len(one.x) for group in curves for one in group):
+        return None
+    mean = sum(float(one.y[-1]) for one in curves[1]) / len(curves[1])
+    paired = isinstance(of_a, dict) and isinstance(of_b, dict) and of_a.keys() == of_b.keys()
+
+    def target(place: int) -> float:
+        if not paired:
+            return mean
+        seed = a.runs[place].get("config.seed")
+        return float(curves[1][int(of_b[seed])].y[-1])
+
+    reached = [_after_start(one.reaches(target(place))) for place, one in enumerate(curves[0])]
+    count = sum(one is not None for one in reached)
+    ratio = None
+    if count == len(reached):
+        logs = a.by_seed([math.log(one) for one in reached if one is not None])
+        ratio = compare_means(logs, b.by_seed([math.log(one.x[-1]) for one in curves[1]]))
+    return TimeToLoss(a.name, b.name, axis, kind, count, len(reached), ratio)
+
+
+def _after_start(x: float | None) -> float | None:
+    return x if x is None or x > 0 else None

@@ -1,0 +1,270 @@
+"""`cram data inspect`: what a data set is made of and what its stages kept, as text and as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cram_composer.analysis.dataset.read import DataSet
+from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, percent, short_count
+from cram_composer.analysis.html.templating import render
+from cram_composer.analysis.report.page import Table, Tile, data_set_tables, flatten
+from cram_composer.errors import CramError
+from cram_composer.storage.files import write_atomic
+
+STAGE_TEXTS = {
+    "clean": "rewrites text before anything looks at it",
+    "length": "drops documents that are too short or too long",
+    "quality": "drops what does not read like natural text",
+    "language": "drops other languages and scripts",
+    "exact_duplicates": "keeps the first of documents that are the same",
+    "near_duplicates": "drops documents like an earlier one",
+    "repeated_spans": "cuts long spans that were there before (what was cut is between ⟦ and ⟧)",
+    "compressibility": "drops text that the tokenizer needs many tokens for",
+}
+_TOKEN_NOTE = (
+    "Tokens are counted at the end only. Those before and between the stages are the characters there divided by the "
+    "{ratio} characters per token of the finished data set."
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share of the source that is left after a stage."""
+
+    label: str
+    documents: float
+    characters: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples of one reason: how many documents had it, and the texts of some."""
+
+    reason: str
+    documents: int
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class StageExamples:
+    """Examples of what a stage dropped, by reason."""
+
+    name: str
+    text: str
+    settings: str
+    groups: list[Group]
+
+
+def write_page(data: DataSet, output: Path) -> Path:
+    """Write the page of a data set to `output`. Raises CramError if that cannot be written."""
+    if output.is_dir():
+        raise CramError(f"{output} is a folder; give the name of an HTML file to write")
+    try:
+        write_atomic(output, page(data))
+    except OSError as error:
+        raise CramError(
+            f"{output}: cannot be written ({error.strerror}); give another file: --output FILE.html"
+        ) from error
+    return output
+
+
+def page(data: DataSet) -> str:
+    """The HTML file: it loads nothing and is the same for the same data set."""
+    manifest = data.manifest
+    dropped = (data.examples or {}).get("dropped", {})
+    return render(
+        "data.html.j2",
+        title=manifest["name"],
+        where=data.uri,
+        facts=facts(data),
+        tiles=headline(data),
+        stages=stages_table(data),
+        token_note=_TOKEN_NOTE.format(ratio=decimal(_characters_per_token(data), 2)),
+        bars=bars(data),
+        reasons=reasons_table(data),
+        tables=[*data_set_tables(manifest)[1:], tokenizer_table(data)],
+        rows=data.rows,
+        blocks={split: counts["blocks"] for split, counts in manifest["splits"].items()},
+        has_examples=data.examples is not None,
+        kept=(data.examples or {}).get("kept", []),
+        dropped=[_stage_examples(stage, dropped.get(stage["name"], {}), data) for stage in manifest["stages"]],
+        configuration=_configuration(data),
+        config_hash=manifest["config_hash"],
+    )
+
+
+def console(data: DataSet) -> str:
+    """The same in a few lines, without examples and rows."""
+    lines = [f"{data.manifest['name']}: {', '.join(facts(data))}", ""]
+    short = stages_table(data, short=True)
+    if short.rows:
+        lines += [*as_text(short), "  ≈ from characters: tokens are counted at the end only", ""]
+    else:
+        lines += ["No stage is on: every document is in it as it was.", ""]
+    for table in (reasons_table(data), *data_set_tables(data.manifest)[1:], tokenizer_table(data)):
+        if table.rows:
+            lines += [*as_text(table), ""]
+    return "\n".join(lines).rstrip()
+
+
+def as_text(table: Table) -> Iterator[str]:
+    """The lines of a table for a terminal: aligned columns, numbers flush right."""
+    widths = [max(len(row[i]) for row in (table.header, *table.rows)) for i in range(len(table.header))]
+    yield table.caption
+    for row in (table.header, *table.rows):
+        cells = zip(row, widths, strict=True)
+        aligned = [cell.rjust(w) if i in table.numeric else cell.ljust(w) for i, (cell, w) in enumerate(cells)]
+        yield ("  " + "  ".join(aligned)).rstrip()
+
+
+def facts(data: DataSet) -> list[str]:
+    """What kind of data set it is, a few words each."""
+    manifest = data.manifest
+    said = [
+        f"rows of {count(manifest['sequence_length'])} tokens",
+        f"{manifest['packing']} packing",
+        f"{manifest['ordering']} order",
+        f"blocks of {count(manifest['block_rows'])} rows",
+        "uncompressed shards" if manifest["compression"] == "none" else f"{manifest['compression']} shards",
+        f"{count(manifest['partitions'])} partition{'s' * (manifest['partitions'] != 1)}",
+    ]
+    if len(manifest["streams"]) > 1:
+        said.append(f"streams {', '.join(stream.removeprefix('train-') for stream in manifest['streams'])}")
+    return said
+
+
+def headline(data: DataSet) -> list[Tile]:
+    """The numbers a reader looks for first."""
+    manifest = data.manifest
+    train = [manifest["splits"][stream] for stream in manifest["streams"]]
+    validation = manifest["splits"]["validation"]
+    tiles = [
+        Tile(
+            "Tokens to train on",
+            short_count(sum(split["tokens"] for split in train)),
+            f"{count(sum(split['rows'] for split in train))} rows",
+        )
+    ]
+    if stages := manifest["stages"]:
+        for unit in ("documents", "characters"):
+            before, after = stages[0][f"{unit}_in"], stages[-1][f"{unit}_out"]
+            tiles.append(
+                Tile(f"{unit.capitalize()} kept", percent(_share(after, before)), f"{count(after)} of {count(before)}")
+            )
+    return [
+        *tiles,
+        Tile("Held out", short_count(validation["tokens"]), f"tokens of {count(validation['documents'])} documents"),
+        Tile("Characters per token", decimal(_characters_per_token(data), 2), f"{data.tokenizer_kind} tokenizer"),
+        Tile("Unigram baseline", f"{decimal(manifest['unigram_validation_nats'])} nats", "per held-out token"),
+    ]
+
+
+def stages_table(data: DataSet, short: bool = False) -> Table:
+    """Documents, characters and tokens before and after every stage; `short` numbers have four digits."""
+    shown = short_count if short else count
+    ratio = _characters_per_token(data)
+
+    def tokens(characters: int) -> str:
+        return f"≈ {short_count(characters / ratio)}" if ratio else NOT_MEASURED
+
+    def row(name: str, stage: dict[str, Any]) -> tuple[str, ...]:
+        cells = [name]
+        for unit in ("documents", "characters"):
+            before, after = stage[f"{unit}_in"], stage[f"{unit}_out"]
+            cells += [shown(before), shown(after), percent(_share(after, before), 2)]
+        return *cells, tokens(stage["characters_in"]), tokens(stage["characters_out"])
+
+    stages = data.manifest["stages"]
+    rows = [row(_name(stage), stage) for stage in stages]
+    if stages:
+        ends = {f"{unit}_in": stages[0][f"{unit}_in"] for unit in ("documents", "characters")}
+        ends |= {f"{unit}_out": stages[-1][f"{unit}_out"] for unit in ("documents", "characters")}
+        rows.append(row("all stages", ends))
+    header = ("Stage", "Documents in", "out", "kept", "Characters in", "out", "kept", "Tokens in", "out")
+    return Table("Stages, in order", header, rows, numeric=tuple(range(1, 9)), total_rows=1)
+
+
+def bars(data: DataSet) -> list[Bar]:
+    """Shares of the source's documents and characters that are left before and after every stage."""
+    stages = data.manifest["stages"]
+    if not stages:
+        return []
+    documents, characters = stages[0]["documents_in"], stages[0]["characters_in"]
+    left = [
+        Bar(_name(s), _share(s["documents_out"], documents) or 0.0, _share(s["characters_out"], characters) or 0.0)
+        for s in stages
+    ]
+    return [Bar("source", 1.0, 1.0), *left]
+
+
+def reasons_table(data: DataSet) -> Table:
+    """How many documents each stage dropped or changed, and why; the most frequent reason first."""
+    rows = [
+        (_name(stage), _words(reason), count(documents), percent(_share(documents, stage["documents_in"]), 2))
+        for stage in data.manifest["stages"]
+        for reason, documents in _by_frequency(stage["reasons"])
+    ]
+    return Table("Why documents were dropped or cut", ("Stage", "Reason", "Documents", "Of those it saw"), rows, (2, 3))
+
+
+def tokenizer_table(data: DataSet) -> Table:
+    """The tokenizer in short."""
+    manifest = data.manifest
+    unknown = sum(split["unk_tokens"] for split in manifest["splits"].values())
+    rows = [
+        ("kind", data.tokenizer_kind),
+        ("vocabulary", count(manifest["vocab_size"])),
+        ("characters per token", decimal(_characters_per_token(data), 2)),
+        ("unknown tokens", percent(_share(unknown, _text_tokens(data)), 3)),
+        ("special tokens", ", ".join(f"{role} {number}" for role, number in manifest["special_tokens"].items())),
+        ("sha256", manifest["tokenizer_sha256"][:16]),
+    ]
+    return Table("Tokenizer", ("", "Value"), rows)
+
+
+def _stage_examples(stage: dict[str, Any], dropped: dict[str, list[str]], data: DataSet) -> StageExamples:
+    name = stage["name"]
+    settings = (data.manifest["config"].get("stages") or {}).get(name) or {}
+    return StageExamples(
+        _name(stage),
+        STAGE_TEXTS.get(name, ""),
+        ", ".join(f"{key} {value}" for key, value in flatten(settings)),
+        [
+            Group(_words(reason), documents, dropped.get(reason, []))
+            for reason, documents in _by_frequency(stage["reasons"])
+        ],
+    )
+
+
+def _configuration(data: DataSet) -> Table:
+    rows = [(key, str(value)) for key, value in flatten(data.manifest["config"])]
+    return Table(f"Configuration of the build ({len(rows)} keys)", ("Key", "Value"), rows)
+
+
+def _by_frequency(reasons: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _name(stage: dict[str, Any]) -> str:
+    return _words(stage["name"])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("-", " ")
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _text_tokens(data: DataSet) -> int:
+    """Tokens of all text that reached the tokenizer, padding not counted."""
+    splits = data.manifest["splits"].values()
+    return sum(split["tokens"] + split["dropped_tokens"] - split["padding_tokens"] for split in splits)
+
+
+def _characters_per_token(data: DataSet) -> float | None:
+    return _share(sum(split["characters"] for split in data.manifest["splits"].values()), _text_tokens(data))

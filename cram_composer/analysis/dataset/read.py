@@ -1,0 +1,156 @@
+"""Reads a finished data set, here or in object storage: its manifest, its examples and a few of its rows as text."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from cram_composer.config.paths import expand
+from cram_composer.data.manifest import COLUMN, EXAMPLES, MANIFEST, Manifest, load_manifest, stored_file
+from cram_composer.errors import CramError
+from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.files import read_json, write_atomic
+
+ROWS_PER_SPLIT = 4
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """A row as text. `documents` are its documents in order; the last goes on in another row if `goes_on`."""
+
+    block: int
+    row: int  # in the block
+    documents: list[str]
+    goes_on: bool
+    padding: int  # [PAD] tokens at the end
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """`uri` is where it is; `examples` the contents of examples.json, None if there is no such file."""
+
+    uri: str
+    manifest: Manifest
+    examples: dict[str, Any] | None
+    tokenizer_kind: str
+    rows: dict[str, list[SampleRow]]  # of every split
+
+
+class _Files:
+    """Files of the data set by name: in its folder, or downloaded to `scratch` when they are first asked for."""
+
+    def __init__(self, uri: str, scratch: Path) -> None:
+        self.scratch = scratch
+        self.remote = is_remote(uri)
+        if self.remote:
+            self._storage = open_storage(uri)
+        self.root = scratch / "remote" if self.remote else expand(uri)
+        self.uri = self._storage.uri if self.remote else str(self.root)
+
+    def has(self, name: str) -> bool:
+        return self._storage.size(name) is not None if self.remote else (self.root / name).is_file()
+
+    def path(self, name: str) -> Path:
+        path = self.root / name
+        if self.remote and not path.exists():
+            self._storage.download(name, path)
+        return path
+
+
+def load_data_set(uri: str) -> DataSet:
+    """The data set at `uri`, a folder or a prefix in object storage.
+
+    Of one in object storage only the smallest shard of every split is downloaded, and nothing of it is kept.
+
+    Raises:
+        CramError: not a finished data set of this format, a file that is missing or damaged, or no access to it.
+    """
+    with tempfile.TemporaryDirectory(prefix="cram-inspect-") as scratch:
+        files = _Files(uri, Path(scratch))
+        if not files.has(MANIFEST):
+            raise CramError(
+                f"{files.uri}: not a finished data set (no {MANIFEST}); build it with: cram data build YAML"
+            )
+        try:
+            files.path(MANIFEST)
+            manifest = load_manifest(files.root)
+            tokenizer = _tokenizer(files, manifest)
+            rows = {split: list(_sample(files, split, manifest, tokenizer)) for split in manifest["splits"]}
+            examples = read_json(files.path(EXAMPLES)) if files.has(EXAMPLES) else None
+        except CramError as error:
+            if not files.remote or str(files.root) not in str(error):
+                raise
+            # The user knows the downloaded file under another name.
+            raise CramError(str(error).replace(str(files.root), files.uri)) from None
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            detail = " ".join(str(error).split()) or type(error).__name__
+            raise CramError(f"{files.uri}: cannot be read: {detail}; copy or build it again") from error
+        return DataSet(files.uri, manifest, examples, type(tokenizer.model).__name__, rows)
+
+
+def _tokenizer(files: _Files, manifest: Manifest) -> Tokenizer:
+    content = files.path("tokenizer/tokenizer.json").read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest["tokenizer_sha256"]:
+        raise CramError(
+            f"{files.uri}/tokenizer/tokenizer.json: not the tokenizer that the data set was made with; "
+            "copy or build it again"
+        )
+    return Tokenizer.from_buffer(content)
+
+
+def _sample(files: _Files, split: str, manifest: Manifest, tokenizer: Tokenizer) -> Iterator[SampleRow]:
+    """Rows from places spread evenly over the split; over its smallest shard where shards have to be downloaded."""
+    shards = read_json(files.path(f"{split}/index.json"))["shards"]
+    ends = list(accumulate(shard["samples"] for shard in shards))
+    first, end = 0, ends[-1]
+    if files.remote:
+        smallest = min(range(len(shards)), key=lambda i: (stored_file(shards[i])["bytes"], i))
+        first, end = ends[smallest] - shards[smallest]["samples"], ends[smallest]
+    for number in range(ROWS_PER_SPLIT):
+        place = (end - first) * (number + 0.5) / ROWS_PER_SPLIT
+        block = first + int(place)
+        shard = bisect_right(ends, block)
+        rows = _block(files, split, shards[shard], block - ends[shard] + shards[shard]["samples"])
+        row = int((place - int(place)) * len(rows))
+        yield _as_text(rows[row], block, row, manifest["special_tokens"], tokenizer)
+
+
+def _block(files: _Files, split: str, shard: dict[str, Any], record: int) -> NDArray:
+    """A block of rows [block_rows, sequence_length], from a shard whose hash is right."""
+    from streaming.base.compression import decompress
+    from streaming.base.format import reader_from_json
+
+    stored = stored_file(shard)
+    name = f"{split}/{stored['basename']}"
+    content = files.path(name).read_bytes()
+    if xxhash.xxh64(content).hexdigest() != stored["hashes"]["xxh64"]:
+        raise CramError(
+            f"{files.uri}/{name}: its xxh64 hash differs from the one in index.json; copy or build it again"
+        )
+    root = files.root
+    if shard["zip_data"]:
+        root = files.scratch / "raw"
+        write_atomic(root / split / shard["raw_data"]["basename"], decompress(shard["compression"], content))
+    reader = reader_from_json(str(root), split, shard)
+    reader.validate(False)  # no pickles
+    return reader.decode_sample(reader.get_sample_data(record))[COLUMN]
+
+
+def _as_text(ids: NDArray, block: int, row: int, special: dict[str, int], tokenizer: Tokenizer) -> SampleRow:
+    kept = ids[: np.flatnonzero(ids != special["pad"])[-1] + 1] if (ids != special["pad"]).any() else ids[:0]
+    parts = np.split(kept, np.flatnonzero(kept == special["sep"]) + 1)
+    goes_on = bool(len(parts[-1]))
+    documents = [part[part != special["sep"]] for part in (parts if goes_on else parts[:-1])]
+    decoded = [tokenizer.decode(document.tolist(), skip_special_tokens=False) for document in documents]
+    return SampleRow(block, row, decoded, goes_on, len(ids) - len(kept))

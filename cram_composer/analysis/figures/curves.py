@@ -1,0 +1,119 @@
+"""From a trace to the lines of a figure: smoothing, thinning, throughput, and where the clock ran without training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from cram_composer.analysis.runs.run import Array, Run
+
+SLOW_STEP = 5.0  # a step this many times the median is worth showing as a pause
+VISIBLE_SHARE = 0.005  # of the run's length: a pause below this would be thinner than the pen
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A stretch of loop time without progress: `kind` is 'compile' or 'lost'; `start` and `end` in loop seconds."""
+
+    kind: str
+    start: float
+    end: float
+
+
+def ema(values: Array, horizon: float) -> Array:
+    """Exponential moving average [n] with a mean age of `horizon` entries, bias-corrected, NaN entries passed over."""
+    decay = 1.0 - 1.0 / max(horizon, 1.0)
+    total = weight = 0.0
+    smoothed = np.full(len(values), np.nan)
+    for index, value in enumerate(values):
+        if np.isfinite(value):
+            total = decay * total + (1.0 - decay) * value
+            weight = decay * weight + (1.0 - decay)
+        if weight:
+            smoothed[index] = total / weight
+    return smoothed
+
+
+def ema_horizon(steps: int) -> int:
+    """Smoothing horizon in steps for a run of this length: 2 % of it, at least 5, so that every run is as smooth."""
+    return max(5, round(steps / 50))
+
+
+def thin(x: Array, y: Array, points: int) -> tuple[Array, Array]:
+    """At most `points` points of a line: the lowest and the highest of each stretch, so that no spike disappears."""
+    finite = np.isfinite(y)
+    x, y = x[finite], y[finite]
+    if len(x) <= points:
+        return x, y
+    edges = np.linspace(0, len(x), points // 2 + 1).astype(int)
+    chosen: set[int] = set()
+    for start, stop in pairwise(edges):
+        chosen |= {int(start + np.argmin(y[start:stop])), int(start + np.argmax(y[start:stop]))}
+    index = np.array(sorted(chosen))
+    return x[index], y[index]
+
+
+def stairs(x: Array, y: Array, end: float) -> tuple[Array, Array]:
+    """The corners of a step function that takes value y[i] from x[i] on, up to `end`; for drawing 'steps-post'."""
+    finite = np.isfinite(y)
+    x, y = x[finite], y[finite]
+    if not len(x):
+        return x, y
+    corners = np.flatnonzero(np.concatenate([[True], np.diff(y) != 0]))
+    return np.append(x[corners], end), np.append(y[corners], y[-1])
+
+
+def throughput(run: Run, bins: int) -> tuple[Array, Array, Array]:
+    """Tokens/s and data stall over equal stretches of loop time, pauses included.
+
+    Returns:
+        edges: [k + 1] loop seconds, k <= bins (at least three steps a stretch).
+        tokens_per_second: [k].
+        stall: [k], share of the stretch spent waiting for data; NaN from the first step on that does not say.
+    """
+    starts, tokens = run.trace["elapsed"], run.trace["tokens"]
+    if not run.steps or run.end <= 0:
+        return np.zeros(1), np.zeros(0), np.zeros(0)
+    edges = np.linspace(0.0, run.end, min(bins, max(1, run.steps // 3)) + 1)
+    width = edges[1] - edges[0]
+    # Cumulative counts are known at both ends of every step and stand still between steps.
+    ends = np.minimum(starts + np.nan_to_num(run.trace["step_seconds"]), np.append(starts[1:], np.inf))
+    times = np.stack([starts, ends], axis=1).ravel()
+    fed = np.stack([np.append(0.0, tokens[:-1]), tokens], axis=1).ravel()
+    waited = np.cumsum(run.trace["data_seconds"])
+    waiting = np.stack([np.append(0.0, waited[:-1]), waited], axis=1).ravel()
+    return edges, np.diff(np.interp(edges, times, fed)) / width, np.diff(np.interp(edges, times, waiting)) / width
+
+
+def pauses(run: Run) -> list[Pause]:
+    """Stretches worth shading: time lost to a kill (before a later segment's first step) and compilation.
+
+    A step counts as compilation when the ledger has compile time, the step is far slower than the others, and it is
+    the first of a segment or the first at a new shape, which is when compilation happens.
+    """
+    if run.steps < 2:
+        return []
+    trace = run.trace
+    steps, starts = trace["step"], trace["elapsed"]
+    spans = np.diff(np.append(starts, run.end))
+    typical, visible = float(np.median(spans)), VISIBLE_SHARE * run.end
+    resumed = {segment.get("started_at_step") for segment in run.get("segments") or []} - {0, None}
+
+    found = []
+    if starts[0] > visible:  # a kill before the first checkpoint starts again at step 0, with time gone
+        found.append(Pause("lost" if run.get("ledger.inside.lost") else "compile", 0.0, float(starts[0])))
+    for index in range(run.steps):
+        first = index == 0 or steps[index] in resumed
+        reshaped = index > 0 and any(
+            trace[shape][index] != trace[shape][index - 1] for shape in ("batch_size", "seq_length")
+        )
+        if index > 0 and first:
+            stopped = float(starts[index - 1] + np.nan_to_num(trace["step_seconds"][index - 1]))
+            found.append(Pause("lost", stopped, float(starts[index])))
+        slow = spans[index] > max(SLOW_STEP * typical, visible)
+        if slow and (first or reshaped) and run.get("ledger.inside.compile"):
+            end = starts[index] + min(spans[index], np.nan_to_num(trace["step_seconds"][index], nan=spans[index]))
+            found.append(Pause("compile", float(starts[index]), float(end)))
+    return found

@@ -1,0 +1,1 @@
+"""HTML pages: templates, number formatting, colours."""

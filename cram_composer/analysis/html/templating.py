@@ -1,0 +1,29 @@
+"""HTML pages from the templates beside this file: everything escaped, nothing undefined, light and dark colours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cram_composer import __version__
+from cram_composer.analysis.html.style import DARK, LIGHT, css_variables
+
+
+def render(template: str, **values: Any) -> str:
+    """The page that `template` makes of `values`, the colours and the version of cram-composer."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup, escape
+
+    environment = Environment(
+        loader=PackageLoader("cram_composer.analysis.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Long dotted keys may wrap after a dot or an underscore and nowhere else.
+    environment.filters["breakable"] = lambda text: Markup(
+        str(escape(text)).replace(".", ".<wbr>").replace("_", "_<wbr>").replace("/", "/<wbr>")
+    )
+    return environment.get_template(template).render(
+        version=__version__, light=css_variables(LIGHT), dark=css_variables(DARK), **values
+    )

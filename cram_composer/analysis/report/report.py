@@ -1,0 +1,91 @@
+"""`cram report`: one HTML file that needs nothing beside it, and its figures as PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cram_composer.analysis.html.style import LIGHT, series_style, to_inline_svg, to_png
+from cram_composer.analysis.html.templating import render
+from cram_composer.analysis.report import page
+from cram_composer.analysis.report.zero_shot import zero_shot_tables
+from cram_composer.analysis.runs.run import Run, load_run
+from cram_composer.errors import CramError
+from cram_composer.storage.files import read_json, write_atomic
+
+
+def write_report(runs: list[Path], output: Path | None = None) -> Path:
+    """Write the page of one run, or of several overlaid, and return its path.
+
+    Args:
+        runs: run folders; one that is still running is shown as far as it is.
+        output: the HTML file; by default report.html in the run's folder, for several runs in the current one. The
+            figures go to `figures/*.png` beside it.
+
+    Raises:
+        CramError: no run given, a folder that is not a run, or an output that is a folder.
+    """
+    from cram_composer.analysis.figures.over_time import draw_all
+
+    if not runs:
+        raise CramError("a report needs at least one run folder; give RUNS_DIR/RUN_NAME")
+    target = output or (runs[0] if len(runs) == 1 else Path()) / "report.html"
+    if target.is_dir():
+        raise CramError(f"{target} is a folder; give the name of an HTML file to write")
+    loaded = [load_run(path) for path in runs]
+    pictures = draw_all(loaded)
+    for picture in pictures:
+        write_atomic(target.parent / "figures" / f"{picture.name}.png", to_png(picture))
+    figures = {picture.name: {"svg": to_inline_svg(picture), "caption": picture.caption} for picture in pictures}
+    write_atomic(target, _render(loaded, figures))
+    return target
+
+
+def _render(runs: list[Run], figures: dict[str, dict[str, str]]) -> str:
+    from markupsafe import Markup
+
+    several = len(runs) > 1
+    return render(
+        "report.html.j2",
+        title=runs[0].name if not several else f"{len(runs)} runs",
+        figures={name: {**figure, "svg": Markup(figure["svg"])} for name, figure in figures.items()},
+        runs=[_view(run, index) for index, run in enumerate(runs)],
+        comparison=page.comparison(runs) if several else None,
+        differences=page.differences(runs) if several else None,
+    )
+
+
+def _view(run: Run, index: int) -> dict[str, Any]:
+    chosen, defaults = page.configuration(run)
+    return {
+        "number": index + 1,
+        "colour": next(name for name, value in LIGHT.items() if value == series_style(index)[0]),
+        "name": run.name,
+        "status": str(run.get("status") or page.NOT_RECORDED),
+        "recipes": [str(recipe) for recipe in run.get("recipes") or []],
+        "config_hash": str(run.get("config_hash") or page.NOT_RECORDED),
+        "tiles": page.headline(run),
+        "notes": page.notes(run),
+        "ledger": page.ledger_tables(run),
+        "fills": page.fills(run),
+        "evaluations": page.evaluation_tables(run),
+        "zero_shot": zero_shot_tables(run),
+        "chosen": chosen,
+        "defaults": defaults,
+        "data": page.data_tables(run),
+        "environment": page.environment_tables(run),
+        "segments": page.segments_table(run),
+        "export": _export(run.path),
+    }
+
+
+def _export(run: Path) -> dict[str, Any]:
+    config = run / "export" / "config.json"
+    written = config.is_file()
+    return {
+        "run": str(run),
+        "folder": str(run / "export"),
+        "written": written,
+        # An architecture that transformers does not have brings its code along.
+        "own_code": written and "auto_map" in read_json(config),
+    }

@@ -1,0 +1,60 @@
+"""What the page says of scores that needed no fine-tuning: a table for each protocol, by its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cram_composer.analysis.html.formatting import count, decimal, percent
+from cram_composer.analysis.report.page import Table
+from cram_composer.analysis.runs.run import Run
+
+
+def zero_shot_tables(run: Run) -> list[tuple[Table, list[str]]]:
+    """The table of each zero-shot protocol that the run was scored by, and notes."""
+    return [
+        (_TABLES[row["kind"]](name, row), row["notes"])
+        for name, row in run.evaluated.items()
+        if row.get("kind") in _TABLES
+    ]
+
+
+def _minimal_pairs(name: str, row: dict[str, Any]) -> Table:
+    """Paradigms, then the means by field and linguistics_term, then the mean of all."""
+    paradigms = [
+        (paradigm, _accuracy(found["accuracy"]), count(found["pairs"])) for paradigm, found in row["paradigms"].items()
+    ]
+    means = [
+        (f"{key}: {value}".replace("_", " "), _accuracy(accuracy), "")
+        for key, of_key in row["groups"].items()
+        for value, accuracy in of_key.items()
+    ]
+    means.append(("mean over paradigms", _accuracy(row["overall"]), ""))
+    header = ("Paradigm", "Accuracy, %", "Pairs")
+    caption = f"{name}: minimal pairs by {row['score']}, chance is 50 %"
+    return Table(caption, header, [*paradigms, *means], numeric=(1, 2), total_rows=len(means))
+
+
+def _accuracy(value: Any) -> str:
+    return decimal(value, 1)
+
+
+def _masked_words(name: str, row: dict[str, Any]) -> Table:
+    found = row["text"] or {}
+    rows = [
+        ("bits per character", decimal(found.get("bits_per_character"), 4)),
+        ("95 % interval over windows", f"{decimal(found.get('low'), 4)} to {decimal(found.get('high'), 4)}"),
+        ("nats per masked piece", decimal(found.get("nats_per_piece"))),
+        ("unknown characters", percent(found.get("unknown_share"), 2)),
+        ("masked words", count(found.get("words"))),
+        ("their characters", count(found.get("characters"))),
+        ("their pieces", count(found.get("pieces"))),
+        ("windows", count(found.get("windows"))),
+    ]
+    return Table(f"{name}: masked words of {row['data']}", ("", "Value"), rows, numeric=(1,))
+
+
+_TABLES: dict[str, Callable[[str, dict[str, Any]], Table]] = {
+    "minimal-pairs": _minimal_pairs,
+    "masked-words": _masked_words,
+}

@@ -1,0 +1,72 @@
+"""Run folders below folders, and choosing among them by `key=value`."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cram_composer.analysis.report.page import flatten
+from cram_composer.analysis.runs.run import Run
+from cram_composer.config.compose import parse_override
+from cram_composer.errors import CramError
+
+RECORD = "record.json"
+OWN_KEYS = ("name", "status", "recipe")  # what a filter may name besides keys of the configuration
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """Run folders at or below `folder`, sorted; nothing inside a run folder is looked at."""
+    for path, folders, files in os.walk(folder):
+        if RECORD in files:
+            folders.clear()
+            yield Path(path)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def choose(runs: Sequence[Run], filters: Sequence[str]) -> list[Run]:
+    """The runs that every `key=value` fits.
+
+    A key is one of the configuration (`seed`, `optimizer.name`), `name`, `status` or `recipe`. A value is what YAML
+    makes of it; text may have `*` and `?`. A list fits when it has the value, or every value of `[a,b]`.
+
+    Raises:
+        CramError: no `=`, or a key that no run has.
+    """
+    for item in filters:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise CramError(f"'{item}' is neither a folder nor a filter; write key=value, such as recipe=muon")
+        seen = [_value(run, key) for run in runs]
+        if runs and all(entry is _ABSENT for entry in seen):
+            known = [*OWN_KEYS, *dict(flatten(runs[0].get("config") or {}))]
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise CramError(f"{item}: no run has a key '{key}'; did you mean '{nearest}'?")
+        wanted = value if value[:1] in ("*", "?") else parse_override(item)[1]  # in YAML they would begin other things
+        runs = [run for run, entry in zip(runs, seen, strict=True) if _fits(entry, wanted)]
+    return list(runs)
+
+
+_ABSENT = object()
+
+
+def _value(run: Run, key: str) -> Any:
+    if key in OWN_KEYS:
+        return {"name": run.name, "status": run.get("status"), "recipe": run.get("recipes") or []}[key]
+    value: Any = run.get("config") or {}
+    for part in key.split("."):
+        value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+    return value
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if isinstance(value, list):
+        return all(
+            any(_fits(entry, one) for entry in value) for one in (wanted if isinstance(wanted, list) else [wanted])
+        )
+    if isinstance(wanted, str):
+        return isinstance(value, str) and fnmatch.fnmatchcase(value, wanted)
+    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)

@@ -1,0 +1,169 @@
+"""A run folder read from disk, of a finished or a running cram: record.json, trace.jsonl and metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cram_composer.analysis.html.formatting import is_number
+from cram_composer.errors import CramError
+from cram_composer.storage.files import read_json
+
+FORMAT_VERSION = 1
+TRACE_COLUMNS = (
+    "step", "elapsed", "progress", "tokens", "batch_size", "seq_length", "mlm_probability", "lr", "loss",
+    "step_seconds", "data_seconds",
+)  # fmt: skip
+POSITION = ("step", "elapsed", "tokens")  # a line without these cannot be placed on any axis
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        path: the folder, as given.
+        record: record.json, which holds the resolved configuration too.
+        trace: column -> float64 array [steps], NaN where a value is null or absent.
+        metrics: the lines of metrics.jsonl, in order.
+        evaluated: protocol -> row of evaluations.json, which `cram eval` writes; empty before that.
+        unreadable_lines: damaged lines of the two jsonl files, which are left out.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    trace: dict[str, Array]
+    metrics: list[dict[str, Any]]
+    evaluated: dict[str, Any]
+    unreadable_lines: int
+
+    @property
+    def name(self) -> str:
+        """The run's name, or its folder's where the record has none."""
+        return str(self.record.get("run_name") or self.path.resolve().name)
+
+    @property
+    def steps(self) -> int:
+        """Number of optimizer steps in the trace."""
+        return len(self.trace["step"])
+
+    @property
+    def end(self) -> float:
+        """Loop seconds at the end of the last traced step; 0.0 before the first."""
+        if not self.steps:
+            return 0.0
+        return float(self.trace["elapsed"][-1] + np.nan_to_num(self.trace["step_seconds"][-1]))
+
+    @property
+    def device_hours(self) -> float | None:
+        """Budget spent times devices, in hours; None where neither was recorded."""
+        if is_number(recorded := self.get("device_hours")):
+            return float(recorded)
+        devices, seconds = self.get("world_size"), self.get("ledger.inside_total")
+        return devices * seconds / 3600.0 if is_number(devices) and is_number(seconds) else None
+
+    def get(self, dotted: str) -> Any:
+        """The record's value at a dotted key, or None where any part of the way is missing."""
+        value: Any = self.record
+        for part in dotted.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def evaluations(self, metric: str) -> dict[str, Array]:
+        """In-loop values of one metric: arrays [evaluations] `step`, `elapsed` (s), `tokens` and `value`."""
+        lines = [line for line in self.metrics if is_number(line.get(metric))]
+        return {**{name: _column(lines, name) for name in POSITION}, "value": _column(lines, metric)}
+
+
+def load_run(path: Path, curves: bool = True) -> Run:
+    """Read a run folder, which may still be written to.
+
+    Args:
+        path: the folder.
+        curves: read the trace and the metrics; without, they are empty, but those of a run that has not ended.
+
+    Raises:
+        CramError: the folder is missing, is not a run, or was written in a format this version does not read.
+    """
+    record_path = path / "record.json"
+    if not record_path.is_file():
+        raise CramError(
+            f"{path} is not a run folder: it has no record.json; give the folder of a run, RUNS_DIR/RUN_NAME"
+        )
+    record = _read_whole(record_path)
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
+        raise CramError(
+            f"{record_path} has format version {version}, this cram-composer reads {FORMAT_VERSION}; "
+            "use the version that wrote it"
+        )
+    curves = curves or record.get("status") == "running"  # how far it is, only its trace knows
+    trace_lines, trace_bad = _read_lines(path / "trace.jsonl") if curves else ([], 0)
+    metric_lines, metrics_bad = _read_lines(path / "metrics.jsonl") if curves else ([], 0)
+    trace = {name: _column(trace_lines, name) for name in TRACE_COLUMNS}
+    return Run(
+        path=path,
+        record=_as_of_now(record, trace, path) if record.get("status") == "running" else record,
+        trace=trace,
+        metrics=metric_lines,
+        evaluated=_read_whole(evaluations) if (evaluations := path / "evaluations.json").is_file() else {},
+        unreadable_lines=trace_bad + metrics_bad,
+    )
+
+
+def _read_whole(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise CramError(f"{path} is not valid JSON ({error}); restore it or give another run") from None
+
+
+def _as_of_now(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:
+    """A running run's record dates from its start; how far it is, the trace and the clock beside it know."""
+    clock = path / "clock.json"
+    inside = read_json(clock)["inside"] if clock.is_file() else {}
+    spent = sum(inside.values())
+    tokens = int(trace["tokens"][-1]) if len(trace["tokens"]) else 0
+    return {
+        **record,
+        "steps": int(trace["step"][-1]) + 1 if tokens else 0,
+        "tokens": tokens,
+        "tokens_per_second": tokens / spent if spent else None,
+        "device_hours": None,  # of the start; the ledger's seconds are newer
+        "ledger": {**record.get("ledger", {}), "inside": inside, "inside_total": spent or None, "wall_seconds": None},
+    }
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a jsonl file and the number of lines that are none.
+
+    A last line without its newline is one being written now, and is no fault of the file.
+    """
+    if not path.is_file():
+        return [], 0
+    *complete, _being_written = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines, unreadable = [], 0
+    for text in complete:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            unreadable += 1
+            continue
+        if isinstance(line, dict) and all(is_number(line.get(name)) for name in POSITION):
+            lines.append(line)
+        else:
+            unreadable += 1
+    return lines, unreadable
+
+
+def _column(lines: Iterable[dict[str, Any]], name: str) -> Array:
+    values = (line.get(name) for line in lines)
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,102 @@
+"""`cram runs`: what runs there are, a line each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, duration, is_number, short_count
+from cram_composer.analysis.runs.find import RECORD, choose, find_runs
+from cram_composer.analysis.runs.run import Run, load_run
+from cram_composer.commands.columns import aligned
+from cram_composer.errors import CramError
+
+COLUMNS = ("name", "status", "recipes", "seed", "budget", "tokens", "held-out loss", "device-hours", "date")
+
+
+def list_runs(arguments: Sequence[str], default: Path) -> tuple[list[Run], list[str]]:
+    """The runs in the folders among `arguments` (`default` if there is none) that its filters fit, and problems.
+
+    A folder that cannot be read as a run is a line of the problems and keeps no other from being listed.
+
+    Raises:
+        CramError: a folder that is not there, or a bad filter.
+    """
+    folders = [Path(item) for item in arguments if Path(item).is_dir()]
+    filters = [item for item in arguments if not Path(item).is_dir()]
+    for item in filters:
+        if "=" not in item:
+            raise CramError(f"{item}: no such folder; give folders with runs, or filters such as recipe=muon seed=1")
+    if not folders and not default.is_dir():
+        raise CramError(f"{default}: no such folder; give the folder that has the runs")
+    runs, problems = [], []
+    for path in dict.fromkeys(run for folder in folders or [default] for run in find_runs(folder)):
+        try:
+            runs.append(load_run(path, curves=False))
+        except CramError as error:
+            problems.append(str(error))
+    return choose(runs, filters), problems
+
+
+def row(run: Run) -> dict[str, Any]:
+    """A run's line as values for JSON; what was not measured is None."""
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "status": run.get("status"),
+        "recipes": run.get("recipes") or [],
+        "seed": run.get("config.seed"),
+        "budget": run.get("budget"),
+        "world_size": run.get("world_size"),
+        "tokens": run.get("tokens"),
+        "validation_loss": run.get("metrics.validation_loss"),
+        "device_hours": run.device_hours,
+        "date": date(run).isoformat(timespec="seconds"),
+        "config_hash": run.get("config_hash"),
+    }
+
+
+def date(run: Run) -> datetime:
+    """When the run began, in UTC; for one whose record does not say, when the record was written."""
+    for segment in (run.get("segments") or [])[:1]:
+        with contextlib.suppress(KeyError, ValueError):
+            return datetime.fromisoformat(segment["started_at"])
+    return datetime.fromtimestamp((run.path / RECORD).stat().st_mtime, timezone.utc)
+
+
+def budget_text(run: Run) -> str:
+    """The budget in words: 10 min, 24 device-hours, 1.2 M tokens, 500 steps, a replay."""
+    budget, hours = run.get("budget") or {}, run.get("config.budget.device_hours")
+    if budget.get("mode") == "replay":
+        return f"replay of {count(budget.get('steps'))} steps"
+    parts = [f"{hours:g} device-hours"] if is_number(hours) else []
+    if is_number(budget.get("seconds")) and not parts:
+        parts.append(duration(budget["seconds"]))
+    parts += [f"{short_count(budget.get('tokens'))} tokens"] * is_number(budget.get("tokens"))
+    parts += [f"{count(budget.get('steps'))} steps"] * is_number(budget.get("steps"))
+    return ", ".join(parts) or NOT_MEASURED
+
+
+def table(runs: Sequence[Run]) -> str:
+    """The runs as text, a line each below the names of the columns."""
+    cells = [COLUMNS]
+    for run in runs:
+        values = row(run)
+        loss, hours = values["validation_loss"], values["device_hours"]
+        cells.append(
+            (
+                run.name,
+                str(values["status"] or "-"),
+                "+".join(values["recipes"]) or "-",
+                "-" if values["seed"] is None else str(values["seed"]),
+                budget_text(run),
+                short_count(values["tokens"]),
+                decimal(loss, 4) if is_number(loss) else "-",
+                f"{hours:.3g}" if is_number(hours) else "-",
+                f"{date(run):%Y-%m-%d %H:%M}",
+            )
+        )
+    return "\n".join(aligned(cells, right=(3, 5, 6, 7)))

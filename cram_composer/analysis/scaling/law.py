@@ -1,0 +1,191 @@
+"""Scaling laws: loss = E + A/N^a + B/D^b from runs of several sizes and lengths, by a robust fit with many starts.
+
+The objective is that of Hoffmann et al. (2022, arXiv 2203.15556, approach 3): Huber's loss, delta 1e-3, of the
+residuals of log loss. It is summed and followed until it stands still, since the original stopped early on a mean
+(Besiroglu et al. 2024, arXiv 2404.10102). Starts are not random: for given exponents the rest is a linear fit (variable
+projection; arXiv 2603.22339 uses it for scaling laws), so that a grid of exponents covers what there is to cover.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cram_composer.analysis.runs.run import Array
+
+DELTA = 1e-3
+LEVEL = 0.95
+RESAMPLES = 300
+_EXPONENTS = np.geomspace(0.05, 2.0, 12)
+_KEPT = 12  # starts that are followed to the end
+_LOWEST = -30.0  # of the logarithm of a term: nothing
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """loss = E + sum over j of scale[j] / x[j] ** exponent[j].
+
+    Attributes:
+        floor: E, in nats.
+        scales, exponents: [terms].
+        objective: sum of Huber's losses of the residuals in log loss.
+    """
+
+    floor: float
+    scales: Array
+    exponents: Array
+    objective: float
+
+    def loss(self, x: Array) -> Array:
+        """Losses at `x` [points, terms]."""
+        return self.floor + (self.scales * x**-self.exponents).sum(axis=-1)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law, the points it was fitted to, and laws fitted to resampled residuals.
+
+    Attributes:
+        law: the best fit.
+        x: [points, terms]; loss: [points], nats.
+        resampled: laws that the data might have given as well.
+        spread: standard deviation of the residuals of log loss, with the law's degrees of freedom taken out.
+        spreads: the same as it might have been, [resamples].
+    """
+
+    law: PowerLaw
+    x: Array
+    loss: Array
+    resampled: list[PowerLaw]
+    spread: float
+    spreads: Array
+
+    def interval(self, values: Array) -> tuple[float, float]:
+        """The 95 % percentile interval of a value of every resampled law [resamples]."""
+        low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return float(low), float(high)
+
+    def predict(self, x: Array) -> tuple[float, float, float]:
+        """Loss of one further run at `x` [terms], and its 95 % interval: of the law and of a run's own noise."""
+        noise = self.spreads * np.random.default_rng(1).normal(size=len(self.resampled))
+        losses = np.array([float(law.loss(x)) for law in self.resampled]) * np.exp(noise)
+        return float(self.law.loss(x)), *self.interval(losses)
+
+
+def fit(x: Array, loss: Array, resamples: int = RESAMPLES) -> Fit:
+    """Fit a law with one term for every column of `x` [points, terms] to `loss` [points].
+
+    Intervals are from a parametric bootstrap: normal noise on the law's own losses, of the residuals' spread, which is
+    itself uncertain by its degrees of freedom. With the ten to thirty runs that one has here, resampling the runs may
+    lose a whole size, and resampling residuals, some of which a robust fit makes zero, gives too narrow an interval.
+
+    Raises:
+        ValueError: fewer points than the law has parameters, plus one.
+    """
+    parameters = 1 + 2 * x.shape[1]
+    if len(loss) <= parameters:
+        raise ValueError(f"{len(loss)} points for {parameters} parameters")
+    centre = np.exp(np.log(x).mean(axis=0))
+    logs, target = np.log(x / centre), np.log(loss)
+    starts = _starts(logs, loss)
+    theta, objective = _descend(starts, logs, np.broadcast_to(target, (len(starts), len(target))), 60)
+    best = np.argsort(objective)[:_KEPT]
+    theta, objective = _descend(theta[best], logs, np.broadcast_to(target, (len(best), len(target))), 400)
+    order = np.argsort(objective)
+    law = _law(theta[order[0]], objective[order[0]], centre)
+
+    predicted = np.log(law.loss(x))
+    residuals = target - predicted
+    free = len(loss) - parameters
+    spread = float(np.sqrt((residuals**2).sum() / free))
+    random = np.random.default_rng(0)
+    spreads = spread * np.sqrt(free / random.chisquare(free, resamples))
+    targets = predicted + spreads[:, None] * random.normal(size=(resamples, len(loss)))
+    # Each from the best fit and from two others that ended well, since a resample may have its best elsewhere.
+    begins = theta[order[[0, len(order) // 3, len(order) // 2]]]
+    found, values = _descend(np.repeat(begins, resamples, axis=0), logs, np.tile(targets, (3, 1)), 150)
+    chosen = values.reshape(3, resamples).argmin(axis=0) * resamples + np.arange(resamples)
+    return Fit(
+        law,
+        x,
+        loss,
+        [_law(found[place], values[place], centre) for place in chosen],
+        spread,
+        spreads,
+    )
+
+
+def _law(theta: Array, objective: float, centre: Array) -> PowerLaw:
+    terms = len(centre)
+    exponents = theta[1 + terms :]
+    return PowerLaw(
+        float(np.exp(theta[0])), np.exp(theta[1 : 1 + terms]) * centre**exponents, exponents, float(objective)
+    )
+
+
+def _starts(logs: Array, loss: Array) -> Array:
+    """Parameters [starts, 1 + 2 * terms] for every choice of exponents: log E, log terms at the centre, exponents.
+
+    Given exponents, E and the terms are a least-squares fit of relative errors; what comes out negative starts small.
+    """
+    terms = logs.shape[1]
+    grid = np.stack(np.meshgrid(*[_EXPONENTS] * terms, indexing="ij"), axis=-1).reshape(-1, terms)
+    columns = np.exp(-logs[None] * grid[:, None])
+    design = np.concatenate([np.ones((*columns.shape[:2], 1)), columns], axis=2) / loss[None, :, None]
+    normal = design.transpose(0, 2, 1) @ design + 1e-9 * np.eye(1 + terms)
+    solved = np.linalg.solve(normal, design.sum(axis=1)[..., None])[..., 0]
+    return np.concatenate([np.log(np.maximum(solved, 1e-2 * loss.min())), grid], axis=1)
+
+
+def _descend(theta: Array, logs: Array, target: Array, steps: int) -> tuple[Array, Array]:
+    """Levenberg and Marquardt on Huber's loss by reweighting, for all starts at once.
+
+    Args:
+        theta: [starts, 1 + 2 * terms]. logs: [points, terms], about zero. target: log losses [starts, points].
+
+    Returns:
+        Where each start ended, and the objective there.
+    """
+    terms = logs.shape[1]
+    theta = theta.copy()
+    damping = np.full(len(theta), 1e-2)
+    residual, share = _residuals(theta, logs, target)
+    objective = _huber(residual)
+    for _ in range(steps):
+        jacobian = np.concatenate([share, -share[..., 1:] * logs], axis=2)
+        weights = np.minimum(1.0, DELTA / np.maximum(np.abs(residual), 1e-300))
+        weighted = jacobian * weights[..., None]
+        normal = weighted.transpose(0, 2, 1) @ jacobian
+        gradient = (weighted * residual[..., None]).sum(axis=1)
+        diagonal = np.einsum("sii->si", normal)
+        lifted = normal + np.eye(1 + 2 * terms) * (damping[:, None] * (diagonal + 1e-12))[:, None]
+        tried = theta - np.linalg.solve(lifted, gradient[..., None])[..., 0]
+        tried[:, : 1 + terms] = np.maximum(tried[:, : 1 + terms], _LOWEST)
+        tried[:, 1 + terms :] = np.clip(tried[:, 1 + terms :], 0.0, 5.0)
+        tried_residual, tried_share = _residuals(tried, logs, target)
+        tried_objective = _huber(tried_residual)
+        better = tried_objective < objective
+        theta[better], residual[better], share[better] = tried[better], tried_residual[better], tried_share[better]
+        settled = np.where(better, objective - tried_objective < 1e-10 * objective, damping > 1e10)
+        objective = np.where(better, tried_objective, objective)
+        damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-12, 1e12)
+        if settled.all():
+            break
+    return theta, objective
+
+
+def _residuals(theta: Array, logs: Array, target: Array) -> tuple[Array, Array]:
+    """Log of the law minus the target [starts, points]; shares of E and the terms [starts, points, 1 + terms]."""
+    terms = logs.shape[1]
+    powers = theta[:, None, 1 : 1 + terms] - theta[:, None, 1 + terms :] * logs
+    parts = np.concatenate([np.broadcast_to(theta[:, :1, None], (*powers.shape[:2], 1)), powers], axis=2)
+    top = parts.max(axis=2, keepdims=True)
+    scaled = np.exp(parts - top)
+    total = scaled.sum(axis=2, keepdims=True)
+    return (top + np.log(total))[..., 0] - target, scaled / total
+
+
+def _huber(residual: Array) -> Array:
+    size = np.abs(residual)
+    return np.where(size <= DELTA, residual**2 / 2, DELTA * (size - DELTA / 2)).sum(axis=1)

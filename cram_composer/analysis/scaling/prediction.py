@@ -1,0 +1,267 @@
+"""The law behind runs of several sizes and lengths, what it says of longer ones, and of the best size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cram_composer.analysis.compare.groups import data_refusals, differing_settings
+from cram_composer.analysis.html.formatting import is_number
+from cram_composer.analysis.runs.run import Array, Run
+from cram_composer.analysis.scaling.law import Fit, fit
+from cram_composer.errors import CramError
+
+SAME_SIZE = 0.02  # relative: sizes and lengths closer than this count as one
+LEAST_LEVELS = 3  # of sizes and of lengths: fewer leave the law open
+_SIZE_KEYS = ("model.", "budget.", "train.batch_size", "train.device_train_microbatch_size", "eval.", "checkpoint.")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A finished run: parameters (tied ones once), tokens, held-out loss in nats, and its measured speed."""
+
+    name: str
+    parameters: float
+    tokens: float
+    loss: float
+    flops_per_token: float | None
+    tokens_per_second: float | None
+
+    @property
+    def flops(self) -> float | None:
+        """Model FLOPs of the whole run."""
+        return None if self.flops_per_token is None else self.flops_per_token * self.tokens
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """A run that the law did not see: its loss, and what the law said with its 95 % interval for one run."""
+
+    point: Point
+    predicted: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best size for a budget, its tokens and its loss, with intervals; `outside` of the sizes measured or not."""
+
+    parameters: tuple[float, float, float]
+    tokens: float
+    loss: tuple[float, float, float]
+    outside: bool
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What was fitted.
+
+    Attributes:
+        points: the runs that the laws were fitted to.
+        law: in parameters and tokens; None where there are too few sizes or lengths, and `missing` says which.
+        compute: in FLOPs, of the runs that no run beats with fewer; None where they are too few.
+        frontier: the names of those runs.
+        held_back: runs that were kept out, and their predictions by `law`, without one by `compute`.
+        notes: what a reader must know.
+    """
+
+    points: list[Point]
+    law: Fit | None
+    missing: str
+    compute: Fit | None
+    frontier: list[str]
+    held_back: list[HeldBack]
+    notes: list[str]
+
+
+def read_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
+    """The finished runs as points, and notes on what else differs between them.
+
+    Raises:
+        CramError: runs whose losses are not comparable.
+    """
+    usable = [run for run in runs if run.get("status") == "finished" and is_number(run.get("metrics.validation_loss"))]
+    if refusals := data_refusals(usable):
+        raise CramError(
+            f"these runs have no law in common: {'; '.join(refusals)}; choose among them, such as data.local=..."
+        )
+    notes = []
+    if len(usable) < len(runs):
+        notes.append(f"left out {len(runs) - len(usable)} runs that did not finish")
+    decayed = [run for run in usable if not _rate_is_high(run)]
+    if 0 < len(decayed) < len(usable):
+        notes.append(f"left out {len(usable) - len(decayed)} runs whose learning rate had not come down at their end")
+        usable = decayed
+    # A branch's schedule is that of its trunk, with the decay that makes it this long.
+    ignored = (*_SIZE_KEYS, "schedule.") if any(run.get("branched_from") for run in usable) else _SIZE_KEYS
+    if differing := [key for key in differing_settings(usable) if not key.startswith(ignored)] if usable else []:
+        notes.append(f"not one recipe: {', '.join(differing[:5])} differ, and the law is a mixture's")
+    if again := [run.name for run in usable if (run.get("epochs") or 0) > 1]:
+        notes.append(f"{len(again)} runs saw their data more than once, which counts for less than new tokens")
+    points = [
+        Point(
+            run.name,
+            float(run.get("parameters")),
+            float(run.get("tokens")),
+            float(run.get("metrics.validation_loss")),
+            run.get("flops_per_token"),
+            run.get("tokens_per_second"),
+        )
+        for run in usable
+    ]
+    return points, notes
+
+
+def _rate_is_high(run: Run) -> bool:
+    """Whether the learning rate ended near its peak, as that of a trunk of branches does."""
+    if run.get("config.algorithms.swa"):  # has a decay of its own
+        return False
+    return run.get("config.schedule.name") == "constant" or (run.get("config.schedule.final") or 0.0) > 0.5
+
+
+def scale(points: Sequence[Point], notes: Sequence[str] = (), hold_back: int = 0) -> Scaling:
+    """Fit the laws to all points but the `hold_back` of the most compute, and predict those.
+
+    Raises:
+        CramError: too few runs for any law.
+    """
+    in_order = sorted(points, key=lambda point: point.parameters * point.tokens)
+    used, kept_back = in_order[: len(in_order) - hold_back], in_order[len(in_order) - hold_back :]
+    missing = _missing(used)
+    law = None if missing else fit(_x(used), np.array([point.loss for point in used]))
+    best = _frontier(used)
+    compute = None
+    if len(best) > 3:
+        compute = fit(np.array([[point.flops] for point in best]), np.array([point.loss for point in best]))
+    if law is None and compute is None:
+        raise CramError(
+            f"{missing}; runs of {LEAST_LEVELS} sizes with {LEAST_LEVELS} lengths each are the least, "
+            "or four that each do better with more compute"
+        )
+    if law is not None:
+        held = [HeldBack(point, law.predict(_x([point])[0])) for point in kept_back]
+    else:
+        assert compute is not None
+        known = [point for point in kept_back if point.flops is not None]
+        held = [HeldBack(point, compute.predict(np.array([point.flops]))) for point in known]
+    return Scaling(used, law, missing, compute, [point.name for point in best], held, list(notes))
+
+
+def _x(points: Sequence[Point]) -> Array:
+    return np.array([[point.parameters, point.tokens] for point in points], dtype=np.float64)
+
+
+def _missing(points: Sequence[Point]) -> str:
+    sizes, lengths = (_levels([getattr(p, name) for p in points]) for name in ("parameters", "tokens"))
+    if len(points) < 7 or sizes < LEAST_LEVELS or lengths < LEAST_LEVELS:
+        return f"{len(points)} runs of {sizes} sizes and {lengths} lengths are too few for a law in both"
+    return ""
+
+
+def _levels(values: Sequence[float]) -> int:
+    ordered = np.log(np.sort(np.array(values, dtype=np.float64)))
+    return int(len(ordered) and 1 + (np.diff(ordered) > SAME_SIZE).sum())
+
+
+def _frontier(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats with as many FLOPs or fewer, by FLOPs; of those with the same, the best one."""
+    measured = sorted(((p.flops, p) for p in points if p.flops is not None), key=lambda pair: pair[0])
+    levels: list[tuple[float, Point]] = []
+    for flops, point in measured:
+        if levels and np.log(flops / levels[-1][0]) <= SAME_SIZE:
+            if point.loss < levels[-1][1].loss:
+                levels[-1] = (levels[-1][0], point)
+        else:
+            levels.append((flops, point))
+    best: list[Point] = []
+    for _, point in levels:
+        if not best or point.loss < best[-1].loss:
+            best.append(point)
+    return best
+
+
+def optimum(scaling: Scaling, seconds: float, flops_per_second: float | None = None) -> Optimum:
+    """The size that the law expects the lowest loss from in `seconds`, at the speed that the runs had.
+
+    How many tokens a second a size does is a power law of the runs' own measurements; with `flops_per_second` it is
+    that over the FLOPs of a token, whose power law in the size is fitted instead. Sizes a hundred times beyond the
+    measured ones are not looked at.
+
+    Raises:
+        CramError: no law, or no speeds to go by.
+    """
+    law = scaling.law
+    if law is None:
+        raise CramError(f"no best size without a law in sizes: {scaling.missing}")
+    sizes = np.array([point.parameters for point in scaling.points])
+    speeds = [
+        point.tokens_per_second
+        if flops_per_second is None
+        else flops_per_second / point.flops_per_token
+        if point.flops_per_token
+        else None
+        for point in scaling.points
+    ]
+    if any(speed is None for speed in speeds):
+        raise CramError("the runs' records have no speed to go by; give runs of this version of cram-composer")
+    slope, level = np.polyfit(np.log(sizes), np.log(np.array(speeds, dtype=np.float64)), 1)
+    grid = np.geomspace(sizes.min() / 100, sizes.max() * 100, 2001)
+    x = np.stack([grid, np.exp(level + slope * np.log(grid)) * seconds], axis=1)
+    place = int(law.law.loss(x).argmin())
+    others = np.array([grid[one.loss(x).argmin()] for one in law.resampled])
+    parameters = float(grid[place])
+    return Optimum(
+        (parameters, *law.interval(others)),
+        float(x[place, 1]),
+        law.predict(x[place]),
+        not sizes.min() <= parameters <= sizes.max(),
+    )
+
+
+def predict(scaling: Scaling, parameters: float, tokens: float) -> tuple[float, float, float]:
+    """The loss of one run of this size and length with its 95 % interval. Raises CramError without a law."""
+    if scaling.law is None:
+        raise CramError(f"no prediction without a law in sizes and tokens: {scaling.missing}")
+    return scaling.law.predict(np.array([parameters, tokens]))
+
+
+def parameters_of(result: Fit, names: Sequence[str]) -> list[tuple[str, float, float, float]]:
+    """E, scales and exponents with their 95 % intervals: (name, value, low, high), `names` for the terms' variables."""
+    laws = result.resampled
+    rows = [("E", result.law.floor, *result.interval(np.array([law.floor for law in laws])))]
+    for place, name in enumerate(names):
+        scales, exponents = (np.array([getattr(law, key)[place] for law in laws]) for key in ("scales", "exponents"))
+        rows.append((f"scale of {name}", float(result.law.scales[place]), *result.interval(scales)))
+        rows.append((f"exponent of {name}", float(result.law.exponents[place]), *result.interval(exponents)))
+    return rows
+
+
+def optimal_exponent(result: Fit) -> tuple[float, float, float]:
+    """By which power of compute the best size grows, b / (a + b), with its 95 % interval."""
+    pairs = np.array([law.exponents for law in [result.law, *result.resampled]])
+    shares = pairs[:, 1] / pairs.sum(axis=1)
+    return float(shares[0]), *result.interval(shares[1:])
+
+
+def as_json(scaling: Scaling) -> dict[str, Any]:
+    """The laws and what they were fitted to, as values."""
+
+    def values(result: Fit | None, names: Sequence[str]) -> dict[str, Any] | None:
+        if result is None:
+            return None
+        rows = parameters_of(result, names)
+        return {
+            **{name: {"value": value, "interval": [low, high]} for name, value, low, high in rows},
+            "residual_spread": result.spread,
+        }
+
+    return {
+        "points": [vars(point) for point in scaling.points],
+        "law": values(scaling.law, ("parameters", "tokens")),
+        "compute": values(scaling.compute, ("FLOPs",)),
+        "frontier": scaling.frontier,
+        "held_back": [{**vars(one.point), "predicted": list(one.predicted)} for one in scaling.held_back],
+        "notes": [*scaling.notes, *[scaling.missing] * bool(scaling.missing)],
+    }

@@ -1,0 +1,1 @@
+"""The schema: one class per thing that can be configured, with types, ranges, defaults and meaning."""

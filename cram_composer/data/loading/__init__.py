@@ -1,0 +1,1 @@
+"""Shards to batches: open a data set, check it, stream it, mask it."""

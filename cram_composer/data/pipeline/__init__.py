@@ -1,0 +1,1 @@
+"""Text to shards: sources, stages, tokenizer, packing, shuffling, publishing."""

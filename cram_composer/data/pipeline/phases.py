@@ -1,0 +1,147 @@
+"""The phases of a build one after the other; each is done when all of its tasks are."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+from cram_composer.config.schema.data_build import DataBuildConfig, SourceConfig
+from cram_composer.data.manifest import MANIFEST
+from cram_composer.data.pipeline.deduplicate import DUPLICATE_STAGES, bucket_count
+from cram_composer.data.pipeline.executors import Executor, cancel_left_over
+from cram_composer.data.pipeline.ingest import cleaned, needs_all_documents
+from cram_composer.data.pipeline.progress import Progress, say
+from cram_composer.data.pipeline.publish import check_splits, merge_indexes, upload_description, write_description
+from cram_composer.data.pipeline.rows.ordering import ORDERINGS
+from cram_composer.data.pipeline.sources import Source, open_sources
+from cram_composer.data.pipeline.tokenizer.sample import write_sample
+from cram_composer.data.pipeline.tokenizer.tokenizer import BuiltTokenizer, adopt_tokenizer, save_tokenizer
+from cram_composer.data.pipeline.tokenizer.vocabulary import train_tokenizer
+from cram_composer.data.pipeline.workspace import Work
+from cram_composer.errors import CramError
+from cram_composer.storage.client import is_remote, open_storage
+
+_UNKNOWN_BYTES = 10 << 30  # taken to be in a source whose size nobody knows
+# Folders of the work that nobody reads after a phase.
+_SPENT = {
+    "duplicates": ["keys"],
+    "repeats": ["keys"],
+    "encode": ["texts", "duplicates", "repeats"],
+    "deal": ["rows"],
+    "write": ["dealt"],
+}
+
+
+def run_pipeline(work: Work, config: DataBuildConfig, described: dict[str, Any], identity: str, progress: bool) -> None:
+    """Make the data set in `work.out` or, when the output is in object storage, there. Raises CramError and OSError."""
+    key = [identity, config.output]
+    sources = open_sources(_pinned(config, work.plan(), key).sources)
+    # From here on every task reads the same commit of a data set on the hub.
+    config = replace(config, sources=[*_with_revisions(config, sources)])
+    cancel_left_over(work.root, progress)
+    if not work.begin(asdict(config), [*key, _inputs(sources)]):
+        say(progress, f"going on with the build in {work.root}")
+    _check_disk(work, sources)
+    remote = is_remote(config.output)
+    with Executor(config, progress) as executor:
+        if not work.is_done("tokenizer"):
+            built = _make_tokenizer(work, config, sources, progress)
+            facts = {"vocab_size": built.vocab_size, "special_tokens": built.special_tokens, "sha256": built.sha256}
+            work.done("tokenizer", 0, facts)
+        if needs_all_documents(config.stages):
+            _judge(work, config, sources, executor)
+        _run(work, "encode", executor)
+        check_splits(work)
+        if config.ordering in ORDERINGS:
+            _run(work, "sample", executor)
+        _run(work, "deal", executor)
+        if remote:
+            open_storage(config.output).delete(MANIFEST)  # from the first shard on it is not that data set any more
+        _run(work, "write", executor)
+    merge_indexes(work)
+    write_description(work, described, identity)
+    if remote:
+        upload_description(work)
+
+
+def _pinned(config: DataBuildConfig, plan: dict[str, Any] | None, key: list[Any]) -> DataBuildConfig:
+    """The configuration with the commits of hub data sets that an interrupted build of it has read."""
+    if plan is None or plan["key"][:2] != key:
+        return config
+    earlier = [entry["revision"] for entry in plan["config"]["sources"]]
+    sources = [replace(entry, revision=revision) for entry, revision in zip(config.sources, earlier, strict=True)]
+    return replace(config, sources=sources)
+
+
+def _with_revisions(config: DataBuildConfig, sources: list[Source]) -> Iterator[SourceConfig]:
+    found = {
+        (source.origin["dataset"], source.origin["subset"]): source.origin["revision"]
+        for source in sources
+        if source.kind == "hub"
+    }
+    for entry in config.sources:
+        yield replace(entry, revision=found.get((entry.dataset, entry.subset), entry.revision))
+
+
+def _judge(work: Work, config: DataBuildConfig, sources: list[Source], executor: Executor) -> None:
+    """The stages that compare documents."""
+    on = [stage for stage in (*DUPLICATE_STAGES, "repeated_spans") if getattr(config.stages, stage) is not None]
+    if not work.is_done("layout"):
+        sizes = [source.expected_bytes for source in sources]
+        expected = sum(_UNKNOWN_BYTES if size is None else size for size in sizes)
+        work.done("layout", 0, {stage: bucket_count(expected, stage, config.partitions) for stage in on})
+    _run(work, "read", executor)
+    if any(stage in DUPLICATE_STAGES for stage in on):
+        _run(work, "duplicates", executor)
+    if "repeated_spans" in on:
+        _run(work, "anchors", executor)
+        _run(work, "repeats", executor)
+
+
+def _run(work: Work, phase: str, executor: Executor) -> None:
+    partitions = range(work.config.partitions)
+    pending = [partition for partition in partitions if not work.is_done(phase, partition)]
+    if pending:
+        executor.run(work.root, phase, pending)
+    for folder in _SPENT.get(phase, []):
+        shutil.rmtree(work.root / folder, ignore_errors=True)
+
+
+def _inputs(sources: list[Source]) -> list[Any]:
+    """What a build may go on with only while it stays the same: the files, their sizes and times."""
+    paths = [part.path for source in sources for part in source.parts if part.path is not None]
+    origins: list[Any] = [[source.name, source.origin] for source in sources]
+    return [*origins, *([str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in paths)]
+
+
+def _check_disk(work: Work, sources: list[Source]) -> None:
+    # At two bytes a token and 4.5 characters a token, the rows and their shuffled copy take about as much as the text;
+    # a stage that compares documents keeps the text itself, and as much of keys.
+    copies = 3 if needs_all_documents(work.config.stages) else 1
+    needed = copies * sum(source.expected_bytes or 0 for source in sources)
+    used = sum(path.stat().st_size for path in work.root.rglob("*") if path.is_file())
+    free = shutil.disk_usage(work.root).free + used
+    if free < needed:
+        raise CramError(
+            f"{work.root.parent}: the build needs about {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are "
+            "free; choose another output or free some space"
+        )
+
+
+def _make_tokenizer(work: Work, config: DataBuildConfig, sources: list[Source], progress: bool) -> BuiltTokenizer:
+    if config.tokenizer.path is not None:
+        return adopt_tokenizer(config.tokenizer, work.tokenizer)
+    sample = work.root / "sample.txt"
+    size, how = config.tokenizer.sample_bytes, config.tokenizer.sample
+    with Progress("sample for the tokenizer", None, progress) as bar:
+        write_sample(cleaned(sources, config.stages), sample, size, config.validation_fraction, config.seed, bar, how)
+    say(progress, f"training a {config.tokenizer.kind} vocabulary of {config.tokenizer.vocab_size}")
+    trained = train_tokenizer(sample, config.tokenizer, config.normalise, progress and sys.stderr.isatty())
+    sample.unlink()
+    built = save_tokenizer(trained, work.tokenizer)
+    if built.vocab_size < config.tokenizer.vocab_size:
+        say(progress, f"the text yields only {built.vocab_size} of {config.tokenizer.vocab_size} vocabulary entries")
+    return built

@@ -1,0 +1,1 @@
+"""Token rows: fast encoding, packing, ordering, shuffling."""

@@ -1,0 +1,49 @@
+"""Source kind `files`: text files on this machine, named by file, glob or folder."""
+
+from __future__ import annotations
+
+import glob
+from functools import partial
+from pathlib import Path
+
+from cram_composer.config.paths import expand
+from cram_composer.config.schema.data_build import SourceConfig
+from cram_composer.data.pipeline.sources.base import Part, Source
+from cram_composer.data.pipeline.sources.readers import DOCUMENT_ENDS, FORMATS, format_of
+from cram_composer.errors import CramError
+
+
+def open_files(config: SourceConfig) -> list[Source]:
+    """The files that `paths` names, each once, folders and globs in the order of their names. Raises CramError."""
+    if not config.paths:
+        raise CramError("source kind 'files': no paths; set paths: [FILE, GLOB or FOLDER, ...]")
+    if config.document not in DOCUMENT_ENDS:
+        raise CramError(f"source: document '{config.document}' is not one of {', '.join(DOCUMENT_ENDS)}")
+    paths = dict.fromkeys(path for text in config.paths for path in _matches(text))
+    parts = [_part(path, config) for path in paths]
+    return [Source(config.name or config.kind, config.kind, config.licence, parts, {}, config.max_characters)]
+
+
+def _matches(text: str) -> list[Path]:
+    path = expand(text)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and format_of(p) is not None)
+        if not found:
+            raise CramError(f"{path}: no {' '.join(FORMATS)} files in this folder")
+        return found
+    if path.is_file():
+        return [path]
+    matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    found = [p for p in matched if p.is_file()]
+    if not found:
+        raise CramError(f"{path}: no such file, and no match as a glob; check the paths of the source")
+    return found
+
+
+def _part(path: Path, config: SourceConfig) -> Part:
+    file_format = format_of(path)
+    if file_format is None:
+        raise CramError(f"{path}: no reader for this kind of file; use {' '.join(FORMATS)}")
+    size = path.stat().st_size
+    read = partial(file_format.read, path, config.text_column, config.document)
+    return Part(path.name, read, int(size * file_format.expansion), path)

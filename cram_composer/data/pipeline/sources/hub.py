@@ -1,0 +1,66 @@
+"""Source kind `hub`: a Hugging Face data set, streamed, never stored whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from cram_composer.config.paths import expand
+from cram_composer.config.schema.data_build import SourceConfig
+from cram_composer.data.pipeline.sources.base import Part, Source
+from cram_composer.data.pipeline.sources.readers import column_text, document_pieces
+from cram_composer.data.pipeline.text import Piece
+from cram_composer.errors import CramError
+
+
+def open_hub(config: SourceConfig) -> list[Source]:
+    """One stream. Without a `revision` the newest commit is looked up, so that every pass reads the same text."""
+    if not config.dataset:
+        raise CramError("source kind 'hub': no dataset; set dataset: OWNER/NAME")
+    try:
+        import datasets  # noqa: F401
+    except ImportError:
+        raise CramError("source kind 'hub' needs the datasets library; run: pip install 'cram-composer[hub]'") from None
+    folder = expand(config.dataset)
+    local = folder.is_dir()
+    dataset = str(folder) if local else config.dataset
+    revision = config.revision or (None if local else _newest_commit(dataset))
+    part = Part(dataset, partial(_pieces, dataset, revision, config))
+    origin = {"dataset": config.dataset, "subset": config.subset, "split": config.split, "revision": revision}
+    return [Source(config.name or config.dataset, config.kind, config.licence, [part], origin, config.max_characters)]
+
+
+def _newest_commit(dataset: str) -> str | None:
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(dataset, timeout=30).sha
+    except Exception as error:  # the library lets through whatever its transport raises
+        raise _failed(dataset, error) from error
+
+
+def _pieces(dataset: str, revision: str | None, config: SourceConfig) -> Iterator[Piece]:
+    import datasets
+
+    where = f"hub data set '{dataset}'"
+    try:
+        stream = iter(
+            datasets.load_dataset(dataset, config.subset, split=config.split, revision=revision, streaming=True)
+        )
+        while (row := next(stream, None)) is not None:
+            if config.text_column not in row:
+                found = ", ".join(list(row)[:8])
+                raise CramError(f"{where}: no column '{config.text_column}' (found: {found}); set text_column")
+            yield from document_pieces(column_text(row[config.text_column], config.text_column, where))
+    except CramError:
+        raise
+    except Exception as error:  # network, archive and format errors of every library underneath
+        raise _failed(dataset, error) from error
+
+
+def _failed(dataset: str, error: Exception) -> CramError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return CramError(
+        f"hub data set '{dataset}' cannot be read: {reason}; check its name and the network, or use local files "
+        "(kind: files)"
+    )

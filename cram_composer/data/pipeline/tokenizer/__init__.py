@@ -1,0 +1,1 @@
+"""Tokenizers: training sample, vocabularies by kind, saving and loading."""

@@ -1,0 +1,110 @@
+"""The tokenizer of a data set: trained on a sample of its text, or an existing one; saved as a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, models, processors
+
+from cram_composer.config.paths import expand
+from cram_composer.config.schema.data_build import TokenizerConfig
+from cram_composer.data.pipeline.tokenizer.common import SPECIAL_TOKENS, normalizer
+from cram_composer.data.pipeline.tokenizer.sample import write_sample
+from cram_composer.data.pipeline.tokenizer.vocabulary import train_tokenizer
+from cram_composer.errors import CramError
+
+__all__ = [
+    "MODEL_MAX_LENGTH",
+    "SPECIAL_TOKENS",
+    "BuiltTokenizer",
+    "adopt_tokenizer",
+    "normalizer",
+    "open_backend",
+    "save_tokenizer",
+    "train_tokenizer",
+    "write_sample",
+]
+
+MODEL_MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class BuiltTokenizer:
+    """A tokenizer in use: ids of its special tokens by role, and the hash of its tokenizer.json."""
+
+    backend: Tokenizer
+    vocab_size: int
+    special_tokens: dict[str, int]
+    sha256: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest of uint16 and uint32 that holds every id."""
+        return np.dtype(np.uint16 if self.vocab_size <= 65535 else np.uint32)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> BuiltTokenizer:
+    """Save a trained tokenizer as a folder for AutoTokenizer, with BERT's [CLS] A [SEP] B [SEP] for fine-tuning."""
+    from transformers import PreTrainedTokenizerFast
+
+    # Where words carry the space before them, so does the mask that stands for a word.
+    spaced = not isinstance(tokenizer.model, models.WordPiece)
+    tokens = {
+        role: AddedToken(token, lstrip=spaced and role == "mask", special=True)
+        for role, token in SPECIAL_TOKENS.items()
+    }
+    tokenizer.add_special_tokens(list(tokens.values()))
+    cls, sep = SPECIAL_TOKENS["cls"], SPECIAL_TOKENS["sep"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],  # no token types: pairs are told apart by [SEP]
+        clean_up_tokenization_spaces=False,
+        **{f"{role}_token": token for role, token in tokens.items()},
+    )
+    return _save(wrapped, folder)
+
+
+def adopt_tokenizer(config: TokenizerConfig, folder: Path) -> BuiltTokenizer:
+    """Copy the existing tokenizer at `config.path`, unchanged but for its maximum length. Raises CramError."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    source = expand(config.path or "")
+    if not source.is_dir():
+        raise CramError(f"tokenizer.path: {source} is not a folder of a Hugging Face tokenizer")
+    try:
+        loaded = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except Exception as error:  # from_pretrained raises a great many types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CramError(f"tokenizer.path: {source} cannot be loaded: {reason}") from error
+    if not isinstance(loaded, PreTrainedTokenizerFast):
+        raise CramError(f"tokenizer.path: {source} holds no fast tokenizer (tokenizer.json)")
+    missing = [role for role in SPECIAL_TOKENS if getattr(loaded, f"{role}_token_id") is None]
+    if missing:
+        raise CramError(f"tokenizer.path: {source} has no {', '.join(missing)} token, which masked LM training needs")
+    return _save(loaded, folder)
+
+
+def _save(wrapped: Any, folder: Path) -> BuiltTokenizer:
+    wrapped.model_max_length = MODEL_MAX_LENGTH
+    wrapped.save_pretrained(folder)
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    roles = {role: getattr(wrapped, f"{role}_token_id") for role in SPECIAL_TOKENS}
+    return BuiltTokenizer(open_backend(folder), len(wrapped), roles, digest)
+
+
+def open_backend(folder: Path) -> Tokenizer:
+    """A saved tokenizer as documents are encoded with it: whole, unpadded, and with nothing special in their text."""
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True  # "[MASK]" written in a document is text, not a mask
+    return backend

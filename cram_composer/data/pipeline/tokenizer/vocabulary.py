@@ -1,0 +1,35 @@
+"""Vocabularies, one file per kind, each learnt from a sample of text and the same for the same sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from cram_composer.config.schema.data_build import NormaliseConfig, TokenizerConfig
+from cram_composer.data.pipeline.tokenizer.bpe import bpe, byte_bpe
+from cram_composer.data.pipeline.tokenizer.unigram import unigram
+from cram_composer.data.pipeline.tokenizer.wordpiece import wordpiece
+from cram_composer.errors import CramError
+
+KINDS: dict[str, Callable[[Path, TokenizerConfig, NormaliseConfig, bool], Tokenizer]] = {
+    "bpe": bpe,
+    "byte-bpe": byte_bpe,
+    "unigram": unigram,
+    "wordpiece": wordpiece,
+}
+
+
+def train_tokenizer(
+    sample: Path, config: TokenizerConfig, normalise: NormaliseConfig, show_progress: bool = False
+) -> Tokenizer:
+    """A tokenizer of `config.kind` learnt from the lines of `sample`; special tokens have the first ids.
+
+    The same sample gives the same tokenizer, whatever the process and the number of threads.
+
+    Raises CramError for a sample without text and for a vocabulary that cannot hold the alphabet.
+    """
+    if not sample.stat().st_size:
+        raise CramError("no text: the sources hold nothing for the train split to train a tokenizer on")
+    return KINDS[config.kind](sample, config, normalise, show_progress)

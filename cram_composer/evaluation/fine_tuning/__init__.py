@@ -1,0 +1,1 @@
+"""GLUE and SuperGLUE: tasks, fine-tuning jobs, results."""

@@ -1,0 +1,22 @@
+"""The benchmarks that can be evaluated, and their tasks by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from cram_composer.errors import CramError
+from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
+from cram_composer.evaluation.fine_tuning.tasks import GLUE, Task
+
+BENCHMARKS: dict[str, dict[str, Task]] = {"glue": GLUE, "superglue": SUPERGLUE}
+
+
+def find_task(name: str, asked_by: str, benchmark: str = "glue") -> Task:
+    """The task `name` of a benchmark; `asked_by` is what to blame if there is none. Raises CramError."""
+    tasks = BENCHMARKS[benchmark]
+    if name not in tasks:
+        nearest = difflib.get_close_matches(name, tasks, n=1, cutoff=0.0)[0]
+        raise CramError(
+            f"{asked_by}: there is no task '{name}'; did you mean '{nearest}'? There are {', '.join(tasks)}"
+        )
+    return tasks[name]

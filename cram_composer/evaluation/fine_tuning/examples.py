@@ -1,0 +1,173 @@
+"""Rows of a task's split, from local files with the hub's column names or from the hub, checked one by one."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from cram_composer.errors import CramError
+from cram_composer.evaluation.fine_tuning.tasks import Candidate, Task, class_label
+
+T = TypeVar("T")
+
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+
+class Split(NamedTuple):
+    """A split: the candidates of its `rows` rows, in their order; `official` is the published number of rows."""
+
+    name: str
+    candidates: list[Candidate]
+    rows: int
+    official: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has the official number of rows."""
+        return self.rows == self.official
+
+    @property
+    def digest(self) -> str:
+        """Of all that is in it, in its order."""
+        digest = hashlib.sha256()
+        for candidate in self.candidates:
+            digest.update(json.dumps(candidate).encode())
+        return digest.hexdigest()[:16]
+
+
+def read_split(task: Task, name: str, data: Path | None) -> Split:
+    """A split from `data`/TASK/SPLIT.jsonl[.zst|.gz], .tsv or .parquet, or from the hub without `data`.
+
+    Raises:
+        CramError: there is no such file, a column is missing, a text is none, a label is out of range.
+    """
+    where, rows = _from_hub(task, name) if data is None else _from_files(task, name, data)
+    candidates: list[Candidate] = []
+    count = 0
+    for row in rows:
+        _check(task, row, f"{where}, row {count + 1}")
+        try:
+            candidates += _plain(task, row) if task.candidates is None else task.candidates(row, count)
+        except ValueError as error:
+            raise CramError(f"{where}, row {count + 1}: {error}, as {task.title} has them") from None
+        count += 1
+    if not count:
+        raise CramError(f"{where}: has no rows")
+    return Split(name, candidates, count, task.sizes[name])
+
+
+def _check(task: Task, row: Mapping[str, Any], where: str) -> None:
+    missing = [column for column in task.columns if row.get(column) is None]
+    if missing:
+        raise CramError(
+            f"{where}: {task.title} needs the columns {', '.join(task.columns)}; "
+            f"there is no {' and no '.join(missing)} (found: {', '.join(map(str, row))})"
+        )
+    for column in task.texts:
+        if not isinstance(row[column], str):
+            raise CramError(f"{where}: column '{column}' holds {type(row[column]).__name__}, not text")
+
+
+def _plain(task: Task, row: Mapping[str, Any]) -> list[Candidate]:
+    """The texts and the label of a row. Raises ValueError."""
+    texts = tuple(row[column] for column in task.texts)
+    if not task.is_regression:
+        return [Candidate(texts, class_label(row["label"], task.labels))]
+    low, high = task.score_range
+    try:
+        number = float(row["label"])
+    except (TypeError, ValueError):
+        number = math.nan
+    if not low <= number <= high:
+        raise ValueError(f"label {row['label']!r} is no number from {low:g} to {high:g}")
+    return [Candidate(texts, number)]
+
+
+def _from_files(task: Task, name: str, data: Path) -> tuple[str, Iterator[Mapping[str, Any]]]:
+    folder = data / task.name
+    for suffix, read in _READERS.items():
+        path = folder / f"{name}{suffix}"
+        if path.is_file():
+            return str(path), readable(path, read)
+    if not folder.is_dir():
+        present = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
+        raise CramError(f"{folder}: no such folder; found in {data}: {', '.join(present) or 'nothing'}")
+    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise CramError(f"{folder}: no split '{name}' ({', '.join(name + s for s in _READERS)}); found: {found}")
+
+
+def readable(path: Path, read: Callable[[Path], Iterator[T]]) -> Iterator[T]:
+    """What `read` makes of a file. Raises CramError, with the file's name, for what the system or a format refuses."""
+    import pyarrow
+
+    try:
+        yield from read(path)
+    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
+        raise CramError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+
+
+def numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a .jsonl[.zst|.gz] file with the numbers of their lines. Raises CramError for other lines."""
+    import pyarrow
+
+    with pyarrow.input_stream(path, compression=_COMPRESSIONS.get(path.suffix)) as file:
+        for number, line in enumerate(io.BufferedReader(file), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise CramError(f"{path}:{number}: not valid JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise CramError(f"{path}:{number}: not an object with columns")
+            yield number, row
+
+
+def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
+    return (row for _, row in numbered_objects(path))
+
+
+def _read_tsv(path: Path) -> Iterator[Mapping[str, Any]]:
+    with open(path, encoding="utf-8", newline="") as file:  # GLUE's files quote nothing, and have quotes in texts
+        yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
+    ".jsonl": _read_jsonl,
+    ".jsonl.zst": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}
+
+
+def _from_hub(task: Task, name: str) -> tuple[str, Iterator[Mapping[str, Any]]]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise CramError(
+            "the hub's data need the package datasets: pip install 'cram-composer[hub]', or give the folder of the "
+            "files with --data"
+        ) from None
+    where = f"{task.hub} ({task.hub_name or task.name}, {name}) of the hub"
+    try:
+        rows = load_dataset(task.hub, task.hub_name or task.name, split=name, revision=task.hub_revision)
+    except (OSError, ValueError) as error:
+        raise CramError(
+            f"{where}: cannot be had ({str(error).splitlines()[0]}); give the folder of the files with --data"
+        ) from None
+    return where, iter(rows)

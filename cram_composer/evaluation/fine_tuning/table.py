@@ -1,0 +1,197 @@
+"""What an evaluation found, a row for each model: as a value for JSON and the run's page, and as text."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from cram_composer.commands.columns import aligned
+from cram_composer.config.schema.evaluation import ProtocolConfig
+from cram_composer.evaluation.fine_tuning.benchmarks import BENCHMARKS
+from cram_composer.evaluation.fine_tuning.fine_tune import task_settings
+from cram_composer.evaluation.fine_tuning.published import PUBLISHED
+from cram_composer.evaluation.fine_tuning.results import NOT_OF_A_SCORE, Result, averages
+from cram_composer.evaluation.fine_tuning.tasks import Task
+
+_SHORT = {
+    "validation": "", "validation_matched": "m", "validation_mismatched": "mm", "test": "",
+    "matthews": "MCC", "accuracy": "acc", "f1": "F1", "macro_f1": "F1", "pearson": "r", "spearman": "rho",
+    "exact_match": "EM", "choice_accuracy": "EM", "choice_credit": "F1",
+}  # fmt: skip
+
+
+def model_row(
+    protocol: ProtocolConfig, name: str, model_hash: str, results: Sequence[Result], row_length: int
+) -> dict[str, Any]:
+    """A model's row.
+
+    Args:
+        protocol: what was asked for.
+        name: of the model.
+        model_hash: of the model.
+        results: of the model by this protocol.
+        row_length: tokens of a row that the model takes, at most the protocol's.
+
+    Returns:
+        JSON: model, model_hash, `numbers` (a list of task, title, split, metric, median, low, high, values by seed,
+        partial), `averages` by name with the tasks that are missing, `notes` on what is not as in the protocol.
+    """
+    numbers = []
+    for task in _tasks(protocol):
+        of_task = sorted((r for r in results if r.task == task.name), key=lambda r: r.seed)
+        if not of_task:
+            continue
+        for split in task.scored:
+            for metric in task.metrics:
+                values = {str(r.seed): r.scores[split][metric] for r in of_task}
+                numbers.append(
+                    {
+                        "task": task.name,
+                        "title": " ".join(
+                            filter(None, (task.title, _SHORT.get(split, split), _SHORT.get(metric, metric)))
+                        ),
+                        "split": split,
+                        "metric": metric,
+                        "median": statistics.median(values.values()),
+                        "low": min(values.values()),
+                        "high": max(values.values()),
+                        "seeds": values,
+                        "partial": sorted({part for r in of_task for part in r.partial}),
+                    }
+                )
+    return {
+        "model": name,
+        "model_hash": model_hash,
+        "protocol": protocol.name,
+        "benchmark": protocol.benchmark,
+        "numbers": numbers,
+        "averages": averages(results, protocol),
+        "notes": _notes(protocol, results, row_length),
+    }
+
+
+_SAID_ELSEWHERE = (*NOT_OF_A_SCORE, "mnli_start", "precision")
+
+
+def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int) -> list[str]:
+    """What is not as the protocol has it, and what rules it breaks."""
+    notes = _not_the_papers(protocol)
+    by_task = {task.name: [r for r in results if r.task == task.name] for task in _tasks(protocol)}
+    missing = [task.title for task in _tasks(protocol) if not by_task[task.name]]
+    if missing:
+        notes.append(f"not scored: {', '.join(missing)}")
+    few = [
+        f"{task.title} {len(by_task[task.name])} of {wanted}"
+        for task in _tasks(protocol)
+        if 0 < len(by_task[task.name]) < (wanted := task_settings(protocol, task.name).seeds)
+    ]
+    if few:
+        notes.append(f"seeds that failed or are still to come: {', '.join(few)}")
+    partial = sorted({f"{BENCHMARKS[r.benchmark][r.task].title} {split}" for r in results for split in r.partial})
+    if partial:
+        notes.append(f"not the official number of rows: {', '.join(partial)}")
+    if row_length < protocol.max_length:
+        notes.append(f"rows cut at {row_length} tokens, all that the model takes, and not at {protocol.max_length}")
+    if any(r.mnli_start for r in results):
+        notes.append("RTE, MRPC and STS-B start from the model fine-tuned on MNLI, which the rules of a cram forbid")
+    return notes
+
+
+def _not_the_papers(protocol: ProtocolConfig) -> list[str]:
+    """For GLUE, one line with the settings that are not those behind the published rows, which are the defaults."""
+    if protocol.benchmark != "glue":
+        return []
+    papers = ProtocolConfig()
+    names = [one.name for one in fields(ProtocolConfig) if one.name not in _SAID_ELSEWHERE]
+    changed = [
+        f"{name} {_plain(getattr(protocol, name))} (there {_plain(getattr(papers, name))})"
+        for name in names
+        if getattr(protocol, name) != getattr(papers, name)
+    ]
+    for task, own in protocol.overrides.items():
+        kept = {one.name: getattr(own, one.name) for one in fields(own)}
+        if own_settings := [f"{name} {_plain(value)}" for name, value in kept.items() if value is not None]:
+            changed.append(f"for {BENCHMARKS['glue'][task].title} {', '.join(own_settings)}")
+    return [f"not fine-tuned as in the published rows: {'; '.join(changed)}"] if changed else []
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as text, with the published ones below those of GLUE, and what they differ in."""
+    titles = list(dict.fromkeys(number["title"] for row in rows for number in row["numbers"]))
+    names = list(dict.fromkeys(name for row in rows for name in row["averages"]))
+    cells = [["", *titles, *names]]
+    for row in rows:
+        found = {number["title"]: number for number in row["numbers"]}
+        cells.append(
+            [row["model"], *(_cell(found.get(title)) for title in titles), *(_mean(row, name) for name in names)]
+        )
+    shared = [note for note in rows[0]["notes"] if all(note in row["notes"] for row in rows)] if rows else []
+    notes = shared + [f"{row['model']}: {note}" for row in rows for note in row["notes"] if note not in shared]
+    if protocol.benchmark == "glue":
+        keys = {number["title"]: _key(number) for row in rows for number in row["numbers"]}
+        for one in PUBLISHED:
+            shown = [f"{one.numbers[keys[title]]:.1f}" if keys[title] in one.numbers else "" for title in titles]
+            means = [f"{one.mean:.1f}" if name == "nine-number mean" else "" for name in names]
+            cells.append([one.name, *shown, *means])
+        notes += _beside(protocol, rows)
+    legend = "median over seeds (lowest to highest); * a split without its official rows; "
+    return "\n".join([*aligned(cells, right=range(1, len(cells[0]))), "", legend + _legend(protocol), *notes])
+
+
+def _legend(protocol: ProtocolConfig) -> str:
+    if protocol.benchmark != "glue":
+        return "a task with several numbers counts with their mean"
+    left_out = [BENCHMARKS["glue"][name].title for name in protocol.not_averaged]
+    without = f"; without {', '.join(left_out)}" if left_out else ""
+    return (
+        "nine-number mean: the paper's, MNLI counts twice, tasks with two metrics by the first; "
+        f"eight-task mean: both metrics of a task as one{without}"
+    )
+
+
+def _beside(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """In what the published rows differ from these."""
+    lines = [f"{one.name} ({one.mean:.1f}): {one.source}" for one in PUBLISHED]
+    lines.append("published rows: all eight tasks, the median of 5 seeds")
+    if protocol.seeds != 5:
+        lines[-1] += f"; these: {protocol.seeds} seed{'s' * (protocol.seeds != 1)}"
+    scored = {_key(number) for row in rows for number in row["numbers"]}
+    for one in PUBLISHED:
+        shared = [key for key in one.numbers if key in scored]
+        if shared and len(shared) < len(one.numbers):
+            tasks = ", ".join(dict.fromkeys(BENCHMARKS["glue"][key.split()[0]].title for key in shared))
+            mean = statistics.fmean(one.numbers[key] for key in shared)
+            lines.append(f"{one.name}, {one.mean:.1f} in all: {mean:.1f} on {tasks}, the tasks scored here")
+    return lines
+
+
+def _key(number: dict[str, Any]) -> str:
+    """How PUBLISHED calls a number; only the first metric of a task has one."""
+    task = BENCHMARKS["glue"][number["task"]]
+    if number["metric"] != task.metrics[0]:
+        return ""
+    return f"{task.name} {number['split']}" if len(task.scored) > 1 else task.name
+
+
+def _cell(number: dict[str, Any] | None) -> str:
+    if number is None:
+        return "-"
+    mark = "*" if number["partial"] else ""
+    return f"{number['median']:.1f}{mark} ({number['low']:.1f} to {number['high']:.1f})"
+
+
+def _mean(row: dict[str, Any], name: str) -> str:
+    average = row["averages"].get(name)
+    if average is None or average["mean"] is None:
+        return "-"
+    return f"{average['mean']:.1f}" + (f" ({len(average['missing'])} missing)" if average["missing"] else "")
+
+
+def _tasks(protocol: ProtocolConfig) -> Iterable[Task]:
+    return [BENCHMARKS[protocol.benchmark][name] for name in protocol.tasks]

@@ -1,0 +1,216 @@
+"""Minimal pairs: a model should find the acceptable sentence of each more likely (BLiMP: Warstadt et al. 2020).
+
+A sentence's score is its pseudo-log-likelihood (Salazar et al. 2020, arXiv 1910.14659): the sum over its tokens of the
+log-probability of each where it alone is masked. The variant "within-word-l2r" (Kauf and Ivanova 2023, arXiv
+2305.10588) masks the later tokens of the same word too, so that a long word is not made likely by its own pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from cram_composer.config.schema.evaluation import MinimalPairsConfig
+from cram_composer.errors import CramError
+from cram_composer.evaluation.fine_tuning.examples import numbered_objects, readable
+from cram_composer.evaluation.zero_shot.masked_scoring import MaskedRow, Scorer
+
+_SENTENCES = ("sentence_good", "sentence_bad")
+_GROUPS = ("field", "linguistics_term")  # keys of BLiMP that put paradigms together
+_SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz")
+
+
+class Pair(NamedTuple):
+    """The acceptable sentence, the other, and the line that they are from."""
+
+    good: str
+    bad: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Paradigm:
+    """One file: `groups` are the values of `field` and `linguistics_term`, where the rows have them."""
+
+    name: str
+    groups: dict[str, str]
+    pairs: list[Pair]
+
+    @property
+    def digest(self) -> str:
+        """Of the sentences, in their order."""
+        sentences = [[pair.good, pair.bad] for pair in self.pairs]
+        return hashlib.sha256(json.dumps(sentences).encode()).hexdigest()[:16]
+
+
+def read_parts(protocol: MinimalPairsConfig, data: Path) -> list[Paradigm]:
+    """The paradigms of a folder, one for each .jsonl[.zst|.gz] file, in the order of their names.
+
+    Raises:
+        CramError: no such folder, no file in it, a line that is no pair, two files of one paradigm.
+    """
+    if not data.is_dir():
+        raise CramError(f"--data {data}: no such folder; give the one that holds a .jsonl file for each paradigm")
+    files = sorted(path for path in data.iterdir() if path.name.endswith(_SUFFIXES) and path.is_file())
+    if not files:
+        raise CramError(f"--data {data}: no {', '.join(_SUFFIXES)} file in this folder")
+    found: dict[str, Path] = {}
+    paradigms = []
+    for path in files:
+        paradigm = _read_paradigm(path)
+        if paradigm.name in found:
+            raise CramError(f"{path}: the paradigm '{paradigm.name}' is in {found[paradigm.name]} already")
+        found[paradigm.name] = path
+        paradigms.append(paradigm)
+    return paradigms
+
+
+def _read_paradigm(path: Path) -> Paradigm:
+    pairs: list[Pair] = []
+    same: dict[str, str] = {}  # what every row of a file has in common
+    for number, row in readable(path, numbered_objects):
+        where = f"{path}:{number}"
+        for key in _SENTENCES:
+            if key not in row:
+                raise CramError(
+                    f"{where}: no key '{key}' (found: {', '.join(row)}); a pair has {', '.join(_SENTENCES)}"
+                )
+            if not isinstance(row[key], str) or not row[key].strip():
+                raise CramError(f"{where}: '{key}' is no sentence: {json.dumps(row[key])[:60]}")
+        for key in ("UID", *_GROUPS):
+            if row.get(key) is not None and same.setdefault(key, str(row[key])) != str(row[key]):
+                raise CramError(f"{where}: {key} is '{row[key]}' here and '{same[key]}' before; a file is one paradigm")
+        pairs.append(Pair(row["sentence_good"], row["sentence_bad"], where))
+    if not pairs:
+        raise CramError(f"{path}: empty; a paradigm has a pair in each line")
+    name = same.pop("UID", path.name.partition(".jsonl")[0])
+    return Paradigm(name, same, pairs)
+
+
+def score_part(paradigm: Paradigm, scorer: Scorer, protocol: MinimalPairsConfig) -> dict[str, Any]:
+    """The share of pairs, in percent, of which the acceptable sentence has the higher score; ties count half.
+
+    Returns:
+        JSON: accuracy, pairs, ties, groups.
+
+    Raises:
+        CramError: a sentence is longer than the model's rows.
+    """
+    sentences = [sentence for pair in paradigm.pairs for sentence in (pair.good, pair.bad)]
+    lines = [pair.line for pair in paradigm.pairs for _ in _SENTENCES]
+    scores = sentence_scores(scorer, sentences, lines, protocol.score)
+    good, bad = scores[::2], scores[1::2]
+    ties = sum(one == other for one, other in zip(good, bad, strict=True))
+    right = sum(one > other for one, other in zip(good, bad, strict=True))
+    return {
+        "accuracy": 100.0 * (right + 0.5 * ties) / len(good),
+        "pairs": len(good),
+        "ties": ties,
+        "groups": paradigm.groups,
+    }
+
+
+def sentence_scores(scorer: Scorer, sentences: Sequence[str], names: Sequence[str], kind: str) -> list[float]:
+    """The pseudo-log-likelihood of each sentence, in nats.
+
+    Args:
+        scorer: the model.
+        sentences: to be scored.
+        names: what to call each in an error.
+        kind: "pll" or "within-word-l2r".
+
+    Raises:
+        CramError: a sentence is longer than the model's rows.
+    """
+    rows: list[MaskedRow] = []
+    counts = []
+    for sentence, name in zip(sentences, names, strict=True):
+        made = list(masked_rows(scorer.tokenizer, sentence, HIDDEN[kind]))
+        if made and len(made[0].input_ids) > scorer.max_length:
+            raise CramError(
+                f"{name}: a sentence of {len(made[0].input_ids)} tokens, where the model reads {scorer.max_length}"
+            )
+        rows += made
+        counts.append(len(made))
+    scores = iter(scorer(rows))
+    return [sum(next(scores)[0] for _ in range(count)) for count in counts]
+
+
+def masked_rows(
+    tokenizer: PreTrainedTokenizerBase, sentence: str, hidden: Callable[[int, list[int | None]], list[int]]
+) -> Iterator[MaskedRow]:
+    """A row for every token that the tokenizer has not added itself."""
+    encoded = tokenizer(sentence, return_special_tokens_mask=True)
+    ids, words = encoded["input_ids"], encoded.word_ids()
+    for position, special in enumerate(encoded["special_tokens_mask"]):
+        if not special:
+            masked = list(ids)
+            for other in hidden(position, words):
+                masked[other] = tokenizer.mask_token_id
+            yield MaskedRow(tuple(masked), (position,), (ids[position],))
+
+
+def _rest_of_word(position: int, words: list[int | None]) -> list[int]:
+    if words[position] is None:
+        return [position]
+    return [other for other in range(position, len(words)) if words[other] == words[position]]
+
+
+# What is masked where a position is predicted, of the words that tokens are of.
+HIDDEN: dict[str, Callable[[int, list[int | None]], list[int]]] = {
+    "pll": lambda position, words: [position],
+    "within-word-l2r": _rest_of_word,
+}
+
+
+def summary(protocol: MinimalPairsConfig, scored: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a model's row holds: `overall`, the mean over paradigms, `groups` the means by field and linguistics_term.
+
+    Args:
+        protocol: what was done.
+        scored: by paradigm, what `score_part` found.
+    """
+    groups: dict[str, dict[str, list[float]]] = {}
+    for found in scored.values():
+        for key, value in found["groups"].items():
+            groups.setdefault(key, {}).setdefault(value, []).append(found["accuracy"])
+    return {
+        "overall": statistics.fmean(found["accuracy"] for found in scored.values()) if scored else None,
+        "groups": {
+            key: {value: statistics.fmean(accuracies) for value, accuracies in sorted(of_key.items())}
+            for key, of_key in groups.items()
+        },
+        "paradigms": scored,
+        "score": protocol.score,
+    }
+
+
+def columns(row: dict[str, Any]) -> dict[str, str]:
+    """The cells of a model on the console, by their headers."""
+    if row["overall"] is None:
+        return {"overall": "-"}
+    by_field = row["groups"].get("field") or row["groups"].get("linguistics_term") or {}
+    shown = by_field or {name: found["accuracy"] for name, found in row["paradigms"].items()}
+    return {"overall": f"{row['overall']:.1f}", **{name: f"{accuracy:.1f}" for name, accuracy in shown.items()}}
+
+
+def legend(protocol: MinimalPairsConfig, parts: Sequence[Paradigm]) -> str:
+    """What the numbers are."""
+    count = f"{len(parts)} paradigm{'s' * (len(parts) != 1)}"
+    return f"accuracy in percent by {protocol.score}, mean over {count}; chance is 50, ties count half"
+
+
+def notes(row: dict[str, Any]) -> list[str]:
+    """What a reader must know of a model's row."""
+    ties = sum(found["ties"] for found in row["paradigms"].values())
+    pairs = sum(found["pairs"] for found in row["paradigms"].values())
+    return [f"{ties} of {pairs} pairs are ties: both sentences have one score, such as where it reads the same"] * (
+        ties > 0
+    )

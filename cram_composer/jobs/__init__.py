@@ -1,0 +1,1 @@
+"""Process pools and Slurm arrays for data builds, sweeps and evaluations."""

@@ -1,0 +1,1 @@
+"""CramBERT, the project's own encoder; these files travel with exported models."""

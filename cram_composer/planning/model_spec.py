@@ -1,0 +1,145 @@
+"""What is planned: a run's configuration, what is known of its data, and its model without any numbers in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cram_composer.config import compose
+from cram_composer.config.schema.data_build import DataBuildConfig
+from cram_composer.config.schema.run import DataConfig, RunConfig
+from cram_composer.config.validation.run import check_row_length
+from cram_composer.data.loading.mixture import choose_streams
+from cram_composer.data.loading.prepare import places
+from cram_composer.data.loading.stream import RowStream, TrainLoader
+from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest
+from cram_composer.data.masking import Masker, build_masker
+from cram_composer.models.factory import build_model
+from cram_composer.models.training_model import MaskedLMTrainingModel
+
+_SPECIAL_TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}  # of a tokenizer that is not there yet
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the size of a run depends on: `rows_per_epoch` is None where the data set is not built."""
+
+    sequence_length: int
+    vocab_size: int
+    special_tokens: Mapping[str, int]
+    packing: str
+    rows_per_epoch: int | None
+    source: str  # where this is known from
+
+
+def data_facts(config: DataConfig) -> DataFacts:
+    """The manifest's where the data set is on this machine, otherwise those that its build will have."""
+    root, remote = places(config)
+    if (root / MANIFEST).is_file():
+        manifest = load_manifest(root)
+        return DataFacts(
+            manifest["sequence_length"],
+            manifest["vocab_size"],
+            manifest["special_tokens"],
+            manifest["packing"],
+            epoch_rows(config, manifest),
+            str(root),
+        )
+    build = DataBuildConfig() if config.build is None else compose(DataBuildConfig, config.build, []).config
+    source = config.build or "the defaults of a data build"
+    where = root if remote is None else remote
+    return DataFacts(
+        build.packing.sequence_length,
+        build.tokenizer.vocab_size,
+        _SPECIAL_TOKENS,
+        build.packing.kind,
+        None,
+        f"{source}, since no manifest is in {where if remote is None else root}",
+    )
+
+
+def epoch_rows(config: DataConfig, manifest: Manifest) -> int:
+    """Rows of an epoch, as Streaming weighs the streams; those of blocks that a `repeat` cuts are rounded."""
+    streams = choose_streams(config, manifest)
+    total = 0.0
+    for stream in streams:
+        counts = manifest["splits"][stream.split]
+        if stream.choose is not None:
+            total += stream.choose * counts["rows"] / counts["blocks"]
+        else:
+            total += counts["rows"] * (1.0 if stream.repeat is None else stream.repeat)
+    return round(total)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run on `devices` devices."""
+
+    config: RunConfig
+    facts: DataFacts
+    devices: int
+
+    @property
+    def masker(self) -> Masker:
+        """The run's masker; tokens stand for words, which it takes a tokenizer to know and which are as many."""
+        tokens = self.facts.special_tokens
+        return build_masker(
+            replace(self.config.objective, unit="token"),
+            self.facts.vocab_size,
+            tuple(tokens.values()),
+            tokens["mask"],
+            tokens["pad"] if self.facts.packing == "best-fit" else None,
+            tokens["sep"] if self.config.model.document_masking else None,
+        )
+
+    def loader(self, microbatch: int | None = None) -> TrainLoader:
+        """The loader of one device, over random rows; with `microbatch`, of one microbatch of that many rows."""
+        stream = _RandomRows(self.facts)
+        return TrainLoader(
+            cast(RowStream, stream),
+            self.masker,
+            rows=microbatch or self.config.train.batch_size // self.devices,
+            microbatch=microbatch or self.config.train.device_train_microbatch_size,
+            seq_length=self.facts.sequence_length,
+            seed=self.config.seed,
+            rank=0,
+        )
+
+    def model(self, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> MaskedLMTrainingModel:
+        """The run's model with fresh weights. Raises CramError, one line."""
+        check_row_length(self.config, self.facts.sequence_length)
+        facts = self.facts
+        network = build_model(
+            self.config.model, facts.vocab_size, facts.special_tokens, shift=self.config.objective.shift
+        )
+        return MaskedLMTrainingModel(network, autocast_dtype, compile)
+
+
+class _RandomRows:
+    """Rows of random tokens, as many as are asked for: what a step costs does not depend on the text."""
+
+    def __init__(self, facts: DataFacts) -> None:
+        self._facts = facts
+        self._random = np.random.default_rng(0)
+
+    def take(self, rows: int) -> NDArray[np.int64]:
+        """[rows, sequence_length]"""
+        return self._random.integers(0, self._facts.vocab_size, (rows, self._facts.sequence_length))
+
+
+def without_numbers() -> FakeTensorMode:
+    """A context whose tensors have shapes, dtypes and storages and no content: a model of any size, in no memory."""
+    return FakeTensorMode()
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})

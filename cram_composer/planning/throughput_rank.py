@@ -1,0 +1,166 @@
+"""One rank of a run of `cram scaling-check`: python -m cram_composer.planning.throughput_rank SETTINGS.json
+
+The run is built as any run is, and trains for some steps: to warm up, to be timed, and then in turns with and without
+gradient synchronisation. What that adds to a step is the price of communication: what is hidden behind the backward
+pass is no part of it, nor is waiting for a slower rank, since ranks agree on the clock after every step of either kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch.nn.parallel import DistributedDataParallel
+
+from cram_composer.config import Composed, compose
+from cram_composer.config.schema.run import (
+    AlgorithmsConfig,
+    BudgetConfig,
+    CheckpointConfig,
+    EvalConfig,
+    LoggingConfig,
+    RunConfig,
+)
+from cram_composer.config.validation.run import check_run
+from cram_composer.device import choose_device
+from cram_composer.errors import CramError
+from cram_composer.jobs.processes import end_with_parent
+from cram_composer.runs.folder import RunFolder
+from cram_composer.storage.files import read_json, write_json
+
+WARM_UP = 3  # steps: the first compiles, the next may meet a cold cache
+MEASURED = "scaling.json"
+
+
+def steady(config: RunConfig, size: int, smallest: int, weak: bool, steps: int) -> RunConfig:
+    """The run on `size` devices with steps that are all alike, and nothing besides them.
+
+    Its batch is that of the configuration, or with `weak` as many times as large as `size` is of `smallest`.
+    Raises ConfigError where that is not a whole number of microbatches.
+    """
+    algorithms: AlgorithmsConfig = dataclasses.replace(
+        config.algorithms, batch_size_ramp=None, seq_length_warmup=None, layer_freezing=None
+    )
+    batch = config.train.batch_size * size // smallest if weak else config.train.batch_size
+    changed = dataclasses.replace(
+        config,
+        runs_remote=None,
+        budget=BudgetConfig(steps=WARM_UP + 2 * steps),
+        train=dataclasses.replace(config.train, batch_size=batch, kill=None),
+        algorithms=algorithms,
+        eval=EvalConfig(interval=0.0, rows=size, final_rows=size, batch_size=1),
+        checkpoint=CheckpointConfig(interval="365d"),
+        logging=LoggingConfig(progress_bar=False, tensorboard=False),
+    )
+    check_run(changed, size)
+    return changed
+
+
+class StepTimes(Callback):
+    """Seconds of every step and of its wait for data, on this rank; without synchronisation where `alone(step)`."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._started: float | None = None
+        self._asked = 0.0
+        self._silent: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self.seconds: list[float] = []  # from the start of a step to that of the next
+        self.data: list[float] = []
+
+    def alone(self, step: int) -> bool:
+        """Whether gradients stay on their rank in this step: every second one of the last ones."""
+        return step >= WARM_UP + self._steps and (step - WARM_UP - self._steps) % 2 == 1
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        """The step before is over, on the device too: all ranks have agreed on the time since."""
+        now = time.perf_counter()
+        if self._started is not None:
+            self.seconds.append(now - self._started)
+        self._started = self._asked = now
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        """The batch is there."""
+        self.data.append(time.perf_counter() - self._asked)
+        if self.alone(int(state.timestamp.batch)) and isinstance(state.model, DistributedDataParallel):
+            self._silent = state.model.no_sync()
+            self._silent.__enter__()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Synchronise again."""
+        self._silent.__exit__(None, None, None)
+        self._silent = contextlib.nullcontext()
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """There is no next step to end the last one."""
+        assert self._started is not None
+        self.seconds.append(time.perf_counter() - self._started)
+
+    def summary(self) -> dict[str, float]:
+        """Medians of the steps that are timed, in seconds; `communication` is what synchronisation adds."""
+        first, last = WARM_UP, WARM_UP + self._steps
+        with_it = statistics.median(self.seconds[last::2])
+        without = statistics.median(self.seconds[last + 1 :: 2])
+        return {
+            "step": statistics.median(self.seconds[first:last]),
+            "data": statistics.median(self.data[first:last]),
+            "communication": with_it - without,
+        }
+
+
+def main(settings: dict[str, Any]) -> int:
+    """Train and write what was measured into the run folder."""
+    from cram_composer.train.build import build
+
+    composed: Composed = compose(RunConfig, settings["yaml"], settings["overrides"])
+    size, steps = int(os.environ["WORLD_SIZE"]), settings["steps"]
+    config = steady(composed.config, size, settings["smallest"], settings["weak"], steps)
+    device = choose_device(config, int(os.environ["LOCAL_WORLD_SIZE"]))
+    folder = RunFolder(Path(settings["folder"]))
+    built = build(dataclasses.replace(composed, config=config), device, folder, None)
+    times = StepTimes(steps)
+    built.trainer.state.callbacks.append(times)
+    try:
+        built.trainer.fit()
+    finally:
+        built.clock.close_clock()
+        built.heartbeat.stop()
+    if built.clock.signal:
+        return 128 + built.clock.signal
+    ranks = dist.all_gather_object(times.summary())
+    can_be_alone = isinstance(built.trainer.state.model, DistributedDataParallel)
+    tokens = config.train.batch_size * built.data.manifest["sequence_length"]
+    if dist.get_global_rank() == 0:
+        found = {name: statistics.fmean(rank[name] for rank in ranks) for name in ranks[0]}
+        if size == 1:
+            found["communication"] = 0.0
+        measured: dict[str, Any] = {
+            "step_seconds": found["step"],
+            "data_seconds": found["data"],
+            "communication_seconds": max(0.0, found["communication"]) if size == 1 or can_be_alone else None,
+            "tokens_per_step": tokens,
+            "threads": device.threads,
+            "device": device.name,
+        }
+        write_json(folder.path / MEASURED, measured)
+    built.trainer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    if "LOCAL_RANK" in os.environ:
+        end_with_parent(signal.SIGTERM)
+    try:
+        sys.exit(main(read_json(Path(sys.argv[1]))))
+    except CramError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)

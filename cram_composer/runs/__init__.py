@@ -1,0 +1,1 @@
+"""The run folder on disk and what is derived from it: records, branches, reproductions, mirrors."""

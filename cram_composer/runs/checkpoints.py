@@ -1,0 +1,58 @@
+"""The files of a run's checkpoints: which there are, and whether they are whole. Knows no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from cram_composer.storage.files import read_json
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint whose file is whole: size and hash are those written beside it."""
+
+    path: Path
+    step: int
+
+
+def sha256(file: BinaryIO) -> str:
+    """Hash of what is left to be read of an open file, in hexadecimal."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The `.pt` files of a folder, whole or not, newest first."""
+    return sorted(directory.glob("step-*.pt"), reverse=True)
+
+
+def newest_checkpoint(directory: Path, quiet: bool = False) -> SavedCheckpoint | None:
+    """The newest checkpoint that is whole, None when there is none; a warning for each newer one, unless `quiet`."""
+    for path in checkpoint_files(directory):
+        problem = checkpoint_problem(path)
+        if problem is None:
+            return SavedCheckpoint(path, int(read_json(path.with_suffix(".json"))["step"]))
+        if not quiet:
+            warnings.warn(f"{path}: {problem}; using the checkpoint before it", stacklevel=2)
+    return None
+
+
+def checkpoint_problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint, None if its size and hash are those written beside it."""
+    try:
+        expected = read_json(path.with_suffix(".json"))
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"truncated ({size} of {expected['bytes']} bytes)"
+        with open(path, "rb") as file:
+            return None if sha256(file) == expected["sha256"] else "corrupt (its hash is not the one written beside it)"
+    except FileNotFoundError:
+        return "an interrupted save (no .json beside it)"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"unreadable ({error})"

@@ -1,0 +1,1 @@
+"""One client for folders and object stores, and atomic writes of local files."""

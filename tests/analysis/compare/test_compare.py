@@ -1,0 +1,304 @@
+"""Groups held against each other: verdicts, intervals, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cram_composer.analysis.compare.compare import Pair, choose_baseline, compare
+from cram_composer.analysis.compare.groups import Group, make_group, read_groups
+from cram_composer.analysis.compare.text import as_json, cells, console, overview
+from cram_composer.analysis.runs.run import Run, load_run
+from cram_composer.errors import CramError
+from tests.analysis.conftest import DATA
+
+MUON = {"settings": {"optimizer.name": "muon"}}
+
+
+def pair(challenger: list[Path], baseline: list[Path]) -> Pair:
+    groups = [make_group(name, [load_run(p) for p in paths]) for name, paths in (("a", challenger), ("b", baseline))]
+    return compare(groups, groups[1])[0]
+
+
+def by_measure(found: Pair) -> dict[str, Any]:
+    return {row.measure: row for row in found.rows}
+
+
+def test_identical_configurations_are_not_distinguishable(make_seeds) -> None:
+    noise = np.random.default_rng(4).normal(4.2, 0.01, 6)
+    found = pair(make_seeds("a", noise[:3], first_seed=4), make_seeds("b", noise[3:]))
+    assert found.verdict.word == "not distinguishable"
+    assert found.rows[0].difference.method == "Welch"
+    assert "seeds of each are needed" in found.verdict.text
+
+
+def test_clear_harm_is_worse_and_clear_help_is_better(make_seeds) -> None:
+    base, other = make_seeds("base", [4.20, 4.22, 4.21]), make_seeds("lion", [4.50, 4.53, 4.515], **MUON)
+    found = pair(other, base)
+    assert found.verdict.word == "worse"
+    difference = found.rows[0].difference
+    assert (difference.method, difference.runs) == ("paired by seed", 3)
+    assert difference.mean == pytest.approx(0.305)
+    assert "+0.3050 nats (95 % interval" in found.verdict.text
+    assert pair(base, other).verdict.word == "better"
+
+
+def test_seeds_that_are_missing_are_counted(make_seeds) -> None:
+    # Differences 0.1 +- 0.1: with one standard deviation, ten pairs are needed (statsmodels), seven more.
+    found = pair(make_seeds("a", [4.2, 4.3, 4.4], **MUON), make_seeds("b", [4.2, 4.2, 4.2]))
+    assert found.verdict.word == "not distinguishable"
+    assert "about 10 seeds of each are needed, 7 more; 3 seeds show 0.3264 or more" in found.verdict.text
+
+
+def test_one_run_each_gives_no_verdict(make_seeds) -> None:
+    found = pair(make_seeds("a", [4.9], **MUON), make_seeds("b", [4.2]))
+    assert found.verdict.word == "no verdict"
+    assert "+0.7000" in found.verdict.text
+
+
+def test_many_runs_without_a_verdict_are_said_in_one_paragraph(make_seeds) -> None:
+    seeds = {"base": [4.2], "b": [4.9], "c": [4.1], "d": [4.5, 4.51, 4.52]}
+    made = {name: make_seeds(name, losses, **({} if name == "base" else MUON)) for name, losses in seeds.items()}
+    groups = [make_group(name, [load_run(p) for p in paths]) for name, paths in made.items()]
+    text = " ".join(overview(groups, compare(groups, groups[0])).split())
+    assert text.count("NO VERDICT") == 1
+    assert "NO VERDICT on b, c: one run says nothing" in text and "and of base give an interval" in text
+    assert "WORSE: d is worse than base" in text and "b against base" not in text
+    two = groups[:2]
+    alone = " ".join(overview(two, compare(two, two[0])).split())
+    assert "NO VERDICT: b against base: held-out loss +0.7000 nats" in alone
+
+
+def test_false_positives_are_as_few_as_promised(make_seeds) -> None:
+    """Verdicts on groups of three runs that differ by noise alone: no more than 5 % are wrong."""
+    runs = [load_run(path, curves=False) for path in make_seeds("r", [4.2] * 6)]
+    groups = [make_group("a", runs[:3]), make_group("b", runs[3:])]
+    random, wrong = np.random.default_rng(0), 0
+    for _ in range(150):
+        for run in runs:
+            run.record["metrics"]["validation_loss"] = float(random.normal(4.2, 0.01))
+        wrong += compare(groups, groups[1])[0].verdict.word != "not distinguishable"
+    assert 1 <= wrong <= 0.05 * 150 + 3 * math.sqrt(150 * 0.05 * 0.95)
+
+
+def test_several_challengers_are_judged_together(make_seeds) -> None:
+    base = make_seeds("base", [4.20, 4.22, 4.21])
+    slight = make_seeds("slight", [4.22, 4.25, 4.249], settings={"optimizer.lr": 2e-3})
+    none = make_seeds("none", [4.21, 4.21, 4.21], settings={"optimizer.lr": 3e-3})
+    groups = [make_group(n, [load_run(p) for p in g]) for n, g in (("base", base), ("slight", slight), ("none", none))]
+    alone = compare(groups[:2], groups[0])[0]
+    assert alone.verdict.word == "worse"
+    together = compare(groups, groups[0])
+    assert [one.verdict.word for one in together] == ["not distinguishable"] * 2
+    assert "Holm" in together[0].verdict.text
+
+
+@pytest.mark.parametrize(
+    ("replaced", "said"),
+    [
+        ({"data": {**DATA, "splits": {"train": {"documents": 1}}}}, "not comparable: data: starter"),
+        ({"data": {**DATA, "tokenizer_sha256": "0" * 64, "sources": []}}, "not the same text"),
+        ({"budget": 1200.0}, "not comparable: budget: 20 min against 10 min"),
+        ({"settings": {"objective.shift": True}}, "not comparable: evaluation: tokens are predicted at other"),
+    ],
+)
+def test_other_rules_are_refused_in_the_table(make_seeds, replaced: dict[str, Any], said: str) -> None:
+    found = pair(make_seeds("a", [3.0, 3.1, 3.2], **replaced), make_seeds("b", [4.2, 4.3, 4.4]))
+    assert found.verdict.word == "not comparable"
+    assert said in cells(found.rows[0])[4]
+    assert all(row.difference is None for row in found.rows if "loss" in row.measure)
+    assert found.times == []
+    assert found.rows[-1].difference is not None  # throughput is still worth knowing
+
+
+def test_other_tokenizers_on_the_same_text_are_compared_by_the_character(make_seeds) -> None:
+    splits = json.loads(json.dumps(DATA["splits"]))
+    splits["validation"]["tokens"] *= 2  # half as many characters in a token
+    other = {"data": {**DATA, "tokenizer_sha256": "0" * 64, "splits": splits}}
+    found = pair(make_seeds("a", [2.1, 2.2, 2.0], **other), make_seeds("b", [4.2, 4.3, 4.1]))
+    final = found.rows[0]
+    assert final.unit == "bits per character"
+    assert final.b == pytest.approx(4.2 / math.log(2) * 65_536 / 294_000)
+    assert final.difference.mean == pytest.approx((2 * 2.1 - 4.2) / math.log(2) * 65_536 / 294_000, abs=1e-9)
+    assert found.verdict.word == "not distinguishable"
+
+
+def test_equal_device_hours_are_an_equal_budget(make_seeds) -> None:
+    one = make_seeds("one", [4.2, 4.3, 4.4])
+    two = make_seeds("two", [4.2, 4.3, 4.4], budget=300.0, world_size=2)
+    found = pair(two, one)
+    assert found.rows[0].measure == "held-out loss, final, at equal device-hours"
+    assert "different numbers of devices: 2 against 1" in found.rules.cautions
+
+
+def test_losses_are_read_at_a_common_point(make_seeds) -> None:
+    slow, fast = make_seeds("slow", [4.2, 4.2], step_seconds=2.4), make_seeds("fast", [4.2, 4.2])
+    runs = [load_run(path) for path in (*slow, *fast)]
+    rows = by_measure(pair(slow, fast))
+    (tokens,) = [row for name, row in rows.items() if name.startswith("held-out loss in the loop at equal tokens")]
+    point = min(run.evaluations("eval/loss")["tokens"][-1] for run in runs)
+    read = [np.interp(point, (e := run.evaluations("eval/loss"))["tokens"], e["value"]) for run in runs]
+    assert tokens.a == pytest.approx(np.mean(read[:2]))
+    assert tokens.b == pytest.approx(np.mean(read[2:]))
+    assert rows["throughput"].difference.mean == pytest.approx(
+        math.log(rows["throughput"].a / rows["throughput"].b), abs=1e-3
+    )
+
+
+def straight(run: Run, start: float, slope: float) -> None:
+    """Evaluations on a straight line, every 100 s to 600 s."""
+    run.metrics[:] = [
+        {"step": k, "elapsed": 100.0 * k, "tokens": 1000 * k, "eval/loss": start - slope * k} for k in range(1, 7)
+    ]
+
+
+def test_time_to_loss_is_the_share_of_the_others_time(make_seeds) -> None:
+    groups = [
+        make_group(name, [load_run(path) for path in paths])
+        for name, paths in (("a", make_seeds("a", [4.2] * 3, **MUON)), ("b", make_seeds("b", [4.2] * 3)))
+    ]
+    for group, slope in zip(groups, (1.0, 0.5), strict=True):
+        for offset, run in enumerate(group.runs):
+            straight(run, 9.0 + 0.1 * offset, slope)
+    found = {(t.a, t.axis): t for t in compare(groups, groups[1])[0].times}
+    ahead = found["a", "wall-clock"]
+    assert (ahead.kind, ahead.reached) == ("held-out", 3)
+    assert math.exp(ahead.ratio.mean) == pytest.approx(0.5)  # twice the slope, from the same start
+    behind = found["b", "wall-clock"]
+    assert (behind.reached, behind.ratio) == (0, None)
+    text = console(groups, compare(groups, groups[1]))
+    assert "a reaches b's last held-out loss in the loop after 50.0 % of b's wall-clock" in text
+    assert "b does not reach a's last held-out loss in the loop in 3 of 3 runs (wall-clock)" in text
+
+
+def test_training_losses_of_other_objectives_are_not_compared(make_seeds) -> None:
+    masked = {"settings": {"objective.mlm_probability": 0.4}}
+    groups = [group_of(make_seeds("a", [4.2] * 2, **masked)), group_of(make_seeds("b", [4.2] * 2))]
+    found = compare(groups, groups[1])[0]
+    missing = [row.missing for row in found.rows if row.measure.startswith("training loss")]
+    assert missing == ["not comparable: objective, each run's own"] * 4
+    assert found.rows[0].difference is not None
+    assert {time.kind for time in found.times} == {"held-out"}
+    for run in groups[0].runs:
+        run.metrics.clear()  # without evaluations in the loop there is nothing to go by
+    assert compare(groups, groups[1])[0].times == []
+
+
+def score(mean: float, missing: list[str]) -> dict[str, Any]:
+    return {"glue": {"averages": {"nine-number mean": {"mean": mean, "missing": missing}}}}
+
+
+def test_scores_are_held_against_the_known_noise(make_seeds) -> None:
+    groups = [
+        make_group(n, [load_run(p) for p in make_seeds(n, [4.2] * 3, **kw)]) for n, kw in (("a", MUON), ("b", {}))
+    ]
+    for group, mean in zip(groups, (79.5, 78.9), strict=True):
+        for number, run in enumerate(group.runs):
+            run.evaluated.update(score(mean + 0.01 * number, []))
+    row = compare(groups, groups[1])[0].rows[-1]
+    half = 1.96 * 0.7 * math.sqrt(2 / 3)
+    assert row.difference.method == "known noise, 0.7 points"  # the runs' own spread is far smaller, by luck
+    assert (row.difference.low, row.difference.high) == pytest.approx((0.6 - half, 0.6 + half))
+    groups[0].runs[0].evaluated.update(score(79.5, ["mnli"]))
+    assert compare(groups, groups[1])[0].rows[-1].missing == "not comparable: not the same tasks were scored"
+
+
+def test_groups_come_from_patterns_and_configurations(make_seeds, tmp_path: Path) -> None:
+    for path in [*make_seeds("base", [4.1, 4.2]), *make_seeds("muon", [4.0, 4.1], **MUON)]:
+        name = json.loads((path / "record.json").read_text())["run_name"]
+        (tmp_path / name).symlink_to(path)
+    named = read_groups([f"x={tmp_path}/muon-*", f"y={tmp_path}/base-1", f"y={tmp_path}/base-2"])
+    assert [(group.name, len(group.runs)) for group in named] == [("x", 2), ("y", 2)]
+    plain = read_groups([str(tmp_path / n) for n in ("base-1", "muon-1", "base-2", "muon-2")])
+    assert [(group.name, [run.name for run in group.runs]) for group in plain] == [
+        ("base", ["base-1", "base-2"]),
+        ("muon", ["muon-1", "muon-2"]),
+    ]
+    mixed = read_groups([f"all={tmp_path}/*-1"])
+    assert mixed[0].notes[0] == "not one configuration: optimizer.name differ"
+    with pytest.raises(CramError, match="named twice"):
+        read_groups([f"x={tmp_path}/base-*", f"y={tmp_path}/base-1"])
+    with pytest.raises(CramError, match="no run there"):
+        read_groups([str(tmp_path / "nothing")])
+    with pytest.raises(CramError, match="only one group, base"):
+        choose_baseline(plain[:1], None)
+    with pytest.raises(CramError, match="there are base, muon"):
+        choose_baseline(plain, "lion")
+    assert choose_baseline(plain, "muon") is plain[1]
+
+
+def test_runs_that_did_not_finish_are_left_out_aloud(make_run, make_seeds) -> None:
+    paths = [*make_seeds("base", [4.1, 4.2]), make_run("base-3", status="killed-early", reason="loss 8.1")]
+    group = group_of(paths)
+    assert len(group.runs) == 2
+    assert group.notes[0] == "left out base-3: killed-early (loss 8.1)"
+    with pytest.raises(CramError, match="no finished run"):
+        read_groups([f"x={make_run(running=True)}"])
+
+
+def group_of(paths: list[Path]) -> Group:
+    return make_group("g", [load_run(path) for path in paths])
+
+
+def test_json_has_what_the_text_has(make_seeds) -> None:
+    groups = [group_of(make_seeds("a", [4.5, 4.6], **MUON)), group_of(make_seeds("b", [4.2, 4.25]))]
+    values = json.loads(json.dumps(as_json(groups, compare(groups, groups[1])), allow_nan=False))
+    (only,) = values["comparisons"]
+    assert only["rows"][0]["difference"]["mean"] == pytest.approx(0.325)
+    assert only["verdict"]["word"] in ("worse", "not distinguishable")
+
+
+def test_repeats_of_one_seed_are_no_evidence_of_how_seeds_differ(make_seeds) -> None:
+    """Three runs of seed 17 each, which differ by the machine alone, are one seed each."""
+    muon = [make_seeds(f"a{loss}", [loss], first_seed=17, **MUON)[0] for loss in (4.100, 4.101, 4.102)]
+    base = [make_seeds(f"b{loss}", [loss], first_seed=17)[0] for loss in (4.200, 4.201, 4.202)]
+    found = pair(muon, base)
+    assert found.verdict.word == "no verdict"
+    assert found.rows[0].difference.mean == pytest.approx(-0.1)
+    assert any("count as one" in note for note in found.challenger.notes)
+
+
+def test_scores_without_fine_tuning_are_passed_over(make_seeds) -> None:
+    base, other = make_seeds("base", [4.2, 4.3]), make_seeds("muon", [4.1, 4.15], **MUON)
+    for path in (*base, *other):
+        zero_shot = {"kind": "masked_words", "bits_per_character": 2.0, "notes": []}
+        (path / "evaluations.json").write_text(json.dumps({"masked-words": zero_shot}))
+    assert not any("masked-words" in row.measure for row in pair(other, base).rows)
+
+
+def test_scores_of_other_settings_are_not_compared(make_seeds) -> None:
+    base, other = make_seeds("base", [4.2, 4.3]), make_seeds("muon", [4.1, 4.15], **MUON)
+    for path in (*base, *other):
+        notes = ["epochs 2, not 5"] if path in other else []
+        (path / "evaluations.json").write_text(json.dumps({"glue": {**score(78.0, [])["glue"], "notes": notes}}))
+    row = next(row for row in pair(other, base).rows if row.measure.startswith("glue"))
+    assert (
+        row.difference is None and row.missing == "not comparable: fine-tuned with other settings or numbers of seeds"
+    )
+
+
+def test_other_rows_in_the_loop_leave_the_final_losses_comparable(make_seeds) -> None:
+    base, other = make_seeds("base", [4.2, 4.21]), make_seeds("few", [4.3, 4.31], settings={"eval.rows": 99})
+    found = pair(other, base)
+    assert found.verdict.word == "worse" and found.times == []
+    rows = by_measure(found)
+    in_loop = [row for name, row in rows.items() if name.startswith("held-out loss in the loop")]
+    assert in_loop and all("rows in the loop" in row.missing for row in in_loop)
+
+
+def test_a_configuration_without_a_finished_run_is_left_out_aloud(make_seeds) -> None:
+    broken = make_seeds("broken", [8.0], settings={"optimizer.lr": 0.3}, status="failed")
+    groups = read_groups([str(path) for path in (*make_seeds("base", [4.2, 4.21]), *broken)])
+    assert [group.name for group in groups] == ["base"]
+    assert any("broken" in note and "failed" in note for note in groups[0].notes)
+
+
+def test_the_first_group_named_is_the_first(make_seeds) -> None:
+    base, other = make_seeds("base", [4.2, 4.3]), make_seeds("muon", [4.1, 4.15], **MUON)
+    groups = read_groups([*map(str, base), *(f"quick={path}" for path in other)])
+    assert [group.name for group in groups] == ["base", "quick"]

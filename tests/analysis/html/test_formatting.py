@@ -1,0 +1,43 @@
+"""Numbers as the page prints them."""
+
+from __future__ import annotations
+
+import pytest
+
+from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, duration, elide, percent, short_count
+
+
+@pytest.mark.parametrize("function", [count, decimal, duration, percent, short_count])
+@pytest.mark.parametrize("missing", [None, float("nan"), float("inf"), "12", True])
+def test_what_is_no_number_is_not_measured(function, missing) -> None:
+    assert function(missing) == NOT_MEASURED
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0.0 s"),
+        (59.96, "1 min"),
+        (599.84, "9 min 59.8 s"),
+        (600, "10 min"),
+        (3599.96, "1 h"),
+        (86_400, "24 h"),
+        (86_370.4, "23 h 59 min 30 s"),
+        (3_607, "1 h 7 s"),
+    ],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (9_999, "9,999"), (10_730.2, "10.73 k"), (119_500_000, "119.5 M"), (2_048_000_000, "2.048 B")],
+)
+def test_large_numbers_keep_four_digits(value: float, said: str) -> None:
+    assert short_count(value) == said
+
+
+def test_eliding_keeps_both_ends_and_the_length() -> None:
+    assert elide("abcdefghij", 10) == "abcdefghij"
+    assert elide("abcdefghij", 6) == "ab…hij"

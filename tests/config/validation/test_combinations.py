@@ -1,0 +1,95 @@
+"""Choices that are each right, but not together, and keys that nothing reads, are one line before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cram_composer.config import compose
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.validation.run import check_run
+from cram_composer.errors import ConfigError
+from tests.conftest import REPOSITORY
+
+HF = "model={architecture: hf, hf_name: bert}"
+
+
+def check(*overrides: str, path: Path = REPOSITORY / "yamls" / "cram-cpu.yaml") -> None:
+    check_run(compose(RunConfig, path, list(overrides)).config, world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithms={ema: {}, lawa: {}}"], "algorithms: ema and lawa do the same thing"),
+        (
+            ["algorithms={fused_layernorm: {}, low_precision_layernorm: {}}"],
+            "algorithms: fused_layernorm and low_precision_layernorm do the same thing",
+        ),
+        (
+            ["recipes=[crammed-bert,schedule-free]", "algorithms.swa={}"],
+            "algorithms.swa: the optimizer schedule-free averages the weights itself",
+        ),
+        (["model.mup_base_width=256"], "model.mup_base_width: 256 and optimizer.mup_base_width: None"),
+        (["algorithms.layer_freezing={}", "model.stack=elc"], "algorithms.layer_freezing: with model.stack=elc"),
+        (["algorithms.layer_freezing={}", "model.stack=recurrent"], "algorithms.layer_freezing: with model.stack="),
+        (["algorithms.stochastic_depth={}", "model.norm_place=post"], "algorithms.stochastic_depth: needs layers"),
+        (["algorithms.stochastic_depth={}", HF], "algorithms.stochastic_depth: needs layers"),
+        (["algorithms.stochastic_depth={}", "train.compile=full"], "algorithms.stochastic_depth: train.compile=full"),
+        (["algorithms.label_smoothing={}", HF], "algorithms.label_smoothing: a model of transformers"),
+        (
+            ["recipes=[crammed-bert,short-convolution,token-dropping]"],
+            "model.short_convolution: layers of model.stack=token-dropping see parts",
+        ),
+        (["model.stack=funnel", "model.num_hidden_layers=4"], "model.num_hidden_layers: 4 are too few for a funnel"),
+        (
+            ["recipes=[crammed-bert,token-dropping]", "model.attention_kernel=flex"],
+            "model.attention_kernel: flex masks",
+        ),
+        (["model.attention_kernel=flash", "model.stack=token-dropping"], "model.attention_kernel: flash masks"),
+        (["model={attention_kernel: flex, attention_probs_dropout_prob: 0.1}"], "model.attention_kernel: flex has no"),
+        (
+            ["model.attention_kernel=flash", "objective={shift: true, causal_fraction: 0.5}"],
+            "model.attention_kernel: flash takes all rows as causal or none",
+        ),
+    ],
+)
+def test_what_cannot_be_combined_is_one_line(overrides: list[str], message: str):
+    with pytest.raises(ConfigError) as refused:
+        check(*overrides)
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+def test_half_of_what_cannot_be_combined_is_taken():
+    for overrides in (["algorithms.stochastic_depth={}"], ["algorithms={ema: {}, fused_layernorm: {}}"], [HF]):
+        check(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.repeats=2"], "model.repeats: nothing reads it with model.stack=plain; it takes model.stack=recurrent"),
+        (["model={positions: none, rope_theta: 5e4}"], "model.rope_theta: nothing reads it with model.positions=none"),
+        (["model.global_every=2"], "model.global_every: nothing reads it with model.local_window=null"),
+        (["model={norm: rmsnorm, norm_bias: false}"], "model.norm_bias: nothing reads it with model.norm=rmsnorm"),
+        (["model={norm_place: post, final_norm: false}"], "model.final_norm: nothing reads it with model.norm_place"),
+        (["model.hf_overrides.type_vocab_size=1"], "model.hf_overrides: nothing reads it with model.architecture="),
+        ([HF, "model.loss_kernel=chunked"], "model.loss_kernel: nothing reads it with model.architecture=hf"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_one_line(overrides: list[str], message: str):
+    with pytest.raises(ConfigError) as refused:
+        check(*overrides)
+    assert str(refused.value).startswith(f"command line: {message}") and "\n" not in str(refused.value)
+
+
+def test_what_an_earlier_layer_set_for_another_choice_is_let_be(tmp_path: Path):
+    check("recipes=[modern-bert,alibi]")  # modern-bert sets the bases of rotary positions
+    run = tmp_path / "run.yaml"
+    run.write_text("data: {local: /somewhere}\nbudget: 1h\nmodel: {positions: rotary, rope_theta: 20000.0}\n")
+    check("model.positions=none", path=run)
+    run.write_text("data: {local: /somewhere}\nbudget: 1h\nmodel: {positions: none, rope_theta: 20000.0}\n")
+    with pytest.raises(ConfigError, match=rf"{run}: model\.rope_theta: nothing reads it"):
+        check(path=run)
+    check("model.positions=rotary", path=run)

@@ -1,0 +1,171 @@
+"""Before the clock starts: what is not as it should be is said in one line; what can be put right is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cram_composer.config.schema.run import DataConfig
+from cram_composer.data.loading import preflight
+from cram_composer.data.loading.open_dataset import open_train
+from cram_composer.data.loading.prepare import DataSet, prepare
+from cram_composer.errors import CramError
+from tests.data.data_sets import number_of, write_data_set
+from tests.servers import Bucket, S3Server
+
+ROWS = 512
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_data_set(tmp_path / "source", ROWS)
+
+
+def prepared(cache: Path, remote: Path | str, **settings) -> DataSet:
+    settings = {"deadline": "2s", **settings}
+    return prepare(DataConfig(local=str(cache), remote=str(remote), **settings), True, lambda: None)
+
+
+def refused(cache: Path, remote: Path | str, **settings) -> str:
+    with pytest.raises(CramError) as error:
+        prepared(cache, remote, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def shard(root: Path, number: int = 3) -> Path:
+    return root / "train" / "00000" / f"shard.{number:05d}.mds"
+
+
+def test_the_description_comes_over_and_one_line_says_what_is_there(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = prepared(tmp_path / "cache", source)
+    for name in ("manifest.json", "tokenizer/tokenizer.json", "train/index.json", "validation/index.json"):
+        assert (data.root / name).read_bytes() == (source / name).read_bytes()
+    assert not list(data.root.rglob("*.mds")) and not list(data.root.rglob("*fetching*"))
+    (line,) = capsys.readouterr().out.splitlines()
+    count = len(list(source.rglob("*.mds")))
+    assert line.startswith(f"{source}: {count} shards of ") and "0 of them in" in line and "checked in" in line
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no manifest": (lambda root: (root / "manifest.json").unlink(), "manifest.json: there is no such object"),
+    "broken manifest": (lambda root: (root / "manifest.json").write_text("{"), "manifest.json: cannot be read"),
+    "old manifest": (
+        lambda root: (root / "manifest.json").write_text('{"format_version": 1}'),
+        "format version 1, but",
+    ),
+    "no tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").unlink(), "tokenizer.json: there is no such"),
+    "other tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").write_text("[]"), "not the tokenizer that"),
+    "no index": (lambda root: (root / "train/index.json").unlink(), "train/index.json: there is no such object"),
+    "broken index": (lambda root: (root / "train/index.json").write_text("{}"), "index.json: not a shard index"),
+    "short index": (
+        lambda root: (root / "train/index.json").write_text('{"shards": [], "version": 2}'),
+        "lists 0 records, the manifest 64",
+    ),
+    "missing shard": (lambda root: shard(root).unlink(), "shard.00003.mds: missing; copy the data set there again"),
+    "short shard": (lambda root: shard(root).write_bytes(b"x"), "shard.00003.mds: 1 bytes instead of"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_copy_that_is_not_whole_is_refused_by_its_own_name_or_made_up_for_by_the_mirror(
+    source: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+):
+    mirror = Path(shutil.copytree(source, tmp_path / "mirror"))
+    change, message = BROKEN[case]
+    change(source)
+    line = refused(tmp_path / "cache", source)
+    assert message in line and str(source) in line and "fetching" not in line
+    assert not (tmp_path / "cache" / "manifest.json").exists() or "shard." in line
+    capsys.readouterr()
+    data = prepared(tmp_path / "other", source, mirror=str(mirror))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ") and message.split(";")[0] in warning
+    config = DataConfig(num_workers=0)
+    assert sorted(number_of(open_train(data, config, seed=1).take(ROWS))) == list(range(ROWS))
+
+
+def test_several_missing_shards_are_counted(source: Path, tmp_path: Path):
+    for number in (3, 4, 5):
+        shard(source, number).unlink()
+    assert "shard.00003.mds: missing (and 2 more of" in refused(tmp_path / "cache", source)
+
+
+def test_a_cache_of_another_data_set_is_refused(source: Path, tmp_path: Path):
+    prepared(tmp_path / "cache", source)
+    other = write_data_set(tmp_path / "other", 256)
+    assert "holds another data set than" in refused(tmp_path / "cache", other)
+
+
+def test_what_a_kill_left_and_shards_that_are_damaged_are_removed_from_the_cache(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cache = tmp_path / "cache"
+    open_train(prepared(cache, source), DataConfig(num_workers=0), seed=1).take(ROWS)
+    flipped = bytearray(shard(cache, 1).read_bytes())
+    flipped[-1] ^= 1
+    shard(cache, 1).write_bytes(flipped)
+    shard(cache, 2).write_bytes(b"short")
+    mine, dead = (shard(cache).with_name(name) for name in (preflight.temporary_name(), "x"))
+    dead = dead.with_name(mine.name.rsplit("-", 2)[0] + "-999999999-0")
+    for path in (mine, dead):
+        path.touch()
+    capsys.readouterr()
+    prepared(cache, source, verify="size")
+    assert shard(cache, 1).exists() and not shard(cache, 2).exists()
+    prepared(cache, source)
+    assert not shard(cache, 1).exists() and shard(cache, 0).exists()
+    assert mine.exists() and not dead.exists()  # another process of this machine may be fetching
+    count = len(list((source / "train").rglob("*.mds")))
+    assert f"{count - 2} of them in" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_room_is_made_sure_of(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=6000))
+    line = refused(tmp_path / "cache", source)
+    assert "free; free some space, choose another folder with data.local, or set data.cache_limit" in line
+    prepared(tmp_path / "cache", source, cache_limit="5000b")
+    assert "is less than five times the largest shard" in refused(tmp_path / "cache", source, cache_limit="1kb")
+
+
+def test_only_streams_that_are_used_need_to_be_there(tmp_path: Path):
+    from cram_composer.config.schema.run import StreamWeightConfig
+
+    source = write_data_set(tmp_path / "source", {"train-web": 128, "train-wiki": 64})
+    next((source / "train-wiki").rglob("*.mds")).unlink()
+    assert "train-wiki" in refused(tmp_path / "cache", source)
+    prepared(tmp_path / "cache", source, mixture={"wiki": StreamWeightConfig(repeat=0.0)})
+
+
+def test_a_data_set_on_a_server_that_is_not_as_configured(
+    s3: Bucket, seaweed: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "cache"
+    uri = s3.upload_folder(source, "data")
+    assert len(prepared(cache, uri).manifest["splits"]) == 2
+    assert "no such object" in refused(cache, f"{uri}-typo")
+    assert "no such bucket" in refused(cache, uri.replace("s3://", "s3://no-"))
+    s3.delete("data/train/00000/shard.00003.mds")
+    assert f"{uri}/train/00000/shard.00003.mds: missing" in refused(cache, uri)
+    with monkeypatch.context() as other:
+        other.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        assert "the secret key is wrong" in refused(cache, uri)
+    with monkeypatch.context() as other:
+        other.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:1")
+        assert "cannot be reached" in refused(cache, uri)
+
+
+def test_index_and_manifest_agree_on_rows(source: Path, tmp_path: Path):
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest["splits"]["train"]["rows"] -= 1
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    data = prepared(tmp_path / "cache", source)
+    with pytest.raises(CramError, match="511 rows, which are not 64 blocks of 8"):
+        open_train(data, DataConfig(num_workers=0), seed=1)

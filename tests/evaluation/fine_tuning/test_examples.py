@@ -1,0 +1,178 @@
+"""Rows of every task are read from real-format files, and what is wrong with a file is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from cram_composer.errors import CramError
+from cram_composer.evaluation.fine_tuning.benchmarks import find_task
+from cram_composer.evaluation.fine_tuning.examples import read_split
+from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
+from cram_composer.evaluation.fine_tuning.tasks import GLUE, Candidate
+from tests.evaluation.fine_tuning.superglue_rows import superglue_rows
+
+
+def rows(task: str, count: int = 4) -> list[dict]:
+    found = GLUE[task]
+    made = []
+    for number in range(count):
+        row = {column: f'the {column}, "{number}"' for column in found.texts}
+        row["label"] = 1.25 * number if found.is_regression else number % len(found.labels)
+        made.append(row | {"idx": number})
+    return made
+
+
+def write(folder: Path, task: str, split: str, suffix: str, given: list[dict]) -> Path:
+    path = folder / task / f"{split}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in given)
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(given), path)
+    elif suffix == ".tsv":
+        listed = ["\t".join(map(str, row.values())) for row in (dict(zip(given[0], given[0], strict=True)), *given)]
+        path.write_text("\n".join(listed) + "\n")
+    elif suffix == ".jsonl":
+        path.write_text(lines)
+    else:
+        with pyarrow.output_stream(path, compression={".jsonl.zst": "zstd", ".jsonl.gz": "gzip"}[suffix]) as file:
+            file.write(lines.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.zst", ".jsonl.gz", ".tsv", ".parquet"])
+@pytest.mark.parametrize("task", GLUE)
+def test_every_task_is_read_from_every_format(task: str, suffix: str, tmp_path: Path):
+    for split in GLUE[task].sizes:
+        write(tmp_path, task, split, suffix, rows(task))
+        found = read_split(GLUE[task], split, tmp_path)
+        assert found.candidates == [
+            Candidate(tuple(row[column] for column in GLUE[task].texts), row["label"]) for row in rows(task)
+        ]
+        assert found.rows == 4
+        assert not found.is_whole
+        assert found.official == GLUE[task].sizes[split]
+
+
+def test_a_whole_split_is_known_by_its_size(tmp_path: Path):
+    write(tmp_path, "wnli", "validation", ".jsonl", rows("wnli", 71))
+    assert read_split(GLUE["wnli"], "validation", tmp_path).is_whole
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("rte", {"sentence2": None}, "row 2: RTE needs the columns sentence1, sentence2, label; there is no sentence2"),
+        ("cola", {"label": None}, "row 2: CoLA needs the columns sentence, label; there is no label (found: sentence"),
+        ("cola", {"sentence": 3}, "row 2: column 'sentence' holds int, not text"),
+        ("cola", {"label": 2}, "row 2: label 2 is none of 0 (unacceptable), 1 (acceptable), as CoLA has them"),
+        ("sst2", {"label": -1}, "row 2: label -1 is none of 0 (negative), 1 (positive), as SST-2 has them"),
+        ("mnli", {"label": 0.5}, "row 2: label 0.5 is none of 0 (entailment), 1 (neutral), 2 (contradiction)"),
+        ("qnli", {"label": "entailment"}, "row 2: label 'entailment' is none of 0 (entailment), 1 (not_entailment)"),
+        ("stsb", {"label": 5.5}, "row 2: label 5.5 is no number from 0 to 5, as STS-B has them"),
+        ("stsb", {"label": "high"}, "row 2: label 'high' is no number from 0 to 5"),
+    ],
+)
+def test_a_wrong_row_is_one_line(task: str, change: dict, message: str, tmp_path: Path):
+    given = rows(task)
+    given[1] |= change
+    path = write(tmp_path, task, "train", ".jsonl", given)
+    with pytest.raises(CramError) as refused:
+        read_split(GLUE[task], "train", tmp_path)
+    assert str(refused.value).startswith(f"{path}, {message}") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("task", SUPERGLUE)
+def test_superglue_is_read_as_candidates(task: str, suffix: str, tmp_path: Path):
+    split = next(iter(SUPERGLUE[task].sizes))
+    write(tmp_path, task, split, suffix, superglue_rows(task))
+    found = read_split(SUPERGLUE[task], split, tmp_path)
+    assert found.rows == 4
+    assert {candidate.label for candidate in found.candidates} == set(range(len(SUPERGLUE[task].labels)))
+    assert {len(candidate.texts) for candidate in found.candidates} == {2}
+
+
+def test_candidates_are_what_the_rows_say(tmp_path: Path):
+    def candidates(task: str) -> list[Candidate]:
+        write(tmp_path, task, "train", ".jsonl", superglue_rows(task, 2))
+        return read_split(SUPERGLUE[task] if task != "axg" else AXG, "train", tmp_path).candidates
+
+    assert candidates("copa") == [
+        Candidate(("the premise 0 What was the cause?", "the choice1 0"), 1, 0),
+        Candidate(("the premise 0 What was the cause?", "the choice2 0"), 0, 0),
+        Candidate(("the premise 1 What happened as a result?", "the choice1 1"), 0, 1),
+        Candidate(("the premise 1 What happened as a result?", "the choice2 1"), 1, 1),
+    ]
+    assert candidates("multirc") == [
+        Candidate(("the paragraph 0", "the question 0 the answer 0"), 0, (0, 0)),
+        Candidate(("the paragraph 1", "the question 1 the answer 1"), 1, (0, 0)),
+    ]
+    assert candidates("record")[:2] == [
+        Candidate(("the passage 0", "then the King saw the sea"), 1, 0, 1.0),  # "King" without article and sign
+        Candidate(("the passage 0", "then a River saw the sea"), 0, 0, 0.0),
+    ]
+    assert candidates("wic")[0].texts == ("the word 0: the sentence1 0", "the sentence2 0")
+    assert candidates("wsc")[0].texts == ("the king saw the sea before *he* slept", "the span1_text 0")
+    assert [candidate.group for candidate in candidates("axg")] == [0, 0]
+
+
+AXG = dataclasses.replace(SUPERGLUE["axg"], sizes={"train": 2})
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("copa", {"question": "why"}, "row 2: column 'question' holds 'why', neither cause nor effect, as COPA has"),
+        ("copa", {"label": 2}, "row 2: label 2 is none of 0 (choice1), 1 (choice2), as COPA has them"),
+        ("multirc", {"idx": 4}, "row 2: column 'idx' needs the numbers 'paragraph' and 'question'"),
+        ("record", {"entities": "King"}, "row 2: column 'entities' holds no list of texts"),
+        (
+            "record",
+            {"answers": None},
+            "row 2: ReCoRD needs the columns passage, query, entities, answers",
+        ),
+        ("record", {"query": "then she"}, "row 2: column 'query' has no @placeholder"),
+        ("wsc", {"span2_index": 8}, "row 2: column 'span2_index' holds '8', no number of a word of the text"),
+        ("boolq", {"label": True}, ""),
+    ],
+)
+def test_a_wrong_row_of_superglue_is_one_line(task: str, change: dict, message: str, tmp_path: Path):
+    given = superglue_rows(task)
+    given[1] |= change
+    path = write(tmp_path, task, "train", ".jsonl", given)
+    if not message:  # raw files have true and false where the hub has 1 and 0
+        assert read_split(SUPERGLUE[task], "train", tmp_path).candidates[1].label == 1
+        return
+    with pytest.raises(CramError) as refused:
+        read_split(SUPERGLUE[task], "train", tmp_path)
+    assert str(refused.value).startswith(f"{path}, {message}") and "\n" not in str(refused.value)
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path):
+    path = write(tmp_path, "cola", "train", ".jsonl", rows("cola"))
+    with pytest.raises(CramError, match=r"rte: no such folder; found in .*: cola$"):
+        read_split(GLUE["rte"], "train", tmp_path)
+    with pytest.raises(CramError, match=r"cola: no split 'validation' \(validation.jsonl, .*\); found: train.jsonl$"):
+        read_split(GLUE["cola"], "validation", tmp_path)
+    with pytest.raises(CramError, match=r"no such folder; found in .*nowhere: nothing$"):
+        read_split(GLUE["cola"], "train", tmp_path / "nowhere")
+    path.write_text("{\n")
+    with pytest.raises(CramError, match=r"train.jsonl:1: not valid JSON"):
+        read_split(GLUE["cola"], "train", tmp_path)
+    path.write_text("\n")
+    with pytest.raises(CramError, match=r"train.jsonl: has no rows"):
+        read_split(GLUE["cola"], "train", tmp_path)
+    path.rename(path.with_suffix(".parquet"))
+    with pytest.raises(CramError, match=r"train.parquet: cannot be read: "):
+        read_split(GLUE["cola"], "train", tmp_path)
+
+
+def test_an_unknown_task_is_one_line():
+    with pytest.raises(CramError, match=r"^--tasks: there is no task 'stb'; did you mean 'stsb'\? There are cola, "):
+        find_task("stb", "--tasks")

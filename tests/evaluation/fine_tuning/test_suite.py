@@ -1,0 +1,204 @@
+"""`cram eval` goes through all tasks and seeds, goes on where it stopped, and loses no job to another's failure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cram_composer.cli import main
+from cram_composer.config.schema.evaluation import ProtocolConfig, TaskSettingsConfig
+from cram_composer.evaluation.fine_tuning.jobs import plan_jobs
+from cram_composer.evaluation.fine_tuning.results import Result, read_results
+from cram_composer.evaluation.fine_tuning.suite import _to_do
+from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
+from cram_composer.evaluation.fine_tuning.table import console_table, model_row
+from cram_composer.evaluation.fine_tuning.tasks import GLUE
+from cram_composer.evaluation.pretrained import find_pretrained
+from tests.evaluation.fine_tuning.superglue_rows import superglue_rows
+from tests.models.tiny_models import save_tokenizer, tiny_model
+
+_ROWS = 12
+_WORDS = ("the", "river", "king", "sea", "a")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(made)
+    return save_tokenizer(made)
+
+
+@pytest.fixture(scope="module")
+def superglue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All ten tasks with the hub's columns, a few rows each."""
+    folder = tmp_path_factory.mktemp("superglue")
+    for task in SUPERGLUE.values():
+        for split in task.sizes:
+            path = folder / task.name / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("\n".join(json.dumps(row) for row in superglue_rows(task.name, _ROWS)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All nine tasks with the hub's columns, a few rows each."""
+    folder = tmp_path_factory.mktemp("glue")
+    for task in GLUE.values():
+        for split in task.sizes:
+            rows = []
+            for number in range(_ROWS):
+                text = dict.fromkeys(task.texts, f"{_WORDS[number % 5]} {_WORDS[number % 3]}")
+                label = number / 3 if task.is_regression else number % len(task.labels)
+                rows.append(json.dumps({**text, "label": label, "idx": number}))
+            path = folder / task.name / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("\n".join(rows))
+    return folder
+
+
+def eval_(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = main(["eval", *map(str, arguments), "--device", "cpu", "--jobs", "2"])
+    return status, *capsys.readouterr()
+
+
+def test_nine_tasks_in_one_command_and_again_for_nothing(model, data, tmp_path, capsys):
+    arguments = [model, f"untrained:{model}", "--data", data, "--output", tmp_path, "--seeds", 1, "--set", "epochs=1"]
+    status, table, progress = eval_(*arguments, capsys=capsys)
+    assert status == 0, progress
+    results = read_results(tmp_path / "results.jsonl")
+    assert sorted(r.task for r in results) == sorted([*GLUE, *GLUE])
+    assert {r.steps for r in results} == {1}
+    assert all(set(r.partial) == set(GLUE[r.task].sizes) for r in results)
+    assert "18 of 18" in progress
+    for row in json.loads((tmp_path / "glue.json").read_text())["rows"]:
+        assert len(row["numbers"]) == 13
+        assert row["averages"]["nine-number mean"]["missing"] == []
+    for text in ("MNLI mm acc", "nine-number mean", "80.9", "these: 1 seed", "without WNLI", "not the official number"):
+        assert text in table
+    assert "\nnot fine-tuned as in the published rows: epochs 1 (there 5)\n" in table
+    before = (tmp_path / "results.jsonl").read_bytes()
+    status, again, progress = eval_(*arguments, capsys=capsys)
+    assert (status, again) == (0, table)
+    assert "18 of 18 jobs are in the results already" in progress
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_ten_tasks_of_superglue_in_one_command(model, superglue, tmp_path, capsys):
+    arguments = [model, "--suite", "superglue", "--data", superglue, "--output", tmp_path, "--seeds", 1]
+    status, table, progress = eval_(*arguments, "--set", "epochs=1", "overrides.record.epochs=1", capsys=capsys)
+    assert status == 0, progress
+    results = {r.task: r for r in read_results(tmp_path / "results.jsonl")}
+    assert results.keys() == SUPERGLUE.keys()
+    assert (results["copa"].steps, results["record"].steps, results["wic"].steps) == (2, 2, 1)  # 24, 24, 12 candidates
+    assert results["axb"].seconds == results["rte"].seconds
+    assert results["record"].rows == {"train": _ROWS, "validation": _ROWS}
+    row = json.loads((tmp_path / "superglue.json").read_text())["rows"][0]
+    shown = {number["title"]: number["median"] for number in row["numbers"]}
+    assert {"ReCoRD F1", "ReCoRD EM", "MultiRC EM", "CB F1", "AX-g parity"} <= shown.keys()
+    counted = [name for name in SUPERGLUE if name not in ("axb", "axg")]
+    by_task = [[n["median"] for n in row["numbers"] if n["task"] == name] for name in counted]
+    expected = sum(sum(numbers) / len(numbers) for numbers in by_task) / len(counted)
+    assert row["averages"]["mean of tasks"]["mean"] == pytest.approx(expected)
+    assert "rows cut at 24 tokens" in table and "nine-number" not in table
+
+
+def test_a_failing_job_is_named_and_the_others_go_on(model, data, tmp_path, capsys):
+    arguments = [model, "--data", data, "--output", tmp_path, "--seeds", 1, "--tasks", "rte,cola", "--set", "epochs=1"]
+    status, table, progress = eval_(*arguments, "overrides.rte.lr=1e30", "overrides.rte.epochs=4", capsys=capsys)
+    assert status == 1
+    assert "RTE, seed 1: rte, seed 1: the loss is" in progress
+    assert [r.task for r in read_results(tmp_path / "results.jsonl")] == ["cola"]
+    assert "not scored: RTE" in table
+    assert "published rows: epochs 1 (there 5); for RTE epochs 4, lr 1e+30" in table
+
+
+def test_rte_goes_on_from_mnli_and_says_so(model, data, tmp_path, capsys):
+    arguments = [model, "--data", data, "--output", tmp_path, "--seeds", 1, "--tasks", "rte,mnli"]
+    status, table, progress = eval_(*arguments, "--set", "epochs=1", "mnli_start=true", capsys=capsys)
+    assert status == 0, progress
+    assert "start from the model fine-tuned on MNLI, which the rules of a cram forbid" in table
+    assert {r.task: r.mnli_start for r in read_results(tmp_path / "results.jsonl")} == {"mnli": False, "rte": True}
+
+
+def test_mnli_is_trained_again_where_its_model_is_gone(model, data, tmp_path):
+    protocol = ProtocolConfig(tasks=["mnli", "rte"], seeds=2, mnli_start=True)
+    jobs = plan_jobs([find_pretrained(str(model))], protocol, data, "fp32", tmp_path)
+    assert [(job.task.name, job.seed) for job in jobs] == [("mnli", 1), ("mnli", 2), ("rte", 1), ("rte", 2)]
+    done = {key: None for job in jobs[:3] for key in job.keys}
+    assert _to_do(jobs, done) == [jobs[0], jobs[3]]
+    assert _to_do(jobs, {**done, jobs[3].keys[0]: None}) == []
+
+
+def test_a_task_may_have_seeds_of_its_own(model, data, tmp_path):
+    protocol = ProtocolConfig(tasks=["cola", "rte"], seeds=1, overrides={"rte": TaskSettingsConfig(seeds=3)})
+    jobs = plan_jobs([find_pretrained(str(model))], protocol, data, "fp32", tmp_path)
+    assert [job.task.name for job in jobs] == ["cola", "rte", "rte", "rte"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "colla"], "there is no task 'colla'; did you mean 'cola'"),
+        (["--suite", "glew"], "--suite glew: there is no such protocol; there are glue"),
+        (["--tasks", "rte", "--set", "mnli_start=true"], "add mnli to tasks"),
+        (["--set", "epochs=0"], "epochs"),
+        (["--set", "precision=fp16"], "fp16 needs a GPU"),
+        (["--seeds", "0"], "seeds"),
+        (["--slurm", "nonsense"], "--slurm nonsense: not key=value"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_trained(arguments, message, model, data, tmp_path, capsys):
+    status, _, error = eval_(model, "--data", data, "--output", tmp_path / "out", *arguments, capsys=capsys)
+    assert status == 2
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_are_checked_first(model, tmp_path, capsys):
+    status, _, error = eval_(model, "--data", tmp_path / "none", "--output", tmp_path / "out", capsys=capsys)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "no such folder" in error
+
+
+def test_what_is_published_is_averaged_over_the_tasks_at_hand():
+    results = [
+        Result(
+            "m",
+            "h",
+            "s",
+            "glue",
+            name,
+            seed,
+            {"validation": {metric: value}},
+            {},
+            [],
+            False,
+            1,
+            1.0,
+            1.0,
+            1.0,
+            "cpu",
+            "fp32",
+        )
+        for name, metric, value in (("cola", "matthews", 10.0), ("sst2", "accuracy", 80.0))
+        for seed in (1, 2, 3)
+    ]
+    protocol = ProtocolConfig(tasks=["cola", "sst2"], seeds=3)
+    table = console_table(protocol, [model_row(protocol, "m", "h", results, 128)])
+    assert f"BERT-base, fully trained, 80.9 in all: {(56.5 + 91.9) / 2:.1f} on SST-2, CoLA" in table
+    assert "45.0 (6 missing)" in table
+    assert "80.0 (80.0 to 80.0)" in table
+
+
+def test_slurm_jobs_are_two_arrays_of_which_the_second_waits_for_mnli(model, data, tmp_path, slurm_here, capsys):
+    arguments = [model, "--data", data, "--output", tmp_path, "--seeds", 1, "--tasks", "rte,mnli,cola"]
+    settings = ["--set", "epochs=4", "mnli_start=true", "overrides.cola.lr=1e30", "--slurm", "timeout_min=60"]
+    status, table, progress = eval_(*arguments, *settings, capsys=capsys)
+    assert slurm_here.sizes == [2, 1]
+    assert slurm_here.asked[0]["timeout_min"] == 60 and slurm_here.asked[0]["gpus_per_node"] == 0
+    assert status == 1 and "CoLA, seed 1" in progress and "logs in" in progress
+    assert {r.task for r in read_results(tmp_path / "results.jsonl")} == {"mnli", "rte"}
+    assert "not scored: CoLA" in table

@@ -1,0 +1,142 @@
+"""A record's configuration is had again, key by key, and what has changed since is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cram_composer.cli import main
+from cram_composer.config.compose import compose
+from cram_composer.config.recipes import leaves
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.errors import CramError
+from cram_composer.runs import reproduce as module
+from cram_composer.runs.reproduce import reproduce
+
+ENVIRONMENT = {"python": "3.11.7", "threads": 2, "gpus": [], "libraries": {"torch": "2.7.0"}}
+RUNS = [
+    ["optimizer.lr=3e-3", "seed=5", "run_name=first"],
+    ["recipes=[crammed-bert,rope,muon]", "run_name=first", "budget={tokens: 1e6, steps: 50}"],
+    # The preset's positions lose to an ingredient that the command line adds; their keys must not be asked for again.
+    ["recipes=[modern-bert,alibi]", "run_name=first"],
+    [
+        "recipes=[]",
+        "run_name=first",
+        "algorithms.ema={}",
+        "logging.wandb={project: x}",
+        "data.mixture={a: {repeat: 2}}",
+    ],
+]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "environment", lambda: json.loads(json.dumps(ENVIRONMENT | {"threads": 1})))
+    monkeypatch.setenv("CRAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def record(folder: Path, overrides: list[str], **replaced: Any) -> dict[str, Any]:
+    """What a run configured like this leaves as its record."""
+    composed = compose(RunConfig, "yamls/cram-cpu.yaml", overrides)
+    values: dict[str, Any] = {
+        "run_name": "first",
+        "status": "finished",
+        "config": composed.plain,
+        "provenance": composed.provenance,
+        "config_hash": composed.hash,
+        "environment": ENVIRONMENT,
+        "world_size": 1,
+        "data": {},
+        **replaced,
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(values))
+    return values
+
+
+@pytest.mark.parametrize("overrides", RUNS)
+def test_the_configuration_is_the_same_but_for_the_name(tmp_path: Path, overrides: list[str]) -> None:
+    values = record(tmp_path / "first", overrides)
+    made = reproduce(tmp_path / "first")
+    again = leaves(compose(RunConfig, made.path, []).plain)
+    assert made.configuration == []
+    assert again == leaves(values["config"]) | {"run_name": "first-again"}
+    assert compose(RunConfig, made.path, ["run_name=first"]).hash == values["config_hash"]
+
+
+def test_a_default_that_has_changed_is_written_out(tmp_path: Path) -> None:
+    values = record(tmp_path / "first", RUNS[0])
+    values["config"]["train"]["max_nonfinite"] = 7  # the default of an older version
+    (tmp_path / "first" / "record.json").write_text(json.dumps(values))
+    made = reproduce(tmp_path / "first" / "record.json")
+    assert made.configuration == []
+    assert compose(RunConfig, made.path, []).config.train.max_nonfinite == 7
+
+
+def test_a_key_that_is_gone_is_named(tmp_path: Path) -> None:
+    values = record(tmp_path / "first", RUNS[0])
+    values["config"]["train"]["speed"] = 3
+    (tmp_path / "first" / "record.json").write_text(json.dumps(values))
+    assert reproduce(tmp_path / "first").configuration == ["train.speed: 3 as the run had it, absent here"]
+
+
+def test_a_replay_follows_the_trace_instead_of_the_budget(tmp_path: Path) -> None:
+    record(tmp_path / "first", RUNS[1])
+    with pytest.raises(CramError, match="no trace there"):
+        reproduce(tmp_path / "first", replay=True)
+    step = {"elapsed": 0.0, "progress": 0.0, "tokens": 1, "batch_size": 1, "seq_length": 1, "mlm_probability": 0.25}
+    line = {"step": 0, **step, "lr": 0.1, "loss": 9.0, "step_seconds": 1.0, "data_seconds": 0.0}
+    (tmp_path / "first" / "trace.jsonl").write_text(json.dumps(line) + "\n")
+    made = reproduce(tmp_path / "first", replay=True)
+    budget = compose(RunConfig, made.path, []).config.budget
+    assert (budget.replay, budget.tokens, budget.steps, budget.wall) == (str(tmp_path / "first"), None, None, None)
+    assert made.configuration == []
+    record(tmp_path / "first", RUNS[1], status="interrupted")
+    with pytest.raises(CramError, match="did not finish"):
+        reproduce(tmp_path / "first", tmp_path / "other.yaml", replay=True)
+
+
+def test_what_has_changed_around_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = ENVIRONMENT | {"libraries": {"torch": "2.6.0", "apex": "1"}, "gpus": ["NVIDIA A6000"]}
+    record(tmp_path / "first", RUNS[0], environment=other, world_size=4)
+    assert main(["reproduce", "first"]) == 0
+    said = capsys.readouterr().out
+    assert "configuration: the same\n" in said
+    assert "libraries.torch: '2.6.0' then, '2.7.0' now" in said
+    assert "libraries.apex: '1' then, absent now" in said
+    assert "gpus: ['NVIDIA A6000'] then, [] now" in said
+    assert "threads" not in said
+    assert "data: not at" in said
+    assert "train:   composer -n 4 train.py first-again.yaml" in said
+
+
+def test_data_that_differ_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cram_composer.data import manifest
+
+    found = {"name": "starter", "splits": {"train": {"rows": 5}}, "config": {}, "sources": []}
+    then = {"name": "starter", "splits": {"train": {"rows": 4}}, "sources": []}
+    record(tmp_path / "first", [*RUNS[0], f"data.local={tmp_path}/data"], data=then)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("{}")
+    monkeypatch.setattr(manifest, "load_manifest", lambda root: found)
+    assert reproduce(tmp_path / "first").surroundings == ["data.splits.train.rows: 4 then, 5 now"]
+
+
+def test_bad_requests_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "nothing"]) == 2
+    values = record(tmp_path / "first", RUNS[0])
+    (tmp_path / "first-again.yaml").write_text("mine")
+    assert main(["reproduce", "first"]) == 2
+    assert (tmp_path / "first-again.yaml").read_text() == "mine"
+    values["config"]["recipes"] = ["gone"]
+    (tmp_path / "first" / "record.json").write_text(json.dumps(values))
+    assert main(["reproduce", "first", "--output", "new.yaml"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    for line, said in zip(errors, ("not a run folder", "is there already", "'gone'"), strict=True):
+        assert said in line
+    assert not (tmp_path / "new.yaml").exists()

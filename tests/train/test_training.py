@@ -1,0 +1,311 @@
+"""Whole runs in processes of their own: the budget, the record, a kill and what comes after it, several ranks."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cram_composer.runs.folder import RunFolder
+from cram_composer.runs.reproduce import reproduce
+from tests.conftest import REPOSITORY, Train, environment, train_command
+
+SCHEDULED = ["recipes=[crammed-bert,ema,seq-length-warmup]", "algorithms.seq_length_warmup.min_seq_length=8"]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def record(run: Path) -> dict[str, Any]:
+    return json.loads((run / "record.json").read_text())
+
+
+def last_state(run: Path) -> dict[str, Any]:
+    return torch.load(sorted((run / "checkpoints").glob("step-*.pt"))[-1], weights_only=False)["state"]
+
+
+def same_run(one: Path, other: Path) -> None:
+    """Same steps, losses and schedules to the last bit, and the same weights and averages."""
+    a, b = lines(one / "trace.jsonl"), lines(other / "trace.jsonl")
+    timing = {"elapsed", "step_seconds", "data_seconds"}
+    assert [{k: v for k, v in step.items() if k not in timing} for step in a] == [
+        {k: v for k, v in step.items() if k not in timing} for step in b
+    ]
+    first, second = last_state(one), last_state(other)
+    assert first["model"].keys() == second["model"].keys()
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+    averages = [dict(state["algorithms"]).get("EMA", {}).get("average", {}) for state in (first, second)]
+    assert averages[0].keys() == averages[1].keys()
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
+
+
+def start(data: Path, runs: Path, *overrides: str, ranks: int | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        train_command(data, runs, list(overrides), ranks),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_until(condition, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+def test_a_run_by_the_clock_stops_on_time_adds_up_and_is_over(train: Train, tmp_path: Path):
+    result = train("budget=6s", "run_name=r", "export.enabled=true", "eval.interval=0.3", *SCHEDULED)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "r"
+    found = record(run)
+    steps = lines(run / "trace.jsonl")
+    ledger = found["ledger"]
+    assert found["status"] == "finished"
+    assert 6.0 <= ledger["inside_total"] <= 6.0 + ledger["last_step_seconds"] + 0.2
+    assert ledger["inside_total"] == pytest.approx(ledger["wall_seconds"], rel=0.01)
+    assert found["device_hours"] == pytest.approx(ledger["inside_total"] / 3600.0)
+    assert ledger["inside"]["train"] > 0 and ledger["inside"]["eval"] > 0 and ledger["inside"]["checkpoint"] > 0
+
+    # Tokens reported are tokens fed, also while rows are short.
+    fed = 0
+    for number, step in enumerate(steps):
+        fed += step["batch_size"] * step["seq_length"]
+        assert (step["step"], step["tokens"]) == (number, fed)
+    assert found["tokens"] == fed and found["steps"] == len(steps)
+    assert {step["seq_length"] for step in steps} == {8, 16, 32}
+    # The rate is at its end within one step.
+    assert steps[-1]["lr"] < found["config"]["optimizer"]["lr"] * (1.0 - steps[-2]["progress"]) / 0.25 + 1e-9
+
+    evaluations = lines(run / "metrics.jsonl")
+    assert [name for entry in evaluations for name in entry if name == "eval/loss"] == ["eval/loss"] * 2 + []
+    assert found["metrics"]["validation_loss"] == pytest.approx(evaluations[-1]["final/loss"])
+    assert (run / "export" / "model.safetensors").is_file()
+    assert "<svg" in (run / "report.html").read_text()
+
+    again = train("budget=6s", "run_name=r", "export.enabled=true", "eval.interval=0.3", *SCHEDULED)
+    assert again.returncode == 0 and "this run is over (finished)" in again.stdout
+    other = train("budget=7s", "run_name=r", "export.enabled=true", "eval.interval=0.3", *SCHEDULED)
+    assert other.returncode == 2 and "budget.wall" in other.stderr and other.stderr.count("\n") == 1
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(train: Train, tiny_data: Path, tmp_path: Path):
+    common = [*SCHEDULED, "eval.interval=0.2"]
+    original = train("budget=8s", "run_name=original", *common)
+    assert original.returncode == 0, original.stderr
+    replayed = ["budget={replay: " + str(tmp_path / "original") + "}", "checkpoint.interval=0.5s", *common]
+    whole = train(*replayed, "run_name=whole")
+    assert whole.returncode == 0, whole.stderr
+    same_run(tmp_path / "original", tmp_path / "whole")
+
+    killed = tmp_path / "killed"
+    process = start(tiny_data, tmp_path, *replayed, "run_name=killed")
+    wait_until(lambda: len(list(killed.glob("checkpoints/*.json"))) >= 2, process)
+    process.kill()
+    process.communicate()
+    assert record(killed)["status"] == "running"
+    resumed = train(*replayed, "run_name=killed")
+    assert resumed.returncode == 0, resumed.stderr
+    same_run(tmp_path / "original", killed)
+    segments = record(killed)["segments"]
+    assert [segment["reason"] for segment in segments] == ["killed", "finished"]
+    assert segments[1]["started_at_step"] > 0
+
+
+@pytest.mark.slow
+def test_a_reproduced_run_takes_the_same_steps(train: Train, tmp_path: Path):
+    original = train("budget=6s", "run_name=original", *SCHEDULED)
+    assert original.returncode == 0, original.stderr
+    made = reproduce(tmp_path / "original", tmp_path / "again.yaml", replay=True)
+    assert made.configuration == []
+    assert [line for line in made.surroundings if not line.startswith("cpu")] == []
+    command = [sys.executable, str(REPOSITORY / "train.py"), str(made.path)]
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    same_run(tmp_path / "original", tmp_path / "original-again")
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_costs_one_warning_and_the_steps_since_the_one_before(
+    train: Train, tiny_data: Path, tmp_path: Path
+):
+    settings = ["budget={wall: 60s, steps: 60}", "checkpoint.interval=0.3s", "run_name=r"]
+    process = start(tiny_data, tmp_path, *settings)
+    run = tmp_path / "r"
+    wait_until(lambda: len(list(run.glob("checkpoints/*.json"))) >= 2, process)
+    process.kill()
+    process.communicate()
+    newest = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    spent = sum(json.loads((run / "clock.json").read_text())["inside"].values())
+    result = train(*settings)
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout + result.stderr).count("truncated") == 1
+    found = record(run)
+    assert found["steps"] == 60 and found["segments"][1]["started_at_step"] < int(newest.stem.split("-")[1])
+    assert found["ledger"]["inside"]["lost"] > 0
+    assert found["segments"][1]["spent_before"] == pytest.approx(spent, abs=1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_continues(train: Train, tiny_data: Path, tmp_path: Path, number: int):
+    settings = ["budget={wall: 60s, steps: 120}", "run_name=r"]
+    run = tmp_path / "r"
+    process = start(tiny_data, tmp_path, *settings)
+    wait_until(lambda: (run / "trace.jsonl").is_file() and len(lines(run / "trace.jsonl")) > 3, process)
+    process.send_signal(number)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 128 + number, output
+    found = record(run)
+    assert found["status"] == "interrupted" and 3 < found["steps"] < 120
+    result = train(*settings)
+    assert result.returncode == 0, result.stderr
+    assert record(run)["steps"] == 120
+    assert record(run)["ledger"]["inside"]["lost"] == 0
+    assert [step["step"] for step in lines(run / "trace.jsonl")] == list(range(120))
+
+
+def test_a_second_process_on_a_run_folder_is_refused(train: Train, tmp_path: Path):
+    folder = RunFolder(tmp_path / "r")
+    folder.lock()
+    try:
+        result = train("budget=5s", "run_name=r")
+    finally:
+        folder.unlock()
+    assert result.returncode == 2 and "another process" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_launcher_takes_its_ranks_with_it(train: Train, tiny_data: Path, tmp_path: Path, number: int):
+    settings = ["budget={wall: 5m, steps: 120}", "run_name=r"]
+    run = tmp_path / "r"
+    process = start(tiny_data, tmp_path, *settings, ranks=1)
+    wait_until(lambda: (run / "trace.jsonl").is_file() and len(lines(run / "trace.jsonl")) > 3, process)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    result = train(*settings, ranks=1)  # waits for the rank that is saving, and goes on
+    assert result.returncode == 0, result.stderr
+    found = record(run)
+    assert found["steps"] == 120
+    assert [segment["reason"] for segment in found["segments"]] == ["interrupted", "finished"]
+
+
+@pytest.mark.slow
+def test_two_ranks_pass_the_end_of_an_epoch(train: Train, tmp_path: Path):
+    # About 80 blocks of 16 rows, one block per rank and step.
+    result = train("budget={wall: 100s, steps: 50}", "run_name=r", "algorithms.batch_size_ramp=null", ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert record(tmp_path / "r")["steps"] == 50
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_finishes_finishes_when_started_again(train: Train, tmp_path: Path):
+    settings = ["budget={wall: 60s, steps: 5}", "run_name=r"]
+    assert train(*settings).returncode == 0
+    run = tmp_path / "r"
+    found = record(run)
+    (run / "record.json").write_text(json.dumps(found | {"status": "running"}))
+    result = train(*settings)
+    assert result.returncode == 0, result.stderr
+    again = record(run)
+    assert again["status"] == "finished" and again["steps"] == 5
+    assert again["metrics"]["validation_loss"] == found["metrics"]["validation_loss"]
+    assert len(lines(run / "trace.jsonl")) == 5
+
+
+@pytest.mark.slow
+def test_a_replay_with_other_batches_is_refused(train: Train, tmp_path: Path):
+    assert train("budget={wall: 60s, steps: 3}", "run_name=a").returncode == 0
+    replay = "budget={replay: " + str(tmp_path / "a") + "}"
+    result = train(replay, "run_name=b", "train.device_train_microbatch_size=32")
+    assert result.returncode == 2 and "had batch_size 16 in the trace and has 32" in result.stderr
+
+
+def test_shards_come_from_a_remote(train: Train, tiny_data: Path, tmp_path: Path):
+    cache = tmp_path / "cache"
+    remote = ["budget={wall: null, steps: 60}", f"data.remote={tiny_data}", f"data.local={cache}"]
+    result = train(*remote, "run_name=r")
+    assert result.returncode == 0, result.stderr
+    local = train("budget={wall: null, steps: 60}", "run_name=l")
+    assert local.returncode == 0, local.stderr
+    same_run(tmp_path / "r", tmp_path / "l")
+    shard = next((cache / "train").glob("*/*.mds"))
+    assert shard.read_bytes() == (tiny_data / shard.relative_to(cache)).read_bytes()
+    (cache / "manifest.json").write_text("{}")
+    other = train(*remote, "run_name=o")
+    assert other.returncode == 2 and "holds another data set" in other.stderr
+
+
+def test_two_ranks_take_the_same_steps_and_feed_twice_the_tokens(train: Train, tmp_path: Path):
+    settings = ["budget={wall: 60s, steps: 6}", "algorithms.batch_size_ramp=null"]
+    for ranks, name, batch in ((1, "one", 32), (2, "two", 64)):
+        result = train(*settings, f"run_name={name}", f"train.batch_size={batch}", ranks=ranks)
+        assert result.returncode == 0, result.stderr
+    one, two = record(tmp_path / "one"), record(tmp_path / "two")
+    assert (one["steps"], two["steps"]) == (6, 6)
+    assert (one["tokens"], two["tokens"]) == (6 * 32 * 32, 2 * 6 * 32 * 32)
+    assert two["world_size"] == 2
+    assert one["tokens"] == lines(tmp_path / "one" / "trace.jsonl")[-1]["tokens"]
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together_by_the_clock(train: Train, tmp_path: Path):
+    result = train("budget=5s", "run_name=r", "train.batch_size=32", ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert record(tmp_path / "r")["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_hopeless_run_is_given_up(train: Train, tmp_path: Path):
+    result = train("budget=10s", "run_name=r", "train.kill={loss_above: 0.1, at: 0.2}")
+    assert result.returncode == 0, result.stderr
+    found = record(tmp_path / "r")
+    assert found["status"] == "killed-early" and "above train.kill.loss_above" in found["reason"]
+    assert found["ledger"]["inside_total"] < 8.0
+
+
+def test_any_transformers_model_trains_and_exports_as_its_own_class(train: Train, tmp_path: Path):
+    overrides = "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64}"
+    result = train(
+        "budget={wall: 60s, steps: 3}",
+        "run_name=r",
+        "model.architecture=hf",
+        "model.hf_name=bert",
+        f"model.hf_overrides={overrides}",
+        "export.enabled=true",
+    )
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "r" / "export" / "config.json").read_text())
+    assert config["architectures"] == ["BertForMaskedLM"] and "auto_map" not in config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.local=/nowhere", "no finished data set"),
+        ("device=cuda", "yamls/cram-cpu.yaml"),
+        ("model.num_attention_heads=3", "not divisible"),
+        ("budget={replay: /nowhere}", "no trace there"),
+        ("eval.batch_size=4096", "validation rows"),
+    ],
+)
+def test_what_cannot_run_is_one_line(train: Train, tmp_path: Path, override: str, message: str):
+    if override == "device=cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    result = train("run_name=r", "data.build=null", override)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert not (tmp_path / "r" / "record.json").exists()
