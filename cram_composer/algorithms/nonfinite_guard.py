@@ -105,7 +105,7 @@ class NonFiniteGuard(Algorithm):
         self.skipped += 1
         if self._policy == "stop":
             raise CramError(
-                f"step {step}: {cause} is not finite, and train.nonfinite is 'stop'; the step was not applied"
+                f"step {step}: {cause} is not finite, and train.on_nonfinite is 'stop'; the step was not applied"
             )
         if self._in_a_row > self._limit:
             raise CramError(

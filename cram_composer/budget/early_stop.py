@@ -9,13 +9,13 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from cram_composer.budget.budget import Budget
-from cram_composer.config.schema.run import KillConfig
+from cram_composer.config.schema.run import EarlyStopConfig
 
 
-class EarlyKill(Callback):
+class EarlyStop(Callback):
     """At progress `at`, end the run if the mean of the recent training losses is above `loss_above` nats."""
 
-    def __init__(self, config: KillConfig, budget: Budget, recent_losses: Callable[[], list[float]]) -> None:
+    def __init__(self, config: EarlyStopConfig, budget: Budget, recent_losses: Callable[[], list[float]]) -> None:
         self._config = config
         self._budget = budget
         self._recent_losses = recent_losses
@@ -34,7 +34,7 @@ class EarlyKill(Callback):
         if mean > self._config.loss_above:
             self.reason = (
                 f"the training loss was {mean:.3f} at {100 * self._budget.progress:.0f} % of the budget, above "
-                f"train.kill.loss_above = {self._config.loss_above}"
+                f"train.early_stop.loss_above = {self._config.loss_above}"
             )
             state.stop_training()
 

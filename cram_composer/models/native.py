@@ -30,7 +30,7 @@ _PLAIN: dict[str, Any] = {
     "head_transform": True,
 }
 _BERT: dict[str, Any] = {
-    "norm_place": "post",
+    "norm_position": "post",
     "norm_bias": True,
     "ffn": "gelu",
     "positions": "learned",
@@ -40,10 +40,10 @@ _BERT: dict[str, Any] = {
     "head_bias": True,
 }
 _MODERN_BERT: dict[str, Any] = {
-    "norm_place": "pre",
+    "norm_position": "pre",
     "first_norm": False,
     "final_norm": True,
-    "ffn": "gelu_glu",
+    "ffn": "geglu",
     "positions": "rotary",
 }
 

@@ -41,7 +41,7 @@ class MaskedLMTrainingModel(ComposerModel):
             Evaluation runs eagerly: a graph of its own would cost more of the budget than it saves.
 
     `compile_state` says what is in effect: the mode, or "off (failed: ...)"; `loss_kernel` and `attention` what
-    computes the two in training. Where weights are sharded, `rehearses` is set to False: see `_rehearse`.
+    computes the two in training. Where weights are sharded, `precompiles` is set to False: see `_precompile`.
     """
 
     def __init__(self, model: PreTrainedModel, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> None:
@@ -55,14 +55,14 @@ class MaskedLMTrainingModel(ComposerModel):
         self.compile_state = compile
         self.loss_kernel = "torch, full"
         self.attention = f"transformers {model.config._attn_implementation}"
-        self.rehearses = True
+        self.precompiles = True
         self.rehearsed: set[tuple[torch.Size, ...]] = set()
 
     def forward(self, batch: Batch) -> MaskedLMOutput:
         """Loss (mean nats over labels != -100) and logits: [B, K, V] of CramBERT, [B, L, V] of any other model."""
         try:
-            if self.compiled_regions and self.rehearses and torch.is_grad_enabled():
-                self._rehearse(batch)
+            if self.compiled_regions and self.precompiles and torch.is_grad_enabled():
+                self._precompile(batch)
             return self._forward(batch)
         except TorchDynamoException as error:
             if not self.compiled_regions:
@@ -84,7 +84,7 @@ class MaskedLMTrainingModel(ComposerModel):
         if isinstance(self.model, CramBertForMaskedLM):
             self.model.encoder.attention_kernel, self.attention = choose_attention(kernel, device, precision)
 
-    def _rehearse(self, batch: Batch) -> None:
+    def _precompile(self, batch: Batch) -> None:
         """Run forward and backward once for nothing when the batch's shapes are new.
 
         torch compiles a backward when it first runs, which is in the trainer, where a failure could not be caught.

@@ -25,7 +25,7 @@ from cram_composer.models.compilation import encoder_layers
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.optim.parameters import describe
-from cram_composer.planning.model_spec import Subject, without_numbers
+from cram_composer.planning.model_spec import ModelSpec, without_numbers
 
 _BITS_8_SMALLEST = 4096  # elements: bitsandbytes keeps the moments of smaller tensors in fp32
 _BITS_8_BLOCK = 256  # elements that share a scale in fp32
@@ -87,13 +87,13 @@ class PeakBytes(TorchDispatchMode):
         self.now -= size
 
 
-def step_memory(subject: Subject, precision: str) -> StepMemory:
+def step_memory(spec: ModelSpec, precision: str) -> StepMemory:
     """Measure one step of a run whose device computes in `precision`: bf16, fp16 or fp32. Raises CramError."""
-    config = subject.config
+    config = spec.config
     dtype = None if precision == "fp32" else torch.bfloat16  # autocast of a CPU has no fp16, which is as large
-    fixed, row = _activations(subject, dtype)
+    fixed, row = _activations(spec, dtype)
     with without_numbers():
-        model = subject.model(dtype)
+        model = spec.model(dtype)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         weights = tensor_bytes(model.parameters())
         layers = [tensor_bytes(layer.parameters()) for layer in encoder_layers(model.model)]
@@ -114,24 +114,24 @@ def step_memory(subject: Subject, precision: str) -> StepMemory:
     )
 
 
-def _activations(subject: Subject, dtype: torch.dtype | None) -> tuple[float, float]:
+def _activations(spec: ModelSpec, dtype: torch.dtype | None) -> tuple[float, float]:
     """Bytes of any microbatch, and of each of its rows, from two sizes of it."""
-    rows = subject.config.train.device_train_microbatch_size
+    rows = spec.config.train.device_train_microbatch_size
     try:
         with without_numbers():
-            small, large = (activation_peak(subject, subject.model(dtype), count) for count in (rows, 2 * rows))
+            small, large = (activation_peak(spec, spec.model(dtype), count) for count in (rows, 2 * rows))
     except DataDependentOutputException:  # some models of transformers look into their masks: compute, on little
         rows = 1
-        small, large = (activation_peak(subject, subject.model(dtype), count) for count in (rows, 2 * rows))
+        small, large = (activation_peak(spec, spec.model(dtype), count) for count in (rows, 2 * rows))
     return 2 * small - large, (large - small) / rows
 
 
-def activation_peak(subject: Subject, model: MaskedLMTrainingModel, rows: int) -> int:
+def activation_peak(spec: ModelSpec, model: MaskedLMTrainingModel, rows: int) -> int:
     """Bytes at the peak of forward and backward of one microbatch of `rows` rows, gradients left out."""
     # Liger's loss holds some logits at a time, as the chunked one does, and cannot run here.
-    model.use_loss("full" if subject.config.model.loss_kernel == "full" else "chunked", "cpu")
+    model.use_loss("full" if spec.config.model.loss_kernel == "full" else "chunked", "cpu")
     model.train()
-    loader = subject.loader(rows)
+    loader = spec.loader(rows)
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in next(iter(loader)).items()}
     batch = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -20,7 +20,7 @@ from cram_composer.data.loading.mixture import choose_streams
 from cram_composer.data.loading.prepare import places
 from cram_composer.data.loading.stream import RowStream, TrainLoader
 from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest
-from cram_composer.data.masking import Masker, build_masker
+from cram_composer.data.masking import MaskedLMCollator, build_collator
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
 
@@ -79,7 +79,7 @@ def epoch_rows(config: DataConfig, manifest: Manifest) -> int:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelSpec:
     """A run on `devices` devices."""
 
     config: RunConfig
@@ -87,10 +87,10 @@ class Subject:
     devices: int
 
     @property
-    def masker(self) -> Masker:
-        """The run's masker; tokens stand for words, which it takes a tokenizer to know and which are as many."""
+    def collator(self) -> MaskedLMCollator:
+        """The run's collator; tokens stand for words, which it takes a tokenizer to know and which are as many."""
         tokens = self.facts.special_tokens
-        return build_masker(
+        return build_collator(
             replace(self.config.objective, unit="token"),
             self.facts.vocab_size,
             tuple(tokens.values()),
@@ -104,7 +104,7 @@ class Subject:
         stream = _RandomRows(self.facts)
         return TrainLoader(
             cast(RowStream, stream),
-            self.masker,
+            self.collator,
             rows=microbatch or self.config.train.batch_size // self.devices,
             microbatch=microbatch or self.config.train.device_train_microbatch_size,
             seq_length=self.facts.sequence_length,

@@ -16,7 +16,7 @@ from cram_composer.config.schema.scaleout import ScaleoutConfig
 from cram_composer.config.validation.scaleout import refusal
 from cram_composer.device import DeviceChoice, choose_device
 from cram_composer.planning.memory import step_memory
-from cram_composer.planning.model_spec import DataFacts, Subject, data_facts, divisors, without_numbers
+from cram_composer.planning.model_spec import DataFacts, ModelSpec, data_facts, divisors, without_numbers
 from cram_composer.planning.speed import Speed, calibrate, given_speed, row_flops
 from cram_composer.planning.spending import Spending, spend
 from cram_composer.planning.strategies import STRATEGIES, Estimate, estimate
@@ -62,24 +62,24 @@ def make_plan(
         steps: timed, of each of two sizes.
         memory: bytes of a device; None takes a GPU's of this machine, if there is one.
     """
-    subject = Subject(config, data_facts(config.data), devices)
+    spec = ModelSpec(config, data_facts(config.data), devices)
     device = _device_here(config, needed=flops is None)
     precision = device.precision if device is not None else config.train.precision.replace("auto", "bf16")
     if memory is None and device is not None and device.name == "gpu":
         memory = torch.cuda.get_device_properties(0).total_memory
     with without_numbers():
-        network = subject.model().model
-    length = subject.facts.sequence_length
-    flops_of = cache(lambda tokens: row_flops(subject, network, tokens))
-    step = step_memory(subject, precision)
+        network = spec.model().model
+    length = spec.facts.sequence_length
+    flops_of = cache(lambda tokens: row_flops(spec, network, tokens))
+    step = step_memory(spec, precision)
     microbatch = config.train.device_train_microbatch_size
     if flops is not None:
         given = "given" if mfu is None else f"{percent(mfu)} of the peak, given"
-        speed = given_speed(subject, flops_of(length), flops, given)
+        speed = given_speed(spec, flops_of(length), flops, given)
     else:
         assert device is not None
-        speed = calibrate(subject, device, steps)
-    spending = spend(subject, speed, lambda tokens: flops_of(tokens) / flops_of(length))
+        speed = calibrate(spec, device, steps)
+    spending = spend(spec, speed, lambda tokens: flops_of(tokens) / flops_of(length))
     batches = config.train.batch_size // (devices * microbatch)
     rows_per_second = batches * microbatch / speed.step(batches)
     sizes = [config.train.batch_size]
@@ -99,13 +99,13 @@ def make_plan(
         microbatch=microbatch,
         speed=speed,
         spending=spending,
-        facts=subject.facts,
+        facts=spec.facts,
         memory=memory,
         estimates=[
             replace(estimate(name, step, devices, microbatch, allowed, memory), refused=_refused(config, name))
             for name in STRATEGIES
         ],
-        assumed=_assumed(subject, speed, device),
+        assumed=_assumed(spec, speed, device),
     )
 
 
@@ -126,19 +126,19 @@ def _device_here(config: RunConfig, needed: bool) -> DeviceChoice | None:
     return None
 
 
-def _assumed(subject: Subject, speed: Speed, device: DeviceChoice | None) -> list[str]:
+def _assumed(spec: ModelSpec, speed: Speed, device: DeviceChoice | None) -> list[str]:
     lines = []
-    if subject.devices > 1:
-        lines.append(f"{subject.devices} devices are {subject.devices} times as fast as one: see cram scaling-check")
+    if spec.devices > 1:
+        lines.append(f"{spec.devices} devices are {spec.devices} times as fast as one: see cram scaling-check")
     if not speed.compile_seconds:
         lines.append("compilation takes none of the budget")
-    if subject.config.eval.interval:
+    if spec.config.eval.interval:
         lines.append("a row of an evaluation takes a third of the time of a training row")
     lines.append("checkpoints and waiting for data take no time")
-    if device is None and subject.config.train.precision == "auto":
+    if device is None and spec.config.train.precision == "auto":
         lines.append("devices compute in bf16")
-    if subject.facts.rows_per_epoch is None:
-        lines.append(f"rows and vocabulary are those of {subject.facts.source}")
+    if spec.facts.rows_per_epoch is None:
+        lines.append(f"rows and vocabulary are those of {spec.facts.source}")
     return lines
 
 

@@ -21,7 +21,7 @@ from cram_composer.data.loading.stream import TrainLoader
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.models.flops import flops_per_token
 from cram_composer.optim.factory import build_optimizer
-from cram_composer.planning.model_spec import Subject
+from cram_composer.planning.model_spec import ModelSpec
 from cram_composer.train.trainer import QuietTrainer
 
 _WARM_UP = 2  # steps of each size, in the first of which its graphs are compiled
@@ -42,32 +42,32 @@ class Speed:
         return self.step_seconds + microbatches * work * self.microbatch_seconds
 
 
-def given_speed(subject: Subject, flops_per_row: float, flops: float, source: str) -> Speed:
+def given_speed(spec: ModelSpec, flops_per_row: float, flops: float, source: str) -> Speed:
     """The speed of `flops` model FLOP/s per device, `flops_per_row` being those of a row, forward and backward."""
-    return Speed(subject.config.train.device_train_microbatch_size * flops_per_row / flops, 0.0, 0.0, source)
+    return Speed(spec.config.train.device_train_microbatch_size * flops_per_row / flops, 0.0, 0.0, source)
 
 
-def row_flops(subject: Subject, network: PreTrainedModel, length: int) -> float:
+def row_flops(spec: ModelSpec, network: PreTrainedModel, length: int) -> float:
     """FLOPs of forward and backward of a row of `length` tokens (models.flops)."""
-    return length * flops_per_token(network, length, subject.masker.capacity(length))
+    return length * flops_per_token(network, length, spec.collator.capacity(length))
 
 
-def calibrate(subject: Subject, device: DeviceChoice, steps: int) -> Speed:
+def calibrate(spec: ModelSpec, device: DeviceChoice, steps: int) -> Speed:
     """Train `steps` steps of each of two sizes on random rows through Composer's trainer, and write nothing.
 
     A step of k microbatches takes a + k b seconds: from one and from three microbatches follow a and b. The run's own
     algorithms take part, except those that change what a step is made of over the budget. Compilation is what the
     warm-up takes more than as many steps after it. Nothing is read from disk, nor sent to another device.
     """
-    config = subject.config
+    config = spec.config
     set_up_cpu(device.threads, trains_here=device.name == "cpu")
     reproducibility.seed_all(config.seed)
-    model = subject.model(device.autocast_dtype, device.compile)
+    model = spec.model(device.autocast_dtype, device.compile)
     model.use_loss(config.model.loss_kernel, device.name)
     model.use_attention(config.model.attention_kernel, device.name, device.precision)
     optimizer = build_optimizer(config.optimizer, model)
     microbatch = config.train.device_train_microbatch_size
-    loader = subject.loader(microbatch)
+    loader = spec.loader(microbatch)
     budget = Budget(Limits(steps=1))
     steady = dataclasses.replace(config.algorithms, batch_size_ramp=None, seq_length_warmup=None)
     guard = NonFiniteGuard("skip-step", len(_MICROBATCHES) * (_WARM_UP + steps), lambda state, logger: False)

@@ -13,7 +13,7 @@ from composer.loggers import Logger
 from cram_composer.algorithms.registry import REGISTRY, Parts
 from cram_composer.budget.budget import build_budget
 from cram_composer.errors import CramError
-from cram_composer.planning.model_spec import Subject
+from cram_composer.planning.model_spec import ModelSpec
 from cram_composer.planning.speed import Speed
 
 # Progress that is stepped over at once, where a step is less than that; ramps are lines, so this is little.
@@ -35,19 +35,19 @@ class Spending:
     last_batch_size: int
 
 
-def spend(subject: Subject, speed: Speed, work: Callable[[int], float]) -> Spending:
+def spend(spec: ModelSpec, speed: Speed, work: Callable[[int], float]) -> Spending:
     """Steps and tokens of the run's budget at `speed`, devices being as fast together as each is alone.
 
     Args:
-        subject: the run.
+        spec: the run.
         speed: of one device.
         work: FLOPs of a row of so many tokens over those of a row of full length.
 
     Raises:
         CramError: compilation and evaluations take all of a wall-clock budget.
     """
-    config, devices = subject.config, subject.devices
-    loader = subject.loader()
+    config, devices = spec.config, spec.devices
+    loader = spec.loader()
     budget = build_budget(config.budget, devices)
     parts = Parts(budget, loader, devices, config.seed)
     ramps: list[Algorithm] = [
@@ -56,7 +56,7 @@ def spend(subject: Subject, speed: Speed, work: Callable[[int], float]) -> Spend
         if (settings := getattr(config.algorithms, name)) is not None
     ]
     limits = budget.limits
-    evaluations = _evaluation_seconds(subject, speed)
+    evaluations = _evaluation_seconds(spec, speed)
     stretch = 1.0
     if limits.seconds is not None:
         left = limits.seconds - speed.compile_seconds
@@ -85,11 +85,11 @@ def spend(subject: Subject, speed: Speed, work: Callable[[int], float]) -> Spend
         stride = max(1, math.floor(min(_STRIDE, 1.0 - budget.progress) / progress)) if progress else 1
         steps, tokens, elapsed = steps + stride, tokens + stride * step_tokens, elapsed + stride * seconds
         budget.advance(elapsed, tokens, steps)
-    rows_per_epoch = subject.facts.rows_per_epoch
+    rows_per_epoch = spec.facts.rows_per_epoch
     return Spending(
         steps=steps,
         tokens=tokens,
-        epochs=None if rows_per_epoch is None else tokens / (rows_per_epoch * subject.facts.sequence_length),
+        epochs=None if rows_per_epoch is None else tokens / (rows_per_epoch * spec.facts.sequence_length),
         seconds=elapsed + (evaluations if limits.seconds is None else 0.0),
         compile_seconds=speed.compile_seconds,
         evaluation_seconds=evaluations,
@@ -103,11 +103,11 @@ def _rows_in_a_row(loader: Any) -> int:
     return 1 if loader.truncate else loader.data_seq_length // loader.seq_length
 
 
-def _evaluation_seconds(subject: Subject, speed: Speed) -> float:
+def _evaluation_seconds(spec: ModelSpec, speed: Speed) -> float:
     """Of the evaluations in the loop: a forward pass of their rows, a third of what training takes."""
-    settings, train = subject.config.eval, subject.config.train
+    settings, train = spec.config.eval, spec.config.train
     if settings.interval <= 0.0:
         return 0.0
     count = max(0, math.floor(1.0 / settings.interval - 0.5))  # evaluation.held_out: the last one is after the budget
-    rows = settings.rows // (settings.batch_size * subject.devices) * settings.batch_size
+    rows = settings.rows // (settings.batch_size * spec.devices) * settings.batch_size
     return count * _FORWARD * speed.microbatch_seconds * rows / train.device_train_microbatch_size

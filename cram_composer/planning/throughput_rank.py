@@ -56,7 +56,7 @@ def steady(config: RunConfig, size: int, smallest: int, weak: bool, steps: int) 
         config,
         runs_remote=None,
         budget=BudgetConfig(steps=WARM_UP + 2 * steps),
-        train=dataclasses.replace(config.train, batch_size=batch, kill=None),
+        train=dataclasses.replace(config.train, batch_size=batch, early_stop=None),
         algorithms=algorithms,
         eval=EvalConfig(interval=0.0, rows=size, final_rows=size, batch_size=1),
         checkpoint=CheckpointConfig(interval="365d"),

@@ -23,10 +23,9 @@ from cram_composer.config.units import format_duration, parse_duration
 from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BranchPoint, branch_points
 from cram_composer.runs.checkpoints import checkpoint_problem
-from cram_composer.runs.folder import RECORD
+from cram_composer.runs.folder import METRICS, RECORD
 from cram_composer.runs.reproduce import nested_values, read_full_record, recompose
 from cram_composer.storage.files import link_or_copy, write_atomic, write_json
-from cram_composer.train.callbacks import METRICS
 
 YAML = "branch.yaml"
 _NEAR = 0.02  # share by which a kept checkpoint may be beside the time asked for, and progress behind its point
@@ -134,7 +133,7 @@ def _choose(points: list[BranchPoint], unit: str, limit: float, wanted: float, t
 
 def _check_devices(record: dict[str, Any], trunk: Path) -> None:
     """Shares of a budget and device-hours are of one number of devices."""
-    counts = sorted({segment.get("world_size", record["world_size"]) for segment in record.get("segments", [])})
+    counts = sorted({attempt.get("world_size", record["world_size"]) for attempt in record.get("attempts", [])})
     if len(counts) > 1:
         raise CramError(
             f"{trunk}: was trained on {' and '.join(map(str, counts))} devices; a trunk of branches has one number"
@@ -235,8 +234,8 @@ def _prepare(path: Path, trunk: Path, record: dict[str, Any], point: BranchPoint
 
 def _record(record: dict[str, Any], composed: Composed, trunk: Path, point: BranchPoint, name: str) -> dict[str, Any]:
     """The record of a run that was stopped at the branch point."""
-    segments = [one for one in record.get("segments", []) if one["started_at_step"] < point.step]
-    last = segments[-1]
+    attempts = [one for one in record.get("attempts", []) if one["started_at_step"] < point.step]
+    last = attempts[-1]
     ended = {"ended_at_step": point.step, "wall_seconds": point.elapsed - last["spent_before"], "reason": "branched"}
     return {key: record.get(key) for key in _KEPT_OF_THE_RECORD} | {
         "run_name": name,
@@ -250,7 +249,7 @@ def _record(record: dict[str, Any], composed: Composed, trunk: Path, point: Bran
         "device_hours": point.elapsed * record["world_size"] / 3600.0,
         "ledger": {"inside_total": point.elapsed, "outside": {}},
         "metrics": {},
-        "segments": [*segments[:-1], {**last, **ended}],
+        "attempts": [*attempts[:-1], {**last, **ended}],
         "branched_from": {
             "run": trunk.name,
             "config_hash": record["config_hash"],

@@ -14,11 +14,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cram_composer.budget.ledger import Ledger
+from cram_composer.config.renamed import rename_keys
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json, write_atomic, write_json
 
 RECORD = "record.json"
+RECORD_FORMAT = 2
 CLOCK = "clock.json"
+METRICS = "metrics.jsonl"
 _ENDING_SECONDS = 30.0
 
 
@@ -59,7 +62,7 @@ class RunFolder:
     def read_record(self) -> dict[str, Any] | None:
         """The record of an earlier start of this run, None if there is none."""
         path = self.path / RECORD
-        return read_json(path) if path.is_file() else None
+        return upgrade_record(read_json(path)) if path.is_file() else None
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Replace the record."""
@@ -89,16 +92,29 @@ def _has_lost_its_parent(holder: Path) -> bool:
     return f"PPid:\t{parent}\n" not in status
 
 
-def device_hours(segments: list[dict[str, Any]], total: float, world_size: int) -> float:
+def upgrade_record(record: Any) -> Any:
+    """Rename in a record of format 1 what later formats call otherwise; anything else is returned unchanged."""
+    if not isinstance(record, dict) or record.get("format_version") != 1:
+        return record
+    upgraded = {"attempts" if key == "segments" else key: value for key, value in record.items()}
+    upgraded["format_version"] = RECORD_FORMAT
+    if record.get("status") == "killed-early":
+        upgraded["status"] = "stopped-early"
+    if isinstance(record.get("config"), dict):
+        upgraded["config"] = rename_keys(record["config"])
+    return upgraded
+
+
+def device_hours(attempts: list[dict[str, Any]], total: float, world_size: int) -> float:
     """Budget seconds of every start of a run times its devices, in hours.
 
     Args:
-        segments: of record.json; one written before starts noted their devices had `world_size` of them.
+        attempts: of record.json; one written before starts noted their devices had `world_size` of them.
         total: budget seconds up to now, what was lost included.
         world_size: devices of the present start.
     """
-    begins = [segment["spent_before"] for segment in segments] or [0.0]
-    devices = [segment.get("world_size", world_size) for segment in segments] or [world_size]
+    begins = [attempt["spent_before"] for attempt in attempts] or [0.0]
+    devices = [attempt.get("world_size", world_size) for attempt in attempts] or [world_size]
     spans = [end - begin for begin, end in zip(begins, [*begins[1:], total], strict=True)]
     return sum(span * count for span, count in zip(spans, devices, strict=True)) / 3600.0
 

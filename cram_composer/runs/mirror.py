@@ -18,7 +18,7 @@ from typing import Any
 from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import FOLDER as BRANCH_POINTS
 from cram_composer.runs.checkpoints import checkpoint_files, checkpoint_problem, newest_checkpoint
-from cram_composer.runs.folder import CLOCK, RECORD, RunFolder
+from cram_composer.runs.folder import CLOCK, RECORD, RunFolder, upgrade_record
 from cram_composer.storage.client import Storage, StorageError, open_storage
 from cram_composer.storage.files import read_json
 
@@ -28,7 +28,7 @@ _PAGE = ("report.html", "figures")  # drawn after all the rest is there
 
 
 @dataclass(frozen=True)
-class _Offer:
+class _QueuedCheckpoint:
     """A checkpoint to be copied: a second name of its file, whose first may be deleted meanwhile, and its .json."""
 
     name: str
@@ -36,7 +36,7 @@ class _Offer:
     description: str
 
 
-class RemoteRun:
+class RunMirror:
     """The copy of one run. Rank 0 alone writes to it, from one thread beside the training loop.
 
     No process is started: whatever ends the run ends the copying.
@@ -46,7 +46,7 @@ class RemoteRun:
         self._folder = folder
         self._storage: Storage = open_storage(f"{runs_remote.rstrip('/')}/{folder.path.name}")
         self._keep = keep
-        self._next: _Offer | None = None
+        self._next: _QueuedCheckpoint | None = None
         self._busy = False
         self._problem: Exception | None = None
         self._changed = threading.Condition()
@@ -74,7 +74,7 @@ class RemoteRun:
                 if error.cause == "missing":
                     return None
                 raise
-            return read_json(Path(scratch) / RECORD)
+            return upgrade_record(read_json(Path(scratch) / RECORD))
 
     def restore(self) -> None:
         """Bring the copy's newest whole checkpoint here, with all it needs, if it is ahead of what is here.
@@ -139,20 +139,21 @@ class RemoteRun:
 
     # --- while it trains ---
 
-    def offer(self, checkpoint: Path) -> None:
+    def enqueue(self, checkpoint: Path) -> None:
         """Copy a checkpoint that has just been saved, in the background; one that still waits gives way to it."""
         linked = checkpoint.with_name(f"{_SENDING}{checkpoint.name}")
         try:
             linked.unlink(missing_ok=True)
             os.link(checkpoint, linked)
-            offer = _Offer(f"checkpoints/{checkpoint.name}", linked, checkpoint.with_suffix(".json").read_text())
+            description = checkpoint.with_suffix(".json").read_text()
+            queued = _QueuedCheckpoint(f"checkpoints/{checkpoint.name}", linked, description)
         except OSError as error:
             _warn(f"runs_remote: {checkpoint}: {error.strerror}; not copied to {self.uri}")
             return
         with self._changed:
             if self._next is not None and self._next.file != linked:
                 self._next.file.unlink(missing_ok=True)
-            self._next = offer
+            self._next = queued
             self._changed.notify_all()
         if self._thread is None:
             for left in set(checkpoint.parent.glob(f"{_SENDING}*")) - {linked}:
@@ -170,7 +171,7 @@ class RemoteRun:
     def flush(self, seconds: float) -> None:
         """When a start ends that is to be continued: wait for the copy, and renew the record and clock in it."""
         for newest in checkpoint_files(self._folder.checkpoints)[:1]:
-            self.offer(newest)
+            self.enqueue(newest)
         problem = self.wait(seconds)
         if isinstance(problem, TimeoutError):
             _warn(f"runs_remote: {problem}")
@@ -179,23 +180,23 @@ class RemoteRun:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._next is not None)
-                offer, self._next, self._busy = self._next, None, True
-            assert offer is not None
+                queued, self._next, self._busy = self._next, None, True
+            assert queued is not None
             problem: Exception | None = None
             try:
-                self._send(offer)
+                self._send(queued)
             except Exception as error:  # whatever it is, the training goes on
                 problem = error
                 _warn(f"runs_remote: {_one_line(error)}; it is tried again with the next checkpoint")
             with self._changed:
-                if self._next is None or self._next.file != offer.file:
-                    offer.file.unlink(missing_ok=True)
+                if self._next is None or self._next.file != queued.file:
+                    queued.file.unlink(missing_ok=True)
                 self._problem, self._busy = problem, False
                 self._changed.notify_all()
 
-    def _send(self, offer: _Offer) -> None:
-        if self._sent != offer.description:
-            self._storage.upload(offer.file, offer.name)
+    def _send(self, queued: _QueuedCheckpoint) -> None:
+        if self._sent != queued.description:
+            self._storage.upload(queued.file, queued.name)
         if not self._tokenizer_sent:
             for path in sorted((self._folder.path / "tokenizer").glob("*")):
                 self._storage.upload(path, f"tokenizer/{path.name}")
@@ -205,10 +206,10 @@ class RemoteRun:
                 self._storage.upload(self._folder.path / name, name)
         with tempfile.TemporaryDirectory() as scratch:
             description = Path(scratch) / "checkpoint.json"
-            description.write_text(offer.description)
-            self._storage.upload(description, _json(offer.name))
-        self._sent = offer.description
-        self._delete_old(offer.name)
+            description.write_text(queued.description)
+            self._storage.upload(description, _json(queued.name))
+        self._sent = queued.description
+        self._delete_old(queued.name)
 
     def _delete_old(self, newest: str) -> None:
         """As RollingCheckpoints does here: `newest` and the whole ones before it stay, `keep` in all."""
@@ -228,7 +229,7 @@ class RemoteRun:
             saved = newest_checkpoint(self._folder.checkpoints, quiet=True)
             if saved is not None and (problem is not None or self._thread is None):
                 text = saved.path.with_suffix(".json").read_text()
-                self._send(_Offer(f"checkpoints/{saved.path.name}", saved.path, text))
+                self._send(_QueuedCheckpoint(f"checkpoints/{saved.path.name}", saved.path, text))
             for name in self._files():
                 if Path(name).parts[0] not in ("checkpoints", BRANCH_POINTS, RECORD, *_PAGE):
                     self._storage.upload(self._folder.path / name, name)
@@ -236,7 +237,7 @@ class RemoteRun:
             return error
         return None
 
-    def seal(self) -> Exception | None:
+    def finalize(self) -> Exception | None:
         """Copy the page and the record, which says from now on that the copy is complete; returns what went wrong."""
         try:
             for name in [*(name for name in self._files() if Path(name).parts[0] in _PAGE), RECORD]:
@@ -250,7 +251,7 @@ class RemoteRun:
         names = [path.relative_to(self._folder.path) for path in sorted(self._folder.path.rglob("*")) if path.is_file()]
         return [str(name) for name in names if not any(part.startswith(".") for part in name.parts)]
 
-    def complete(self) -> int:
+    def upload_missing(self) -> int:
         """For a run that is over: copy what a start before this one could not. Returns the exit status."""
         try:
             record = self._folder.read_record()
@@ -260,11 +261,11 @@ class RemoteRun:
         except CramError as error:
             return report_failure(self, error)
         print(f"{self._folder.path}: copying it to {self.uri}", flush=True)
-        problem = self.finish() or self.seal()
+        problem = self.finish() or self.finalize()
         return 0 if problem is None else report_failure(self, problem)
 
 
-def report_failure(remote: RemoteRun, problem: Exception) -> int:
+def report_failure(remote: RunMirror, problem: Exception) -> int:
     """Say that the copy is not complete, in one line; returns the exit status."""
     _warn(
         f"runs_remote: {_one_line(problem)}; the results are here and whole, the copy in {remote.uri} is not: "

@@ -15,7 +15,7 @@ from cram_composer.config.compose import Composed, compose
 from cram_composer.config.recipes import leaves
 from cram_composer.config.schema.run import BudgetConfig, RunConfig
 from cram_composer.errors import CramError
-from cram_composer.runs.folder import RECORD, environment
+from cram_composer.runs.folder import RECORD, environment, upgrade_record
 from cram_composer.storage.files import read_json, write_atomic
 
 _ABSENT = object()
@@ -82,7 +82,7 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
 
 def read_full_record(folder: Path) -> dict[str, Any]:
     try:
-        record = read_json(folder / RECORD)
+        record = upgrade_record(read_json(folder / RECORD))
         missing = _NEEDED - record.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise CramError(f"{folder}: not a run folder with a readable {RECORD} ({error})") from None

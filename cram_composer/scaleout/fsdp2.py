@@ -25,7 +25,7 @@ class Fsdp2(Strategy):
     Checkpoints are gathered: the same file as without shards.
     """
 
-    whole = False
+    is_replicated = False
 
     @property
     def name(self) -> str:
@@ -36,13 +36,13 @@ class Fsdp2(Strategy):
             return "regional", "a graph of the whole model cannot hold the gathering of layers"
         return self.device.compile, None
 
-    def arrange(self, model: MaskedLMTrainingModel) -> None:
+    def prepare_model(self, model: MaskedLMTrainingModel) -> None:
         # Embedding and decoder, which are tied, and the norms around the layers stay in the outermost group.
         layers = {id(layer) for layer in encoder_layers(model.model)}
         network: Any = model.model
         network.fsdp_wrap_fn = lambda module: id(module) in layers
         # It differentiates with respect to the weights, which are not there: layers see gathered copies.
-        model.rehearses = False
+        model.precompiles = False
 
     def trainer_arguments(self) -> dict[str, Any]:
         settings = self.config.scaleout.fsdp2
@@ -56,15 +56,15 @@ class Fsdp2(Strategy):
         return {"parallelism_config": ParallelismConfig(fsdp2=fsdp2)}
 
     @contextlib.contextmanager
-    def construction(self) -> Iterator[None]:
+    def trainer_context(self) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
             yield
 
-    def gradients_first(self) -> list[Algorithm]:
+    def pre_step_algorithms(self) -> list[Algorithm]:
         return [_MeanOverRanks(self)] if self.device.name == "cpu" else []
 
-    def take_over(self, trainer: Trainer) -> None:
+    def after_init(self, trainer: Trainer) -> None:
         for optimizer in trainer.state.optimizers:
             if hasattr(optimizer, "can_use_foreach"):  # pytorch-optimizer's, whose fused loops mix in plain tensors
                 for group in optimizer.param_groups:

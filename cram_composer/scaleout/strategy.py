@@ -23,17 +23,17 @@ from cram_composer.optim.parameters import gradients
 class Strategy:
     """One device, or DDP: every rank holds all weights, and all of the optimizer.
 
-    Calls come in this order: `precision` and `compile_mode` before the model is made, `arrange` when it is,
-    `construction` around Composer's Trainer, `take_over` when that is there and has loaded its checkpoint. What is
+    Calls come in this order: `precision` and `compile_mode` before the model is made, `prepare_model` when it is,
+    `trainer_context` around Composer's Trainer, `after_init` when that is there and has loaded its checkpoint. What is
     called while training is collective: all ranks call it at the same step.
 
     Attributes:
         name: as the run says it.
-        whole: every rank holds all weights, so that the model can be exported as it is.
-        skips_steps: a step whose gradients are not finite is left out by what takes the steps, see `on_skipped`.
+        is_replicated: every rank holds all weights, so that the model can be exported as it is.
+        skips_steps: a step whose gradients are not finite is left out by what takes the steps, see `on_step_skipped`.
     """
 
-    whole = True
+    is_replicated = True
     skips_steps = False
 
     def __init__(self, config: RunConfig, device: DeviceChoice, world_size: int) -> None:
@@ -58,11 +58,11 @@ class Strategy:
         """The algorithms of the run, without those that the strategy does itself."""
         return self.config.algorithms
 
-    def gradients_first(self) -> list[Algorithm]:
+    def pre_step_algorithms(self) -> list[Algorithm]:
         """Algorithms that complete the gradients of a step, before anything looks at them."""
         return []
 
-    def arrange(self, model: MaskedLMTrainingModel) -> None:
+    def prepare_model(self, model: MaskedLMTrainingModel) -> None:
         """Prepare a model on which nothing is sharded yet."""
 
     def trainer_arguments(self) -> dict[str, Any]:
@@ -71,14 +71,14 @@ class Strategy:
         return {"ddp_sync_strategy": self.config.scaleout.ddp.sync_strategy}
 
     @contextlib.contextmanager
-    def construction(self) -> Iterator[None]:
+    def trainer_context(self) -> Iterator[None]:
         """Around the construction of the Trainer, which loads a checkpoint and wraps the model."""
         yield
 
-    def take_over(self, trainer: Trainer) -> None:
+    def after_init(self, trainer: Trainer) -> None:
         """Wrap what the Trainer has not."""
 
-    def on_skipped(self, call: Callable[[], None]) -> None:
+    def on_step_skipped(self, call: Callable[[], None]) -> None:
         """Have `call` called on all ranks when a step was left out because of its gradients; with `skips_steps`."""
 
     def save(self, state: State, path: Path) -> None:

@@ -72,7 +72,7 @@ class EngineOptimizer(torch.optim.Optimizer):
 class DeepSpeedZero(Strategy):
     """ZeRO by stage: 1 shards the optimizer, 2 gradients too, 3 weights too."""
 
-    whole = False
+    is_replicated = False
     skips_steps = True
 
     def __init__(self, *arguments: Any) -> None:
@@ -104,12 +104,12 @@ class DeepSpeedZero(Strategy):
         return replace(self.config.algorithms, gradient_clipping=None)
 
     @contextlib.contextmanager
-    def construction(self) -> Iterator[None]:
-        """The Trainer would wrap the model with DDP; it is left as it is until `take_over`."""
+    def trainer_context(self) -> Iterator[None]:
+        """The Trainer would wrap the model with DDP; it is left as it is until `after_init`."""
         with mock.patch("composer.trainer.trainer.prepare_ddp_module", lambda model, find_unused: model):
             yield
 
-    def take_over(self, trainer: Trainer) -> None:
+    def after_init(self, trainer: Trainer) -> None:
         state = trainer.state
         (optimizer,) = state.optimizers
         names = {p: name for name, p in state.model.named_parameters()}
@@ -127,7 +127,7 @@ class DeepSpeedZero(Strategy):
             name for name in state.serialized_attributes if name not in ("model", "optimizers")
         ]
 
-    def on_skipped(self, call: Callable[[], None]) -> None:
+    def on_step_skipped(self, call: Callable[[], None]) -> None:
         assert self._optimizer is not None
         self._optimizer.skipped = call
 
@@ -146,8 +146,8 @@ class DeepSpeedZero(Strategy):
         # The engine looks at them when it has summed them: it needs their norm in any case.
         return []
 
-    def arrange(self, model: MaskedLMTrainingModel) -> None:
-        model.rehearses = False  # a backward of its own would reach the hooks that sum gradients
+    def prepare_model(self, model: MaskedLMTrainingModel) -> None:
+        model.precompiles = False  # a backward of its own would reach the hooks that sum gradients
 
 
 def _engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:

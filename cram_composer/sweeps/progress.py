@@ -25,7 +25,7 @@ _LINE_EVERY_SECONDS = 60.0
 
 
 def record_of(trial: Trial) -> dict[str, Any] | None:
-    """The record of a run that is over, finished or killed early; None for one that is not.
+    """The record of a run that is over, finished or stopped early; None for one that is not.
 
     Raises:
         CramError: the folder holds a run with another configuration, that of another sweep.
@@ -39,7 +39,7 @@ def record_of(trial: Trial) -> dict[str, Any] | None:
     except CramError as error:
         said = str(error).partition(";")[0]
         raise CramError(f"{said}; give this sweep a folder of its own with --output") from None
-    return record if record["status"] in ("finished", "killed-early") else None
+    return record if record["status"] in ("finished", "stopped-early") else None
 
 
 def _but_for_place(config: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Standing:
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._trials = list(trials)
-        self._over: dict[Trial, float | None] = {}  # held-out loss; None for those killed early
+        self._over: dict[Trial, float | None] = {}  # held-out loss; None for those stopped early
         self._failed: dict[Trial, str] = {}
         self._running: list[Trial] = []
         self._started = self._said = 0.0
@@ -126,7 +126,7 @@ class Standing:
             return
         self._look(ended.trial)
         loss = self._over.get(ended.trial)
-        how = "killed early" if loss is None else f"held-out loss {loss:.4f}"
+        how = "stopped early" if loss is None else f"held-out loss {loss:.4f}"
         if ended.trial not in self._over:  # finished on another machine, and only its copy in runs_remote says so
             how = self._failed[ended.trial] = "it was over already, but its record is not here"
         self._say(f"{self._count()}: {ended.trial.path.name}: {how}")
@@ -174,5 +174,5 @@ class Standing:
         if trial in self._failed:
             return "failed"
         if trial in self._over:
-            return "done" if self._over[trial] is not None else "killed early"
+            return "done" if self._over[trial] is not None else "stopped early"
         return f"{progress(trial.path):.0%}" if trial in self._running else "-"

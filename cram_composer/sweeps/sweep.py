@@ -81,10 +81,10 @@ def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[st
         if uri is None or trial in left:
             continue
         from cram_composer.runs.folder import RunFolder
-        from cram_composer.runs.mirror import RemoteRun
+        from cram_composer.runs.mirror import RunMirror
 
-        copy = RemoteRun(RunFolder(trial.path), uri, trial.composed.config.checkpoint.keep)
-        if copy.complete() != 0:
+        copy = RunMirror(RunFolder(trial.path), uri, trial.composed.config.checkpoint.keep)
+        if copy.upload_missing() != 0:
             yield f"{trial.path}: finished, but its copy in {copy.uri} is not complete"
 
 

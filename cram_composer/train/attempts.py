@@ -16,13 +16,13 @@ from cram_composer.runs.checkpoints import SavedCheckpoint
 from cram_composer.runs.folder import RunFolder
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.train.checkpointing import load_state, restore_weights
-from cram_composer.train.session import Run
+from cram_composer.train.session import Session
 
 
-class Segment:
+class Attempt:
     """One start of a run: its steps, and its wall-clock by a clock that is not the ledger's."""
 
-    def __init__(self, built: Run) -> None:
+    def __init__(self, built: Session) -> None:
         self._run = built
         self._started = 0.0
         self._entry: dict[str, Any] = {
@@ -31,9 +31,9 @@ class Segment:
             "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "world_size": dist.get_world_size(),
         }
-        if built.segments and "reason" not in built.segments[-1]:
-            built.segments[-1].update(ended_at_step=self._entry["started_at_step"], reason="killed")
-        built.segments.append(self._entry)
+        if built.attempts and "reason" not in built.attempts[-1]:
+            built.attempts[-1].update(ended_at_step=self._entry["started_at_step"], reason="killed")
+        built.attempts.append(self._entry)
 
     def start(self) -> None:
         """The loop begins."""

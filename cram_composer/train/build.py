@@ -23,7 +23,7 @@ from cram_composer.algorithms.optimizer_hooks import optimizer_support
 from cram_composer.algorithms.registry import Parts, build_algorithms
 from cram_composer.budget.budget import Budget, build_budget
 from cram_composer.budget.callback import BudgetCallback
-from cram_composer.budget.early_stop import EarlyKill
+from cram_composer.budget.early_stop import EarlyStop
 from cram_composer.budget.energy import EnergyMeter
 from cram_composer.budget.forecast import EpochForecast
 from cram_composer.budget.ledger import Ledger
@@ -37,7 +37,7 @@ from cram_composer.data.loading.mixture import Curriculum, choose_streams
 from cram_composer.data.loading.open_dataset import open_train, open_validation
 from cram_composer.data.loading.prepare import DataSet, prepare
 from cram_composer.data.loading.stream import Batch, TrainLoader, evaluation_batches
-from cram_composer.data.masking import build_masker, evaluation_masker, word_joins
+from cram_composer.data.masking import build_collator, evaluation_collator, word_joins
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
@@ -48,10 +48,10 @@ from cram_composer.optim.factory import build_optimizer
 from cram_composer.runs.branch_points import BranchPoints
 from cram_composer.runs.checkpoints import newest_checkpoint
 from cram_composer.runs.folder import RunFolder, environment
-from cram_composer.runs.mirror import RemoteRun
+from cram_composer.runs.mirror import RunMirror
 from cram_composer.scaleout.peer_failure import lost_rank
 from cram_composer.scaleout.registry import build_strategy
-from cram_composer.train.attempts import Segment, restore_ledger, rollback_to_checkpoint
+from cram_composer.train.attempts import Attempt, restore_ledger, rollback_to_checkpoint
 from cram_composer.train.callbacks import Heartbeat, TraceWriter
 from cram_composer.train.checkpointing import (
     DataPosition,
@@ -60,8 +60,8 @@ from cram_composer.train.checkpointing import (
 )
 from cram_composer.train.finish import finish, write_record
 from cram_composer.train.loggers import build_loggers
-from cram_composer.train.prewarm import ask, wait_for_answers
-from cram_composer.train.session import Run
+from cram_composer.train.prewarm import join, run_in_background
+from cram_composer.train.session import Session
 from cram_composer.train.trainer import QuietTrainer
 
 # Composer insists on a duration in its own units; the budget callback is what ends a run.
@@ -79,7 +79,7 @@ def run(
     the time.monotonic() at which this start began.
     """
     built = build(composed, device, folder, earlier)
-    segment = Segment(built)
+    attempt = Attempt(built)
     built.ledger.outside["setup"] += time.monotonic() - started - built.data.build_seconds
     write_record(built, "running")
     if dist.get_global_rank() == 0:
@@ -87,11 +87,11 @@ def run(
         print(f"{built.folder.path}: {built.parameters:,} parameters on {device.name}; {kernels}", flush=True)
     energy = EnergyMeter(built.trainer.state.device)
     energy.start()
-    segment.start()
+    attempt.start()
     try:
         built.trainer.fit()
     except BaseException as error:
-        segment.close("failed")
+        attempt.close("failed")
         lost = lost_rank(error)
         cause = lost or error
         first_line = str(cause).splitlines()[0] if str(cause) else ""
@@ -102,7 +102,7 @@ def run(
             raise lost from error
         raise
     status, reason = _outcome(built)
-    segment.close(status)
+    attempt.close(status)
     built.signals.uninstall()
     built.energy = energy.stop()
     if status == "interrupted":
@@ -117,7 +117,7 @@ def run(
     return finish(built, status, reason)
 
 
-def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: dict[str, Any] | None) -> Run:
+def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: dict[str, Any] | None) -> Session:
     """Everything up to the first step. Raises CramError for what the user can fix."""
     config: RunConfig = composed.config
     set_up_cpu(device.threads, trains_here=device.name == "cpu")
@@ -126,7 +126,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         # One process by itself has nobody to talk to; Composer's calls of the group would each take a while.
         dist.initialize_dist(device.name, timeout=_TEN_MINUTES if device.name == "gpu" else 3600.0)
     ledger = Ledger()
-    data = prepare(config.data, dist.get_local_rank() == 0, _patient_barrier())
+    data = prepare(config.data, dist.get_local_rank() == 0, _long_timeout_barrier())
     for phase, seconds in (earlier or {}).get("ledger", {}).get("outside", {}).items():
         ledger.outside[phase] += seconds
     ledger.outside["data_build"] += data.build_seconds
@@ -136,7 +136,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     if rank == 0:
         folder.keep_tokenizer(data.tokenizer)
     budget = build_budget(config.budget, world_size)
-    ask(get_cpu_model)
+    run_in_background(get_cpu_model)
 
     reproducibility.seed_all(config.seed)  # the same weights on every rank
     tokens = data.manifest["special_tokens"]
@@ -147,7 +147,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     model = MaskedLMTrainingModel(network, autocast_dtype, compile_mode)
     if changed is not None:
         model.compile_state = f"{compile_mode} ({changed})"
-    strategy.arrange(model)
+    strategy.prepare_model(model)
     model.use_loss(config.model.loss_kernel, device.name)
     model.use_attention(config.model.attention_kernel, device.name, device.precision)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -158,13 +158,13 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     in_loop, final, cached = _held_out(config, data, rank, world_size)
     loader = _train_loader(config, data, rank, world_size, cached)
     length = data.manifest["sequence_length"]
-    flops = flops_per_token(network, length, loader.masker.capacity(length))
+    flops = flops_per_token(network, length, loader.collator.capacity(length))
     guard = NonFiniteGuard(
-        config.train.nonfinite,
+        config.train.on_nonfinite,
         config.train.max_nonfinite,
         rollback_to_checkpoint(folder, ledger, strategy),
         strategy.gradients,
-        strategy.whole,
+        strategy.is_replicated,
         strategy.skips_steps,
     )
     parts = Parts(budget, loader, world_size, config.seed, lambda: guard.norm)
@@ -174,7 +174,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         *([MaskingSchedule(config.objective, budget, loader)] if config.objective.final_mlm_probability else []),
         *build_algorithms(strategy.algorithms(), parts),
         guard,
-        *strategy.gradients_first(),
+        *strategy.pre_step_algorithms(),
     ]
     algorithms = [*optimizer_support(optimizer, model, budget), *algorithms]
     if config.data.curriculum:
@@ -185,7 +185,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     signals = Signals(heartbeat.beat)
     remote = None
     if config.runs_remote is not None and rank == 0:
-        remote = RemoteRun(folder, config.runs_remote, config.checkpoint.keep)
+        remote = RunMirror(folder, config.runs_remote, config.checkpoint.keep)
     checkpoints = RollingCheckpoints(
         folder,
         budget,
@@ -194,14 +194,24 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         keep=config.checkpoint.keep,
         strategy=strategy,
         branch_points=BranchPoints(folder.path, config.checkpoint.branch_at),
-        saved=remote.offer if remote is not None else None,
+        saved=remote.enqueue if remote is not None else None,
     )
     schedule = with_swa(build_schedule(config.schedule), config.algorithms.swa)
     clock = BudgetCallback(budget, ledger, schedule, lambda: signals.received, checkpoints.save)
     trace = TraceWriter(folder, budget, clock, ledger, loader)
-    kill = EarlyKill(config.train.kill, budget, lambda: trace.recent_losses) if config.train.kill else None
+    early_stop = (
+        EarlyStop(config.train.early_stop, budget, lambda: trace.recent_losses) if config.train.early_stop else None
+    )
     forecast = EpochForecast(budget, ledger, loader.stream.rows_per_epoch, data.manifest["sequence_length"])
-    callbacks = [heartbeat, trace, forecast, *([kill] if kill else []), DataPosition(loader), checkpoints, clock]
+    callbacks = [
+        heartbeat,
+        trace,
+        forecast,
+        *([early_stop] if early_stop else []),
+        DataPosition(loader),
+        checkpoints,
+        clock,
+    ]
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -209,8 +219,8 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     if len(set(dist.all_gather_object(saved.step if saved else None))) > 1:
         raise CramError(f"{folder.checkpoints}: ranks see different checkpoints; runs_dir must be on a shared disk")
     due = due_by_progress(config.eval.interval, budget)
-    wait_for_answers()
-    with strategy.construction(), warnings.catch_warnings():
+    join()
+    with strategy.trainer_context(), warnings.catch_warnings():
         # It is passed on purpose: Composer's own cannot count a wall-clock budget.
         warnings.filterwarnings("ignore", message="Specifying the ProgressBarLogger")
         trainer = QuietTrainer(
@@ -233,14 +243,14 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
             spin_dataloaders=False,  # DataPosition goes to the place at once
             **strategy.trainer_arguments(),
         )
-    strategy.take_over(trainer)
-    strategy.on_skipped(guard.step_was_skipped)
+    strategy.after_init(trainer)
+    strategy.on_step_skipped(guard.step_was_skipped)
     if saved is not None and trainer._rng_state is not None:
         # Composer restores these while it spins the dataloader, which this run does not do.
         reproducibility.load_rng_state(trainer._rng_state)
     restore_ledger(ledger, folder, saved)
     signals.install()
-    return Run(
+    return Session(
         config=config,
         composed=composed,
         folder=folder,
@@ -258,18 +268,18 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         checkpoints=checkpoints,
         remote=remote,
         guard=guard,
-        kill=kill,
+        early_stop=early_stop,
         signals=signals,
         final_batches=final,
         parameters=parameters,
         flops_per_token=flops,
-        segments=list((earlier or {}).get("segments", [])),
+        attempts=list((earlier or {}).get("attempts", [])),
         environment=environment(),
         branched_from=(earlier or {}).get("branched_from"),
     )
 
 
-def _patient_barrier() -> Callable[[], None]:
+def _long_timeout_barrier() -> Callable[[], None]:
     """A barrier of all ranks for what takes hours: building a data set, where NCCL's gives up after ten minutes."""
     if dist.get_world_size() == 1:
         return lambda: None
@@ -279,16 +289,16 @@ def _patient_barrier() -> Callable[[], None]:
 
 def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> tuple[list[Batch], list[Batch], int]:
     """This rank's batches for the evaluations in the loop and at the end; the bytes their shards keep of a cache."""
-    masker = evaluation_masker(**_token_ids(config, data), shift=config.objective.shift)
+    collator = evaluation_collator(**_token_ids(config, data), shift=config.objective.shift)
     settings = config.eval
     rows, cached = open_validation(data, max(settings.rows, settings.final_rows))
-    final = evaluation_batches(rows[: settings.final_rows], masker, settings.batch_size, rank, world_size)
+    final = evaluation_batches(rows[: settings.final_rows], collator, settings.batch_size, rank, world_size)
     if not final:
         raise CramError(
             f"{data.root}: {len(rows)} validation rows are less than one batch of eval.batch_size = "
             f"{settings.batch_size} on {world_size} device(s); lower it or build a larger validation split"
         )
-    in_loop = evaluation_batches(rows[: settings.rows], masker, settings.batch_size, rank, world_size)
+    in_loop = evaluation_batches(rows[: settings.rows], collator, settings.batch_size, rank, world_size)
     if settings.interval > 0.0 and not in_loop:
         raise CramError(
             f"eval.rows: {settings.rows} are less than one batch of eval.batch_size = {settings.batch_size} on "
@@ -300,10 +310,10 @@ def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> t
 def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int, cached: int) -> TrainLoader:
     words = config.objective.unit != "token"
     joins = word_joins(data.tokenizer, data.manifest["vocab_size"]) if words else None
-    masker = build_masker(config.objective, **_token_ids(config, data), joins=joins)
+    collator = build_collator(config.objective, **_token_ids(config, data), joins=joins)
     return TrainLoader(
         open_train(data, config.data, seed=config.seed, rank=rank, world_size=world_size, reserved=cached),
-        masker,
+        collator,
         rows=config.train.batch_size // world_size,
         microbatch=config.train.device_train_microbatch_size,
         seq_length=data.manifest["sequence_length"],
@@ -313,7 +323,7 @@ def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int, 
 
 
 def _token_ids(config: RunConfig, data: DataSet) -> dict[str, Any]:
-    """The ids that a masker has to know; those of padding and the ends of documents where either matters."""
+    """The ids that a collator has to know; those of padding and the ends of documents where either matters."""
     tokens = data.manifest["special_tokens"]
     return {
         "vocab_size": data.manifest["vocab_size"],
@@ -331,9 +341,9 @@ def _checkpoint_interval(config: RunConfig, budget: Budget) -> float:
     return min(_TEN_MINUTES, (budget.limits.seconds or math.inf) / 10.0)
 
 
-def _outcome(built: Run) -> tuple[str, str | None]:
+def _outcome(built: Session) -> tuple[str, str | None]:
     if built.clock.signal:
         return "interrupted", signal.Signals(built.clock.signal).name
-    if built.kill is not None and built.kill.reason is not None:
-        return "killed-early", built.kill.reason
+    if built.early_stop is not None and built.early_stop.reason is not None:
+        return "stopped-early", built.early_stop.reason
     return "finished", None

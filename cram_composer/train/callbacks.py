@@ -16,9 +16,8 @@ from cram_composer.budget.callback import BudgetCallback
 from cram_composer.budget.ledger import Ledger
 from cram_composer.budget.trace import TRACE, BatchShape, JsonLines, TraceStep
 from cram_composer.errors import CramError
-from cram_composer.runs.folder import RunFolder
+from cram_composer.runs.folder import METRICS, RunFolder
 
-METRICS = "metrics.jsonl"
 _HEARTBEAT_SECONDS = 5.0
 
 

@@ -22,14 +22,14 @@ from cram_composer.models.card import model_card
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
 from cram_composer.models.factory import build_model
-from cram_composer.runs.folder import RECORD, RunFolder, device_hours
+from cram_composer.runs.folder import RECORD, RECORD_FORMAT, RunFolder, device_hours
 from cram_composer.runs.mirror import report_failure
 from cram_composer.storage.files import read_json
 from cram_composer.train.checkpointing import load_state, newest_checkpoint
-from cram_composer.train.session import Run
+from cram_composer.train.session import Session
 
 
-def finish(run: Run, status: str, reason: str | None) -> int:
+def finish(run: Session, status: str, reason: str | None) -> int:
     """Evaluate on more rows than the loop did, export, draw the page, copy it all. Collective.
 
     Returns the process's exit status: 1 when `runs_remote` could not be written.
@@ -61,15 +61,15 @@ def finish(run: Run, status: str, reason: str | None) -> int:
     _draw_page(run.folder.path)
     if run.remote is None:
         return 0
-    problem = problem or run.remote.seal()
+    problem = problem or run.remote.finalize()
     if problem is not None:
         return report_failure(run.remote, problem)
     print(f"copy:   {run.remote.uri}")
     return 0
 
 
-def _export(run: Run) -> list[dict[str, Any]]:
-    if not run.strategy.whole:
+def _export(run: Session) -> list[dict[str, Any]]:
+    if not run.strategy.is_replicated:
         return _export_saved(run)
     network = run.model.model
     averages = [algorithm for algorithm in run.trainer.state.algorithms if isinstance(algorithm, WeightAverage)]
@@ -83,7 +83,7 @@ def _export(run: Run) -> list[dict[str, Any]]:
     return fills
 
 
-def _export_saved(run: Run) -> list[dict[str, Any]]:
+def _export_saved(run: Session) -> list[dict[str, Any]]:
     """What a rank that holds parts of the weights can export: the last checkpoint, which is complete."""
     record = read_json(run.folder.path / RECORD)
     network = _saved_network(run.folder.path, record)
@@ -117,7 +117,7 @@ def _draw_page(path: Path) -> None:
         print(f"page:   not drawn ({type(error).__name__}: {error}); try again with: cram report {path}")
 
 
-def _print_summary(run: Run) -> None:
+def _print_summary(run: Session) -> None:
     metrics, spent = run.extra["metrics"], run.ledger.elapsed()
     tokens = int(run.trainer.state.timestamp.token)
     print(f"\nheld-out loss {metrics['validation_loss']:.3f} nats at 15 % [MASK]", end="")
@@ -133,17 +133,17 @@ def _print_summary(run: Run) -> None:
         print(f"model:  {run.folder.path / 'export'}")
 
 
-def write_record(run: Run, status: str, reason: str | None = None) -> None:
+def write_record(run: Session, status: str, reason: str | None = None) -> None:
     """Write record.json and config.yaml as things stand; only rank 0 does."""
     if dist.get_global_rank() != 0:
         return
     timestamp = run.trainer.state.timestamp
     spent = run.ledger.snapshot()
     total = sum(spent.values())
-    last = run.segments[-1] if run.segments else {}
+    last = run.attempts[-1] if run.attempts else {}
     losses = run.trace.recent_losses
     record = {
-        "format_version": 1,
+        "format_version": RECORD_FORMAT,
         "run_name": run.folder.path.name,
         "status": status,
         "reason": reason,
@@ -153,7 +153,7 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         "config_hash": run.composed.hash,
         "environment": run.environment,
         "world_size": dist.get_world_size(),
-        "device_hours": device_hours(run.segments, total, dist.get_world_size()),
+        "device_hours": device_hours(run.attempts, total, dist.get_world_size()),
         "parameters": run.parameters,
         "kernels": run.kernels(),
         "data": summary(run.data.manifest),
@@ -175,7 +175,7 @@ def write_record(run: Run, status: str, reason: str | None = None) -> None:
         },
         "energy": run.energy,
         "metrics": {"train_loss_final": sum(losses) / len(losses) if losses else None, **run.extra.get("metrics", {})},
-        "segments": run.segments,
+        "attempts": run.attempts,
         **({"branched_from": run.branched_from} if run.branched_from else {}),
     }
     run.folder.write_record(_finite(json.loads(json.dumps(record, default=str))))

@@ -12,11 +12,11 @@ from cram_composer.config import Composed
 from cram_composer.errors import CramError
 from cram_composer.jobs.processes import ENDS_WITH_PARENT, end_with_parent
 from cram_composer.runs.folder import RunFolder
-from cram_composer.train.prewarm import ask_for_vector_instructions
+from cram_composer.train.prewarm import probe_vector_instructions
 
 if TYPE_CHECKING:
     from cram_composer.config.schema.run import RunConfig
-    from cram_composer.runs.mirror import RemoteRun
+    from cram_composer.runs.mirror import RunMirror
 
 
 def start(composed: Composed, path: Path) -> int:
@@ -27,12 +27,12 @@ def start(composed: Composed, path: Path) -> int:
     folder = RunFolder(path)
     remote = _remote(folder, composed)
     if _is_over(folder, composed, first, remote):
-        return remote.complete() if remote is not None and first else 0
+        return remote.upload_missing() if remote is not None and first else 0
     from cram_composer.device import choose_device
 
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if device.name == "cpu" and device.compile != "off":
-        ask_for_vector_instructions()
+        probe_vector_instructions()
     from cram_composer.train.build import run  # Composer, which takes seconds: time for the answer
 
     if first and remote is not None:
@@ -59,16 +59,16 @@ def _end_with_the_launcher() -> None:
         raise CramError("the sweep that started this run is gone")
 
 
-def _remote(folder: RunFolder, composed: Composed) -> RemoteRun | None:
+def _remote(folder: RunFolder, composed: Composed) -> RunMirror | None:
     config: RunConfig = composed.config
     if config.runs_remote is None:
         return None
-    from cram_composer.runs.mirror import RemoteRun
+    from cram_composer.runs.mirror import RunMirror
 
-    return RemoteRun(folder, config.runs_remote, config.checkpoint.keep)
+    return RunMirror(folder, config.runs_remote, config.checkpoint.keep)
 
 
-def _is_over(folder: RunFolder, composed: Composed, say: bool, remote: RemoteRun | None) -> bool:
+def _is_over(folder: RunFolder, composed: Composed, say: bool, remote: RunMirror | None) -> bool:
     """Whether the run is over, here or in the copy that another machine may have made of it."""
     if _ended(folder.read_record(), composed, str(folder.path), say):
         return True
@@ -79,7 +79,7 @@ def _ended(earlier: dict[str, Any] | None, composed: Composed, where: str, say: 
     if earlier is None:
         return False
     check_same(earlier, composed, where)
-    over = earlier["status"] in ("finished", "killed-early")
+    over = earlier["status"] in ("finished", "stopped-early")
     if over and say:
         print(f"{where}: this run is over ({earlier['status']}); choose run_name=... for another")
     return over

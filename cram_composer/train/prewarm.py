@@ -13,14 +13,14 @@ from collections.abc import Callable
 _asked: list[threading.Thread] = []
 
 
-def ask(question: Callable[[], object]) -> None:
+def run_in_background(question: Callable[[], object]) -> None:
     """Call `question` in a thread. If it fails, whoever needs the answer asks again, and says what is wrong."""
     thread = threading.Thread(target=_ask, args=(question,), daemon=True)
     thread.start()
     _asked.append(thread)
 
 
-def ask_for_vector_instructions() -> None:
+def probe_vector_instructions() -> None:
     """Those that code compiled for this CPU may use."""
     # Here, and not in the thread: two threads that import parts of one library can find the other's half done.
     import torch._inductor.codecache
@@ -29,10 +29,10 @@ def ask_for_vector_instructions() -> None:
     import torch.utils.cpp_extension  # noqa: F401
     from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
-    ask(valid_vec_isa_list)
+    run_in_background(valid_vec_isa_list)
 
 
-def wait_for_answers() -> None:
+def join() -> None:
     """Until all that was asked for is known."""
     while _asked:
         _asked.pop().join()

@@ -10,7 +10,7 @@ from composer import Trainer
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.callback import BudgetCallback
-from cram_composer.budget.early_stop import EarlyKill
+from cram_composer.budget.early_stop import EarlyStop
 from cram_composer.budget.ledger import Ledger
 from cram_composer.config import Composed
 from cram_composer.config.schema.run import RunConfig
@@ -19,14 +19,14 @@ from cram_composer.data.loading.stream import Batch, TrainLoader
 from cram_composer.device import DeviceChoice
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.runs.folder import RunFolder
-from cram_composer.runs.mirror import RemoteRun
+from cram_composer.runs.mirror import RunMirror
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.train.callbacks import Heartbeat, TraceWriter
 from cram_composer.train.checkpointing import RollingCheckpoints, Signals
 
 
 @dataclass
-class Run:
+class Session:
     """One process's part of a run."""
 
     config: RunConfig
@@ -44,14 +44,14 @@ class Run:
     trace: TraceWriter
     heartbeat: Heartbeat
     checkpoints: RollingCheckpoints
-    remote: RemoteRun | None  # on rank 0, with runs_remote
+    remote: RunMirror | None  # on rank 0, with runs_remote
     guard: NonFiniteGuard
-    kill: EarlyKill | None
+    early_stop: EarlyStop | None
     signals: Signals
     final_batches: list[Batch]
     parameters: int  # weights of the model, tied ones once
     flops_per_token: float  # at full row length, forward and backward
-    segments: list[dict[str, Any]]  # earlier starts of the run and this one, see record.json
+    attempts: list[dict[str, Any]]  # earlier starts of the run and this one, see record.json
     environment: dict[str, Any]
     branched_from: dict[str, Any] | None  # the run and the step that it goes on from, see branch.py
     energy: dict[str, Any] | None = None

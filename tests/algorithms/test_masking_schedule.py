@@ -38,7 +38,7 @@ def test_every_form_goes_from_one_rate_to_the_other(name: str, expected: list[fl
     assert rates(objective, 0, 25, 50, 75, 100) == pytest.approx(expected)
     assert rates(objective, 120)[0] == 0.15  # not below, after a last step that took too long
     rising = ObjectiveConfig(mlm_probability=0.15, final_mlm_probability=0.3, mask_schedule=name)
-    assert max(rates(rising, *range(0, 101, 5))) == 0.3  # the masker has room for no more
+    assert max(rates(rising, *range(0, 101, 5))) == 0.3  # the collator has room for no more
 
 
 def test_without_a_final_rate_nothing_moves():

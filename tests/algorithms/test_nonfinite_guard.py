@@ -136,7 +136,7 @@ from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.tiny_runs import compose_tiny, run_tiny
 
 data, folder = map(Path, sys.argv[1:])
-settings = ["budget={wall: null, steps: 8}", "train.nonfinite=rollback", "algorithms.batch_size_ramp=null"]
+settings = ["budget={wall: null, steps: 8}", "train.on_nonfinite=rollback", "algorithms.batch_size_ramp=null"]
 original, calls, kept = MaskedLMTrainingModel.loss, 0, {}
 
 def weights(model):

@@ -37,7 +37,7 @@ PROVENANCE = {
     "algorithms.gradient_clipping.threshold": "recipe crammed-bert",
 }
 DATA = {
-    "format_version": 1,
+    "format_version": 2,
     "name": "starter",
     "created_with": {"mosaicml-streaming": "0.13.0"},
     "seed": 17,
@@ -139,13 +139,13 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         if running:
             lines = [line for line in lines if line["progress"] < 0.4]
         steps = lines[-1]["step"] + 1
-        segments = [{"started_at_step": 0, "ended_at_step": steps, "reason": "finished"}]
+        attempts = [{"started_at_step": 0, "ended_at_step": steps, "reason": "finished"}]
         lost = 0.0
         if resumed:
             restart = next(line["step"] for line in lines if line["progress"] >= 0.5)
             lost = lines[restart]["elapsed"] - lines[restart - 1]["elapsed"] - lines[restart - 1]["step_seconds"]
-            segments[0] |= {"ended_at_step": restart, "reason": "killed"}
-            segments.append({"started_at_step": restart, "ended_at_step": steps, "reason": "finished"})
+            attempts[0] |= {"ended_at_step": restart, "reason": "killed"}
+            attempts.append({"started_at_step": restart, "ended_at_step": steps, "reason": "finished"})
         evaluations = [
             {"step": line["step"], "elapsed": line["elapsed"] + line["step_seconds"], "tokens": line["tokens"],
              "eval/loss": line["loss"] - 0.1, "eval/accuracy": 0.31}
@@ -164,7 +164,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         inside = {"compile": spent["compile"], "train": end - sum(spent.values()), **spent}
         finished = not running
         record = {
-            "format_version": 1,
+            "format_version": 2,
             "run_name": name,
             "status": "finished" if finished else "running",
             "reason": None,
@@ -193,7 +193,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
                 "train_loss_final": 4.381, "validation_loss": 4.2137, "validation_accuracy": 0.3127,
                 "validation_bits_per_token": 6.0791, "fills": FILLS,
             } if finished else {},
-            "segments": segments,
+            "attempts": attempts,
         }  # fmt: skip
         if running:  # such a record dates from the start of the run; the clock beside it is written every few seconds
             idle = {"inside": dict.fromkeys(inside, 0.0), "inside_total": 0.0, "wall_seconds": None}

@@ -98,7 +98,7 @@ def test_fault(
     record = json.loads((scene.run / "record.json").read_text())
     assert record["status"] == "finished" and record["steps"] == STEPS
     if not fault.recovers and not fault.before:
-        assert record["segments"][1]["started_at_step"] > 0
+        assert record["attempts"][1]["started_at_step"] > 0
     lost = rows_lost(scene.losses(), undisturbed)
     record_property("fault", {"name": fault.name, "workers": workers, "said": said, "seconds": seconds, "lost": lost})
     assert lost == 0

@@ -18,7 +18,7 @@ from tests.models.tiny_models import tiny_model, training_batch
         {"stack": "funnel", "num_hidden_layers": 8},
         {"short_convolution": 3},
         {"ffn_every": 2, "ffn": "relu2", "value_embeddings": 1},
-        {"head_transform": True, "norm_place": "post"},
+        {"head_transform": True, "norm_position": "post"},
     ],
     ids=lambda changes: "-".join(map(str, next(iter(changes.items()), ["plain"]))),
 )

@@ -18,7 +18,7 @@ from cram_composer.models.native import to_native
 from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
 
 BERT = {
-    "norm_place": "post",
+    "norm_position": "post",
     "ffn": "gelu",
     "positions": "learned",
     "attention_bias": True,
@@ -81,7 +81,7 @@ def test_fine_tuning_leaves_no_tokens_out():
     "changes",
     [
         {},
-        {**BERT, "norm_place": "pre"},
+        {**BERT, "norm_position": "pre"},
         {**BERT, "head_bias": False},
         {**BERT, "logit_softcap": 30.0},
         {**MODERN_BERT, "stack": "input-skip"},

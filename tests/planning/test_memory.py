@@ -9,7 +9,7 @@ from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.planning.memory import PeakBytes, activation_peak, optimizer_bytes, step_memory
-from cram_composer.planning.model_spec import Subject, data_facts, without_numbers
+from cram_composer.planning.model_spec import ModelSpec, data_facts, without_numbers
 from tests.conftest import REPOSITORY, SMALL
 from tests.data.data_sets import write_data_set
 
@@ -21,10 +21,10 @@ def data(tmp_path: Path) -> Path:
     return write_data_set(tmp_path / "data")
 
 
-def subject(data: Path, *overrides: str) -> Subject:
+def spec(data: Path, *overrides: str) -> ModelSpec:
     settings = [*SMALL, f"data.local={data}", *overrides]
     config = compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", settings).config
-    return Subject(config, data_facts(config.data), 1)
+    return ModelSpec(config, data_facts(config.data), 1)
 
 
 def test_the_peak_of_a_few_tensors():
@@ -41,10 +41,10 @@ def test_the_peak_of_a_few_tensors():
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("changes", [[], ["model.ffn=gelu", "model.norm_place=post", "model.norm=rmsnorm"]], ids=len)
+@pytest.mark.parametrize("changes", [[], ["model.ffn=gelu", "model.norm_position=post", "model.norm=rmsnorm"]], ids=len)
 def test_activations_are_what_a_real_backward_keeps_and_the_logits(data: Path, dtype, changes):
     """Of twice the microbatch, kept tensors found by autograd's own hooks while a real model computes."""
-    plan = subject(data, *changes)
+    plan = spec(data, *changes)
     precision = "fp32" if dtype is None else "bf16"
     rows = 2 * plan.config.train.device_train_microbatch_size
     model = plan.model(dtype).train()
@@ -72,21 +72,21 @@ def test_activations_are_what_a_real_backward_keeps_and_the_logits(data: Path, d
 
 
 def test_microbatches_make_activations_in_proportion(data: Path):
-    plan = subject(data)
+    plan = spec(data)
     step = step_memory(plan, "bf16")
     with without_numbers():
         assert step.activations(48) == pytest.approx(activation_peak(plan, plan.model(torch.bfloat16), 48), rel=0.01)
 
 
 def test_a_model_that_looks_into_its_input_is_run_on_real_rows(data: Path):
-    plan = subject(data, "recipes=[]", "model={architecture: hf, hf_name: bert}")
+    plan = spec(data, "recipes=[]", "model={architecture: hf, hf_name: bert}")
     step = step_memory(plan, "fp32")
     assert step.activations(4) == pytest.approx(activation_peak(plan, plan.model(), 4), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "soap", "schedule-free"])
 def test_optimizer_state_is_that_of_a_real_step(data: Path, name: str):
-    plan = subject(data, f"optimizer={{name: {name}, betas: null, eps: null, weight_decay: null}}")
+    plan = spec(data, f"optimizer={{name: {name}, betas: null, eps: null, weight_decay: null}}")
     model = plan.model()
     optimizer = build_optimizer(plan.config.optimizer, model)
     for parameter in model.parameters():
@@ -107,7 +107,7 @@ def test_optimizer_state_is_that_of_a_real_step(data: Path, name: str):
 
 
 def test_adamw_in_8_bits_is_counted(data: Path):
-    plan = subject(data, "optimizer={name: adamw-8bit, betas: null, eps: null, weight_decay: null}")
+    plan = spec(data, "optimizer={name: adamw-8bit, betas: null, eps: null, weight_decay: null}")
 
     class Module(torch.nn.Module):
         def __init__(self) -> None:
@@ -120,11 +120,11 @@ def test_adamw_in_8_bits_is_counted(data: Path):
 
 
 def test_weights_are_counted_once_and_averages_are_copies(data: Path):
-    plain, averaged = subject(data), subject(data, "recipes=[crammed-bert,ema]")
+    plain, averaged = spec(data), spec(data, "recipes=[crammed-bert,ema]")
     step = step_memory(plain, "fp32")
     elements = sum(parameter.numel() for parameter in plain.model().parameters())
     assert (step.parameters, step.weights, step.gradients) == (elements, 4 * elements, 4 * elements)
     assert step.outside_layers + 2 * step.largest_layer == step.weights
     assert step_memory(averaged, "fp32").averages == step.weights
-    lawa = step_memory(subject(data, "recipes=[crammed-bert,lawa]", "algorithms.lawa.k=3"), "fp32")
+    lawa = step_memory(spec(data, "recipes=[crammed-bert,lawa]", "algorithms.lawa.k=3"), "fp32")
     assert (lawa.averages, lawa.averages_host) == (0, 3 * step.weights)

@@ -19,7 +19,7 @@ from cram_composer.planning.throughput import Size, efficiency, warnings_of
 from cram_composer.planning.throughput_rank import MEASURED, WARM_UP, StepTimes, steady
 from tests.conftest import SMALL
 from tests.data.data_sets import write_data_set
-from tests.planning.test_spending import subject
+from tests.planning.test_spending import spec
 
 
 def size(devices: int, tokens_per_second: float) -> Size:
@@ -40,7 +40,7 @@ def test_warnings():
 
 
 def test_steps_are_alike_and_the_batch_is_the_same_in_all_or_per_device(tmp_path: Path):
-    config = subject(write_data_set(tmp_path / "data"), 1, "recipes=[crammed-bert,seq-length-warmup]").config
+    config = spec(write_data_set(tmp_path / "data"), 1, "recipes=[crammed-bert,seq-length-warmup]").config
     strong, weak = steady(config, 2, 1, False, 5), steady(config, 4, 2, True, 5)
     assert (strong.train.batch_size, weak.train.batch_size) == (32, 64)
     assert strong.algorithms.batch_size_ramp is strong.algorithms.seq_length_warmup is None

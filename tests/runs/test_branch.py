@@ -59,7 +59,7 @@ def test_a_branch_is_the_run_that_has_this_schedule_from_the_start(shape: str, t
     assert same(saved(made.path, 8)["model"], saved(direct, 8)["model"])
     ended = record(made.path)
     assert ended["status"] == "finished" and ended["branched_from"]["step"] == 5
-    assert [segment["reason"] for segment in ended["segments"]] == ["branched", "finished"]
+    assert [attempt["reason"] for attempt in ended["attempts"]] == ["branched", "finished"]
     assert (
         "final_eval" not in begun["ledger"]["outside"]
         and ended["ledger"]["outside"].keys() == record(direct)["ledger"]["outside"].keys()
@@ -102,7 +102,7 @@ def test_a_trunk_of_one_number_of_devices_and_points_on_time(trunk: Path, tmp_pa
     copy = tmp_path / "copy"
     shutil.copytree(trunk, copy)
     changed = record(copy)
-    changed["segments"].append({**changed["segments"][-1], "world_size": 2})
+    changed["attempts"].append({**changed["attempts"][-1], "world_size": 2})
     (copy / "record.json").write_text(json.dumps(changed))
     with pytest.raises(CramError, match="was trained on 1 and 2 devices"):
         make_branch(copy, "4", "8")

@@ -16,7 +16,7 @@ import pytest
 
 from cram_composer.runs.checkpoints import newest_checkpoint
 from cram_composer.runs.folder import RunFolder
-from cram_composer.runs.mirror import RemoteRun
+from cram_composer.runs.mirror import RunMirror
 from cram_composer.storage.files import write_json
 from tests.conftest import Train
 from tests.servers import Bucket
@@ -97,10 +97,10 @@ def test_a_killed_run_leaves_no_process_and_goes_on_from_the_copy_on_a_fresh_mac
     assert resumed.returncode == 0, resumed.stderr
     assert "going on from the copy" in resumed.stdout
     same_run(tmp_path / "original", run)
-    segments = record(run)["segments"]
-    assert [segment["reason"] for segment in segments] == ["killed", "finished"]
-    assert segments[1]["started_at_step"] == int(newest)
-    assert segments[1]["spent_before"] == pytest.approx(spent, abs=1e-3)
+    attempts = record(run)["attempts"]
+    assert [attempt["reason"] for attempt in attempts] == ["killed", "finished"]
+    assert attempts[1]["started_at_step"] == int(newest)
+    assert attempts[1]["spent_before"] == pytest.approx(spent, abs=1e-3)
     assert record(run) == json.loads(s3.get("runs/r/record.json"))
     assert len(copied(s3)) == 2
 
@@ -120,7 +120,7 @@ def test_a_signal_waits_for_the_copy(train: Train, tiny_data: Path, s3: Bucket, 
     assert result.returncode == 0, result.stderr
     found = record(run)
     assert found["steps"] == 200 and found["ledger"]["inside"]["lost"] == 0
-    assert [segment["reason"] for segment in found["segments"]] == ["interrupted", "finished"]
+    assert [attempt["reason"] for attempt in found["attempts"]] == ["interrupted", "finished"]
     assert [step["step"] for step in lines(run / "trace.jsonl")] == list(range(200))
 
 
@@ -190,7 +190,7 @@ def test_two_ranks_go_on_from_the_copy(train: Train, s3: Bucket, tmp_path: Path)
     shutil.rmtree(tmp_path / "r")
     result = train(*common, ranks=2)
     assert result.returncode == 0, result.stderr
-    assert record(tmp_path / "r")["segments"][-1]["started_at_step"] == 20
+    assert record(tmp_path / "r")["attempts"][-1]["started_at_step"] == 20
 
 
 # --- without training: a run folder with checkpoints of a few bytes ---
@@ -219,10 +219,10 @@ def bucket(request: pytest.FixtureRequest) -> Bucket:
 
 def test_the_newest_are_kept_in_the_copy(bucket: Bucket, tmp_path: Path):
     folder = RunFolder(tmp_path / "r")
-    remote = RemoteRun(folder, f"{bucket.uri}/runs", keep=2)
+    remote = RunMirror(folder, f"{bucket.uri}/runs", keep=2)
     bucket.put("runs/r/checkpoints/step-00000099.pt", b"damaged, and passed over")
     for step in (1, 2, 3):
-        remote.offer(save(folder, step))
+        remote.enqueue(save(folder, step))
         assert remote.wait(30) is None
     small = {"clock.json", "record.json", "trace.jsonl"}
     assert keys(bucket) == small | {f"checkpoints/step-0000000{n}.{end}" for n in (2, 3) for end in ("pt", "json")}
@@ -231,14 +231,14 @@ def test_the_newest_are_kept_in_the_copy(bucket: Bucket, tmp_path: Path):
 
 def test_the_newest_wins_and_one_that_is_deleted_here_is_copied_all_the_same(bucket: Bucket, tmp_path: Path):
     folder = RunFolder(tmp_path / "r")
-    remote = RemoteRun(folder, f"{bucket.uri}/runs/", keep=5)
-    remote.offer(save(folder, 1))
+    remote = RunMirror(folder, f"{bucket.uri}/runs/", keep=5)
+    remote.enqueue(save(folder, 1))
     assert remote.wait(30) is None
     bucket.server.pause()
-    remote.offer(save(folder, 2))
+    remote.enqueue(save(folder, 2))
     time.sleep(0.5)  # it is being copied now
     for step in (3, 4, 5):
-        remote.offer(save(folder, step))
+        remote.enqueue(save(folder, step))
     for step in (1, 2, 3, 4):
         (folder.checkpoints / f"step-0000000{step}.pt").unlink()
     bucket.server.resume()
@@ -251,12 +251,12 @@ def test_what_is_restored_is_the_newest_that_is_whole_and_ahead(
     bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = RunFolder(tmp_path / "r")
-    remote = RemoteRun(folder, f"{bucket.uri}/runs", keep=2)
+    remote = RunMirror(folder, f"{bucket.uri}/runs", keep=2)
     assert remote.read_record() is None
     remote.restore()
     assert not folder.path.exists()
     for step in (3, 7):
-        remote.offer(save(folder, step))
+        remote.enqueue(save(folder, step))
         assert remote.wait(30) is None
     content = bucket.get("runs/r/checkpoints/step-00000007.pt")
     bucket.put("runs/r/checkpoints/step-00000009.pt", b"no .json: its upload was interrupted")
@@ -281,8 +281,8 @@ def test_what_is_restored_is_the_newest_that_is_whole_and_ahead(
 
 def test_time_that_was_spent_here_after_the_copy_stays_spent(bucket: Bucket, tmp_path: Path):
     folder = RunFolder(tmp_path / "r")
-    remote = RemoteRun(folder, f"{bucket.uri}/runs", keep=2)
-    remote.offer(save(folder, 5))
+    remote = RunMirror(folder, f"{bucket.uri}/runs", keep=2)
+    remote.enqueue(save(folder, 5))
     assert remote.wait(30) is None
     for path in folder.checkpoints.glob("*"):
         path.unlink()
@@ -295,10 +295,10 @@ def test_time_that_was_spent_here_after_the_copy_stays_spent(bucket: Bucket, tmp
 
 def test_a_folder_may_hold_the_copy(tmp_path: Path):
     folder = RunFolder(tmp_path / "here" / "r")
-    remote = RemoteRun(folder, str(tmp_path / "there"), keep=2)
+    remote = RunMirror(folder, str(tmp_path / "there"), keep=2)
     remote.check()
-    remote.offer(save(folder, 5))
-    assert remote.wait(30) is None and remote.finish() is None and remote.seal() is None
+    remote.enqueue(save(folder, 5))
+    assert remote.wait(30) is None and remote.finish() is None and remote.finalize() is None
     shutil.rmtree(folder.path)
     remote.restore()
     assert newest_checkpoint(folder.checkpoints) is not None
@@ -307,11 +307,11 @@ def test_a_folder_may_hold_the_copy(tmp_path: Path):
 def test_the_process_ends_though_a_copy_is_under_way(s3: Bucket, tmp_path: Path):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from cram_composer.runs.folder import RunFolder; from cram_composer.runs.mirror import RemoteRun\n"
+        "from cram_composer.runs.folder import RunFolder; from cram_composer.runs.mirror import RunMirror\n"
         "from tests.runs.test_mirror import save\n"
-        f"folder = RunFolder(Path({str(tmp_path / 'r')!r})); remote = RemoteRun(folder, {s3.uri!r}, 2)\n"
+        f"folder = RunFolder(Path({str(tmp_path / 'r')!r})); remote = RunMirror(folder, {s3.uri!r}, 2)\n"
         "remote.check(); print('ready', flush=True); sys.stdin.readline()\n"
-        "remote.offer(save(folder, 1)); time.sleep(0.5)"
+        "remote.enqueue(save(folder, 1)); time.sleep(0.5)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"

@@ -91,7 +91,7 @@ class Ranks:
                 file.unlink()
         (killed / "record.json").write_text(json.dumps(record(killed) | {"status": "running"}))
         self(name, ranks, *overrides)
-        assert record(killed)["segments"][-1]["started_at_step"] == at
+        assert record(killed)["attempts"][-1]["started_at_step"] == at
         return killed
 
 

@@ -85,7 +85,7 @@ def test_ranks_stop_at_the_same_step_though_one_is_slow(strategy: str, ranks: Ra
     ],
 )
 def test_a_loss_that_is_not_finite_on_one_rank_is_not_applied_on_any(strategy: str, policy: str, ranks: Ranks):
-    settings = [*COMPARED, f"train.nonfinite={policy}"]
+    settings = [*COMPARED, f"train.on_nonfinite={policy}"]
     runs = [
         ranks(f"{policy}-{name}-{strategy}", 2, *STRATEGIES[name], *settings, bad=14)  # in step 3 of four microbatches
         for name in ("ddp", strategy)

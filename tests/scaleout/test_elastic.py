@@ -50,8 +50,8 @@ def test_a_run_killed_on_some_ranks_goes_on_on_others(tmp_path: Path, before: in
     moved = subprocess.run(command(root, tmp_path, "moved", after), **options)
     assert moved.returncode == 0, moved.stderr
     record = json.loads((run / "record.json").read_text())
-    assert record["world_size"] == (after or 1) and record["segments"][1]["started_at_step"] > 0
-    starts = record["segments"]
+    assert record["world_size"] == (after or 1) and record["attempts"][1]["started_at_step"] > 0
+    starts = record["attempts"]
     assert [start["world_size"] for start in starts] == [before or 1, after or 1]
     first, second = starts[1]["spent_before"], record["ledger"]["inside_total"] - starts[1]["spent_before"]
     assert record["device_hours"] == pytest.approx(((before or 1) * first + (after or 1) * second) / 3600.0)

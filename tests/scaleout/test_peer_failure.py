@@ -50,7 +50,7 @@ def test_one_rank_is_killed_and_all_stop_and_go_on(strategy: str, tiny_data: Pat
     resumed = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
     assert record(run)["steps"] == 150 and len(losses(run)) == 150
-    assert record(run)["segments"][1]["started_at_step"] > 0
+    assert record(run)["attempts"][1]["started_at_step"] > 0
     assert [json.loads(text)["step"] for text in (run / "trace.jsonl").read_text().splitlines()] == list(range(150))
 
 

@@ -78,7 +78,7 @@ def test_variants_are_trained_compared_and_not_trained_again(capsys: pytest.Capt
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    variants = {"good": {}, "bad": {"set": {"optimizer.lr": 1e30, "train.nonfinite": "stop"}}}
+    variants = {"good": {}, "bad": {"set": {"optimizer.lr": 1e30, "train.on_nonfinite": "stop"}}}
     write_sweep(seeds=1, variants=variants)
     status, text, errors = sweep("--yes", capsys=capsys)
     assert status == 1
@@ -116,7 +116,7 @@ def test_a_seed_that_failed_is_not_passed_over(capsys: pytest.CaptureFixture[str
         failed = trial.path.name == "b-seed2"
         trial.path.mkdir(parents=True)
         record = {
-            "format_version": 1,
+            "format_version": 2,
             "status": "failed" if failed else "finished",
             "reason": "CramError: a gradient is not finite" if failed else None,
             "run_name": trial.path.name,
@@ -172,13 +172,13 @@ def test_what_was_killed_early_is_over_and_not_compared(tmp_path: Path, capsys: 
     write_sweep(seeds=1, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
     config = compose(SweepConfig, "own.yaml", []).config
     trials = plan_trials(config, "own.yaml", Path("runs/sweeps/own"))
-    for trial, status in zip(trials, ("finished", "killed-early"), strict=True):
+    for trial, status in zip(trials, ("finished", "stopped-early"), strict=True):
         trial.path.mkdir(parents=True)
         record = {"status": status, "config": trial.composed.plain, "config_hash": trial.composed.hash}
         (trial.path / "record.json").write_text(json.dumps(record | {"metrics": {"validation_loss": 5.0}}))
     standing = Standing(trials)
     assert standing.left == []
-    assert [standing._state(trial) for trial in trials] == ["done", "killed early"]
+    assert [standing._state(trial) for trial in trials] == ["done", "stopped early"]
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_the_runs_of_a_killed_sweep_save_and_go_on(capsys: pytest.CaptureFixture
     assert status == 0, errors
     ended = json.loads((run / "record.json").read_text())
     assert ended["status"] == "finished"
-    assert [segment["reason"] for segment in ended["segments"]] == ["interrupted", "finished"]
+    assert [attempt["reason"] for attempt in ended["attempts"]] == ["interrupted", "finished"]
 
 
 def _has_ended(run: Path) -> bool:

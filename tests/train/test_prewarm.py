@@ -8,17 +8,17 @@ import sys
 
 import pytest
 
-from cram_composer.train.prewarm import ask, wait_for_answers
+from cram_composer.train.prewarm import join, run_in_background
 
 # In a process of its own: the answers are remembered for as long as one lives.
 ASKED = """
 import subprocess, sys
-from cram_composer.train.prewarm import ask, ask_for_vector_instructions, wait_for_answers
-ask_for_vector_instructions()
+from cram_composer.train.prewarm import run_in_background, probe_vector_instructions, join
+probe_vector_instructions()
 assert "composer" not in sys.modules and "torch._inductor.async_compile" not in sys.modules
 from composer.utils.collect_env import get_cpu_model
-ask(get_cpu_model)
-wait_for_answers()
+run_in_background(get_cpu_model)
+join()
 def refuse(*arguments, **options):
     raise AssertionError("asked again")
 subprocess.Popen = refuse
@@ -41,6 +41,6 @@ def test_a_question_that_fails_is_left_to_whoever_needs_the_answer():
         asked.append(1)
         raise OSError("no such processor")
 
-    ask(fail)
-    wait_for_answers()
+    run_in_background(fail)
+    join()
     assert asked == [1]

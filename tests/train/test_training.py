@@ -118,9 +118,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(train: Train, tiny_data: Pat
     resumed = train(*replayed, "run_name=killed")
     assert resumed.returncode == 0, resumed.stderr
     same_run(tmp_path / "original", killed)
-    segments = record(killed)["segments"]
-    assert [segment["reason"] for segment in segments] == ["killed", "finished"]
-    assert segments[1]["started_at_step"] > 0
+    attempts = record(killed)["attempts"]
+    assert [attempt["reason"] for attempt in attempts] == ["killed", "finished"]
+    assert attempts[1]["started_at_step"] > 0
 
 
 @pytest.mark.slow
@@ -153,9 +153,9 @@ def test_a_damaged_checkpoint_costs_one_warning_and_the_steps_since_the_one_befo
     assert result.returncode == 0, result.stderr
     assert (result.stdout + result.stderr).count("truncated") == 1
     found = record(run)
-    assert found["steps"] == 60 and found["segments"][1]["started_at_step"] < int(newest.stem.split("-")[1])
+    assert found["steps"] == 60 and found["attempts"][1]["started_at_step"] < int(newest.stem.split("-")[1])
     assert found["ledger"]["inside"]["lost"] > 0
-    assert found["segments"][1]["spent_before"] == pytest.approx(spent, abs=1e-3)
+    assert found["attempts"][1]["spent_before"] == pytest.approx(spent, abs=1e-3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -199,7 +199,7 @@ def test_a_killed_launcher_takes_its_ranks_with_it(train: Train, tiny_data: Path
     assert result.returncode == 0, result.stderr
     found = record(run)
     assert found["steps"] == 120
-    assert [segment["reason"] for segment in found["segments"]] == ["interrupted", "finished"]
+    assert [attempt["reason"] for attempt in found["attempts"]] == ["interrupted", "finished"]
 
 
 @pytest.mark.slow
@@ -269,10 +269,10 @@ def test_two_ranks_stop_together_by_the_clock(train: Train, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_hopeless_run_is_given_up(train: Train, tmp_path: Path):
-    result = train("budget=10s", "run_name=r", "train.kill={loss_above: 0.1, at: 0.2}")
+    result = train("budget=10s", "run_name=r", "train.early_stop={loss_above: 0.1, at: 0.2}")
     assert result.returncode == 0, result.stderr
     found = record(tmp_path / "r")
-    assert found["status"] == "killed-early" and "above train.kill.loss_above" in found["reason"]
+    assert found["status"] == "stopped-early" and "above train.early_stop.loss_above" in found["reason"]
     assert found["ledger"]["inside_total"] < 8.0
 
 

@@ -32,7 +32,7 @@ class EMA(WeightAverage):
         """The average so far."""
         return self._average
 
-    def change_kept(self, change: Callable[[Weights], Weights]) -> None:
+    def map_snapshots(self, change: Callable[[Weights], Weights]) -> None:
         """The average."""
         self._average = change(self._average)
 

@@ -30,11 +30,11 @@ class LAWA(PeriodicAverage):
             return {}
         return {name: torch.stack([weights[name] for weights in self._latest]).mean(0) for name in self._latest[0]}
 
-    def change_kept(self, change: Callable[[Weights], Weights]) -> None:
+    def map_snapshots(self, change: Callable[[Weights], Weights]) -> None:
         """Each of the latest weights."""
         self._latest = [{name: t.cpu() for name, t in change(weights).items()} for weights in self._latest]
 
-    def take_up(self, model: nn.Module) -> None:
+    def add_snapshot(self, model: nn.Module) -> None:
         """Keep these weights, and no more than k."""
         weights = {name: held.to("cpu", copy=True) for name, held in weights_held(model)}
         self._latest = [*self._latest, weights][-self._k :]

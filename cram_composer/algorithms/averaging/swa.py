@@ -30,12 +30,12 @@ class SWA(PeriodicAverage):
         """The mean so far; empty before `swa_start`."""
         return self._average
 
-    def change_kept(self, change: Callable[[Weights], Weights]) -> None:
+    def map_snapshots(self, change: Callable[[Weights], Weights]) -> None:
         """The mean."""
         self._average = change(self._average)
 
     @torch.no_grad()
-    def take_up(self, model: nn.Module) -> None:
+    def add_snapshot(self, model: nn.Module) -> None:
         """average <- average + (weights - average) / n, n weights being in it then."""
         weights = dict(weights_held(model))
         self._count += 1

@@ -34,7 +34,7 @@ class WeightAverage(Algorithm):
     def average(self) -> Weights:
         """This rank's part of the average by parameter name, as it is now; empty where there is none yet."""
 
-    def change_kept(self, change: Callable[[Weights], Weights]) -> None:
+    def map_snapshots(self, change: Callable[[Weights], Weights]) -> None:
         """Replace the weights that are kept by what `change` makes of them."""
 
     def match(self, event: Event, state: State) -> bool:
@@ -45,7 +45,7 @@ class WeightAverage(Algorithm):
         """Exchange the trained weights and the average."""
         self._parameters = dict(parameters(state.model))
         if self._loaded:
-            self.change_kept(lambda kept: {name: shard_of(self._parameters[name], t) for name, t in kept.items()})
+            self.map_snapshots(lambda kept: {name: shard_of(self._parameters[name], t) for name, t in kept.items()})
             self._loaded = False
         if event == Event.EVAL_START:
             self.swap_in(state.model)
@@ -107,7 +107,7 @@ class PeriodicAverage(WeightAverage):
         self._passed = -1  # the last of these points that was passed, counted from 0
 
     @abstractmethod
-    def take_up(self, model: nn.Module) -> None:
+    def add_snapshot(self, model: nn.Module) -> None:
         """Have the weights of `model` in the average."""
 
     def match(self, event: Event, state: State) -> bool:
@@ -121,7 +121,7 @@ class PeriodicAverage(WeightAverage):
             point = int((self._budget.progress - self._start) / self._interval + 1e-9)
             if point > self._passed:
                 self._passed = point
-                self.take_up(state.model)
+                self.add_snapshot(state.model)
 
     def state_dict(self) -> dict[str, Any]:
         """The average and how far it has come."""

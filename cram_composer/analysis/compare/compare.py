@@ -16,7 +16,7 @@ from cram_composer.analysis.compare.groups import Comparability, Group, comparab
 from cram_composer.analysis.compare.measures import AXES, SHOWN, Axis, Kind, bits_per_character, common_end, curve
 from cram_composer.analysis.compare.statistics import PAIRED, Difference, compare_means, detectable, holm, seeds_needed
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss, one_objective, times_to_loss
-from cram_composer.analysis.runs.run import Run
+from cram_composer.analysis.runs.run import RunData
 from cram_composer.errors import CramError
 
 # Standard deviation of the GLUE mean between pretrainings of one set-up: docs/compare.md.
@@ -119,7 +119,7 @@ def _pair(challenger: Group, baseline: Group) -> Pair:
 _KINDS: tuple[Kind, Kind] = ("held-out", "training")
 
 
-def _row(measure: str, unit: str, a: Group, b: Group, value: Callable[[Run], float | None], missing: str) -> Row:
+def _row(measure: str, unit: str, a: Group, b: Group, value: Callable[[RunData], float | None], missing: str) -> Row:
     """The difference of a value of every run, if every run has it."""
     one, other = ([found for run in group.runs if (found := value(run)) is not None] for group in (a, b))
     if len(one) < len(a.runs) or len(other) < len(b.runs):
@@ -196,7 +196,7 @@ def _score(a: Group, b: Group, protocol: str, average: str, rules: Comparability
     return replace(row, difference=_with_known_noise(row.difference, *(len(group.runs) for group in have)))
 
 
-def _how(run: Run, protocol: str) -> str:
+def _how(run: RunData, protocol: str) -> str:
     """In what a run's fine-tuning was not the protocol's, and with which seeds."""
     row = run.evaluated[protocol]
     seeds = [(number.get("task"), sorted(number.get("seeds", {}))) for number in row.get("numbers", [])]

@@ -17,7 +17,7 @@ from cram_composer.analysis.figures.curves import thin
 from cram_composer.analysis.figures.drawing import ROUND_STEPS, plain_log_ticks, time_unit, token_unit
 from cram_composer.analysis.html.formatting import elide
 from cram_composer.analysis.html.style import LIGHT, Picture, house_style, series_style
-from cram_composer.analysis.runs.run import Run
+from cram_composer.analysis.runs.run import RunData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,7 @@ def _unit(axis: Axis, longest: float) -> tuple[float, str]:
     return 1.0, "model FLOPs" if axis == "FLOPs" else "device-hours"
 
 
-def _evaluations(axes: Axes, run: Run, axis: Axis, size: float, colour: str, place: int) -> None:
+def _evaluations(axes: Axes, run: RunData, axis: Axis, size: float, colour: str, place: int) -> None:
     points = curve(run, "held-out", axis)
     axes.plot(
         points.x / size,

@@ -17,7 +17,7 @@ from typing import Any
 from cram_composer.analysis.html.formatting import is_number
 from cram_composer.analysis.report.page import flatten
 from cram_composer.analysis.runs.find import find_runs
-from cram_composer.analysis.runs.run import Run, load_run
+from cram_composer.analysis.runs.run import RunData, load_run
 from cram_composer.analysis.runs.table import budget_text
 from cram_composer.errors import CramError
 
@@ -36,7 +36,7 @@ class Group:
     """
 
     name: str
-    runs: list[Run]
+    runs: list[RunData]
     notes: list[str] = field(default_factory=list)
 
     def by_seed(self, values: Iterable[float | None]) -> dict[int, float] | list[float]:
@@ -63,7 +63,7 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
     Raises:
         CramError: nothing there, a run in two groups, or a named group, or all of them, without a finished run.
     """
-    found: dict[tuple[str, str], list[Run]] = {}  # by name, or by the settings of those that have none
+    found: dict[tuple[str, str], list[RunData]] = {}  # by name, or by the settings of those that have none
     seen: dict[Path, str] = {}
     for argument in arguments:
         name, _, pattern = argument.partition("=") if not Path(argument).is_dir() else ("", "", argument)
@@ -88,9 +88,9 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
     return finished
 
 
-def group_by_configuration(runs: Sequence[Run]) -> list[Group]:
+def group_by_configuration(runs: Sequence[RunData]) -> list[Group]:
     """Groups of runs whose settings are equal, in the order of the first of each; those without a finished run go."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[RunData]] = {}
     for run in runs:
         found.setdefault(settings_hash(run), []).append(run)
     groups = [group for group in (make_group("", one) for one in found.values()) if group.runs]
@@ -98,7 +98,7 @@ def group_by_configuration(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def _read(argument: str, pattern: str) -> list[Run]:
+def _read(argument: str, pattern: str) -> list[RunData]:
     folders = [Path(found) for found in sorted(glob.glob(os.path.expanduser(pattern))) if Path(found).is_dir()]
     runs = [run for folder in folders for run in find_runs(folder)]
     if not runs:
@@ -106,7 +106,7 @@ def _read(argument: str, pattern: str) -> list[Run]:
     return [load_run(path) for path in runs]
 
 
-def make_group(name: str, runs: Sequence[Run]) -> Group:
+def make_group(name: str, runs: Sequence[RunData]) -> Group:
     """A group of the runs that can be compared, with notes on the others."""
     kept, notes = [], []
     for run in runs:
@@ -147,18 +147,18 @@ def _tell_apart(groups: Sequence[Group], given: Iterable[str] = ()) -> None:
             group.name += f" ({taken[group.name]})"
 
 
-def settings(run: Run) -> dict[str, Any]:
+def settings(run: RunData) -> dict[str, Any]:
     """The configuration by dotted key, without what does not change what is learned, and without the seed."""
     config = {key: value for key, value in (run.get("config") or {}).items() if key not in NOT_SETTINGS}
     return dict(flatten(config))
 
 
-def settings_hash(run: Run) -> str:
+def settings_hash(run: RunData) -> str:
     """Equal for runs of one configuration."""
     return _digest(settings(run))
 
 
-def differing_settings(runs: Sequence[Run]) -> list[str]:
+def differing_settings(runs: Sequence[RunData]) -> list[str]:
     """Keys in which the settings of the runs differ."""
     flat = [settings(run) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one)
@@ -170,7 +170,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def data_hash(run: Run) -> str:
+def data_hash(run: RunData) -> str:
     """Of the manifest as the record keeps it, without the versions of what wrote it."""
     return _digest({key: value for key, value in (run.get("data") or {}).items() if key != "created_with"})
 
@@ -211,13 +211,13 @@ def comparability(a: Group, b: Group) -> Comparability:
     return Comparability(budget, refusals, in_loop, cautions, per_character and budget is not None)
 
 
-def _whole_split(run: Run) -> bool:
+def _whole_split(run: RunData) -> bool:
     """Whether the final evaluation was of all held-out rows, up to a batch that they do not fill."""
     rows, asked = run.get("metrics.validation_rows"), run.get("config.eval.final_rows")
     return is_number(rows) and is_number(asked) and rows + (run.get("config.eval.batch_size") or 0) <= asked
 
 
-def data_refusals(runs: Sequence[Run]) -> list[str]:
+def data_refusals(runs: Sequence[RunData]) -> list[str]:
     """Why final held-out losses of the runs are not comparable, whatever their budgets, a line each."""
     refusals = []
     tokenizers = list(dict.fromkeys(run.get("data.tokenizer_sha256") for run in runs))
@@ -240,7 +240,7 @@ def data_refusals(runs: Sequence[Run]) -> list[str]:
     return refusals
 
 
-def _equal_budget(runs: Sequence[Run]) -> str | None:
+def _equal_budget(runs: Sequence[RunData]) -> str | None:
     budgets = [run.get("budget") or {} for run in runs]
     if any(budget.get("mode") == "replay" for budget in budgets):
         equal = len({run.get("tokens") for run in runs}) == 1 and all(b.get("mode") == "replay" for b in budgets)
@@ -258,7 +258,7 @@ def _equal_budget(runs: Sequence[Run]) -> str | None:
     return "device-hours" if max(spent) <= 1.001 * min(spent) else None
 
 
-def _spent(runs: Sequence[Run], budget: dict[str, Any]) -> str | None:
+def _spent(runs: Sequence[RunData], budget: dict[str, Any]) -> str | None:
     """Which of the limits, the same for all runs, ended them."""
     names = {"seconds": "wall-clock", "tokens": "tokens", "steps": "steps"}
     limits = [key for key in names if budget.get(key) is not None]
@@ -268,18 +268,18 @@ def _spent(runs: Sequence[Run], budget: dict[str, Any]) -> str | None:
     return " or ".join(names[key] for key in limits) or None
 
 
-def _on(run: Run) -> str:
+def _on(run: RunData) -> str:
     devices = run.get("world_size") or 1
     return f" on {devices} devices" if devices > 1 else ""
 
 
-def _text(run: Run) -> str:
+def _text(run: RunData) -> str:
     """Of what was tokenized: sources and the size of the held-out text."""
     split = run.get("data.splits.validation") or {}
     return _digest([run.get("data.sources"), split.get("documents"), split.get("characters")])
 
 
-def _cautions(runs: Sequence[Run]) -> list[str]:
+def _cautions(runs: Sequence[RunData]) -> list[str]:
     cautions = []
     for key, what in (
         ("environment.cpu", "processors"),
@@ -292,7 +292,7 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
         values = {json.dumps(run.get(key)) for run in runs}
         if len(values) > 1:
             cautions.append(f"different {what}: {_listed(json.dumps(run.get(key)) for run in runs)}")
-    if any(one.get("reason") != "branched" for run in runs for one in (run.get("segments") or [])[:-1]):
+    if any(one.get("reason") != "branched" for run in runs for one in (run.get("attempts") or [])[:-1]):
         cautions.append("some runs were interrupted and resumed; what they lost counts as spent")
     return cautions
 

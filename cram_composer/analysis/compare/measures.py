@@ -10,7 +10,7 @@ import numpy as np
 
 from cram_composer.analysis.figures.curves import ema, ema_horizon
 from cram_composer.analysis.html.formatting import duration, is_number, short_count
-from cram_composer.analysis.runs.run import Array, Run
+from cram_composer.analysis.runs.run import Array, RunData
 
 Axis = Literal["wall-clock", "tokens", "FLOPs", "device-hours"]
 Kind = Literal["held-out", "training"]
@@ -43,7 +43,7 @@ class Curve:
         return float(x0 + (x1 - x0) * (y0 - loss) / (y0 - y1))
 
 
-def curve(run: Run, kind: Kind, axis: Axis) -> Curve:
+def curve(run: RunData, kind: Kind, axis: Axis) -> Curve:
     """The evaluations in the loop, or the training loss smoothed over 2 % of the steps."""
     if kind == "held-out":
         points = run.evaluations(IN_LOOP)
@@ -59,7 +59,7 @@ def curve(run: Run, kind: Kind, axis: Axis) -> Curve:
     return Curve(x[known], loss[known])
 
 
-def _devices(run: Run) -> float | None:
+def _devices(run: RunData) -> float | None:
     count = run.get("world_size")
     return count / 3600.0 if is_number(count) else None
 
@@ -77,7 +77,7 @@ SHOWN: dict[Axis, Callable[[float], str]] = {
 }
 
 
-def bits_per_character(run: Run) -> float | None:
+def bits_per_character(run: RunData) -> float | None:
     """The final held-out loss in bits, times the tokens of a character of the held-out text.
 
     Tokens differ between tokenizers, characters do not. Padding is not counted.

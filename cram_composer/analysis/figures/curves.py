@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from cram_composer.analysis.runs.run import Array, Run
+from cram_composer.analysis.runs.run import Array, RunData
 
 SLOW_STEP = 5.0  # a step this many times the median is worth showing as a pause
 VISIBLE_SHARE = 0.005  # of the run's length: a pause below this would be thinner than the pen
@@ -65,7 +65,7 @@ def stairs(x: Array, y: Array, end: float) -> tuple[Array, Array]:
     return np.append(x[corners], end), np.append(y[corners], y[-1])
 
 
-def throughput(run: Run, bins: int) -> tuple[Array, Array, Array]:
+def throughput(run: RunData, bins: int) -> tuple[Array, Array, Array]:
     """Tokens/s and data stall over equal stretches of loop time, pauses included.
 
     Returns:
@@ -87,11 +87,11 @@ def throughput(run: Run, bins: int) -> tuple[Array, Array, Array]:
     return edges, np.diff(np.interp(edges, times, fed)) / width, np.diff(np.interp(edges, times, waiting)) / width
 
 
-def pauses(run: Run) -> list[Pause]:
-    """Stretches worth shading: time lost to a kill (before a later segment's first step) and compilation.
+def pauses(run: RunData) -> list[Pause]:
+    """Stretches worth shading: time lost to a kill (before a later attempt's first step) and compilation.
 
     A step counts as compilation when the ledger has compile time, the step is far slower than the others, and it is
-    the first of a segment or the first at a new shape, which is when compilation happens.
+    the first of a attempt or the first at a new shape, which is when compilation happens.
     """
     if run.steps < 2:
         return []
@@ -99,7 +99,7 @@ def pauses(run: Run) -> list[Pause]:
     steps, starts = trace["step"], trace["elapsed"]
     spans = np.diff(np.append(starts, run.end))
     typical, visible = float(np.median(spans)), VISIBLE_SHARE * run.end
-    resumed = {segment.get("started_at_step") for segment in run.get("segments") or []} - {0, None}
+    resumed = {attempt.get("started_at_step") for attempt in run.get("attempts") or []} - {0, None}
 
     found = []
     if starts[0] > visible:  # a kill before the first checkpoint starts again at step 0, with time gone

@@ -10,7 +10,7 @@ import numpy as np
 from cram_composer.analysis.figures.curves import Array, pauses
 from cram_composer.analysis.html.formatting import elide
 from cram_composer.analysis.html.style import LEDGER, WIDTH, series_style
-from cram_composer.analysis.runs.run import Run
+from cram_composer.analysis.runs.run import RunData
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -46,14 +46,14 @@ def token_unit(most: float) -> Unit:
     return Unit(1e3, "tokens (thousands)")
 
 
-def x_unit(runs: list[Run], axis: XAxis) -> Unit:
+def x_unit(runs: list[RunData], axis: XAxis) -> Unit:
     """The unit that suits the longest of the runs."""
     if axis == "elapsed":
         return time_unit(max(run.end for run in runs))
     return token_unit(max((float(run.trace["tokens"][-1]) for run in runs if run.steps), default=0.0))
 
 
-def run_label(runs: list[Run], index: int, length: int = 42) -> str:
+def run_label(runs: list[RunData], index: int, length: int = 42) -> str:
     """A run's name as figures print it: numbered where there are several, its middle cut to `length` characters."""
     name = elide(runs[index].name, length)
     return name if len(runs) == 1 else f"{index + 1} · {name}"
@@ -67,23 +67,23 @@ def new_figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
 
 
-def add_line(axes: Axes, runs: list[Run], index: int, x: Array, y: Array, **style: Any) -> None:
+def add_line(axes: Axes, runs: list[RunData], index: int, x: Array, y: Array, **style: Any) -> None:
     """The index-th run's line, in its colour."""
     colour, dash = series_style(index)
     axes.plot(x, y, color=colour, linestyle=dash, label=run_label(runs, index), **style)
 
 
-def nested_width(runs: list[Run], index: int) -> float:
+def nested_width(runs: list[RunData], index: int) -> float:
     """Line width in points for values that runs often share: earlier runs show on both sides of later ones."""
     return min(1.8 + 1.2 * (len(runs) - 1 - index), 6.0)
 
 
-def run_handles(axes: Axes, runs: list[Run]) -> list[Artist]:
+def run_handles(axes: Axes, runs: list[RunData]) -> list[Artist]:
     """Legend entries naming the runs; none where there is only one to name."""
     return list(axes.get_lines()) if len(runs) > 1 else []
 
 
-def finish(figure: Figure, panels: list[Axes], runs: list[Run], axis: XAxis, handles: list[Artist]) -> None:
+def finish(figure: Figure, panels: list[Axes], runs: list[RunData], axis: XAxis, handles: list[Artist]) -> None:
     """Label the shared x axis, shade one run's pauses and put the legend below the panels, where it covers nothing."""
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from cram_composer.analysis.figures.drawing import ROUND_STEPS, new_figure, run_label, time_unit
 from cram_composer.analysis.html.formatting import duration, is_number, percent
 from cram_composer.analysis.html.style import LEDGER, LIGHT, Picture
-from cram_composer.analysis.runs.run import Run
+from cram_composer.analysis.runs.run import RunData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ ROW = 2.6  # axis units from one run's bars to the next's
 LEAST_LABELLED = 0.12  # of the axis: a narrower piece has no room for its percentage
 
 
-def draw_ledger(runs: list[Run]) -> Picture:
+def draw_ledger(runs: list[RunData]) -> Picture:
     """A thick bar per run for the seconds inside the budget, a thin one for those outside, all at one scale."""
     inside = [_items(run, "inside") for run in runs]
     outside = [_items(run, "outside") for run in runs]
@@ -52,7 +52,7 @@ def draw_ledger(runs: list[Run]) -> Picture:
     )
 
 
-def _items(run: Run, side: str) -> dict[str, float]:
+def _items(run: RunData, side: str) -> dict[str, float]:
     recorded = run.get(f"ledger.{side}") or {}
     items = {name: float(value) for name, value in recorded.items() if is_number(value) and value > 0}
     return {name: items[name] for name in _in_order(items)}

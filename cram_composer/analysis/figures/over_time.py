@@ -23,7 +23,7 @@ from cram_composer.analysis.figures.drawing import (
 from cram_composer.analysis.figures.ledger import draw_ledger
 from cram_composer.analysis.html.formatting import decimal, is_number, short_count
 from cram_composer.analysis.html.style import LIGHT, Picture, house_style, series_style
-from cram_composer.analysis.runs.run import Run
+from cram_composer.analysis.runs.run import RunData
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -33,7 +33,7 @@ POINTS = 1600  # per figure, shared by its lines: more than it has pixels
 BINS = 96
 
 
-def draw_all(runs: list[Run]) -> list[Picture]:
+def draw_all(runs: list[RunData]) -> list[Picture]:
     """Every figure of the page, in its order. One run shows raw and smoothed values; several are overlaid, smoothed."""
     with house_style():
         return [
@@ -46,7 +46,7 @@ def draw_all(runs: list[Run]) -> list[Picture]:
         ]
 
 
-def draw_loss(runs: list[Run], axis: XAxis) -> Picture:
+def draw_loss(runs: list[RunData], axis: XAxis) -> Picture:
     """Loss against loop time or tokens: training, in-loop validation, and the unigram model's loss as a baseline."""
     figure, panels = new_figure(1, 3.2)
     axes = panels[0]
@@ -77,7 +77,7 @@ def draw_loss(runs: list[Run], axis: XAxis) -> Picture:
     )
 
 
-def _one_loss(axes: Axes, run: Run, axis: XAxis) -> list[Artist]:
+def _one_loss(axes: Axes, run: RunData, axis: XAxis) -> list[Artist]:
     size, horizon = x_unit([run], axis).size, ema_horizon(run.steps)
     blue, orange = series_style(0)[0], series_style(1)[0]
     x, y = thin(run.trace[axis] / size, run.trace["loss"], POINTS // 2)
@@ -87,7 +87,7 @@ def _one_loss(axes: Axes, run: Run, axis: XAxis) -> list[Artist]:
     return handles + _validation(axes, run, axis, size, orange)
 
 
-def _several_losses(axes: Axes, runs: list[Run], axis: XAxis) -> list[Artist]:
+def _several_losses(axes: Axes, runs: list[RunData], axis: XAxis) -> list[Artist]:
     from matplotlib.lines import Line2D
 
     size = x_unit(runs, axis).size
@@ -104,7 +104,7 @@ def _several_losses(axes: Axes, runs: list[Run], axis: XAxis) -> list[Artist]:
     return handles
 
 
-def _validation(axes: Axes, run: Run, axis: XAxis, size: float, colour: str) -> list[Artist]:
+def _validation(axes: Axes, run: RunData, axis: XAxis, size: float, colour: str) -> list[Artist]:
     """Dots for the evaluations in the loop, a diamond at the end for the final one, which is on more rows."""
     style: dict[str, Any] = {
         "color": colour,
@@ -127,7 +127,7 @@ def _validation(axes: Axes, run: Run, axis: XAxis, size: float, colour: str) -> 
     return marks
 
 
-def draw_learning_rate(runs: list[Run]) -> Picture:
+def draw_learning_rate(runs: list[RunData]) -> Picture:
     """Learning rate against loop time, in units of the power of ten of its peak."""
     figure, panels = new_figure(1, 3.2)
     axes = panels[0]
@@ -149,7 +149,7 @@ def draw_learning_rate(runs: list[Run]) -> Picture:
     )
 
 
-def draw_shapes(runs: list[Run]) -> Picture:
+def draw_shapes(runs: list[RunData]) -> Picture:
     """Rows of a global batch and tokens of a row against loop time, a panel each."""
     figure, panels = new_figure(2, 3.2)
     size = x_unit(runs, "elapsed").size
@@ -175,7 +175,7 @@ def draw_shapes(runs: list[Run]) -> Picture:
     )
 
 
-def draw_throughput(runs: list[Run]) -> Picture:
+def draw_throughput(runs: list[RunData]) -> Picture:
     """Tokens per second and the share of time spent waiting for data, over equal stretches of loop time."""
     figure, panels = new_figure(2, 3.2)
     size = x_unit(runs, "elapsed").size

@@ -16,7 +16,7 @@ from cram_composer.analysis.html.formatting import (
     percent,
     short_count,
 )
-from cram_composer.analysis.runs.run import Run
+from cram_composer.analysis.runs.run import RunData
 
 NOT_RECORDED = "not recorded"
 LEDGER_TEXTS = {
@@ -55,7 +55,7 @@ class Table:
     total_rows: int = 0
 
 
-def headline(run: Run) -> list[Tile]:
+def headline(run: RunData) -> list[Tile]:
     """The numbers a reader looks for first."""
     loss, baseline = run.get("metrics.validation_loss"), run.get("data.unigram_validation_nats")
     against = f"unigram baseline {decimal(baseline)}"
@@ -91,7 +91,7 @@ def _unit(value: str, unit: str) -> str:
     return value if value == NOT_MEASURED else f"{value} {unit}"
 
 
-def _budget_note(run: Run, spent: Any) -> str:
+def _budget_note(run: RunData, spent: Any) -> str:
     seconds, tokens, steps = (run.get(f"budget.{limit}") for limit in ("seconds", "tokens", "steps"))
     if run.get("budget.mode") == "replay":
         return f"replay of {count(steps)} recorded steps, no clock"
@@ -101,7 +101,7 @@ def _budget_note(run: Run, spent: Any) -> str:
     return f"limit: {', '.join(limits)}" if limits else ""
 
 
-def notes(run: Run) -> list[str]:
+def notes(run: RunData) -> list[str]:
     """What a reader must know before believing the numbers."""
     said = []
     if run.get("status") == "running":
@@ -119,7 +119,7 @@ def notes(run: Run) -> list[str]:
     return said
 
 
-def ledger_tables(run: Run) -> list[Table]:
+def ledger_tables(run: RunData) -> list[Table]:
     """Seconds inside and outside the budget, as shares of the sum inside, and that sum against another clock's."""
     total, wall = run.get("ledger.inside_total"), run.get("ledger.wall_seconds")
     rows = {
@@ -144,7 +144,7 @@ def _seconds(value: Any) -> str:
     return decimal(value, 2)
 
 
-def configuration(run: Run) -> tuple[Table, Table]:
+def configuration(run: RunData) -> tuple[Table, Table]:
     """Every key with its value and where it came from: first what something set, then what stayed at its default."""
     provenance = run.get("provenance") or {}
     rows = [(key, text(value), _origin(key, provenance)) for key, value in flatten(run.get("config") or {})]
@@ -157,7 +157,7 @@ def configuration(run: Run) -> tuple[Table, Table]:
     )
 
 
-def differences(runs: list[Run]) -> Table:
+def differences(runs: list[RunData]) -> Table:
     """The keys in which the runs' configurations differ, a column per run."""
     flat = [dict(flatten(run.get("config") or {})) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
@@ -197,7 +197,7 @@ def _rank(origin: str) -> int:
     return {"command line": 0, NOT_RECORDED: 3}.get(origin, 1)  # the rest are files
 
 
-def data_tables(run: Run) -> list[Table]:
+def data_tables(run: RunData) -> list[Table]:
     """The data set that the run trained on, in short."""
     return data_set_tables(run.get("data") or {})
 
@@ -244,7 +244,7 @@ def _ratio(part: Any, whole: Any) -> float | None:
     return part / whole if is_number(part) and is_number(whole) and whole > 0 else None
 
 
-def environment_tables(run: Run) -> list[Table]:
+def environment_tables(run: RunData) -> list[Table]:
     """What the run ran on: machine and software, kernels, library versions."""
     environment = dict(run.get("environment") or {})
     libraries = environment.pop("libraries", None) or {}
@@ -263,21 +263,21 @@ def _words(value: Any) -> str:
     return ", ".join(map(text, value)) or "none" if isinstance(value, list) else text(value)
 
 
-def segments_table(run: Run) -> Table:
+def attempts_table(run: RunData) -> Table:
     """The starts of the run: one, or more where it was interrupted and resumed."""
     rows = [
         (
             str(number),
-            count(segment.get("started_at_step")),
-            count(segment.get("ended_at_step")),
-            str(segment.get("reason") or NOT_RECORDED),
+            count(attempt.get("started_at_step")),
+            count(attempt.get("ended_at_step")),
+            str(attempt.get("reason") or NOT_RECORDED),
         )
-        for number, segment in enumerate(run.get("segments") or [], start=1)
+        for number, attempt in enumerate(run.get("attempts") or [], start=1)
     ]
     return Table("Starts of the run", ("Start", "First step", "Steps at its end", "How it ended"), rows, numeric=(1, 2))
 
 
-def evaluation_tables(run: Run) -> list[tuple[Table, list[str]]]:
+def evaluation_tables(run: RunData) -> list[tuple[Table, list[str]]]:
     """For each protocol that the run was fine-tuned by: medians with their spread over seeds, averages, and notes."""
     made = []
     for name, row in run.evaluated.items():
@@ -308,7 +308,7 @@ def evaluation_tables(run: Run) -> list[tuple[Table, list[str]]]:
     return made
 
 
-def fills(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+def fills(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     """Masked sentences with the model's best guesses and their probabilities."""
     return [
         (fill["sentence"], [(token, percent(probability)) for token, probability in fill["predictions"]])
@@ -316,7 +316,7 @@ def fills(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def comparison(runs: list[Run]) -> Table:
+def comparison(runs: list[RunData]) -> Table:
     """The headline numbers of several runs, a row each."""
     rows = [
         (

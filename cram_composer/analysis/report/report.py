@@ -9,7 +9,7 @@ from cram_composer.analysis.html.style import LIGHT, series_style, to_inline_svg
 from cram_composer.analysis.html.templating import render
 from cram_composer.analysis.report import page
 from cram_composer.analysis.report.zero_shot import zero_shot_tables
-from cram_composer.analysis.runs.run import Run, load_run
+from cram_composer.analysis.runs.run import RunData, load_run
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json, write_atomic
 
@@ -41,7 +41,7 @@ def write_report(runs: list[Path], output: Path | None = None) -> Path:
     return target
 
 
-def _render(runs: list[Run], figures: dict[str, dict[str, str]]) -> str:
+def _render(runs: list[RunData], figures: dict[str, dict[str, str]]) -> str:
     from markupsafe import Markup
 
     several = len(runs) > 1
@@ -55,7 +55,7 @@ def _render(runs: list[Run], figures: dict[str, dict[str, str]]) -> str:
     )
 
 
-def _view(run: Run, index: int) -> dict[str, Any]:
+def _view(run: RunData, index: int) -> dict[str, Any]:
     chosen, defaults = page.configuration(run)
     return {
         "number": index + 1,
@@ -74,7 +74,7 @@ def _view(run: Run, index: int) -> dict[str, Any]:
         "defaults": defaults,
         "data": page.data_tables(run),
         "environment": page.environment_tables(run),
-        "segments": page.segments_table(run),
+        "attempts": page.attempts_table(run),
         "export": _export(run.path),
     }
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from cram_composer.analysis.html.formatting import count, decimal, percent
 from cram_composer.analysis.report.page import Table
-from cram_composer.analysis.runs.run import Run
+from cram_composer.analysis.runs.run import RunData
 
 
-def zero_shot_tables(run: Run) -> list[tuple[Table, list[str]]]:
+def zero_shot_tables(run: RunData) -> list[tuple[Table, list[str]]]:
     """The table of each zero-shot protocol that the run was scored by, and notes."""
     return [
         (_TABLES[row["kind"]](name, row), row["notes"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cram_composer.analysis.report.page import flatten
-from cram_composer.analysis.runs.run import Run
+from cram_composer.analysis.runs.run import RunData
 from cram_composer.config.compose import parse_override
 from cram_composer.errors import CramError
 
@@ -27,7 +27,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def choose(runs: Sequence[Run], filters: Sequence[str]) -> list[Run]:
+def choose(runs: Sequence[RunData], filters: Sequence[str]) -> list[RunData]:
     """The runs that every `key=value` fits.
 
     A key is one of the configuration (`seed`, `optimizer.name`), `name`, `status` or `recipe`. A value is what YAML
@@ -53,7 +53,7 @@ def choose(runs: Sequence[Run], filters: Sequence[str]) -> list[Run]:
 _ABSENT = object()
 
 
-def _value(run: Run, key: str) -> Any:
+def _value(run: RunData, key: str) -> Any:
     if key in OWN_KEYS:
         return {"name": run.name, "status": run.get("status"), "recipe": run.get("recipes") or []}[key]
     value: Any = run.get("config") or {}

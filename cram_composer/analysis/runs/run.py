@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from cram_composer.analysis.html.formatting import is_number
 from cram_composer.errors import CramError
+from cram_composer.runs.folder import RECORD_FORMAT, upgrade_record
 from cram_composer.storage.files import read_json
 
-FORMAT_VERSION = 1
 TRACE_COLUMNS = (
     "step", "elapsed", "progress", "tokens", "batch_size", "seq_length", "mlm_probability", "lr", "loss",
     "step_seconds", "data_seconds",
@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunData:
     """One run folder.
 
     Attributes:
@@ -83,7 +83,7 @@ class Run:
         return {**{name: _column(lines, name) for name in POSITION}, "value": _column(lines, metric)}
 
 
-def load_run(path: Path, curves: bool = True) -> Run:
+def load_run(path: Path, curves: bool = True) -> RunData:
     """Read a run folder, which may still be written to.
 
     Args:
@@ -98,18 +98,18 @@ def load_run(path: Path, curves: bool = True) -> Run:
         raise CramError(
             f"{path} is not a run folder: it has no record.json; give the folder of a run, RUNS_DIR/RUN_NAME"
         )
-    record = _read_whole(record_path)
+    record = upgrade_record(_read_whole(record_path))
     version = record.get("format_version") if isinstance(record, dict) else None
-    if version != FORMAT_VERSION:
+    if version != RECORD_FORMAT:
         raise CramError(
-            f"{record_path} has format version {version}, this cram-composer reads {FORMAT_VERSION}; "
+            f"{record_path} has format version {version}, this cram-composer reads {RECORD_FORMAT}; "
             "use the version that wrote it"
         )
     curves = curves or record.get("status") == "running"  # how far it is, only its trace knows
     trace_lines, trace_bad = _read_lines(path / "trace.jsonl") if curves else ([], 0)
     metric_lines, metrics_bad = _read_lines(path / "metrics.jsonl") if curves else ([], 0)
     trace = {name: _column(trace_lines, name) for name in TRACE_COLUMNS}
-    return Run(
+    return RunData(
         path=path,
         record=_as_of_now(record, trace, path) if record.get("status") == "running" else record,
         trace=trace,

@@ -10,14 +10,14 @@ from typing import Any
 
 from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, duration, is_number, short_count
 from cram_composer.analysis.runs.find import RECORD, choose, find_runs
-from cram_composer.analysis.runs.run import Run, load_run
+from cram_composer.analysis.runs.run import RunData, load_run
 from cram_composer.commands.columns import aligned
 from cram_composer.errors import CramError
 
 COLUMNS = ("name", "status", "recipes", "seed", "budget", "tokens", "held-out loss", "device-hours", "date")
 
 
-def list_runs(arguments: Sequence[str], default: Path) -> tuple[list[Run], list[str]]:
+def list_runs(arguments: Sequence[str], default: Path) -> tuple[list[RunData], list[str]]:
     """The runs in the folders among `arguments` (`default` if there is none) that its filters fit, and problems.
 
     A folder that cannot be read as a run is a line of the problems and keeps no other from being listed.
@@ -41,7 +41,7 @@ def list_runs(arguments: Sequence[str], default: Path) -> tuple[list[Run], list[
     return choose(runs, filters), problems
 
 
-def row(run: Run) -> dict[str, Any]:
+def row(run: RunData) -> dict[str, Any]:
     """A run's line as values for JSON; what was not measured is None."""
     return {
         "name": run.name,
@@ -59,15 +59,15 @@ def row(run: Run) -> dict[str, Any]:
     }
 
 
-def date(run: Run) -> datetime:
+def date(run: RunData) -> datetime:
     """When the run began, in UTC; for one whose record does not say, when the record was written."""
-    for segment in (run.get("segments") or [])[:1]:
+    for attempt in (run.get("attempts") or [])[:1]:
         with contextlib.suppress(KeyError, ValueError):
-            return datetime.fromisoformat(segment["started_at"])
+            return datetime.fromisoformat(attempt["started_at"])
     return datetime.fromtimestamp((run.path / RECORD).stat().st_mtime, timezone.utc)
 
 
-def budget_text(run: Run) -> str:
+def budget_text(run: RunData) -> str:
     """The budget in words: 10 min, 24 device-hours, 1.2 M tokens, 500 steps, a replay."""
     budget, hours = run.get("budget") or {}, run.get("config.budget.device_hours")
     if budget.get("mode") == "replay":
@@ -80,7 +80,7 @@ def budget_text(run: Run) -> str:
     return ", ".join(parts) or NOT_MEASURED
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[RunData]) -> str:
     """The runs as text, a line each below the names of the columns."""
     cells = [COLUMNS]
     for run in runs:

@@ -13,7 +13,7 @@ from cram_composer.analysis.figures.drawing import plain_log_ticks
 from cram_composer.analysis.html.formatting import short_count
 from cram_composer.analysis.html.style import Picture, house_style, series_style
 from cram_composer.analysis.report.page import Table
-from cram_composer.analysis.runs.run import Run
+from cram_composer.analysis.runs.run import RunData
 from cram_composer.analysis.scaling.law import Fit
 from cram_composer.analysis.scaling.prediction import SAME_SIZE, Scaling
 from cram_composer.analysis.scaling.text import LAWS, held_back_cells, law_cells
@@ -21,7 +21,7 @@ from cram_composer.analysis.scaling.text import LAWS, held_back_cells, law_cells
 _BEYOND = 4.0  # times the longest run: how far the law is drawn
 
 
-def write_scaling(scaling: Scaling, runs: Sequence[Run], said: Sequence[str], output: Path) -> Path:
+def write_scaling(scaling: Scaling, runs: Sequence[RunData], said: Sequence[str], output: Path) -> Path:
     """Write the page and return its path; `said` are sentences of predictions. Raises CramError for a folder."""
     parts = []
     if scaling.law is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cram_composer.analysis.compare.groups import data_refusals, differing_settings
 from cram_composer.analysis.html.formatting import is_number
-from cram_composer.analysis.runs.run import Array, Run
+from cram_composer.analysis.runs.run import Array, RunData
 from cram_composer.analysis.scaling.law import Fit, fit
 from cram_composer.errors import CramError
 
@@ -76,7 +76,7 @@ class Scaling:
     notes: list[str]
 
 
-def read_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
+def read_points(runs: Sequence[RunData]) -> tuple[list[Point], list[str]]:
     """The finished runs as points, and notes on what else differs between them.
 
     Raises:
@@ -114,7 +114,7 @@ def read_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
     return points, notes
 
 
-def _rate_is_high(run: Run) -> bool:
+def _rate_is_high(run: RunData) -> bool:
     """Whether the learning rate ended near its peak, as that of a trunk of branches does."""
     if run.get("config.algorithms.swa"):  # has a decay of its own
         return False

@@ -25,7 +25,7 @@ class ModelConfig:
     repeats: int = number(4, 1)  # stack recurrent: times that its layers are run through
     dropped_tokens: float = number(0.5, 0.0, 0.9)  # stack token-dropping: share that the middle layers do not see
     norm: str = choice("layernorm", "rmsnorm")
-    norm_place: str = choice("pre", "post", "sandwich")  # before the blocks, after the residual sum, around the blocks
+    norm_position: str = choice("pre", "post", "sandwich")  # before blocks, after the sum, around blocks
     norm_eps: float = 1e-12
     norm_bias: bool = True
     embedding_norm: bool = True
@@ -33,7 +33,7 @@ class ModelConfig:
     final_norm: bool = True  # pre-norm and sandwich: after the last layer
     qk_norm: bool = False  # RMSNorm of queries and keys, per head
     attention_gate: bool = False  # what a head has gathered is multiplied by gelu of a projection of its input
-    ffn: str = choice("gelu_glu", "gelu", "swiglu", "relu2")
+    ffn: str = choice("geglu", "gelu", "swiglu", "relu2")
     ffn_every: int = number(1, 1)  # only every k-th layer has a feed-forward block
     positions: str = choice("scaled-sinusoidal", "sinusoidal", "learned", "rotary", "alibi", "none")
     max_position_embeddings: int = number(512, 1)

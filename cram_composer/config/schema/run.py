@@ -68,8 +68,8 @@ class DataConfig:
 
 
 @dataclass
-class KillConfig:
-    """Give up early on a run that will not get there."""
+class EarlyStopConfig:
+    """Stop a run early whose loss shows that it will not converge."""
 
     loss_above: float = 7.5  # nats, smoothed training loss
     at: float = number(0.1, 0.0, 1.0)  # progress at which it is looked at
@@ -84,9 +84,9 @@ class TrainConfig:
     precision: str = choice("auto", "bf16", "fp16", "fp32")
     compile: str = choice("auto", "regional", "full", "off")  # regional: layer by layer
     threads: int | None = number(None, 1)  # CPU threads per process; default: the cores shared out among local ranks
-    nonfinite: str = choice("skip-step", "stop", "rollback")
+    on_nonfinite: str = choice("skip-step", "stop", "rollback")
     max_nonfinite: int = number(20, 1)  # this many in a row end the run whatever the policy
-    kill: KillConfig | None = None
+    early_stop: EarlyStopConfig | None = None
 
 
 @dataclass

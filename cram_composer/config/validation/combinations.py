@@ -27,8 +27,8 @@ READ_WITH: list[tuple[str, str, Sequence[str]]] = [
     ("repeats", "stack", ("recurrent",)),
     ("dropped_tokens", "stack", ("token-dropping",)),
     ("norm_bias", "norm", ("layernorm",)),
-    ("first_norm", "norm_place", ("pre",)),
-    ("final_norm", "norm_place", ("pre", "sandwich")),
+    ("first_norm", "norm_position", ("pre",)),
+    ("final_norm", "norm_position", ("pre", "sandwich")),
     ("rope_theta", "positions", ("rotary",)),
     ("local_rope_theta", "positions", ("rotary",)),
     ("local_rope_theta", "local_window", ()),
@@ -64,10 +64,10 @@ def check_combinations(config: RunConfig) -> None:
             "or algorithms.layer_freezing=null"
         )
     if algorithms.stochastic_depth is not None:
-        if not ours or model.norm_place == "post":
+        if not ours or model.norm_position == "post":
             raise ConfigError(
                 "algorithms.stochastic_depth: needs layers that add to a residual stream: CramBERT's, with "
-                "model.norm_place=pre or sandwich"
+                "model.norm_position=pre or sandwich"
             )
         if config.train.compile == "full":
             raise ConfigError(

@@ -14,7 +14,7 @@ Span = tuple[Key, int, int]  # a block, the first of its rows and the one after 
 
 
 class Plan:
-    """Places in one or more endless sequences of rows, shared out among ranks.
+    """RemoteDataset in one or more endless sequences of rows, shared out among ranks.
 
     Each step takes `rows` x `world_size` rows, from all `orders` in the proportions `shares`, which may be changed
     between steps; rank r gets rows [r x rows, (r + 1) x rows) of them, whatever the number of ranks.

@@ -23,7 +23,7 @@ _HASHING_THREADS = 4
 _T = TypeVar("_T")
 
 
-class Places:
+class RemoteDataset:
     """Where a data set can be had: the remote, and its mirror if there is one."""
 
     def __init__(self, remote: str, mirror: str | None, deadline: float) -> None:
@@ -78,7 +78,7 @@ class Places:
             )
 
 
-def fetch_description(places: Places, root: Path) -> Manifest:
+def fetch_description(places: RemoteDataset, root: Path) -> Manifest:
     """Fetch the manifest, the tokenizer and the indexes; a manifest that is there already must be the same."""
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=temporary_name()) as folder:
@@ -97,7 +97,7 @@ def fetch_description(places: Places, root: Path) -> Manifest:
     return manifest
 
 
-def _fetch(places: Places, root: Path, scratch: Path) -> Manifest:
+def _fetch(places: RemoteDataset, root: Path, scratch: Path) -> Manifest:
     manifest = places.download(MANIFEST, scratch / MANIFEST, lambda _: load_manifest(scratch))
     kept = root / MANIFEST
     if kept.is_file() and kept.read_bytes() != (scratch / MANIFEST).read_bytes():

@@ -15,7 +15,7 @@ from cram_composer.config.schema.run import DataConfig
 from cram_composer.config.units import parse_bytes, parse_duration
 from cram_composer.data.loading.mixture import choose_streams
 from cram_composer.data.loading.preflight import (
-    Places,
+    RemoteDataset,
     check_room,
     clean_cache,
     fetch_description,
@@ -109,7 +109,7 @@ def _check_local(config: DataConfig, root: Path) -> None:
 
 def _check_remote(config: DataConfig, root: Path, remote: str, deadline: float, limit: int | None) -> None:
     started = time.monotonic()
-    places = Places(remote, config.mirror, deadline)
+    places = RemoteDataset(remote, config.mirror, deadline)
     places.check()
     manifest = fetch_description(places, root)
     shards = shards_of(root, manifest, _splits(config, manifest))

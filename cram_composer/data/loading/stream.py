@@ -18,7 +18,7 @@ from cram_composer.data.loading.block_order import Order
 from cram_composer.data.loading.block_reader import BlockReader, Failure, Request, abandon, only, set_up_worker
 from cram_composer.data.loading.plan import Key, Plan
 from cram_composer.data.loading.shards import Blocks
-from cram_composer.data.masking import Masker
+from cram_composer.data.masking import MaskedLMCollator
 from cram_composer.data.masking.row_random import RowRandom
 from cram_composer.errors import CramError
 
@@ -163,16 +163,24 @@ class TrainLoader:
     """
 
     def __init__(
-        self, stream: RowStream, masker: Masker, *, rows: int, microbatch: int, seq_length: int, seed: int, rank: int
+        self,
+        stream: RowStream,
+        collator: MaskedLMCollator,
+        *,
+        rows: int,
+        microbatch: int,
+        seq_length: int,
+        seed: int,
+        rank: int,
     ) -> None:
         self.stream = stream
-        self.masker = masker
+        self.collator = collator
         self.rows = rows
         self.microbatch = microbatch
         self.data_seq_length = seq_length
         self.seq_length = seq_length
         self.truncate = False
-        self.mlm_probability = masker.max_probability
+        self.mlm_probability = collator.max_probability
         self.step = 0
         self._random = RowRandom((seed, _MASKS))
         self._rank = rank
@@ -189,7 +197,7 @@ class TrainLoader:
             rows = rows[:, : self.seq_length] if self.truncate else rows.reshape(-1, self.seq_length)
         random = self._random.at(self.step, self._rank * len(rows))
         self.step += 1
-        return self.masker(rows, self.mlm_probability, random)
+        return self.collator(rows, self.mlm_probability, random)
 
     def split(self, batch: Batch, microbatch_size: int | float) -> list[Batch]:
         """Microbatches of a batch: as many as the rows drawn make, each with the same number of tokens."""
@@ -208,7 +216,7 @@ class TrainLoader:
 
 
 def evaluation_batches(
-    rows: NDArray, masker: Masker, batch_size: int, rank: int = 0, world_size: int = 1
+    rows: NDArray, collator: MaskedLMCollator, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> list[Batch]:
     """Masked batches of this rank's share of `rows`; the masks of a row depend on nothing but its place and content.
 
@@ -217,5 +225,5 @@ def evaluation_batches(
     batches = []
     for start in range(0, len(rows) - batch_size * world_size + 1, batch_size * world_size):
         first = start + rank * batch_size
-        batches.append(masker(rows[first : first + batch_size], 0.15, np.random.default_rng([0, first])))
+        batches.append(collator(rows[first : first + batch_size], 0.15, np.random.default_rng([0, first])))
     return batches

@@ -1,4 +1,4 @@
-"""The masker: which tokens of a batch are predicted, what stands in their place, and where they are read."""
+"""The collator: which tokens of a batch are predicted, what stands in their place, and where they are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEVER = 2.0  # score of a token that is not to be chosen: above every probabili
 
 
 @dataclass(frozen=True)
-class Masker:
+class MaskedLMCollator:
     """How tokens are chosen and replaced.
 
     Chosen tokens stand in K slots per row, K being fixed for a row length so that shapes never change; slots that are
@@ -42,7 +42,7 @@ class Masker:
     mask_id: int
     scheme: str = "80-10-10"  # or all-mask
     fixed_count: bool = True  # round(probability * tokens) in every row, else each token on its own (Bernoulli)
-    max_probability: float = 0.25  # the highest rate this masker will be asked for; sets K
+    max_probability: float = 0.25  # the highest rate this collator will be asked for; sets K
     pad_id: int | None = None  # rows may hold padding: batches get an attention_mask
     sep_id: int | None = None  # ends a document: batches get document_ids
     unit: str = "token"  # or word, span; with a fixed count
@@ -203,7 +203,7 @@ def _of_first(values: NDArray, groups: NDArray) -> NDArray:
     return np.take_along_axis(values, first, axis=1)
 
 
-def build_masker(
+def build_collator(
     objective: ObjectiveConfig,
     vocab_size: int,
     special_ids: tuple[int, ...],
@@ -211,9 +211,9 @@ def build_masker(
     pad_id: int | None = None,
     sep_id: int | None = None,
     joins: NDArray | None = None,
-) -> Masker:
-    """The masker of an objective; the last three as in Masker."""
-    return Masker(
+) -> MaskedLMCollator:
+    """The collator of an objective; the last three as in MaskedLMCollator."""
+    return MaskedLMCollator(
         vocab_size,
         special_ids,
         mask_id,
@@ -229,17 +229,17 @@ def build_masker(
     )
 
 
-def evaluation_masker(
+def evaluation_collator(
     vocab_size: int,
     special_ids: tuple[int, ...],
     mask_id: int,
     pad_id: int | None = None,
     sep_id: int | None = None,
     shift: bool = False,
-) -> Masker:
+) -> MaskedLMCollator:
     """15 % of every row, all [MASK]: the same whatever a run trains with, so that runs can be compared.
 
     With `shift` they are read where a model trained so predicts them, at the position before.
     """
     objective = ObjectiveConfig(mlm_probability=0.15, masking="all-mask", positions="fixed", shift=shift)
-    return build_masker(objective, vocab_size, special_ids, mask_id, pad_id, sep_id)
+    return build_collator(objective, vocab_size, special_ids, mask_id, pad_id, sep_id)

@@ -19,10 +19,10 @@ AUTO_MAP = {
 class CramBertConfig(PretrainedConfig):
     """A pre-norm BERT encoder; the defaults are crammed BERT (Geiping and Goldstein 2022, arXiv 2212.14034, section 4).
 
-    `intermediate_size` is the width of the up-projection: the gate of `ffn="gelu_glu"` halves it, so that 3072 means
+    `intermediate_size` is the width of the up-projection: the gate of `ffn="geglu"` halves it, so that 3072 means
     768 -> 3072 -> 1536 -> 768. Biases of the linear layers are off (`attention_bias`, `mlp_bias`); LayerNorm keeps
     weight and bias, as the published model does. Dropout is 0, as in pretraining; fine-tuning sets it. The other
-    choices are described where they are made: `stack` in stacks.py, `norm_place` in layer.py, `positions` in
+    choices are described where they are made: `stack` in stacks.py, `norm_position` in layer.py, `positions` in
     positions.py, the windows in attention.py, `short_convolution` in convolution.py, the head's in heads.py.
     `output_init` is how projections into the residual stream start: "normal" as all others, "scaled" by 1 / sqrt(2
     layers) (Shoeybi et al. 2019, arXiv 1909.08053), or "zero" (Zhang et al. 2019, arXiv 1901.09321). With `shift`, a
@@ -44,7 +44,7 @@ class CramBertConfig(PretrainedConfig):
         repeats: int = 4,
         dropped_tokens: float = 0.5,
         norm: str = "layernorm",
-        norm_place: str = "pre",
+        norm_position: str = "pre",
         norm_eps: float = 1e-12,
         norm_bias: bool = True,
         embedding_norm: bool = True,
@@ -52,7 +52,7 @@ class CramBertConfig(PretrainedConfig):
         final_norm: bool = True,
         qk_norm: bool = False,
         attention_gate: bool = False,
-        ffn: str = "gelu_glu",
+        ffn: str = "geglu",
         ffn_every: int = 1,
         positions: str = "scaled-sinusoidal",
         max_position_embeddings: int = 512,
@@ -89,7 +89,7 @@ class CramBertConfig(PretrainedConfig):
         self.repeats = repeats
         self.dropped_tokens = dropped_tokens
         self.norm = norm
-        self.norm_place = norm_place
+        self.norm_position = norm_position
         self.norm_eps = norm_eps
         self.norm_bias = norm_bias
         self.embedding_norm = embedding_norm

@@ -48,7 +48,7 @@ class GLU(nn.Module):
 
 FEEDFORWARDS: dict[str, Callable[[CramBertConfig], nn.Module]] = {
     "gelu": partial(MLP, F.gelu),
-    "gelu_glu": partial(GLU, F.gelu),
+    "geglu": partial(GLU, F.gelu),
     "relu2": partial(MLP, relu_squared),
     "swiglu": partial(GLU, F.silu),
 }

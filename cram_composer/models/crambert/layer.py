@@ -15,19 +15,19 @@ from .norms import norm_if
 class CramBertLayer(nn.Module):
     """Attention and, in every `ffn_every`-th layer, a feed-forward block: [B, L, H] -> [B, L, H].
 
-    x + f(norm(x)) with `norm_place="pre"` (Xiong et al. 2020, arXiv 2002.04745), norm(x + f(x)) with "post" (Vaswani et
-    al. 2017), x + norm(f(norm(x))) with "sandwich" (Ding et al. 2021, arXiv 2105.13290, section 2.3). With
+    x + f(norm(x)) with `norm_position="pre"` (Xiong et al. 2020, arXiv 2002.04745), norm(x + f(x)) with "post" (Vaswani
+    et al. 2017), x + norm(f(norm(x))) with "sandwich" (Ding et al. 2021, arXiv 2105.13290, section 2.3). With
     `short_convolution`, f reads neighbours too.
     """
 
     def __init__(self, config: CramBertConfig, index: int) -> None:
         super().__init__()
-        before, after = config.norm_place in ("pre", "sandwich"), config.norm_place == "sandwich"
+        before, after = config.norm_position in ("pre", "sandwich"), config.norm_position == "sandwich"
         self.is_local = is_local(config, index)
         # The first k layers have a value embedding each, the last k the same ones in reverse.
         nearest = min(index, config.num_hidden_layers - 1 - index)
         self.value_embedding = nearest if nearest < config.value_embeddings else None
-        self.is_post = config.norm_place == "post"
+        self.is_post = config.norm_position == "post"
 
         self.attention_norm = norm_if(self.is_post or (before and (index > 0 or config.first_norm)), config)
         self.attention_convolution = convolution(config)

@@ -78,7 +78,7 @@ class CramBertModel(CramBertPreTrainedModel):
             nn.Embedding(config.vocab_size, config.hidden_size) for _ in range(config.value_embeddings)
         )
         self.stack = STACKS[config.stack](config)
-        self.final_norm = norm_if(config.final_norm and config.norm_place != "post", config)
+        self.final_norm = norm_if(config.final_norm and config.norm_position != "post", config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

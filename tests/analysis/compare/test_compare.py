@@ -13,7 +13,7 @@ import pytest
 from cram_composer.analysis.compare.compare import Pair, choose_baseline, compare
 from cram_composer.analysis.compare.groups import Group, make_group, read_groups
 from cram_composer.analysis.compare.text import as_json, cells, console, overview
-from cram_composer.analysis.runs.run import Run, load_run
+from cram_composer.analysis.runs.run import RunData, load_run
 from cram_composer.errors import CramError
 from tests.analysis.conftest import DATA
 
@@ -150,7 +150,7 @@ def test_losses_are_read_at_a_common_point(make_seeds) -> None:
     )
 
 
-def straight(run: Run, start: float, slope: float) -> None:
+def straight(run: RunData, start: float, slope: float) -> None:
     """Evaluations on a straight line, every 100 s to 600 s."""
     run.metrics[:] = [
         {"step": k, "elapsed": 100.0 * k, "tokens": 1000 * k, "eval/loss": start - slope * k} for k in range(1, 7)
@@ -233,10 +233,10 @@ def test_groups_come_from_patterns_and_configurations(make_seeds, tmp_path: Path
 
 
 def test_runs_that_did_not_finish_are_left_out_aloud(make_run, make_seeds) -> None:
-    paths = [*make_seeds("base", [4.1, 4.2]), make_run("base-3", status="killed-early", reason="loss 8.1")]
+    paths = [*make_seeds("base", [4.1, 4.2]), make_run("base-3", status="stopped-early", reason="loss 8.1")]
     group = group_of(paths)
     assert len(group.runs) == 2
-    assert group.notes[0] == "left out base-3: killed-early (loss 8.1)"
+    assert group.notes[0] == "left out base-3: stopped-early (loss 8.1)"
     with pytest.raises(CramError, match="no finished run"):
         read_groups([f"x={make_run(running=True)}"])
 

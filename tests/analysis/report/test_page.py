@@ -85,7 +85,7 @@ def test_notes_warn_of_a_run_that_is_not_a_plain_finished_one(make_run) -> None:
     assert page.notes(load_run(make_run())) == []
     (running,) = page.notes(load_run(make_run(running=True)))
     assert "39.9 %" in running
-    said = page.notes(load_run(make_run(status="killed-early", reason="loss 8.1 above 7.5", steps_skipped=3)))
+    said = page.notes(load_run(make_run(status="stopped-early", reason="loss 8.1 above 7.5", steps_skipped=3)))
     assert said == [
         "Why it ended: loss 8.1 above 7.5.",
         "3 steps had a loss or gradient that was not finite and were not applied.",

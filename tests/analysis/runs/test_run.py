@@ -79,7 +79,7 @@ def test_folders_that_are_no_run_are_named_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(CramError, match="not valid JSON"):
         load_run(tmp_path)
-    for other in ('{"format_version": 2}', "[]"):
+    for other in ('{"format_version": 3}', "[]"):
         (tmp_path / "record.json").write_text(other)
         with pytest.raises(CramError, match="format version") as caught:
             load_run(tmp_path)

@@ -83,7 +83,7 @@ def test_folders_that_cannot_be_read_keep_no_other_from_the_list(
 
 
 def test_the_date_is_that_of_the_first_start(make_run) -> None:
-    path = make_run(segments=[{"started_at_step": 0, "started_at": "2026-01-02T03:04:05+00:00"}])
+    path = make_run(attempts=[{"started_at_step": 0, "started_at": "2026-01-02T03:04:05+00:00"}])
     assert row(load_run(path))["date"] == "2026-01-02T03:04:05+00:00"
     older = make_run()  # its record has no dates
     os.utime(older / "record.json", (1_700_000_000, 1_700_000_000))

@@ -18,7 +18,7 @@ from cram_composer.data.loading.open_dataset import open_train, open_validation
 from cram_composer.data.loading.prepare import DataSet
 from cram_composer.data.loading.stream import RowStream, TrainLoader, evaluation_batches
 from cram_composer.data.manifest import load_manifest
-from cram_composer.data.masking import Masker, evaluation_masker
+from cram_composer.data.masking import MaskedLMCollator, evaluation_collator
 from cram_composer.errors import CramError
 from tests.data.data_sets import LENGTH, close_shared_memory, number_of, write_data_set
 
@@ -44,9 +44,9 @@ def stream(root: Path, rank: int = 0, ranks: int = 1, seed: int = 7, **settings)
 
 
 def loader(root: Path, rank: int = 0, ranks: int = 1, rows: int = 32) -> TrainLoader:
-    masker = Masker(200, (0, 1, 2, 3, 4), 4)
+    collator = MaskedLMCollator(200, (0, 1, 2, 3, 4), 4)
     return TrainLoader(
-        stream(root, rank, ranks), masker, rows=rows, microbatch=rows // 2, seq_length=LENGTH, seed=5, rank=rank
+        stream(root, rank, ranks), collator, rows=rows, microbatch=rows // 2, seq_length=LENGTH, seed=5, rank=rank
     )
 
 
@@ -269,9 +269,9 @@ def test_a_loader_resumes_with_the_same_rows_and_masks(root: Path):
 def test_evaluation_batches_share_rows_out_and_have_fixed_masks(root: Path):
     rows, _ = open_validation(DataSet(root, load_manifest(root)), 60)
     assert number_of(rows) == list(range(ROWS, ROWS + 60))
-    masker = evaluation_masker(200, (0, 1, 2, 3, 4), 4)
-    alone = evaluation_batches(rows, masker, 15)
-    shared = [evaluation_batches(rows, masker, 15, rank, 2) for rank in (0, 1)]
+    collator = evaluation_collator(200, (0, 1, 2, 3, 4), 4)
+    alone = evaluation_batches(rows, collator, 15)
+    shared = [evaluation_batches(rows, collator, 15, rank, 2) for rank in (0, 1)]
     assert len(alone) == 4 and [len(part) for part in shared] == [2, 2]
     for index, batch in enumerate(alone):
         assert torch.equal(batch["labels"], shared[index % 2][index // 2]["labels"])

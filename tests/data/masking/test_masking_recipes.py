@@ -13,7 +13,7 @@ from cram_composer.config.schema.model import ModelConfig
 from cram_composer.config.schema.objective import ObjectiveConfig, check_objective
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.validation.run import check_run
-from cram_composer.data.masking import IGNORED, build_masker
+from cram_composer.data.masking import IGNORED, build_collator
 from cram_composer.errors import ConfigError
 
 JOINS = np.where(np.arange(1000) % 4 == 3, 0x11, 0x10).astype(np.uint8)
@@ -43,8 +43,8 @@ def composed(*recipes: str, **values: Any) -> RunConfig:
 def masked(objective: ObjectiveConfig, count: int = 2000) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     tokens = np.random.default_rng(0).integers(5, 1000, (count, 128)).astype(np.uint16)
     tokens[:, 17] = 3
-    masker = build_masker(objective, 1000, (0, 1, 2, 3, 4), 4, joins=JOINS)
-    batch = masker(tokens, objective.mlm_probability, np.random.default_rng(1))
+    collator = build_collator(objective, 1000, (0, 1, 2, 3, 4), 4, joins=JOINS)
+    batch = collator(tokens, objective.mlm_probability, np.random.default_rng(1))
     return torch.from_numpy(tokens.astype(np.int64)), batch
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cram_composer.data.loading.stream import TrainLoader
-from cram_composer.data.masking import IGNORED, Masker, evaluation_masker
+from cram_composer.data.masking import IGNORED, MaskedLMCollator, evaluation_collator
 from cram_composer.data.masking.row_random import RowRandom
 
 SPECIAL = (0, 1, 2, 3, 4)
@@ -25,8 +25,8 @@ def rows(count: int = 256, length: int = 128) -> NDArray:
 
 
 def masked(tokens: NDArray, probability: float = 0.25, seed: int = 1, **settings) -> dict[str, torch.Tensor]:
-    masker = Masker(1000, SPECIAL, MASK, max_probability=probability, **settings)
-    return masker(tokens, probability, np.random.default_rng(seed))
+    collator = MaskedLMCollator(1000, SPECIAL, MASK, max_probability=probability, **settings)
+    return collator(tokens, probability, np.random.default_rng(seed))
 
 
 def test_a_shifted_label_is_the_token_after_the_position_it_is_read_at():
@@ -83,7 +83,7 @@ def test_unused_slots_name_a_column_of_the_row():
 
 def test_held_out_rows_are_read_as_the_model_was_trained():
     tokens = rows()
-    batch = evaluation_masker(1000, SPECIAL, MASK, shift=True)(tokens, 0.15, np.random.default_rng(1))
+    batch = evaluation_collator(1000, SPECIAL, MASK, shift=True)(tokens, 0.15, np.random.default_rng(1))
     assert batch["labels"].shape == (256, 19)
     assert (batch["input_ids"].gather(1, batch["masked_positions"] + 1) == MASK).all()
     assert "causal" not in batch
@@ -138,9 +138,9 @@ def test_no_causal_rows_and_all():
 )
 def test_what_a_row_gets_does_not_depend_on_the_rank_that_draws_it(settings: dict, hybrid: dict):
     tokens = rows(24)
-    masker = Masker(1000, SPECIAL, MASK, joins=JOINS, pad_id=PAD, **settings, **hybrid)
-    alone = masker(tokens, 0.2, RowRandom([5]).at(3, 0))
-    shared = [masker(tokens[first : first + 8], 0.2, RowRandom([5]).at(3, first)) for first in (0, 8, 16)]
+    collator = MaskedLMCollator(1000, SPECIAL, MASK, joins=JOINS, pad_id=PAD, **settings, **hybrid)
+    alone = collator(tokens, 0.2, RowRandom([5]).at(3, 0))
+    shared = [collator(tokens[first : first + 8], 0.2, RowRandom([5]).at(3, first)) for first in (0, 8, 16)]
     assert all(torch.equal(alone[name], torch.cat([part[name] for part in shared])) for name in alone)
-    other = masker(tokens, 0.2, RowRandom([5]).at(4, 0))
+    other = collator(tokens, 0.2, RowRandom([5]).at(4, 0))
     assert not torch.equal(alone["labels"], other["labels"])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 
 from cram_composer.config.schema.data_build import NormaliseConfig, TokenizerConfig
-from cram_composer.data.masking import IGNORED, Masker, word_joins
+from cram_composer.data.masking import IGNORED, MaskedLMCollator, word_joins
 from cram_composer.data.masking.units import LONGEST_WORD, span_lengths, span_starts, word_starts
 from cram_composer.data.pipeline.tokenizer.tokenizer import open_backend, save_tokenizer, train_tokenizer
 from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS
@@ -30,8 +30,8 @@ def rows(count: int = 256, length: int = 128, seed: int = 0) -> NDArray:
 
 
 def masked(unit: str, tokens: NDArray, probability: float = 0.15, seed: int = 1, **more) -> dict[str, torch.Tensor]:
-    masker = Masker(1000, SPECIAL, MASK, max_probability=probability, unit=unit, joins=JOINS, **more)
-    return masker(tokens, probability, np.random.default_rng(seed))
+    collator = MaskedLMCollator(1000, SPECIAL, MASK, max_probability=probability, unit=unit, joins=JOINS, **more)
+    return collator(tokens, probability, np.random.default_rng(seed))
 
 
 def chosen(batch: dict[str, torch.Tensor]) -> NDArray:
@@ -84,7 +84,9 @@ def test_words_are_taken_in_random_order_until_one_does_not_fit():
 def test_where_every_word_is_one_token_words_are_masked_like_tokens():
     tokens = rows()
     plain, by_word = (
-        Masker(1000, SPECIAL, MASK, unit=unit, joins=np.zeros(1000, np.uint8))(tokens, 0.25, np.random.default_rng(1))
+        MaskedLMCollator(1000, SPECIAL, MASK, unit=unit, joins=np.zeros(1000, np.uint8))(
+            tokens, 0.25, np.random.default_rng(1)
+        )
         for unit in ("token", "word")
     )
     assert all(torch.equal(plain[name], by_word[name]) for name in plain)
@@ -151,7 +153,7 @@ def test_a_span_is_replaced_as_one():
 
 def test_units_need_their_table():
     with pytest.raises(ValueError, match="unit 'word' needs joins"):
-        Masker(1000, SPECIAL, MASK, unit="word")
+        MaskedLMCollator(1000, SPECIAL, MASK, unit="word")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,8 +40,8 @@ def logits(made: CramBertForMaskedLM, input_ids: torch.Tensor | None = None, **m
     [
         {"norm": "rmsnorm"},
         {"norm_bias": False},
-        {"norm_place": "post"},
-        {"norm_place": "sandwich"},
+        {"norm_position": "post"},
+        {"norm_position": "sandwich"},
         {"embedding_norm": False},
         {"first_norm": False},
         {"final_norm": False},
@@ -61,7 +61,7 @@ def logits(made: CramBertForMaskedLM, input_ids: torch.Tensor | None = None, **m
         {"attention_bias": True, "mlp_bias": True},
         {"value_embeddings": 2},
         {"short_convolution": 3},
-        {"short_convolution": 5, "norm_place": "post", "ffn_every": 2},
+        {"short_convolution": 5, "norm_position": "post", "ffn_every": 2},
         {"head_transform": True, "head_bias": True},
         {"tie_word_embeddings": False},
         {"logit_softcap": 5.0},
@@ -199,15 +199,15 @@ def test_a_gate_multiplies_what_is_attended_to():
 
 def test_norms_stand_where_they_are_said_to():
     hidden = torch.randn(2, 8, 16) * 5.0
-    post = CramBertLayer(tiny_config(norm_place="post"), 0)
+    post = CramBertLayer(tiny_config(norm_position="post"), 0)
     assert post(hidden, EMPTY).var(-1, unbiased=False).sub(1).abs().max() < 1e-3
-    sandwich = CramBertLayer(tiny_config(norm_place="sandwich"), 0)
+    sandwich = CramBertLayer(tiny_config(norm_position="sandwich"), 0)
     nn.init.zeros_(sandwich.attention_out_norm.weight)
     nn.init.zeros_(sandwich.feedforward_out_norm.weight)
     assert torch.equal(sandwich(hidden, EMPTY), hidden)
     assert isinstance(CramBertLayer(tiny_config(first_norm=False), 0).attention_norm, nn.Identity)
     assert isinstance(CramBertLayer(tiny_config(first_norm=False), 1).attention_norm, nn.LayerNorm)
-    assert isinstance(tiny_model(norm_place="post").encoder.final_norm, nn.Identity)
+    assert isinstance(tiny_model(norm_position="post").encoder.final_norm, nn.Identity)
     assert isinstance(tiny_model(norm="rmsnorm").encoder.final_norm, nn.RMSNorm)
     assert tiny_model(norm_bias=False).encoder.final_norm.bias is None
 
@@ -217,7 +217,7 @@ def test_norms_stand_where_they_are_said_to():
     [
         ("gelu", lambda x: nn.functional.gelu(x)),
         ("relu2", lambda x: x.clamp(min=0) ** 2),
-        ("gelu_glu", lambda x: nn.functional.gelu(x[..., 16:]) * x[..., :16]),
+        ("geglu", lambda x: nn.functional.gelu(x[..., 16:]) * x[..., :16]),
         ("swiglu", lambda x: x[..., 16:] * torch.sigmoid(x[..., 16:]) * x[..., :16]),
     ],
 )

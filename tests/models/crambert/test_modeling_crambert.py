@@ -51,7 +51,7 @@ def test_initialisation_is_normal_with_the_configured_deviation():
             assert module.weight.std().item() == pytest.approx(0.05, rel=0.1)
 
 
-@pytest.mark.parametrize("ffn", ["gelu_glu", "gelu"])
+@pytest.mark.parametrize("ffn", ["geglu", "gelu"])
 @pytest.mark.parametrize("positions", ["scaled-sinusoidal", "sinusoidal", "learned"])
 def test_every_part_trains_every_parameter(ffn, positions):
     model = tiny_model(ffn=ffn, positions=positions, attention_bias=True, mlp_bias=True)

@@ -1,0 +1,27 @@
+"""Configuration keys of earlier versions and their present names."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+RENAMED_KEYS = {
+    "model.norm_place": "model.norm_position",
+    "train.nonfinite": "train.on_nonfinite",
+    "train.kill": "train.early_stop",
+}
+RENAMED_VALUES = {("model.ffn", "gelu_glu"): "geglu"}
+
+
+def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a recorded configuration (nested dicts) with the present names of its keys and values."""
+    renamed = copy.deepcopy(config)
+    for old, new in RENAMED_KEYS.items():
+        section, old_name = old.split(".")
+        if isinstance(values := renamed.get(section), dict) and old_name in values:
+            values[new.rpartition(".")[2]] = values.pop(old_name)
+    for (key, old_value), new_value in RENAMED_VALUES.items():
+        section, name = key.split(".")
+        if isinstance(values := renamed.get(section), dict) and values.get(name) == old_value:
+            values[name] = new_value
+    return renamed
