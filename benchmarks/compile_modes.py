@@ -14,7 +14,7 @@ import time
 import torch
 
 from cram_composer.config.schema.model import ModelConfig
-from cram_composer.config.schema.optimizer import OptimizerConfig
+from cram_composer.config.schema.optimizer import AdamWConfig
 from cram_composer.device import set_up_cpu
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
@@ -47,7 +47,7 @@ def main() -> None:
     network = build_model(settings, _VOCABULARY, {"pad": 0, "cls": 2, "sep": 3})
     model = MaskedLMTrainingModel(network, torch.bfloat16 if options.precision == "bf16" else None, options.mode)
     model.use_attention(options.attention, "cpu", options.precision)
-    optimizer = build_optimizer(OptimizerConfig(), model)
+    optimizer = build_optimizer(AdamWConfig(), model)
     batch = {
         "input_ids": torch.randint(5, _VOCABULARY, (options.rows, _LENGTH)),
         "masked_positions": torch.rand(options.rows, _LENGTH).argsort(1)[:, :_MASKED].sort(1).values,

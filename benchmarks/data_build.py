@@ -116,14 +116,14 @@ def _cram(files: list[str], output: str, tokenizer: str | None, vocabulary: int,
     import streaming  # noqa: F401 - imports are not counted
     import transformers  # noqa: F401
 
-    from cram_composer.config.schema.data_build import DataBuildConfig, PackingConfig, SourceConfig, TokenizerConfig
+    from cram_composer.config.schema.data_build import DataBuildConfig, FilesConfig, PackingConfig, TokenizerConfig
     from cram_composer.data.manifest import load_manifest
     from cram_composer.data.pipeline.build import build
 
     config = DataBuildConfig(
         name="speed",
         output=output,
-        sources=[SourceConfig(paths=files, max_characters=None if tokenizer else 20_000_000)],
+        sources=[FilesConfig(paths=files, max_characters=None if tokenizer else 20_000_000)],
         tokenizer=TokenizerConfig(path=tokenizer) if tokenizer else TokenizerConfig(vocab_size=vocabulary),
         packing=PackingConfig(sequence_length=_LENGTH),
         partitions=partitions if tokenizer else 1,
@@ -138,10 +138,10 @@ def _cram(files: list[str], output: str, tokenizer: str | None, vocabulary: int,
 
 
 def _text_bytes(files: list[str]) -> int:
-    from cram_composer.config.schema.data_build import SourceConfig
+    from cram_composer.config.schema.data_build import FilesConfig
     from cram_composer.data.pipeline.sources import open_sources
 
-    sources = open_sources([SourceConfig(paths=files)])
+    sources = open_sources([FilesConfig(paths=files)])
     return sum(len(piece.text.encode()) for source in sources for piece in source.pieces())
 
 

@@ -31,12 +31,12 @@ from cram_composer.config.schema.data_build import (
     CompressibilityConfig,
     DataBuildConfig,
     ExactDuplicatesConfig,
+    FilesConfig,
     LanguageConfig,
     LengthConfig,
     NearDuplicatesConfig,
     QualityConfig,
     RepeatedSpansConfig,
-    SourceConfig,
     StagesConfig,
     TokenizerConfig,
 )
@@ -70,7 +70,7 @@ def main() -> int:
         config = DataBuildConfig(
             name="memory",
             output=str(folder / "out"),
-            sources=[SourceConfig(paths=[str(path) for path in files])],
+            sources=[FilesConfig(paths=[str(path) for path in files])],
             stages=_STAGES[options.stages],
             tokenizer=TokenizerConfig(vocab_size=8192, sample_bytes=options.sample_mib << 20),
             shuffle_memory_mib=options.shuffle_mib,

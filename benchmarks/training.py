@@ -159,7 +159,7 @@ def _bare_loop(run: Run, model: Any) -> Callable[[], None]:
     """One step of what a person would write in ten lines, on batches that are there already."""
     from cram_composer.optim.factory import build_optimizer
 
-    optimizer = build_optimizer(run.config.optimizer, model)
+    optimizer = build_optimizer(run.config.optimizer, model, run.config.model.mup_base_width)
     device = run.trainer.state.device
     batches = iter(run.loader)
     ready = [

@@ -51,12 +51,12 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
     """Settle every `auto` of the configuration. Raises CramError when the machine has not what was asked for."""
     kind = device_kind(config.device, "without one, run yamls/cram-cpu.yaml")
     name = "gpu" if kind == "cuda" else "cpu"
-    precision = config.train.precision
+    precision: str = config.train.precision
     if precision == "auto":
         precision = fast_precision(kind)
     if precision == "fp16" and name == "cpu":
         raise CramError("train.precision: fp16 needs a GPU; use bf16 or fp32")
-    compile_mode = config.train.compile
+    compile_mode: str = config.train.compile
     if compile_mode == "auto":
         # On a CPU Inductor writes C++; without a compiler there is nothing to gain.
         compiler = name == "gpu" or shutil.which(os.environ.get("CXX", "g++")) is not None

@@ -7,5 +7,8 @@ class CramError(Exception):
     """A problem the user can fix. The message is one line: what is wrong, where, and what to do."""
 
 
-class ConfigError(CramError):
-    """A configuration that cannot be used: unknown key, wrong type, conflicting recipes."""
+class ConfigError(CramError, ValueError):
+    """A configuration that cannot be used: unknown key, wrong value, conflicting recipes.
+
+    A ValueError too, so that pydantic reports it with the key whose validator raised it.
+    """

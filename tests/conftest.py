@@ -86,8 +86,8 @@ def build_tiny_data(folder: Path) -> Path:
     """Root of a data set that is built in `folder`: rows of 32 tokens in blocks of 16, about 1,200 training rows."""
     from cram_composer.config.schema.data_build import (
         DataBuildConfig,
+        FilesConfig,
         PackingConfig,
-        SourceConfig,
         TokenizerConfig,
     )
     from cram_composer.data.pipeline.build import build
@@ -96,7 +96,7 @@ def build_tiny_data(folder: Path) -> Path:
     config = DataBuildConfig(
         name="tiny",
         output=str(folder / "tiny"),
-        sources=[SourceConfig(kind="files", paths=[str(folder / "text.txt")], document="line")],
+        sources=[FilesConfig(paths=[str(folder / "text.txt")], document="line")],
         tokenizer=TokenizerConfig(vocab_size=200),
         packing=PackingConfig(sequence_length=32, block_rows=16),
         validation_fraction=0.1,

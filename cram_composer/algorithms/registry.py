@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,6 +55,4 @@ REGISTRY: dict[str, Callable[[Any, Parts], Algorithm]] = {
 
 def build_algorithms(config: AlgorithmsConfig, parts: Parts) -> list[Algorithm]:
     """The algorithms that are switched on, in the order of the schema."""
-    settings = {field.name: getattr(config, field.name) for field in fields(config)}
-    on = {name: setting for name, setting in settings.items() if setting is not None}
-    return [REGISTRY[name](setting, parts) for name, setting in on.items()]
+    return [REGISTRY[name](settings, parts) for name, settings in config if settings is not None]

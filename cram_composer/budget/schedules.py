@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 
-from cram_composer.config.schema.optimizer import ScheduleConfig
-from cram_composer.errors import ConfigError
+from cram_composer.config.schema.schedule import ScheduleConfig
 
 Schedule = Callable[[float], float]
 
@@ -29,36 +27,34 @@ def _half_cosine(x: float, x0: float, y0: float, x1: float, y1: float) -> float:
     return y0 + (y1 - y0) * 0.5 * (1.0 - math.cos(math.pi * _line(x, x0, 0.0, x1, 1.0)))
 
 
-def triangle(p: float, *, start: float = 0.25, peak_at: float = 0.75, final: float = 0.0) -> float:
+def triangle(p: float, *, start: float, peak_at: float, final: float) -> float:
     """Rise in a line to the peak, then fall in a line (Cramming, arXiv 2212.14034, section 4.3, figure 2)."""
     return _line(p, 0.0, start, peak_at, 1.0) if p < peak_at else _line(p, peak_at, 1.0, 1.0, final)
 
 
-def one_cycle(p: float, *, start: float = 0.04, peak_at: float = 0.3, final: float = 0.0) -> float:
+def one_cycle(p: float, *, start: float, peak_at: float, final: float) -> float:
     """Cosine up to the peak, cosine down (Smith and Topin 2018, arXiv 1708.07120, with cosine annealing)."""
     return _half_cosine(p, 0.0, start, peak_at, 1.0) if p < peak_at else _half_cosine(p, peak_at, 1.0, 1.0, final)
 
 
-def linear(p: float, *, start: float = 0.0, warmup: float = 0.06, final: float = 0.0) -> float:
+def linear(p: float, *, start: float, warmup: float, final: float) -> float:
     """Linear warmup, then a line to `final` (BERT's schedule, arXiv 1810.04805, appendix A.2)."""
     return _line(p, 0.0, start, warmup, 1.0) if p < warmup else _line(p, warmup, 1.0, 1.0, final)
 
 
-def polynomial(p: float, *, start: float = 0.0, warmup: float = 0.06, power: float = 1.0, final: float = 0.0) -> float:
+def polynomial(p: float, *, start: float, warmup: float, power: float, final: float) -> float:
     """Linear warmup, then (1 - q)^power, q from 0 to 1 (power 1: "budget-polynomial" of the cramming code)."""
     if p < warmup:
         return _line(p, 0.0, start, warmup, 1.0)
     return final + (1.0 - final) * _line(p, warmup, 1.0, 1.0, 0.0) ** power
 
 
-def cosine(p: float, *, start: float = 0.0, warmup: float = 0.06, final: float = 0.0) -> float:
+def cosine(p: float, *, start: float, warmup: float, final: float) -> float:
     """Linear warmup, then half a cosine to `final` (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5)."""
     return _line(p, 0.0, start, warmup, 1.0) if p < warmup else _half_cosine(p, warmup, 1.0, 1.0, final)
 
 
-def cosine_restarts(
-    p: float, *, start: float = 0.0, warmup: float = 0.06, cycles: int = 4, final: float = 0.0
-) -> float:
+def cosine_restarts(p: float, *, start: float, warmup: float, cycles: int, final: float) -> float:
     """Linear warmup, then `cycles` times half a cosine to `final`, each from the peak (SGDR, arXiv 1608.03983, section
     3, with cycles of one length; "budget-cosine-annealing" of the cramming code)."""
     if p < warmup:
@@ -67,7 +63,7 @@ def cosine_restarts(
     return final if p >= 1.0 else _half_cosine(turn % 1.0, 0.0, 1.0, 1.0, final)
 
 
-def inverse_cosine(p: float, *, start: float = 0.0, decay: float = 0.25, final: float = 0.0) -> float:
+def inverse_cosine(p: float, *, start: float, decay: float, final: float) -> float:
     """Half a cosine up, cut off `decay` before the end of the budget by a line to `final`; the peak is where they meet
     ("budget-inv-cosine" of the cramming code)."""
     turn = 1.0 - decay
@@ -76,21 +72,19 @@ def inverse_cosine(p: float, *, start: float = 0.0, decay: float = 0.25, final: 
     return _half_cosine(p, 0.0, start, 1.0, 1.0) / _half_cosine(turn, 0.0, start, 1.0, 1.0)
 
 
-def multi_cycle(p: float, *, start: float = 0.0, cycles: int = 8, final: float = 0.0) -> float:
+def multi_cycle(p: float, *, start: float, cycles: int, final: float) -> float:
     """`cycles` triangles, each up from `start` and down to it, the last one to `final` ("budget-multi-cycle" of the
     cramming code; Smith 2017, arXiv 1506.01186, cyclical learning rates)."""
     cycle = min(int(p * cycles), cycles - 1)
     return triangle(p * cycles - cycle, start=start, peak_at=0.5, final=final if cycle == cycles - 1 else start)
 
 
-def constant(p: float, *, start: float = 0.0, warmup: float = 0.0) -> float:
+def constant(p: float, *, start: float, warmup: float) -> float:
     """The peak rate throughout, after an optional linear warmup."""
     return _line(p, 0.0, start, warmup, 1.0)
 
 
-def inverse_sqrt(
-    p: float, *, start: float = 0.0, warmup: float = 0.06, decay: float = 0.0, final: float = 0.0
-) -> float:
+def inverse_sqrt(p: float, *, start: float, warmup: float, decay: float, final: float) -> float:
     """Linear warmup, then sqrt(warmup / p) (Vaswani et al. 2017, arXiv 1706.03762, eq. 3), ending in an optional
     linear decay over the last `decay` of the budget (Zhai et al. 2022, arXiv 2106.04560, section 3.5)."""
     if p < warmup:
@@ -105,11 +99,11 @@ def inverse_sqrt(
 def wsd(
     p: float,
     *,
-    start: float = 0.0,
-    warmup: float = 0.05,
-    decay: float = 0.2,
-    decay_shape: str = "linear",
-    final: float = 0.0,
+    start: float,
+    warmup: float,
+    decay: float,
+    decay_shape: str,
+    final: float,
 ) -> float:
     """Warmup, stable, decay (Hu et al. 2024, arXiv 2404.06395, section 4; the trapezoid of the cramming code).
 
@@ -138,22 +132,9 @@ SCHEDULES: dict[str, Callable[..., float]] = {
 
 
 def build_schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule of `config` as a function of progress. Raises ConfigError for a key that it does not read."""
-    function = SCHEDULES[config.name]
-    given = {key: value for key, value in asdict(config).items() if key != "name" and value is not None}
-    reads = set(function.__kwdefaults__ or {})
-    for key in sorted(given.keys() - reads):
-        raise ConfigError(
-            f"schedule.{key}: the schedule '{config.name}' has no '{key}'; it reads {', '.join(sorted(reads))} "
-            f"(write schedule.{key}=null to take it back)"
-        )
-    if given.get("warmup", 0.0) + given.get("decay", 0.0) > 1.0:
-        raise ConfigError("schedule: warmup and decay together are longer than the budget")
-
-    def schedule(progress: float) -> float:
-        return function(min(max(progress, 0.0), 1.0), **given)
-
-    return schedule
+    """Return the schedule of `config` as a function of progress, which is clamped to [0, 1]."""
+    function, settings = SCHEDULES[config.name], config.model_dump(exclude={"name"})
+    return lambda progress: function(min(max(progress, 0.0), 1.0), **settings)
 
 
 def ramp(progress: float, start: float, end: float, until: float) -> float:

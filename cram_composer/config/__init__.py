@@ -1,5 +1,5 @@
-"""Configuration: the schema, the composition of recipes, and where every value came from. Knows no torch."""
+"""Configuration: schema, composition of layers, validation, and the source of every value. Knows no torch."""
 
-from cram_composer.config.compose import Composed, compose
+from cram_composer.config.compose import Composed, compose, compose_run
 
-__all__ = ["Composed", "compose"]
+__all__ = ["Composed", "compose", "compose_run"]

@@ -1,45 +1,57 @@
-"""Composition: schema defaults, then recipes in order, then the YAML, then the command line; later wins.
+"""Composition of a configuration from layers, and the layer that every value came from.
 
-Ingredients that only the command line names come after the YAML: they are what its user wants changed.
-
-Every layer is checked against the schema on its own, so that an error can name the file it is in.
+Precedence, lowest first: defaults of the schema, recipes, values in the YAML, ingredients that only the command line
+names, values on the command line.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import hashlib
+import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
+from cram_composer.config.layers import COMMAND_LINE, leaves, nest, parse_override, read_yaml, spell_out
+from cram_composer.config.messages import config_error, set_in
 from cram_composer.config.paths import find_shared
-from cram_composer.config.recipes import Recipe, check_compatible, check_used, leaves, load_recipe
+from cram_composer.config.recipes import Recipe, check_architecture, check_compatible, load_recipe
+from cram_composer.config.schema.base import Settings
+from cram_composer.config.schema.optimizer import AdamWConfig, Optimizer
 from cram_composer.config.schema.run import RunConfig
-from cram_composer.config.shorthand import expand
-from cram_composer.config.validation.combinations import check_read
-from cram_composer.config.validation.run import check_values
+from cram_composer.config.schema.schedule import Schedule, TriangleConfig
+from cram_composer.config.validation.combinations import check_unused
+from cram_composer.config.validation.run import check_run
 from cram_composer.errors import ConfigError
 
 DEFAULT = "default"
-COMMAND_LINE = "command line"
+_S = TypeVar("_S", bound=Settings)
+# Sections whose `name` chooses a class: the keys that survive another choice, and the name that stands for none.
+_CHOSEN_BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
+    "optimizer": (Optimizer.KEPT, AdamWConfig().name),
+    "schedule": (Schedule.KEPT, TriangleConfig().name),
+}
 
 
 @dataclass(frozen=True)
-class Composed:
+class Composed(Generic[_S]):
     """A final configuration and its history.
 
-    `config` is an instance of the schema, `plain` the same as nested dicts, `provenance` maps a dotted key to the layer
-    its value is from, `overridden` to the (layer, value) pairs that lost, oldest first; `hash` identifies the values.
+    Attributes:
+        config: an instance of the schema.
+        plain: the same as nested dicts.
+        provenance: dotted key -> layer that set its value, or "default".
+        overridden: dotted key -> (layer, value) pairs that later layers replaced, oldest first.
+        hash: identifies the values.
+        path: the YAML.
     """
 
-    config: Any
+    config: _S
     plain: dict[str, Any]
     provenance: dict[str, str]
     overridden: dict[str, list[tuple[str, Any]]]
@@ -47,39 +59,122 @@ class Composed:
     path: str
 
 
-def compose(schema: type, path: Path | str, overrides: list[str]) -> Composed:
-    """Compose the YAML at `path` with the dotlist `overrides` under the dataclass `schema`.
+def compose_run(path: Path | str, overrides: list[str], world_size: int = 1) -> Composed[RunConfig]:
+    """Compose a run and check everything that its configuration alone decides, for `world_size` devices.
+
+    Raises:
+        ConfigError: one line.
+    """
+    composed = compose(RunConfig, path, overrides)
+    check_run(composed.config, world_size)
+    return composed
+
+
+def compose(schema: type[_S], path: Path | str, overrides: list[str]) -> Composed[_S]:
+    """Compose the YAML at `path` with the dotlist `overrides` and validate the result against `schema`.
 
     A schema with a `recipes` field gets the named recipes merged first. Raises ConfigError, one line.
     """
-    file = find_shared(Path(path))
-    in_file = read_yaml(file)
+    in_file = read_yaml(find_shared(Path(path)))
     on_command_line = [parse_override(item) for item in overrides]
     recipes: list[Recipe] = []
-    if "recipes" in {f.name for f in dataclasses.fields(schema)}:
+    if "recipes" in schema.model_fields:
         recipes = _named_recipes(in_file, on_command_line, str(path))
-    # What a file names it may adjust; an ingredient that the command line adds changes the file.
+    # A file may adjust the recipes that it names; an ingredient that the command line adds changes the file.
     in_file_named = as_list(in_file.get("recipes"))
     added = [r for r in recipes if r.card.kind == "ingredient" and r.name not in in_file_named]
     layers = [(f"recipe {recipe.name}", recipe.values) for recipe in recipes if recipe not in added]
     layers.append((str(path), in_file))
     layers += [(f"recipe {recipe.name}", recipe.values) for recipe in added]
+    layers += [(COMMAND_LINE, {key: value}) for key, value in on_command_line]
 
-    merged: DictConfig = OmegaConf.structured(schema)
-    provenance = dict.fromkeys(leaves(_plain(merged)), DEFAULT)
-    overridden: dict[str, list[tuple[str, Any]]] = {}
+    merged = _Merged()
     for source, values in layers:
-        merged = _apply(merged, source, values, provenance, overridden)
-    for key, value in on_command_line:
-        merged = _apply(merged, COMMAND_LINE, {key: value}, provenance, overridden)
-    plain = _plain(merged)
-    check_values(schema, plain, provenance)
-    if recipes:
-        check_used(recipes, plain, provenance["recipes"])
-    if schema is RunConfig:
-        check_read(plain, provenance, [DEFAULT, *(source for source, _ in layers), COMMAND_LINE])
+        merged.add(source, values)
+    raw = merged.resolve()
+    try:
+        config = schema.model_validate(raw)
+    except ValidationError as error:
+        raise config_error(error, schema, merged.source_of) from None
+    plain = config.model_dump(mode="json")
+    provenance = {key: merged.sources.get(key, DEFAULT) for key in leaves(plain)}
+    if isinstance(config, RunConfig):
+        check_architecture(recipes, config.model)
+        check_unused(config.model, merged.source_of, list(dict.fromkeys(source for source, _ in layers)))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return Composed(OmegaConf.to_object(merged), plain, provenance, overridden, digest, str(path))
+    return Composed(config, plain, provenance, merged.overridden, digest, str(path))
+
+
+@dataclass
+class _Merged:
+    """Layers merged so far, and the layer of every dotted key that one of them set."""
+
+    values: DictConfig = field(default_factory=lambda: OmegaConf.create({}))
+    sources: dict[str, str] = field(default_factory=dict)
+    overridden: dict[str, list[tuple[str, Any]]] = field(default_factory=dict)
+
+    def add(self, source: str, values: dict[str, Any]) -> None:
+        """Merge one layer."""
+        indexed = {key: value for key, value in values.items() if any(part.isdigit() for part in key.split("."))}
+        nested = spell_out(nest({key: value for key, value in values.items() if key not in indexed}))
+        self._reset_other_choices(source, nested)
+        before = leaves(OmegaConf.to_container(self.values))
+        try:
+            self.values = OmegaConf.merge(self.values, nested)  # type: ignore[assignment]
+            for key, value in indexed.items():
+                OmegaConf.update(self.values, key, value)
+        except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
+            key = getattr(error, "full_key", None) or next(iter(values))
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}{set_in(source)}") from None
+        lists = {key[: key.index(next(f".{part}" for part in key.split(".") if part.isdigit()))] for key in indexed}
+        after = leaves(OmegaConf.to_container(self.values))
+        for key in (leaves(nested).keys() | lists) & after.keys():
+            self._replace(key, source, before)
+        for key in before.keys() - after.keys():
+            self._forget(key, before[key])
+
+    def resolve(self) -> dict[str, Any]:
+        """Return the merged values as nested dicts, interpolations replaced."""
+        try:
+            resolved = OmegaConf.to_container(self.values, resolve=True)
+        except OmegaConfBaseException as error:
+            key = str(error.full_key)
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}{set_in(self.source_of(key))}") from None
+        assert isinstance(resolved, dict)
+        return {str(key): value for key, value in resolved.items()}
+
+    def source_of(self, key: str) -> str | None:
+        """Return the last layer that set a key, a part of it, or a section that it is in; None for a default."""
+        for name, source in reversed(self.sources.items()):
+            if name == key or name.startswith(f"{key}."):
+                return source
+        sections = itertools.accumulate(key.split(".")[:-1], "{}.{}".format)
+        return next((self.sources[section] for section in sections if section in self.sources), None)
+
+    def _reset_other_choices(self, source: str, layer: dict[str, Any]) -> None:
+        """Drop what earlier layers set for another optimizer or schedule than the one that `layer` chooses."""
+        for section, (kept, default) in _CHOSEN_BY_NAME.items():
+            settings, present = layer.get(section), self.values.get(section)
+            if not isinstance(settings, dict) or not isinstance(present, DictConfig) or "name" not in settings:
+                continue
+            if settings["name"] == present.get("name", default):
+                continue
+            for key, value in leaves(OmegaConf.to_container(present)).items():
+                dotted = f"{section}.{key}"
+                if key.partition(".")[0] not in (*kept, "name") and self.sources.get(dotted) != source:
+                    self._forget(dotted, value)
+                    present.pop(key.partition(".")[0], None)
+
+    def _replace(self, key: str, source: str, before: dict[str, Any]) -> None:
+        earlier = self.sources.pop(key, None)
+        if earlier not in (None, source):
+            self.overridden.setdefault(key, []).append((earlier, before.get(key)))
+        self.sources[key] = source
+
+    def _forget(self, key: str, value: Any) -> None:
+        source = self.sources.pop(key, None)
+        if source is not None:
+            self.overridden.setdefault(key, []).append((source, value))
 
 
 def _named_recipes(in_file: dict[str, Any], on_command_line: list[tuple[str, Any]], path: str) -> list[Recipe]:
@@ -89,106 +184,12 @@ def _named_recipes(in_file: dict[str, Any], on_command_line: list[tuple[str, Any
             source, named = COMMAND_LINE, value
     names = as_list(named)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{source}: 'recipes' must be a list of recipe names, such as recipes=[crammed-bert,ema]")
+        raise ConfigError(f"recipes: must be a list of names, such as recipes=[crammed-bert,ema]{set_in(source)}")
     recipes = [load_recipe(name, source) for name in names]
     check_compatible(recipes, source)
     return recipes
 
 
 def as_list(named: Any) -> Any:
-    """The value of `recipes`: a name stands for a list of one, nothing for an empty list."""
+    """Return the value of `recipes` as a list: one name is a list of one, null an empty list."""
     return [] if named is None else [named] if isinstance(named, str) else named
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """What is in a YAML file, unchecked. Raises ConfigError where that is no mapping."""
-    try:
-        loaded = OmegaConf.to_container(OmegaConf.load(file))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{file}: the top level must be a mapping of keys to values")
-    return {str(key): value for key, value in loaded.items()}
-
-
-def parse_override(item: str) -> tuple[str, Any]:
-    """The key and the value of `key=value`, as OmegaConf reads YAML. Raises ConfigError, one line."""
-    key, equals, value = item.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"command line: '{item}' is not an override: write key=value, such as budget=6h")
-    try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
-    except (YAMLError, OmegaConfBaseException):
-        raise ConfigError(f"command line: the value of '{item}' is not valid YAML") from None
-    assert isinstance(parsed, dict)
-    return key, parsed["value"]
-
-
-def _apply(
-    config: DictConfig,
-    source: str,
-    values: dict[str, Any],
-    provenance: dict[str, str],
-    overridden: dict[str, list[tuple[str, Any]]],
-) -> DictConfig:
-    """Apply one layer, record what it set, and turn OmegaConf's errors into one line that names the layer."""
-    before = leaves(_plain(config))
-    try:
-        after_config, named = _merge(config, values)
-        after = leaves(_plain(after_config))
-    except ConfigKeyError as error:
-        raise ConfigError(f"{source}: unknown key '{error.full_key}'{_nearest(error)}") from None
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        key = getattr(error, "full_key", None)
-        detail = str(error).splitlines()[0]
-        raise ConfigError(f"{source}: {f'{key}: ' if key else ''}{detail}") from None
-    for key, value in after.items():
-        # A layer that names a value owns it, also when the value was the same before.
-        if key in named or key not in before or before[key] != value:
-            earlier = provenance.get(key, DEFAULT)
-            if earlier not in (DEFAULT, source):
-                overridden.setdefault(key, []).append((earlier, before.get(key)))
-            provenance[key] = source
-    for key in before.keys() - after.keys():
-        provenance.pop(key, None)
-    return after_config
-
-
-def _merge(config: DictConfig, values: dict[str, Any]) -> tuple[DictConfig, set[str]]:
-    """Merge nested or dotted values; returns the result and the dotted keys that they name.
-
-    A number in a dotted key is a place in a list, such as sources.0.path.
-    """
-    nested: dict[str, Any] = {}
-    named: set[str] = set()
-    for key, value in values.items():
-        names = key.split(".")
-        if any(name.isdigit() for name in names):
-            OmegaConf.update(config, key, value)
-            named.add(key[: key.index(next(f".{name}" for name in names if name.isdigit()))])
-            continue
-        for name in reversed(names[1:]):
-            value = {name: value}
-        nested[names[0]] = value
-    nested = expand(nested)
-    named |= leaves(nested).keys()
-    merged = OmegaConf.merge(config, nested)
-    assert isinstance(merged, DictConfig)
-    return merged, named
-
-
-def _nearest(error: ConfigKeyError) -> str:
-    unknown = str(error.full_key).rsplit(".", 1)[-1]
-    owner = error.object_type
-    if not (isinstance(owner, type) and dataclasses.is_dataclass(owner)):
-        return ""
-    names = [f.name for f in dataclasses.fields(owner)]
-    return f"; did you mean '{difflib.get_close_matches(unknown, names, n=1, cutoff=0.0)[0]}'?" if names else ""
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}

@@ -1,25 +1,29 @@
-"""Evaluation protocols: the `kind` in the YAML says which schema it is read by."""
+"""Evaluation protocols: the `kind` in the YAML chooses the schema."""
 
 from __future__ import annotations
 
-import difflib
+from typing import Any
 
-from cram_composer.config.compose import Composed, compose, read_yaml
+from cram_composer.config.compose import Composed, compose
+from cram_composer.config.layers import read_yaml
+from cram_composer.config.messages import nearest
 from cram_composer.config.paths import protocol_file
-from cram_composer.config.schema.evaluation import PROTOCOLS, ProtocolConfig
+from cram_composer.config.schema.evaluation import PROTOCOLS
 from cram_composer.errors import ConfigError
 
 
 def protocol_kind(suite: str) -> str:
-    """The kind of a protocol of `yamls/eval`, by its name, or of a YAML file. Raises ConfigError."""
+    """Return the kind of a protocol of `yamls/eval`, by its name, or of a YAML file. Raises ConfigError."""
     file = protocol_file(suite)
-    kind = str(read_yaml(file).get("kind", ProtocolConfig.kind))
+    kind = str(read_yaml(file).get("kind", "fine-tuning"))
     if kind not in PROTOCOLS:
-        nearest = difflib.get_close_matches(kind, PROTOCOLS, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{file}: kind: '{kind}' is not one of {', '.join(PROTOCOLS)}; did you mean '{nearest}'?")
+        raise ConfigError(
+            f"kind: must be one of {', '.join(PROTOCOLS)}, got '{kind}'; did you mean '{nearest(kind, PROTOCOLS)}'? "
+            f"(set in {file})"
+        )
     return kind
 
 
-def compose_protocol(suite: str, overrides: list[str]) -> Composed:
-    """The protocol under the schema of its kind, with the dotlist `overrides`. Raises ConfigError."""
+def compose_protocol(suite: str, overrides: list[str]) -> Composed[Any]:
+    """Compose a protocol under the schema of its kind, with the dotlist `overrides`. Raises ConfigError."""
     return compose(PROTOCOLS[protocol_kind(suite)], protocol_file(suite), overrides)

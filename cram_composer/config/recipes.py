@@ -1,45 +1,29 @@
-"""Recipes: one idea each, a YAML of values under a header card that says what it is and what it needs."""
+"""Recipes: YAML files of values under a card, and which of them can be mixed."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from pydantic import ValidationError
 
+from cram_composer.config.layers import leaves, read_yaml
+from cram_composer.config.messages import config_error, nearest, set_in
 from cram_composer.config.paths import shared_dir
+from cram_composer.config.schema.introspect import annotations_at, literals
+from cram_composer.config.schema.model import ModelConfig
+from cram_composer.config.schema.recipe import Card
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import ConfigError
 
 KINDS = ("preset", "ingredient")
 
 
 @dataclass(frozen=True)
-class Card:
-    """A recipe's header.
-
-    A `preset` is a whole published set-up and comes first; an `ingredient` changes one thing. `conflicts` says by the
-    name of another recipe why the two exclude each other, beyond setting the same key. `measured` is what this project
-    has seen of it, with how many seeds, or that nothing has been.
-    """
-
-    kind: str
-    summary: str
-    source: str
-    expected: str
-    measured: str
-    cost: str
-    needs: list[str] = field(default_factory=list)
-    conflicts: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Recipe:
-    """A named card and the values it sets, nested and by dotted key."""
+    """A named card and the values it sets, nested."""
 
     name: str
     card: Card
@@ -47,102 +31,94 @@ class Recipe:
 
     @property
     def leaves(self) -> dict[str, Any]:
-        """What it sets, by dotted key."""
+        """The values it sets, by dotted key."""
         return leaves(self.values)
 
 
-def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of everything that is not a non-empty mapping; a list is one value."""
-    if isinstance(value, dict) and (value or not prefix):
-        found: dict[str, Any] = {}
-        for key, item in value.items():
-            found |= leaves(item, f"{prefix}.{key}" if prefix else str(key))
-        return found
-    return {prefix: value}
-
-
 def recipe_names() -> list[str]:
-    """Names of all recipes, sorted."""
+    """Return the names of all recipes, sorted."""
     return sorted(path.stem for path in (shared_dir() / "recipes").glob("*.yaml"))
 
 
-def load_recipe(name: str, asked_by: str) -> Recipe:
-    """Read recipe `name`; `asked_by` is the layer to blame if there is none."""
+def load_recipe(name: str, source: str) -> Recipe:
+    """Read recipe `name`, which the layer `source` names. Raises ConfigError."""
     path = shared_dir() / "recipes" / f"{name}.yaml"
     if "/" in name or not path.is_file():
-        close = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.0)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise ConfigError(f"{asked_by}: recipes: there is no recipe '{name}'{hint} (`cram recipes` lists them)")
+        hint = f"; did you mean '{nearest(name, known)}'?" if (known := recipe_names()) else ""
+        raise ConfigError(f"recipes: no recipe '{name}'{hint} (`cram recipes` lists them){set_in(source)}")
     return Recipe(name, *_read(path))
 
 
 def _read(path: Path) -> tuple[Card, dict[str, Any]]:
-    try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    header = loaded.pop("card", None) if isinstance(loaded, dict) else None
-    if not isinstance(loaded, dict) or not isinstance(header, dict):
+    values = read_yaml(path)
+    header = values.pop("card", None)
+    if not isinstance(header, dict):
         raise ConfigError(f"{path}: a recipe starts with a 'card' mapping (see any file in recipes/)")
-    known = {f.name for f in fields(Card)}
-    wanted = known - {"needs", "conflicts"}
-    if wanted - header.keys() or header.keys() - known:
-        wrong = sorted(map(str, (wanted - header.keys()) | (header.keys() - known)))
-        raise ConfigError(
-            f"{path}: card: missing or unknown: {', '.join(wrong)}; a card has {', '.join(sorted(known))}"
-        )
-    if header["kind"] not in KINDS:
-        raise ConfigError(f"{path}: card: kind is '{header['kind']}'; it must be one of {', '.join(KINDS)}")
-    return Card(**{str(key): value for key, value in header.items()}), {str(k): v for k, v in loaded.items()}
+    try:
+        return Card.model_validate(header), values
+    except ValidationError as error:
+        reason = config_error(error, Card, lambda key: None)
+        raise ConfigError(f"{path}: card.{reason}") from None
 
 
-def check_compatible(recipes: list[Recipe], asked_by: str) -> None:
+def check_compatible(recipes: list[Recipe], source: str) -> None:
     """Refuse recipes named twice, without one they need, or that exclude or undo each other. Raises ConfigError."""
     names = [recipe.name for recipe in recipes]
     for recipe in recipes:
         if names.count(recipe.name) > 1:
-            raise ConfigError(f"{asked_by}: recipes: '{recipe.name}' is named twice; a recipe counts once")
+            raise ConfigError(f"recipes: '{recipe.name}' is named twice; remove one{set_in(source)}")
         for other in recipe.card.needs:
             if other not in names:
                 raise ConfigError(
-                    f"{asked_by}: recipes: '{recipe.name}' needs '{other}'; add it before '{recipe.name}'"
+                    f"recipes: '{recipe.name}' needs '{other}'; add it before '{recipe.name}'{set_in(source)}"
                 )
     for first, second in itertools.combinations(recipes, 2):
         reason = exclusion(first, second)
         if reason is not None:
             raise ConfigError(
-                f"{asked_by}: recipes: '{first.name}' and '{second.name}' exclude each other: {reason}; drop one"
+                f"recipes: '{first.name}' and '{second.name}' exclude each other: {reason}; remove one{set_in(source)}"
             )
         if second.card.kind == "preset":
             raise ConfigError(
-                f"{asked_by}: recipes: '{second.name}' is a whole set-up and would undo '{first.name}'; name it first"
+                f"recipes: '{second.name}' is a preset and would undo '{first.name}'; name it first{set_in(source)}"
             )
 
 
 def exclusion(first: Recipe, second: Recipe) -> str | None:
-    """Why two recipes cannot be mixed in any order; None if they can."""
+    """Explain why two recipes cannot be mixed in any order; None if they can."""
     declared = first.card.conflicts.get(second.name) or second.card.conflicts.get(first.name)
     if declared is not None:
         return declared
-    if first.card.kind == second.card.kind == "preset":
-        return "each is a whole set-up"
-    if first.card.kind == second.card.kind:
-        mine, others = first.leaves, second.leaves
-        for key in sorted(mine.keys() & others.keys()):
-            if mine[key] != others[key]:
-                return f"{key} is {mine[key]} in one and {others[key]} in the other"
-    return None
+    if first.card.kind != second.card.kind:
+        return None
+    if first.card.kind == "preset":
+        return "both are presets"
+    mine, others = first.leaves, second.leaves
+    clashing = sorted(key for key in mine.keys() & others.keys() if mine[key] != others[key])
+    if not clashing:
+        return None
+    # A choice is why other keys differ: it explains more than the first of them.
+    key = next((key for key in clashing if _is_choice(key)), clashing[0])
+    section, _, name = key.rpartition(".")
+    if name == "name":
+        return f"both choose the {section} ({mine[key]}, {others[key]})"
+    return f"both set {key} ({mine[key]}, {others[key]})"
 
 
-def check_used(recipes: list[Recipe], plain: dict[str, Any], asked_by: str) -> None:
-    """Refuse ingredients that change CramBERT in a run that trains another architecture. Raises ConfigError."""
-    model = plain["model"]
-    if model["architecture"] == "crambert":
+def _is_choice(dotted: str) -> bool:
+    if dotted in ("optimizer.name", "schedule.name"):
+        return True
+    return any(literals(annotation) for annotation in annotations_at(RunConfig, dotted.split(".")))
+
+
+def check_architecture(recipes: list[Recipe], model: ModelConfig) -> None:
+    """Refuse ingredients that change CramBERT in a run of another architecture. Raises ConfigError."""
+    if model.architecture == "crambert":
         return
     for recipe in recipes:
         changed = recipe.values.get("model", {}).keys() - {"architecture"} if recipe.card.kind == "ingredient" else ()
         if changed:
             raise ConfigError(
-                f"{asked_by}: recipes: '{recipe.name}' sets model.{min(changed)}, which only CramBERT has, and this "
-                f"run trains '{model['hf_name']}' of transformers; drop it or set model.architecture=crambert"
+                f"recipes: '{recipe.name}' sets model.{min(changed)}, which only CramBERT has, but this run trains "
+                f"'{model.hf_name}' of transformers; remove it or set model.architecture=crambert"
             )

@@ -9,6 +9,7 @@ RENAMED_KEYS = {
     "model.norm_place": "model.norm_position",
     "train.nonfinite": "train.on_nonfinite",
     "train.kill": "train.early_stop",
+    "optimizer.mup_base_width": "model.mup_base_width",
 }
 RENAMED_VALUES = {("model.ffn", "gelu_glu"): "geglu"}
 
@@ -16,10 +17,14 @@ RENAMED_VALUES = {("model.ffn", "gelu_glu"): "geglu"}
 def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a recorded configuration (nested dicts) with the present names of its keys and values."""
     renamed = copy.deepcopy(config)
+    for section in ("optimizer", "schedule"):  # held the keys of every choice, null where it had none
+        if isinstance(values := renamed.get(section), dict):
+            renamed[section] = {key: value for key, value in values.items() if value is not None}
     for old, new in RENAMED_KEYS.items():
         section, old_name = old.split(".")
         if isinstance(values := renamed.get(section), dict) and old_name in values:
-            values[new.rpartition(".")[2]] = values.pop(old_name)
+            value = values.pop(old_name)
+            renamed[new.split(".")[0]][new.split(".")[1]] = value
     for (key, old_value), new_value in RENAMED_VALUES.items():
         section, name = key.split(".")
         if isinstance(values := renamed.get(section), dict) and values.get(name) == old_value:

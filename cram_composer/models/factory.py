@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from cram_composer.config.schema.model import SIZES, ModelConfig
-from cram_composer.errors import CramError
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 
@@ -37,12 +35,6 @@ def build_model(
     for key, value in (("pad", pad), ("cls", cls), ("sep", sep), ("bos", cls), ("eos", sep)):
         if hasattr(config, f"{key}_token_id"):
             setattr(config, f"{key}_token_id", value)
-    # not every architecture has both: FNet has no attention
-    hidden_size, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
-    if hidden_size % heads:
-        raise CramError(
-            f"model: hidden_size {hidden_size} is not divisible by num_attention_heads {heads}; change one of them"
-        )
     if isinstance(config, CramBertConfig):
         config.shift = shift
         return CramBertForMaskedLM(config)
@@ -53,20 +45,8 @@ def build_model(
 
 
 def _crambert(settings: ModelConfig) -> PretrainedConfig:
-    for key in ("hidden_size", "intermediate_size"):
-        if getattr(settings, key) % 2:
-            raise CramError(f"model.{key}: {getattr(settings, key)} must be even: sinusoids pair columns, gates halve")
-    if settings.value_embeddings > (settings.num_hidden_layers + 1) // 2:
-        raise CramError(
-            f"model.value_embeddings: {settings.value_embeddings} are more than half of the "
-            f"{settings.num_hidden_layers} layers; each serves one of the first and one of the last"
-        )
-    if settings.short_convolution and settings.short_convolution % 2 == 0:
-        raise CramError(
-            f"model.short_convolution: {settings.short_convolution} must be odd, as many neighbours on each side, or 0"
-        )
     known = inspect.signature(CramBertConfig.__init__).parameters
-    config = CramBertConfig(**{key: value for key, value in vars(settings).items() if key in known})
+    config = CramBertConfig(**{key: value for key, value in settings if key in known})
     if settings.mup_base_width is not None:
         # Yang et al. 2022, arXiv 2203.03466, table 8: a start of 1 / sqrt(fan-in) and logits over the width, both as at
         # the base width; learning rates are the optimizer's. The head size is to stay the same.
@@ -77,25 +57,11 @@ def _crambert(settings: ModelConfig) -> PretrainedConfig:
 
 def _hugging_face(settings: ModelConfig) -> PretrainedConfig:
     name = settings.hf_name or ""
-    if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        known = _nearest(name, MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-        raise CramError(f"model.hf_name: '{name}' is not a masked LM of transformers; did you mean '{known}'?")
-    defaults = AutoConfig.for_model(name)
-    known_keys = {**defaults.to_dict(), **dict.fromkeys(defaults.attribute_map)}
-    for key in settings.hf_overrides:
-        if key not in known_keys:
-            raise CramError(
-                f"model.hf_overrides.{key}: {type(defaults).__name__} has no such key; "
-                f"did you mean '{_nearest(key, known_keys)}'?"
-            )
+    known_keys = {**(defaults := AutoConfig.for_model(name)).to_dict(), **dict.fromkeys(defaults.attribute_map)}
     sizes = {key: getattr(settings, key) for key in SIZES}
     # ModernBERT would compile parts of itself; what is compiled is this project's decision and in its record
     own: dict[str, Any] = {"reference_compile": False} if "reference_compile" in known_keys else {}
     return AutoConfig.for_model(name, **{**own, **sizes, **settings.hf_overrides})
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
 BUILDERS = {"crambert": _crambert, "hf": _hugging_face}

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from cram_composer.config.schema.optimizer import GroupsConfig
-from cram_composer.errors import CramError
 from cram_composer.optim.parameters import ModelParameter, describe, hidden_size
 
 _NO_DECAY = ("bias", "norm")
@@ -45,18 +44,12 @@ def parameter_groups(
 
     Returns:
         Groups with "params", "lr", "weight_decay" and the options; those at `lr` are last. None is empty.
-
-    Raises:
-        CramError: `mup_base_width` is given and the model has no hidden size.
     """
     config = config or GroupsConfig()
     shrink = 1.0
     if mup_base_width is not None:
         width = hidden_size(model)
-        if width is None:
-            raise CramError(
-                "optimizer.mup_base_width: this model has no hidden_size to compare it with; set it to null"
-            )
+        assert width is not None, "muP is of CramBERT, which has a hidden size"
         shrink = mup_base_width / width
     described = describe(model)
     deepest = max((parameter.depth for parameter in described), default=0)

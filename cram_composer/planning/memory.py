@@ -153,7 +153,7 @@ def optimizer_bytes(config: RunConfig, model: nn.Module) -> int:
     """
     if config.optimizer.name == "adamw-8bit":
         return sum(_bits_8(part.parameter.numel(), part.role == "embedding") for part in describe(model))
-    optimizer = build_optimizer(config.optimizer, model)
+    optimizer = build_optimizer(config.optimizer, model, config.model.mup_base_width)
     if hasattr(optimizer, "curvature"):
         optimizer.curvature = lambda parameters: [torch.zeros_like(parameter) for parameter in parameters]
     for parameter in model.parameters():

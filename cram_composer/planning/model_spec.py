@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -91,7 +91,7 @@ class ModelSpec:
         """The run's collator; tokens stand for words, which it takes a tokenizer to know and which are as many."""
         tokens = self.facts.special_tokens
         return build_collator(
-            replace(self.config.objective, unit="token"),
+            self.config.objective.model_copy(update={"unit": "token"}),
             self.facts.vocab_size,
             tuple(tokens.values()),
             tokens["mask"],

@@ -112,10 +112,11 @@ def make_plan(
 def _refused(config: RunConfig, strategy: str) -> str:
     """The setting that rules a strategy out; empty if there is none."""
     name, _, stage = strategy.partition(" ")[0].partition("-")
-    scaleout = ScaleoutConfig(strategy=name)
     if name == "zero":
         scaleout = ScaleoutConfig(strategy="deepspeed", deepspeed={"zero_optimization": {"stage": int(stage)}})
-    found = refusal(replace(config, scaleout=scaleout))
+    else:
+        scaleout = ScaleoutConfig.model_validate({"strategy": name})
+    found = refusal(config.model_copy(update={"scaleout": scaleout}))
     return "" if found is None else found[0]
 
 

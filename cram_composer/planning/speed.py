@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 from dataclasses import dataclass
@@ -65,11 +64,11 @@ def calibrate(spec: ModelSpec, device: DeviceChoice, steps: int) -> Speed:
     model = spec.model(device.autocast_dtype, device.compile)
     model.use_loss(config.model.loss_kernel, device.name)
     model.use_attention(config.model.attention_kernel, device.name, device.precision)
-    optimizer = build_optimizer(config.optimizer, model)
+    optimizer = build_optimizer(config.optimizer, model, config.model.mup_base_width)
     microbatch = config.train.device_train_microbatch_size
     loader = spec.loader(microbatch)
     budget = Budget(Limits(steps=1))
-    steady = dataclasses.replace(config.algorithms, batch_size_ramp=None, seq_length_warmup=None)
+    steady = config.algorithms.model_copy(update={"batch_size_ramp": None, "seq_length_warmup": None})
     guard = NonFiniteGuard("skip-step", len(_MICROBATCHES) * (_WARM_UP + steps), lambda state, logger: False)
     parts = Parts(budget, loader, 1, config.seed, lambda: guard.norm)
     sizes = [count for count in _MICROBATCHES for _ in range(_WARM_UP)]

@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cram_composer.config import Composed, compose
 from cram_composer.config.schema.run import (
-    AlgorithmsConfig,
     BudgetConfig,
     CheckpointConfig,
     EvalConfig,
@@ -48,19 +47,20 @@ def steady(config: RunConfig, size: int, smallest: int, weak: bool, steps: int) 
     Its batch is that of the configuration, or with `weak` as many times as large as `size` is of `smallest`.
     Raises ConfigError where that is not a whole number of microbatches.
     """
-    algorithms: AlgorithmsConfig = dataclasses.replace(
-        config.algorithms, batch_size_ramp=None, seq_length_warmup=None, layer_freezing=None
+    algorithms = config.algorithms.model_copy(
+        update={"batch_size_ramp": None, "seq_length_warmup": None, "layer_freezing": None}
     )
     batch = config.train.batch_size * size // smallest if weak else config.train.batch_size
-    changed = dataclasses.replace(
-        config,
-        runs_remote=None,
-        budget=BudgetConfig(steps=WARM_UP + 2 * steps),
-        train=dataclasses.replace(config.train, batch_size=batch, early_stop=None),
-        algorithms=algorithms,
-        eval=EvalConfig(interval=0.0, rows=size, final_rows=size, batch_size=1),
-        checkpoint=CheckpointConfig(interval="365d"),
-        logging=LoggingConfig(progress_bar=False, tensorboard=False),
+    changed = config.model_copy(
+        update={
+            "runs_remote": None,
+            "budget": BudgetConfig(steps=WARM_UP + 2 * steps),
+            "train": config.train.model_copy(update={"batch_size": batch, "early_stop": None}),
+            "algorithms": algorithms,
+            "eval": EvalConfig(interval=0.0, rows=size, final_rows=size, batch_size=1),
+            "checkpoint": CheckpointConfig(interval="365d"),
+            "logging": LoggingConfig(progress_bar=False, tensorboard=False),
+        }
     )
     check_run(changed, size)
     return changed

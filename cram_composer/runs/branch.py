@@ -18,13 +18,14 @@ from omegaconf import OmegaConf
 
 from cram_composer.budget.trace import TRACE
 from cram_composer.config import Composed
-from cram_composer.config.recipes import leaves
+from cram_composer.config.layers import leaves, nest
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.units import format_duration, parse_duration
 from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BranchPoint, branch_points
 from cram_composer.runs.checkpoints import checkpoint_problem
 from cram_composer.runs.folder import METRICS, RECORD
-from cram_composer.runs.reproduce import nested_values, read_full_record, recompose
+from cram_composer.runs.reproduce import read_full_record, recompose
 from cram_composer.storage.files import link_or_copy, write_atomic, write_json
 
 YAML = "branch.yaml"
@@ -196,16 +197,12 @@ def _schedule(record: dict[str, Any], limit: float, begins: float, total: float,
         "decay_shape": shape,
         "final": 0.0,
     }
-    return {f"schedule.{key}": own.get(key) for key in schedule}
+    return {f"schedule.{key}": value for key, value in own.items()}
 
 
 def _given(schedule: dict[str, Any], key: str) -> float:
     """A value of the trunk's schedule; where it is not set, the schedule's own default."""
-    from cram_composer.budget.schedules import SCHEDULES
-
-    defaults = SCHEDULES[schedule["name"]].__kwdefaults__ or {}
-    value = schedule.get(key)
-    return float(defaults.get(key, 0.0) if value is None else value)
+    return float(getattr(RunConfig.model_validate({"schedule": schedule}).schedule, key))
 
 
 def _prepare(path: Path, trunk: Path, record: dict[str, Any], point: BranchPoint, changes: dict[str, Any]) -> Composed:
@@ -223,7 +220,7 @@ def _prepare(path: Path, trunk: Path, record: dict[str, Any], point: BranchPoint
             if (trunk / name).is_file():
                 shutil.copyfile(trunk / name, scratch / name)
         shutil.copytree(trunk / "tokenizer", scratch / "tokenizer")
-        write_atomic(scratch / YAML, OmegaConf.to_yaml(OmegaConf.create(nested_values(values))))
+        write_atomic(scratch / YAML, OmegaConf.to_yaml(OmegaConf.create(nest(values))))
         write_json(scratch / RECORD, _record(record, composed, trunk, point, path.name))
         os.rename(scratch, path)
     except BaseException:

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from cram_composer.budget.trace import read_trace
 from cram_composer.config.compose import Composed, compose
-from cram_composer.config.recipes import leaves
+from cram_composer.config.layers import leaves, nest
+from cram_composer.config.schema.introspect import has_key
 from cram_composer.config.schema.run import BudgetConfig, RunConfig
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RECORD, environment, upgrade_record
@@ -71,7 +72,7 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
     values, composed = recompose(wanted, record["provenance"])
     devices = record["world_size"]
     heading = f"# As {folder} was configured (hash {record['config_hash']}){', its schedule replayed' * replay}."
-    write_atomic(target, f"{heading}\n{OmegaConf.to_yaml(OmegaConf.create(nested_values(values)))}")
+    write_atomic(target, f"{heading}\n{OmegaConf.to_yaml(OmegaConf.create(nest(values)))}")
     return Reproduction(
         target,
         f"composer {f'-n {devices} ' if devices > 1 else ''}train.py {target}",
@@ -97,16 +98,15 @@ def recompose(wanted: dict[str, Any], provenance: dict[str, str]) -> tuple[dict[
     What came from a recipe comes from it again, and a default from the schema; whatever is not the same then, because a
     recipe or a default has changed, is written out. Keys that this version does not have are left out.
     """
-    known = leaves(OmegaConf.to_container(OmegaConf.structured(RunConfig)))
     ours = {
         key: value
         for key, value in wanted.items()
         if key in _OWN or key.startswith("budget.") or not _given(provenance.get(_owner(key, provenance), "default"))
     }
-    ours = {key: value for key, value in ours.items() if _is_known(key, known)}
+    ours = {key: value for key, value in ours.items() if has_key(RunConfig, key)}
     composed = _compose(ours)
     now = leaves(composed.plain)
-    changed = {key: v for key, v in wanted.items() if now.get(key, _ABSENT) != v and _is_known(key, known)}
+    changed = {key: v for key, v in wanted.items() if now.get(key, _ABSENT) != v and has_key(RunConfig, key)}
     if changed:
         ours |= changed
         composed = _compose(ours)
@@ -124,37 +124,15 @@ def _owner(key: str, provenance: dict[str, str]) -> str:
     return key
 
 
-def _is_known(key: str, known: dict[str, Any]) -> bool:
-    """Whether the schema has the key, or one above it that may hold anything."""
-    return key in known or any(known.get(above, _ABSENT) in (None, {}) for above in _above(key))
-
-
-def _above(key: str) -> Iterator[str]:
-    while "." in key:
-        key = key.rpartition(".")[0]
-        yield key
-
-
 def _compose(values: dict[str, Any]) -> Composed:
     with tempfile.TemporaryDirectory(prefix="cram-reproduce-") as scratch:
         path = Path(scratch) / "run.yaml"
-        path.write_text(OmegaConf.to_yaml(OmegaConf.create(nested_values(values))))
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(nest(values))))
         try:
             return compose(RunConfig, path, [])
         except CramError as error:
             said = str(error).replace(str(path), "its record")
             raise CramError(f"this version of cram-composer cannot have the run's configuration: {said}") from None
-
-
-def nested_values(values: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        *sections, last = key.split(".")
-        section = nested
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[last] = value
-    return nested
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any], before: str, after: str) -> Iterator[str]:

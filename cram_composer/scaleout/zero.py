@@ -13,7 +13,6 @@ import importlib.metadata
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -101,7 +100,7 @@ class DeepSpeedZero(Strategy):
 
     def algorithms(self) -> AlgorithmsConfig:
         # Clipping is the engine's, which alone sees the norm of all gradients.
-        return replace(self.config.algorithms, gradient_clipping=None)
+        return self.config.algorithms.model_copy(update={"gradient_clipping": None})
 
     @contextlib.contextmanager
     def trainer_context(self) -> Iterator[None]:

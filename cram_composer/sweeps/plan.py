@@ -6,12 +6,11 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cram_composer.budget.budget import build_budget
-from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import Composed, compose
 from cram_composer.config.compose import as_list, parse_override, read_yaml
 from cram_composer.config.paths import find_shared
@@ -78,7 +77,7 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
     if sweep.baseline is not None and sweep.baseline not in variants:
         raise ConfigError(f"{asked_by}: baseline: there is no variant '{sweep.baseline}'; there are {_few(variants)}")
     yaml = find_shared(Path(sweep.run))
-    budget = asdict(sweep.budget)
+    budget = sweep.budget.model_dump()
     # One that the sweep names replaces the run's, whatever that is counted in.
     shared = [*([_override("budget", budget)] if any(budget.values()) else []), *_overrides(sweep.set)]
     folders = [_NOT_IN_NAMES.sub("-", name) for name in variants]
@@ -103,7 +102,6 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
                 own.append(_override("runs_remote", f"{composed.config.runs_remote}/{sweep.name}"))
                 composed = compose(RunConfig, yaml, own)
             check_run(composed.config, world_size=1)
-            build_schedule(composed.config.schedule)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         trials.append(Trial(name, seed, folder / run_name, yaml, own, composed))
@@ -147,7 +145,7 @@ def _variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantC
     for (name, variant), chosen in itertools.product(given.items(), itertools.product(*sweep.grid.values())):
         point = dict(zip(sweep.grid, chosen, strict=True))
         parts = [name, *(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in point.items())]
-        yield " ".join(filter(None, parts)), VariantConfig({**point, **variant.set}, variant.add, variant.without)
+        yield " ".join(filter(None, parts)), variant.model_copy(update={"set": {**point, **variant.set}})
 
 
 def _recipes(overrides: list[str], yaml: Path, variant: VariantConfig, where: str) -> list[str]:

@@ -151,7 +151,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     model.use_loss(config.model.loss_kernel, device.name)
     model.use_attention(config.model.attention_kernel, device.name, device.precision)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    optimizer = build_optimizer(config.optimizer, model)
+    optimizer = build_optimizer(config.optimizer, model, config.model.mup_base_width)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
 

@@ -67,21 +67,22 @@ def test_naming_one_clock_takes_back_the_other(override: str, wall, device_hours
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("budgt=3", ["command line", "'budgt'", "'budget'"]),
+        ("budgt=3", ["command line", "budgt: unknown key", "'budget'"]),
         ("train.compil=off", ["command line", "train.compil", "'compile'"]),
-        ("train.batch_size=x", ["command line", "train.batch_size", "Integer"]),
+        ("train.batch_size=x", ["command line", "train.batch_size", "must be an integer, got 'x'"]),
         ("train.compile=fll", ["command line", "train.compile", "'full'"]),
         ("recipes=[crammd-bert]", ["crammd-bert", "'crammed-bert'"]),
         ("recipes=[crammed-bert,ema,ema]", ["'ema'", "twice"]),
         ("recipes=3", ["recipes", "list"]),
         ("budget=3x", ["budget.wall", "3x", "1h30m"]),
         ("budget=60", ["budget.wall", "600s"]),
-        ("budget=null", ["budget", "none is set"]),
+        ("budget=null", ["budget: no limit"]),
         ("nonsense", ["'nonsense'", "key=value"]),
-        ("optimizer.lr=-1", ["optimizer.lr", "at least"]),
-        ("optimizer.lr=nan", ["optimizer.lr", "out of range"]),
-        ("optimizer.betas=[0.9]", ["optimizer.betas"]),
-        ("train=3", ["command line", "TrainConfig"]),
+        ("optimizer.lr=-1", ["optimizer.lr: must be >= 0, got -1"]),
+        ("optimizer.lr=nan", ["optimizer.lr: must be a finite number"]),
+        ("optimizer.betas=[0.9]", ["optimizer.betas: has too few values"]),
+        ("train=3", ["command line", "train: must be a mapping, got 3"]),
+        ("train.batch_size=true", ["train.batch_size: must be a number, got true"]),
         ("train.batch_size=100", ["train.batch_size", "100", "96 or 112"]),
         ("model={architecture: hf}", ["model.hf_name"]),
         ("model={architecture: hf, hf_name: bert, document_masking: true}", ["model.document_masking"]),
@@ -100,7 +101,7 @@ def test_every_mistake_is_one_line_that_says_where(override: str, parts: list[st
 def test_an_error_in_a_file_names_the_file(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text("trian: {}\n")
-    with pytest.raises(ConfigError, match=r"mine\.yaml: unknown key 'trian'; did you mean 'train'"):
+    with pytest.raises(ConfigError, match=r"trian: unknown key; did you mean 'train'\? \(set in .*mine\.yaml\)"):
         compose(RunConfig, path, [])
     path.write_text("a: [")
     with pytest.raises(ConfigError, match=r"mine\.yaml: not valid YAML"):
@@ -137,11 +138,11 @@ def test_needs_and_conflicts_of_recipes_are_checked(recipe_folder: Path):
     with pytest.raises(ConfigError, match="'a' needs 'b'"):
         compose(RunConfig, run, ["recipes=[a]"])
     for both in ("[b,c]", "[c,b]"):
-        with pytest.raises(ConfigError, match="exclude each other: they are enemies; drop one"):
+        with pytest.raises(ConfigError, match="exclude each other: they are enemies; remove one"):
             compose(RunConfig, run, [f"recipes={both}"])
     with pytest.raises(ConfigError, match=r"d\.yaml: card"):
         compose(RunConfig, run, ["recipes=[d]"])
-    with pytest.raises(ConfigError, match=r"e\.yaml: card: kind is 'side dish'"):
+    with pytest.raises(ConfigError, match=r"e\.yaml: card\.kind: must be one of preset, ingredient, got 'side dish'"):
         compose(RunConfig, run, ["recipes=[e]"])
     assert compose(RunConfig, run, ["recipes=[c]"]).config.seed == 5
 
@@ -154,11 +155,11 @@ def test_no_recipe_undoes_another(recipe_folder: Path):
     add_recipe(recipe_folder, "slow", "optimizer: {lr: 0.01}\n")
     add_recipe(recipe_folder, "fast-too", "optimizer: {lr: 0.2}\n")
     assert compose(RunConfig, run, ["recipes=[whole,fast,fast-too]"]).config.optimizer.lr == 0.2
-    with pytest.raises(ConfigError, match=r"'fast' and 'slow' exclude each other: optimizer.lr is 0.2 in one and 0.01"):
+    with pytest.raises(ConfigError, match=r"'fast' and 'slow' exclude each other: both set optimizer.lr \(0.2, 0.01\)"):
         compose(RunConfig, run, ["recipes=[whole,fast,slow]"])
-    with pytest.raises(ConfigError, match="'whole' and 'other' exclude each other: each is a whole set-up"):
+    with pytest.raises(ConfigError, match="'whole' and 'other' exclude each other: both are presets"):
         compose(RunConfig, run, ["recipes=[whole,other]"])
-    with pytest.raises(ConfigError, match="'whole' is a whole set-up and would undo 'fast'; name it first"):
+    with pytest.raises(ConfigError, match="'whole' is a preset and would undo 'fast'; name it first"):
         compose(RunConfig, run, ["recipes=[fast,whole]"])
 
 
@@ -166,7 +167,7 @@ def test_ingredients_of_crambert_are_refused_for_another_architecture(recipe_fol
     run = recipe_folder / "run.yaml"
     add_recipe(recipe_folder, "gelu", "model: {ffn: gelu}\n")
     hf = ["model.architecture=hf", "model.hf_name=bert"]
-    with pytest.raises(ConfigError, match=r"'gelu' sets model\.ffn, which only CramBERT has, .* 'bert'"):
+    with pytest.raises(ConfigError, match=r"'gelu' sets model\.ffn, which only CramBERT has, .*'bert'"):
         compose(RunConfig, run, ["recipes=[gelu]", *hf])
     assert compose(RunConfig, run, hf).config.model.hf_name == "bert"
 

@@ -104,7 +104,7 @@ def test_every_pair_of_ingredients_mixes_or_says_why_not():
                 check_compatible([first, second], "tests")
     for first, second in mixed[::60]:  # a composition takes a tenth of a second
         listed = dict.fromkeys(["crammed-bert", *first.card.needs, *second.card.needs, first.name, second.name])
-        composed(*listed)
+        composed(*listed, overrides=("model.num_hidden_layers=6",))  # a funnel has five at least
 
 
 def test_documented_conflicts_are_refused_in_either_order():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cram_composer.config.schema.data_build import DataBuildConfig, PackingConfig, SourceConfig, TokenizerConfig
+from cram_composer.config.schema.data_build import DataBuildConfig, FilesConfig, PackingConfig, TokenizerConfig
 
 SYLLABLES = ["ba", "co", "di", "fu", "ga", "ho", "li", "mo", "nu", "pe", "ri", "so", "ta", "ve", "wi", "zo"]
 
@@ -39,7 +39,7 @@ def config(corpus: Path, tmp_path: Path) -> DataBuildConfig:
     return DataBuildConfig(
         name="test",
         output=str(tmp_path / "out"),
-        sources=[SourceConfig(paths=[str(corpus)])],
+        sources=[FilesConfig(paths=[str(corpus)])],
         tokenizer=TokenizerConfig(vocab_size=400),
         packing=PackingConfig(sequence_length=32, block_rows=16),
         validation_fraction=0.1,

@@ -71,7 +71,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def order(sources: Path) -> list[str]:
     """Names of the shards in the order in which a run needs them."""
-    from cram_composer.config.schema.run import DataConfig
+    from cram_composer.config.schema.data import DataConfig
     from cram_composer.data.loading.mixture import StreamChoice
     from cram_composer.data.loading.open_dataset import open_blocks
     from cram_composer.data.loading.prepare import prepare

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
 from cram_composer.config.schema.model import ModelConfig
-from cram_composer.errors import CramError
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
@@ -25,7 +22,7 @@ def test_every_setting_reaches_the_config():
     settings = ModelConfig(**values)
     model = build_model(settings, 40, SPECIAL)
     assert isinstance(model, CramBertForMaskedLM)
-    names = {field.name for field in dataclasses.fields(settings)} - {"architecture", "hf_name", "hf_overrides"}
+    names = set(ModelConfig.model_fields) - {"architecture", "hf_name", "hf_overrides"}
     names -= {"document_masking", "attention_kernel", "loss_kernel"}  # of batches, of training
     names -= {"mup_base_width"}  # of the start
     assert {name: getattr(model.config, name) for name in names} == {name: getattr(settings, name) for name in names}
@@ -58,20 +55,3 @@ def test_hugging_face_architectures_train(name):
 def test_hugging_face_defaults_and_overrides():
     config = build_model(hf("bert", num_hidden_layers=1), 40, SPECIAL).config
     assert (config.num_hidden_layers, config.hidden_size) == (1, 768)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (hf("modernbrt"), "model.hf_name: 'modernbrt' is not a masked LM .* 'modernbert'"),
-        (hf("gpt2"), "model.hf_name: 'gpt2' is not a masked LM"),
-        (hf("bert", hiden_size=16), "model.hf_overrides.hiden_size: BertConfig has no such key; .* 'hidden_size'"),
-        (hf("bert", hidden_size=100), "hidden_size 100 is not divisible by num_attention_heads 12"),
-        (ModelConfig(intermediate_size=33), "model.intermediate_size: 33 must be even"),
-        (ModelConfig(hidden_size=100), "hidden_size 100 is not divisible by num_attention_heads 12"),
-    ],
-)
-def test_mistakes_are_one_clear_line(settings, message):
-    with pytest.raises(CramError, match=message) as error:
-        build_model(settings, 40, SPECIAL)
-    assert "\n" not in str(error.value)

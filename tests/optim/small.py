@@ -11,8 +11,9 @@ import torch
 from composer.core import Event, Precision, Timestamp
 
 from cram_composer.algorithms.optimizer_hooks import SampledCurvature
+from cram_composer.config.schema.introspect import sections, tag
 from cram_composer.config.schema.model import ModelConfig
-from cram_composer.config.schema.optimizer import OPTIMIZER_DEFAULTS, OptimizerConfig
+from cram_composer.config.schema.optimizer import Optimizer, OptimizerConfig
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import Batch, MaskedLMTrainingModel
 from cram_composer.optim import build_optimizer
@@ -20,7 +21,8 @@ from tests.models.tiny_models import training_batch
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 SPECIAL = {"pad": 0, "cls": 2, "sep": 3}
-ON_CPU = sorted(OPTIMIZER_DEFAULTS.keys() - {"adamw-8bit"})
+CONFIGS = {tag(section): section for section in sections(OptimizerConfig)}
+ON_CPU = sorted(CONFIGS.keys() - {"adamw-8bit"})
 # Rates at which a small model learns in ten steps, and preconditioners that are computed within them.
 SETTINGS = {
     "adafactor": {"lr": 0.3},
@@ -34,8 +36,13 @@ SETTINGS = {
 }
 
 
-def small_settings(name: str, **changes) -> OptimizerConfig:
-    return OptimizerConfig(name=name, **{"lr": 1e-2, **SETTINGS.get(name, {}), **changes})
+def optimizer_config(name: str, **settings) -> Optimizer:
+    """Settings of an optimizer whose `lr` is its own."""
+    return CONFIGS[name](**{"lr_scale": 1.0, **settings})
+
+
+def small_settings(name: str, **changes) -> Optimizer:
+    return optimizer_config(name, **{"lr": 1e-2, **SETTINGS.get(name, {}), **changes})
 
 
 def small_model(**changes) -> MaskedLMTrainingModel:

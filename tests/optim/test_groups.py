@@ -7,7 +7,6 @@ from torch import nn
 
 from cram_composer.config.schema.model import ModelConfig
 from cram_composer.config.schema.optimizer import GroupsConfig
-from cram_composer.errors import CramError
 from cram_composer.models.factory import build_model
 from cram_composer.optim import parameter_groups
 from tests.optim.small import SIZES, SPECIAL, small_model
@@ -77,11 +76,6 @@ def test_mup_keeps_rate_times_decay_of_matrices():
     assert matrices == layers | {"model.head.transform.dense.weight"}
     assert all(changed[name] == pytest.approx({"lr": 0.025, "weight_decay": 0.04}) for name in matrices)
     assert by_name(model, mup_base_width=16) == plain
-
-
-def test_mup_needs_a_width():
-    with pytest.raises(CramError, match=r"optimizer\.mup_base_width: .* no hidden_size"):
-        parameter_groups(nn.Linear(2, 2), 0.1, 0.01, mup_base_width=4)
 
 
 def test_the_group_at_the_plain_rate_is_last():

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from cram_composer.config.schema.optimizer import OptimizerConfig
 from cram_composer.optim import build_optimizer
-from tests.optim.small import small_model, small_settings
+from tests.optim.small import optimizer_config, small_model, small_settings
 
 LR = 0.01
 
@@ -34,7 +33,7 @@ def polar(g: torch.Tensor) -> torch.Tensor:
 def update_of(model: nn.Module, name: str, gradient: torch.Tensor, **settings) -> torch.Tensor:
     """What one step takes off a parameter, over the learning rate."""
     parameter = model.get_parameter(name)
-    optimizer = build_optimizer(OptimizerConfig(name="muon", lr=LR, weight_decay=0.0, **settings), model)
+    optimizer = build_optimizer(optimizer_config("muon", lr=LR, weight_decay=0.0, **settings), model)
     before = parameter.detach().clone()
     parameter.grad = gradient.clone()
     optimizer.step()
@@ -56,8 +55,7 @@ def test_the_rest_is_stepped_by_adamw_itself():
     ours, plain = small_model(), small_model()
     plain.load_state_dict(ours.state_dict())
     optimizers = [
-        build_optimizer(OptimizerConfig(name=name, **settings), model)
-        for name, model in (("muon", ours), ("adamw", plain))
+        build_optimizer(optimizer_config(name, **settings), model) for name, model in (("muon", ours), ("adamw", plain))
     ]
     rest = [p for group in optimizers[0].param_groups if not group["use_muon"] for p in group["params"]]
     names = [name for name, p in ours.named_parameters() if any(p is other for other in rest)]
@@ -98,13 +96,6 @@ def test_the_update_has_about_the_size_of_adamws(shape: tuple[int, int]):
     model.layers = nn.ModuleList([nn.Linear(shape[1], shape[0], bias=False)])
     update = update_of(model, "layers.0.weight", torch.randn(shape))
     assert update.square().mean().sqrt() == pytest.approx(0.2, rel=0.25)
-
-
-def test_matrices_may_have_a_rate_of_their_own_and_share_the_decay():
-    model = small_model()
-    optimizer = build_optimizer(small_settings("muon", lr=0.01, matrix_lr=0.04, weight_decay=0.3), model)
-    rates = {(group["use_muon"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups}
-    assert rates == {(True, 0.04, 0.3), (False, 0.01, 0.3), (False, 0.01, 0.0)}
 
 
 def test_more_iterations_come_nearer_to_orthogonal():

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from cram_composer.config.schema.optimizer import OptimizerConfig
 from cram_composer.optim import build_optimizer, parameter_groups
+from tests.optim.small import optimizer_config
 
 LR, STEPS = 0.02, 6
 Update = Callable[[torch.Tensor, torch.Tensor], None]  # weight and gradient, in place
@@ -39,7 +39,7 @@ def check(update: Update, name: str, rtol: float = 1e-4, **settings) -> None:
     """Six steps of the optimizer and of `update` on the same gradients."""
     torch.manual_seed(0)
     model = Layer()
-    optimizer = build_optimizer(OptimizerConfig(name=name, lr=LR, **settings), model)
+    optimizer = build_optimizer(optimizer_config(name, lr=LR, **settings), model)
     expected = model.weight.detach().clone()
     for gradient in gradients():
         model.weight.grad = gradient.clone()
@@ -85,7 +85,7 @@ def test_the_fused_kernel_is_torchs_plain_one():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 4))
     reference = copy.deepcopy(model)
-    fused = build_optimizer(OptimizerConfig(lr=0.01, betas=[0.9, 0.98], eps=1e-12), model)
+    fused = build_optimizer(optimizer_config("adamw", lr=0.01, betas=[0.9, 0.98], eps=1e-12), model)
     assert isinstance(fused, torch.optim.AdamW) and all(group["fused"] for group in fused.param_groups)
     plain = torch.optim.AdamW(
         parameter_groups(reference, 0.01, 0.01), betas=(0.9, 0.98), eps=1e-12, foreach=False, fused=False
@@ -159,7 +159,7 @@ def test_lamb_has_no_trust_ratio_for_vectors_and_no_clamp_for_large_weights():
     with torch.no_grad():
         model.weight.fill_(1000.0)
         model.bias.fill_(1000.0)
-    optimizer = build_optimizer(OptimizerConfig(name="lamb", lr=LR, weight_decay=0.0, betas=[0.0, 0.0]), model)
+    optimizer = build_optimizer(optimizer_config("lamb", lr=LR, weight_decay=0.0, betas=[0.0, 0.0]), model)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
@@ -216,7 +216,7 @@ def test_soap_does_not_depend_on_the_basis():
         model = Layer(4, 4)  # of full rank on both sides: in a null space any basis is one
         with torch.no_grad():
             model.weight.copy_(model.weight @ turn)
-        optimizer = build_optimizer(OptimizerConfig(name="soap", lr=LR, eps=1e-12, precondition_frequency=2), model)
+        optimizer = build_optimizer(optimizer_config("soap", lr=LR, eps=1e-12, precondition_frequency=2), model)
         for gradient in gradients():
             model.weight.grad = gradient[:4] @ turn
             optimizer.step()

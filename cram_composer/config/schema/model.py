@@ -1,62 +1,104 @@
-"""The `model` section of a run."""
+"""The `model` section: the encoder and its masked-LM head."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from cram_composer.config.schema.fields import choice, number
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
-# What every architecture has under these names, or maps to its own.
+from cram_composer.config.schema.base import Rate, Settings, key
+
+# Sizes that every architecture has under these names, or maps to its own.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 HF_KEYS = ("architecture", "hf_name", "hf_overrides", *SIZES)  # all that is read with `architecture: hf`
 
+_FUNNEL_LAYERS = 5
 
-@dataclass
-class ModelConfig:
-    """The encoder; `architecture: hf` takes any `transformers` masked LM instead, of these sizes, the rest its own."""
 
-    architecture: str = choice("crambert", "hf")
-    hidden_size: int = number(768, 1)
-    num_hidden_layers: int = number(16, 1)
-    num_attention_heads: int = number(12, 1)
-    intermediate_size: int = number(3072, 1)  # width of the up-projection; a gated FFN halves it
-    stack: str = choice("plain", "input-skip", "elc", "recurrent", "funnel", "token-dropping")  # how layers are chained
-    repeats: int = number(4, 1)  # stack recurrent: times that its layers are run through
-    dropped_tokens: float = number(0.5, 0.0, 0.9)  # stack token-dropping: share that the middle layers do not see
-    norm: str = choice("layernorm", "rmsnorm")
-    norm_position: str = choice("pre", "post", "sandwich")  # before blocks, after the sum, around blocks
-    norm_eps: float = 1e-12
-    norm_bias: bool = True
-    embedding_norm: bool = True
-    first_norm: bool = True  # pre-norm: the norm before the first attention, which repeats that of the embedding
-    final_norm: bool = True  # pre-norm and sandwich: after the last layer
-    qk_norm: bool = False  # RMSNorm of queries and keys, per head
-    attention_gate: bool = False  # what a head has gathered is multiplied by gelu of a projection of its input
-    ffn: str = choice("geglu", "gelu", "swiglu", "relu2")
-    ffn_every: int = number(1, 1)  # only every k-th layer has a feed-forward block
-    positions: str = choice("scaled-sinusoidal", "sinusoidal", "learned", "rotary", "alibi", "none")
-    max_position_embeddings: int = number(512, 1)
-    rope_theta: float = number(10000.0, 1.0)
-    local_rope_theta: float | None = number(None, 1.0)  # of layers with local attention; default: rope_theta
-    local_window: int | None = number(None, 2)  # keys that a token sees in local layers, half of them on each side
-    global_every: int = number(3, 1)  # with local_window, every k-th layer, from the first, sees everything
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    value_embeddings: int = number(0, 0)  # token embeddings added to the values of so many first and last layers
-    short_convolution: int = number(0, 0)  # tokens, odd, of a convolution before each block; 0: none
-    head_transform: bool = False  # a dense layer, gelu and a norm before the decoder, as BERT's
-    head_bias: bool = False
-    tie_word_embeddings: bool = True
-    logit_softcap: float | None = number(None, 1e-6)  # logits x become c tanh(x / c)
-    initializer_range: float = 0.02
-    output_init: str = choice("normal", "scaled", "zero")  # projections that end in the residual stream
-    mup_base_width: int | None = number(None, 1)  # hidden size that start and logits are those of, see recipes/mup.yaml
-    hidden_dropout_prob: float = number(0.0, 0.0, 0.9)
-    attention_probs_dropout_prob: float = number(0.0, 0.0, 0.9)
-    document_masking: bool = False  # in pretraining, attention does not cross from one document of a row to another
-    # In training; the last two are for CUDA. auto: eager on a CPU, else sdpa; eager holds all products of short rows.
-    attention_kernel: str = choice("auto", "sdpa", "eager", "flex", "flash")
-    loss_kernel: str = choice("full", "chunked", "liger")  # the latter two never hold all logits; liger is for CUDA
-    hf_name: str | None = None  # model type for `architecture: hf`: bert, modernbert, ...
-    hf_overrides: dict[str, Any] = field(default_factory=dict)  # values of that model's own config class
+class ModelConfig(Settings):
+    """The encoder. `architecture: hf` builds any masked LM of transformers from the sizes and its own defaults."""
+
+    architecture: Literal["crambert", "hf"] = key("crambert", "this project's encoder, or `hf_name`")
+    hidden_size: PositiveInt = key(768, "width of the residual stream")
+    num_hidden_layers: PositiveInt = key(16, "encoder layers")
+    num_attention_heads: PositiveInt = key(12, "attention heads; must divide `hidden_size`")
+    intermediate_size: PositiveInt = key(3072, "width of the up-projection; a gated FFN halves it")
+    stack: Literal["plain", "input-skip", "elc", "recurrent", "funnel", "token-dropping"] = key(
+        "plain", "how the layers are chained"
+    )
+    repeats: PositiveInt = key(4, "stack=recurrent: passes through the layers")
+    dropped_tokens: Rate = key(0.5, "stack=token-dropping: share skipped by the middle layers", le=0.9)
+    norm: Literal["layernorm", "rmsnorm"] = key("layernorm", "normalisation layer")
+    norm_position: Literal["pre", "post", "sandwich"] = key(
+        "pre", "before the blocks, after the residual sum, or around the blocks"
+    )
+    norm_eps: PositiveFloat = key(1e-12, "added to the variance")
+    norm_bias: bool = key(True, "bias in layernorm")
+    embedding_norm: bool = key(True, "norm after the embedding")
+    first_norm: bool = key(True, "pre-norm: norm before the first attention, repeats the embedding's")
+    final_norm: bool = key(True, "pre-norm and sandwich: norm after the last layer")
+    qk_norm: bool = key(False, "RMSNorm of queries and keys, per head")
+    attention_gate: bool = key(False, "multiply each head's output by gelu of a projection of its input")
+    ffn: Literal["geglu", "gelu", "swiglu", "relu2"] = key("geglu", "activation of the FFN")
+    ffn_every: PositiveInt = key(1, "only every k-th layer has an FFN")
+    positions: Literal["scaled-sinusoidal", "sinusoidal", "learned", "rotary", "alibi", "none"] = key(
+        "scaled-sinusoidal", "position encoding"
+    )
+    max_position_embeddings: PositiveInt = key(512, "longest row of tokens")
+    rope_theta: float = key(10000.0, "positions=rotary: base of the angles", ge=1.0)
+    local_rope_theta: float | None = key(None, "of layers with local attention; null: rope_theta", ge=1.0)
+    local_window: int | None = key(None, "tokens seen in local layers, half on each side", ge=2)
+    global_every: PositiveInt = key(3, "with local_window: every k-th layer, from the first, is global")
+    attention_bias: bool = key(False, "biases in attention projections")
+    mlp_bias: bool = key(False, "biases in the FFN")
+    value_embeddings: int = key(0, "first and last layers with a token embedding in their values", ge=0)
+    short_convolution: int = key(0, "tokens, odd, of a convolution before each block; 0: none", ge=0)
+    head_transform: bool = key(False, "dense layer, gelu and norm before the decoder, as in BERT")
+    head_bias: bool = key(False, "bias of the decoder")
+    tie_word_embeddings: bool = key(True, "the decoder shares the token embedding")
+    logit_softcap: float | None = key(None, "replace logits x by c tanh(x / c)", ge=1e-6)
+    initializer_range: PositiveFloat = key(0.02, "standard deviation of initial weights")
+    output_init: Literal["normal", "scaled", "zero"] = key(
+        "normal", "initial weights of projections into the residual stream"
+    )
+    mup_base_width: PositiveInt | None = key(
+        None, "hidden size whose initial weights, logits and learning rates hold (muP); see recipe mup"
+    )
+    hidden_dropout_prob: Rate = key(0.0, "dropout of embeddings and block outputs", le=0.9)
+    attention_probs_dropout_prob: Rate = key(0.0, "dropout of attention weights", le=0.9)
+    document_masking: bool = key(False, "pretraining: attention stays within a document")
+    attention_kernel: Literal["auto", "sdpa", "eager", "flex", "flash"] = key(
+        "auto", "in training; flex and flash need CUDA. auto: eager on a CPU, else sdpa"
+    )
+    loss_kernel: Literal["full", "chunked", "liger"] = key(
+        "full", "chunked and liger never hold all logits; liger needs CUDA"
+    )
+    hf_name: str | None = key(None, "architecture=hf: model type, such as bert or modernbert")
+    hf_overrides: dict[str, Any] = key(dict, "architecture=hf: keys of its config class")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> ModelConfig:
+        if self.architecture == "hf":
+            if self.hf_name is None:
+                raise ValueError("hf_name: required by architecture=hf, such as model.hf_name=bert")
+            return self
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size: {self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}"
+            )
+        for name in ("hidden_size", "intermediate_size"):
+            if getattr(self, name) % 2:
+                raise ValueError(f"{name}: must be even, got {getattr(self, name)}")
+        if self.positions == "rotary" and (width := self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(f"num_attention_heads: rotary positions need heads of even width, got {width}")
+        if self.value_embeddings > (self.num_hidden_layers + 1) // 2:
+            raise ValueError(
+                f"value_embeddings: at most half of the {self.num_hidden_layers} layers, got {self.value_embeddings}"
+            )
+        if self.short_convolution and self.short_convolution % 2 == 0:
+            raise ValueError(f"short_convolution: must be odd or 0, got {self.short_convolution}")
+        if self.stack == "funnel" and self.num_hidden_layers < _FUNNEL_LAYERS:
+            raise ValueError(
+                f"num_hidden_layers: stack=funnel needs at least {_FUNNEL_LAYERS}, got {self.num_hidden_layers}"
+            )
+        return self

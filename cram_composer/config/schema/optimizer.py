@@ -1,158 +1,176 @@
-"""The `optimizer` and `schedule` sections of a run, and which optimizer reads which key."""
+"""The `optimizer` section: one class per optimizer, with the defaults of its paper or of its authors' code."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from types import MappingProxyType
-from typing import Any
+from typing import Annotated, ClassVar, Literal
 
-from cram_composer.config.schema.fields import choice, number
-from cram_composer.errors import ConfigError
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
+from cram_composer.config.schema.base import Beta, Betas, Settings, key
 
-@dataclass
-class GroupsConfig:
-    """Parameter groups that differ from the rest; every optimizer reads them. Vectors and norms are never decayed."""
-
-    decay_embeddings: bool = True  # weight decay on token, position and value embeddings (and on what is tied to them)
-    embedding_lr: float = number(1.0, 0.0)  # factor of their learning rate
-    layer_lr_decay: float = number(1.0, 0.01, 1.0)  # factor per layer, from the head down to the embeddings
+_EPS = "added to the root of the second moment"
+_LR_SCALE = "learning rate of this optimizer, in units of `lr`"
 
 
-@dataclass
-class OptimizerConfig:
-    """The optimizer. `lr` is the peak that the schedule multiplies; null is the default of OPTIMIZER_DEFAULTS."""
+class GroupsConfig(Settings):
+    """Parameter groups. Vectors and norms are never decayed."""
 
-    name: str = choice(
-        "adamw",
-        "adafactor",
-        "adamw-8bit",
-        "adan",
-        "lamb",
-        "lion",
-        "muon",
-        "radam",
-        "schedule-free",
-        "shampoo",
-        "soap",
-        "sophia",
-        "stableadamw",
-    )
-    lr: float = number(1e-3, 0.0)
-    betas: list[float] | None = None  # decay rates of the moments; Adan has three
-    eps: float | None = number(None, 0.0)
-    weight_decay: float | None = number(None, 0.0)  # decoupled, times the learning rate
-    momentum: float | None = number(None, 0.0, 0.999999)
-    matrix_lr: float | None = number(None, 0.0)  # muon: of the matrices, if not `lr`; the schedule multiplies both
-    ns_steps: int | None = number(None, 1)  # muon: Newton-Schulz iterations
-    precondition_frequency: int | None = number(None, 1)  # steps from one eigenbasis or inverse root to the next
-    max_precondition_dim: int | None = number(None, 1)  # soap: longer sides are not preconditioned
-    block_size: int | None = number(None, 2)  # shampoo: matrices are preconditioned in blocks of this side
-    rho: float | None = number(None, 1e-9)  # sophia: scale of the curvature, gamma in the paper's second version
-    hessian_frequency: int | None = number(None, 1)  # sophia: steps from one estimate of the curvature to the next
-    scale_parameter: bool | None = None  # adafactor: steps relative to the size of each weight tensor
-    averaging_power: float | None = number(None, 0.0)  # schedule-free: later steps weigh step^power more
-    mup_base_width: int | None = number(None, 1)  # hidden size that `lr` was tuned at: matrices get lr * base / width
-    groups: GroupsConfig = field(default_factory=GroupsConfig)
+    decay_embeddings: bool = key(True, "apply weight decay to embeddings and to what is tied to them")
+    embedding_lr: NonNegativeFloat = key(1.0, "factor of the learning rate of embeddings")
+    layer_lr_decay: float = key(1.0, "factor of the learning rate per layer, from the head down", ge=0.01, le=1.0)
 
 
-_MUP = {"mup_base_width": None}
+class Optimizer(Settings):
+    """Settings of every optimizer."""
 
-# What each optimizer reads besides `lr` and `groups`, and its default: that of the paper or of its authors' code.
-OPTIMIZER_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "adamw": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, **_MUP},
-        "adafactor": {"momentum": 0.0, "weight_decay": 0.0, "scale_parameter": True},
-        "adamw-8bit": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, **_MUP},
-        "adan": {"betas": [0.98, 0.92, 0.99], "eps": 1e-8, "weight_decay": 0.02, **_MUP},
-        "lamb": {"betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01},
-        "lion": {"betas": [0.9, 0.99], "weight_decay": 0.0, **_MUP},
-        "muon": {
-            "betas": [0.9, 0.95],
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-            "momentum": 0.95,
-            "matrix_lr": None,
-            "ns_steps": 5,
-        },
-        "radam": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, **_MUP},
-        "schedule-free": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "averaging_power": 0.0},
-        "shampoo": {
-            "betas": [0.9, 0.999],
-            "eps": 1e-6,
-            "weight_decay": 0.0,
-            "precondition_frequency": 100,
-            "block_size": 512,
-        },
-        "soap": {
-            "betas": [0.95, 0.95],
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-            "precondition_frequency": 10,
-            "max_precondition_dim": 10000,
-        },
-        "sophia": {
-            "betas": [0.965, 0.99],
-            "eps": 1e-15,
-            "weight_decay": 0.1,
-            "rho": 0.04,
-            "hessian_frequency": 10,
-        },
-        "stableadamw": {"betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.01, **_MUP},
-    }
-)
+    KEPT: ClassVar[tuple[str, ...]] = ("lr", "groups")  # when a later layer chooses another; all else is reset
+    supports_mup: ClassVar[bool] = False
+
+    name: str
+    lr: NonNegativeFloat = key(1e-3, "peak learning rate of AdamW, which the schedule multiplies")
+    lr_scale: PositiveFloat = key(1.0, _LR_SCALE)
+    weight_decay: NonNegativeFloat = key(0.0, "decoupled, multiplied by the learning rate")
+    groups: GroupsConfig = key(GroupsConfig, "parameter groups that differ from the rest")
 
 
-def optimizer_values(config: OptimizerConfig) -> dict[str, Any]:
-    """Every key that the optimizer reads, with its default where `config` has none.
+class _Adam(Optimizer):
+    """Settings of AdamW and of what differs from it in how it computes the same moments."""
 
-    Raises:
-        ConfigError: a key that it does not read is set, or betas are of another number or range.
-    """
-    defaults = OPTIMIZER_DEFAULTS[config.name]
-    keys = {spec.name for spec in fields(OptimizerConfig)} - {"name", "lr", "groups"}
-    given = {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
-    for key in sorted(given.keys() - defaults.keys()):
-        raise ConfigError(
-            f"optimizer.{key}: the optimizer '{config.name}' has no '{key}'; it reads lr, groups, "
-            f"{', '.join(sorted(defaults))} (write optimizer.{key}=null to take it back)"
-        )
-    values = {**defaults, **given}
-    if "betas" in values:
-        count = len(defaults["betas"])
-        if len(values["betas"]) != count or not all(0 <= beta < 1 for beta in values["betas"]):
-            raise ConfigError(
-                f"optimizer.betas: {values['betas']} must be {('two', 'three')[count - 2]} numbers in [0, 1) "
-                f"for the optimizer '{config.name}'"
-            )
-        if config.name == "schedule-free" and not values["betas"][0]:
-            raise ConfigError("optimizer.betas: schedule-free needs a first number above 0, the share of its average")
-    return values
+    supports_mup = True
+
+    betas: Betas = key((0.9, 0.999), "decay rates of the two moments")
+    eps: NonNegativeFloat = key(1e-8, _EPS)
+    weight_decay: NonNegativeFloat = key(0.01, "decoupled, multiplied by the learning rate")
 
 
-@dataclass
-class ScheduleConfig:
-    """Learning rate as a pure function of budget progress; a key its schedule does not read is refused."""
+class AdamWConfig(_Adam):
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
 
-    name: str = choice(
-        "triangle",
-        "one-cycle",
-        "linear",
-        "polynomial",
-        "cosine",
-        "cosine-restarts",
-        "inverse-cosine",
-        "multi-cycle",
-        "constant",
-        "inverse-sqrt",
-        "wsd",
-    )
-    start: float | None = number(None, 0.0, 1.0)  # factor at progress 0
-    peak_at: float | None = number(None, 0.0, 1.0)  # progress of the peak
-    warmup: float | None = number(None, 0.0, 1.0)  # share of the budget spent rising from `start` to the peak
-    decay: float | None = number(None, 0.0, 1.0)  # share of the budget spent falling to `final`
-    decay_shape: str | None = field(default=None, metadata={"choices": ("linear", "1-sqrt")})  # wsd: how it falls
-    power: float | None = number(None, 0.01, 10.0)  # polynomial: exponent
-    cycles: int | None = number(None, 1)  # cosine-restarts, multi-cycle: how many
-    final: float | None = number(None, 0.0, 1.0)  # factor at progress 1
+    name: Literal["adamw"] = "adamw"
+
+
+class AdamW8bitConfig(_Adam):
+    """AdamW with 8-bit moments (Dettmers et al. 2021, arXiv 2110.02861). Needs a GPU and bitsandbytes."""
+
+    name: Literal["adamw-8bit"] = "adamw-8bit"
+
+
+class AdafactorConfig(Optimizer):
+    """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235)."""
+
+    name: Literal["adafactor"] = "adafactor"
+    momentum: Beta = key(0.0, "decay rate of the first moment; 0 keeps none")
+    scale_parameter: bool = key(True, "take steps relative to the size of each weight tensor")
+
+
+class AdanConfig(Optimizer):
+    """Adan (Xie et al. 2022, arXiv 2208.06677)."""
+
+    supports_mup = True
+
+    name: Literal["adan"] = "adan"
+    lr_scale: PositiveFloat = key(5.0, _LR_SCALE)
+    betas: tuple[Beta, Beta, Beta] = key((0.98, 0.92, 0.99), "decay rates of the three moments")
+    eps: NonNegativeFloat = key(1e-8, "added to the root of the third moment")
+    weight_decay: NonNegativeFloat = key(0.02, "proximal, multiplied by the learning rate")
+
+
+class LambConfig(_Adam):
+    """LAMB (You et al. 2019, arXiv 1904.00962); weight decay is part of the update whose norm is taken."""
+
+    supports_mup = False
+
+    name: Literal["lamb"] = "lamb"
+    lr_scale: PositiveFloat = key(2.5, _LR_SCALE)
+    eps: NonNegativeFloat = key(1e-6, _EPS)
+
+
+class LionConfig(Optimizer):
+    """Lion (Chen et al. 2023, arXiv 2302.06675)."""
+
+    supports_mup = True
+
+    name: Literal["lion"] = "lion"
+    lr_scale: PositiveFloat = key(0.1, _LR_SCALE)
+    betas: Betas = key((0.9, 0.99), "share of the momentum in the step, and its decay rate")
+
+
+class MuonConfig(Optimizer):
+    """Muon for the matrices inside the layers, AdamW for all else (Liu et al. 2025, arXiv 2502.16982)."""
+
+    name: Literal["muon"] = "muon"
+    momentum: Beta = key(0.95, "decay rate of the momentum of matrices")
+    ns_steps: PositiveInt = key(5, "Newton-Schulz iterations")
+    betas: Betas = key((0.9, 0.95), "decay rates of AdamW's moments")
+    eps: NonNegativeFloat = key(1e-8, f"of AdamW: {_EPS}")
+    weight_decay: NonNegativeFloat = key(0.1, "decoupled, multiplied by the learning rate")
+
+
+class RAdamConfig(_Adam):
+    """RAdam (Liu et al. 2019, arXiv 1908.03265) with decoupled weight decay."""
+
+    name: Literal["radam"] = "radam"
+    weight_decay: NonNegativeFloat = key(0.0, "decoupled, multiplied by the learning rate")
+
+
+class ScheduleFreeConfig(Optimizer):
+    """Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682)."""
+
+    name: Literal["schedule-free"] = "schedule-free"
+    lr_scale: PositiveFloat = key(2.5, _LR_SCALE)
+    betas: Betas = key((0.9, 0.999), "share of the average in the training point; decay rate of the second moment")
+    eps: NonNegativeFloat = key(1e-8, _EPS)
+    averaging_power: NonNegativeFloat = key(0.0, "weigh step t in the average by t to this power")
+
+    @field_validator("betas")
+    @classmethod
+    def _check_share_of_average(cls, betas: Betas) -> Betas:
+        if not betas[0]:
+            raise ValueError("the first must be > 0, it is the share of the average")
+        return betas
+
+
+class ShampooConfig(Optimizer):
+    """Shampoo by blocks, grafted on RMSProp (Anil et al. 2020, arXiv 2002.09018, section 4)."""
+
+    name: Literal["shampoo"] = "shampoo"
+    betas: Betas = key((0.9, 0.999), "decay rates of the momentum and of the preconditioners")
+    eps: NonNegativeFloat = key(1e-6, "added to the diagonal of the preconditioners")
+    precondition_frequency: PositiveInt = key(100, "steps between two computations of inverse roots")
+    block_size: int = key(512, "side of the blocks in which matrices are preconditioned", ge=2)
+
+
+class SoapConfig(_Adam):
+    """SOAP (Vyas et al. 2024, arXiv 2409.11321)."""
+
+    supports_mup = False
+
+    name: Literal["soap"] = "soap"
+    betas: Betas = key((0.95, 0.95), "decay rates of the two moments")
+    precondition_frequency: PositiveInt = key(10, "steps between two computations of the eigenbasis")
+    max_precondition_dim: PositiveInt = key(10000, "longer sides of a matrix are not preconditioned")
+
+
+class SophiaConfig(Optimizer):
+    """Sophia-G (Liu et al. 2023, arXiv 2305.14342)."""
+
+    name: Literal["sophia"] = "sophia"
+    betas: Betas = key((0.965, 0.99), "decay rates of the momentum and of the curvature")
+    eps: NonNegativeFloat = key(1e-15, "smallest scaled curvature to divide by")
+    weight_decay: NonNegativeFloat = key(0.1, "decoupled, multiplied by the learning rate")
+    rho: float = key(0.04, "scale of the curvature; gamma in the paper's second version", ge=1e-9)
+    hessian_frequency: PositiveInt = key(10, "steps between two estimates of the curvature")
+
+
+class StableAdamWConfig(_Adam):
+    """AdamW with Adafactor's update clipping (Wortsman et al. 2023, arXiv 2304.13013)."""
+
+    name: Literal["stableadamw"] = "stableadamw"
+    betas: Betas = key((0.9, 0.99), "decay rates of the two moments")
+
+
+OptimizerConfig = Annotated[
+    AdamWConfig | AdafactorConfig | AdamW8bitConfig | AdanConfig | LambConfig | LionConfig | MuonConfig | RAdamConfig
+    | ScheduleFreeConfig | ShampooConfig | SoapConfig | SophiaConfig | StableAdamWConfig,
+    Field(discriminator="name"),
+]  # fmt: skip

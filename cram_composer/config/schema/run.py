@@ -1,162 +1,147 @@
-"""The schema of a run: every key a run YAML, a recipe or the command line may set, with its type and default.
-
-Values that are None by default are decided at run time (and the decision is in the run record) or switch a part off.
-"""
+"""The schema of a run: every key that a run YAML, a recipe or the command line may set."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import PositiveInt, field_validator, model_validator
 
 from cram_composer.config.schema.algorithms import AlgorithmsConfig
-from cram_composer.config.schema.fields import choice, number
+from cram_composer.config.schema.base import Duration, Settings, Share, key
+from cram_composer.config.schema.data import DataConfig
 from cram_composer.config.schema.model import ModelConfig
 from cram_composer.config.schema.objective import ObjectiveConfig
-from cram_composer.config.schema.optimizer import OptimizerConfig, ScheduleConfig
+from cram_composer.config.schema.optimizer import AdamWConfig, OptimizerConfig
 from cram_composer.config.schema.scaleout import ScaleoutConfig
+from cram_composer.config.schema.schedule import ScheduleConfig, TriangleConfig
+
+CLOCKS = ("wall", "device_hours", "replay")  # naming one in a later layer unsets the others
 
 
-@dataclass
-class BudgetConfig:
-    """What may be spent. `budget: 24h` is short for `budget: {wall: 24h}`; the limit reached first ends the run."""
+class BudgetConfig(Settings):
+    """Limits; the one reached first ends the run. `budget: 24h` is short for `budget: {wall: 24h}`."""
 
-    wall: str | None = None  # wall-clock of the training loop: 24h, 90m, 600s, 1d, 1h30m
-    device_hours: float | None = number(None, 1e-6)  # wall-clock times devices; 24 gives 3 h on 8 devices
-    tokens: float | None = number(None, 1)  # tokens fed to the model, summed over devices
-    steps: int | None = number(None, 1)  # optimizer steps
-    replay: str | None = None  # a run folder whose trace is followed step by step, without a clock
+    wall: Duration | None = key(None, "wall-clock of the training loop: 24h, 90m, 600s, 1d, 1h30m")
+    device_hours: float | None = key(None, "wall-clock times devices; 24 is 3 h on 8 devices", ge=1e-6)
+    tokens: float | None = key(None, "tokens fed to the model, summed over devices", ge=1)
+    steps: PositiveInt | None = key(None, "optimizer steps")
+    replay: str | None = key(None, "run folder whose trace is followed step by step, without a clock")
 
-
-@dataclass
-class StreamWeightConfig:
-    """How much of a stream an epoch holds; one of the three, as in Streaming's `Stream`."""
-
-    proportion: float | None = number(None, 0.0)  # share of the epoch, in proportion to those of the other streams
-    repeat: float | None = number(None, 0.0)  # times its own size
-    choose: int | None = number(None, 1)  # blocks
+    @model_validator(mode="after")
+    def _check_replay(self) -> BudgetConfig:
+        if self.replay is not None and (self.tokens is not None or self.steps is not None):
+            raise ValueError("replay: follows its trace to the end; remove tokens and steps")
+        return self
 
 
-@dataclass
-class CurriculumPointConfig:
-    """Shares of the streams at a point of the budget; between points they change linearly."""
+class EarlyStopConfig(Settings):
+    """Stop a run whose loss shows that it will not converge."""
 
-    at: float = number(0.0, 0.0, 1.0)  # progress
-    proportions: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class DataConfig:
-    """Where the shards are (docs of `cram data build` say what they hold)."""
-
-    local: str | None = None  # folder of a built data set, or the cache of `remote`; default: the output of `build`
-    remote: str | None = None  # the same folder in object storage: s3://bucket/path, gs://, oci://, azure://
-    mirror: str | None = None  # another copy of `remote`, for what cannot be had there
-    cache_limit: str | None = None  # disk that shards of `remote` may take, such as 50gb; the oldest go first
-    # A file of `remote` that cannot be had for this long, retries included, ends the run; every try gets 10 s at least.
-    deadline: str = "2m"
-    prefetch: int = number(64, 0)  # blocks that are asked for ahead of the one in use, per device
-    order: str = choice("auto", "shuffled", "stored")  # auto: stored if the build put the rows in an order
-    mixture: dict[str, StreamWeightConfig] = field(default_factory=dict)  # by stream; default: all of each
-    curriculum: list[CurriculumPointConfig] = field(default_factory=list)  # a mixture that changes over the budget
-    build: str | None = None  # data YAML that makes it
-    build_if_missing: bool = False  # run `build` before the clock starts when the data set is not there
-    num_workers: int = number(1, 0)  # processes per device that read and decompress shards
-    timeout: str = "5m"  # reading processes that deliver nothing for this long end the run
-    verify: str = choice(
-        "full", "size"
-    )  # before the clock starts: "full" hashes every local shard, "size" compares sizes
+    loss_above: float = key(7.5, "smoothed training loss, nats")
+    at: Share = key(0.1, "progress at which the loss is checked")
 
 
-@dataclass
-class EarlyStopConfig:
-    """Stop a run early whose loss shows that it will not converge."""
+class TrainConfig(Settings):
+    """One optimizer step and how it is computed."""
 
-    loss_above: float = 7.5  # nats, smoothed training loss
-    at: float = number(0.1, 0.0, 1.0)  # progress at which it is looked at
+    batch_size: PositiveInt = key(8192, "rows per optimizer step over all devices, in whole microbatches")
+    device_train_microbatch_size: PositiveInt = key(128, "rows per forward pass and device")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest in hardware")
+    compile: Literal["auto", "regional", "full", "off"] = key("auto", "regional: layer by layer")
+    threads: PositiveInt | None = key(None, "CPU threads per process; null: cores / local ranks")
+    on_nonfinite: Literal["skip-step", "stop", "rollback"] = key("skip-step", "when a loss or gradient is not finite")
+    max_nonfinite: PositiveInt = key(20, "so many in a row end the run under any policy")
+    early_stop: EarlyStopConfig | None = key(None, "stop a run that does not converge")
 
-
-@dataclass
-class TrainConfig:
-    """One optimizer step and how it runs."""
-
-    batch_size: int = number(8192, 1)  # rows per optimizer step over all devices, a whole number of microbatches each
-    device_train_microbatch_size: int = number(128, 1)
-    precision: str = choice("auto", "bf16", "fp16", "fp32")
-    compile: str = choice("auto", "regional", "full", "off")  # regional: layer by layer
-    threads: int | None = number(None, 1)  # CPU threads per process; default: the cores shared out among local ranks
-    on_nonfinite: str = choice("skip-step", "stop", "rollback")
-    max_nonfinite: int = number(20, 1)  # this many in a row end the run whatever the policy
-    early_stop: EarlyStopConfig | None = None
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _from_boolean(cls, value: Any) -> Any:
+        """Accept `off`, which YAML reads as false."""
+        return ("auto" if value else "off") if isinstance(value, bool) else value
 
 
-@dataclass
-class EvalConfig:
+class EvalConfig(Settings):
     """Held-out loss at 15 % all-[MASK], the same rows and masks every time."""
 
-    interval: float = number(0.1, 0.0, 1.0)  # progress between evaluations in the loop (their time counts); 0 for none
-    rows: int = number(512, 1)  # rows of the validation split used in the loop
-    final_rows: int = number(4096, 1)  # rows of the final evaluation, outside the budget
-    batch_size: int = number(64, 1)
+    interval: Share = key(0.1, "progress between evaluations in the loop, whose time counts; 0: none")
+    rows: PositiveInt = key(512, "validation rows used in the loop")
+    final_rows: PositiveInt = key(4096, "validation rows of the final evaluation, outside the budget")
+    batch_size: PositiveInt = key(64, "rows per batch and device")
 
 
-@dataclass
-class CheckpointConfig:
+class CheckpointConfig(Settings):
     """Rolling checkpoints by wall-clock."""
 
-    interval: str | None = None  # default: 10m, or a tenth of a wall-clock budget shorter than 100 minutes
-    keep: int = number(2, 1)
-    # Progress of the budget at which one is kept for good, such as [0.125, 0.25, 0.5]; see `cram branch`.
-    branch_at: list[float] = field(default_factory=list)
+    interval: Duration | None = key(None, "null: 10m, or a tenth of a budget below 100 minutes")
+    keep: PositiveInt = key(2, "checkpoints kept")
+    branch_at: list[float] = key(list, "progress at which a checkpoint is kept for `cram branch`, such as [0.25, 0.5]")
+
+    @field_validator("branch_at")
+    @classmethod
+    def _check_progress(cls, points: list[float]) -> list[float]:
+        if not all(0.0 < point < 1.0 for point in points):
+            raise ValueError(f"must be between 0 and 1, exclusive, got {points}")
+        return points
 
 
-@dataclass
-class LoggingConfig:
-    """Where metrics go besides trace.jsonl and metrics.jsonl, which are always written."""
+class LoggingConfig(Settings):
+    """Loggers besides trace.jsonl and metrics.jsonl, which are always written."""
 
-    progress_bar: bool = True
-    tensorboard: bool = True
-    wandb: dict[str, Any] | None = None  # arguments of Composer's WandBLogger
-    mlflow: dict[str, Any] | None = None  # arguments of Composer's MLFlowLogger
+    progress_bar: bool = key(True, "progress bar on the console")
+    tensorboard: bool = key(True, "TensorBoard, at most one step per second")
+    wandb: dict[str, Any] | None = key(None, "arguments of Composer's WandBLogger")
+    mlflow: dict[str, Any] | None = key(None, "arguments of Composer's MLFlowLogger")
 
 
-@dataclass
-class ExportConfig:
-    """The Hugging Face folder made at the end, and the sentences whose masks it fills."""
+class ExportConfig(Settings):
+    """The Hugging Face folder written at the end."""
 
-    enabled: bool = True
-    sentences: list[str] = field(
-        default_factory=lambda: [
+    enabled: bool = key(True, "write the folder")
+    sentences: list[str] = key(
+        [
             "The capital of France is [MASK].",
             "She opened the [MASK] and looked outside.",
             "The president addressed the [MASK] of the United States.",
             "The river flows into the [MASK].",
             "He was born in [MASK] and became a famous writer.",
-        ]
+        ],
+        "sentences whose masks the model fills in",
     )
 
 
-@dataclass
-class RunConfig:
-    """A whole run."""
+class RunConfig(Settings):
+    """A run."""
 
-    run_name: str | None = None  # folder under runs_dir; default: the YAML's name
-    runs_dir: str = "runs"
-    runs_remote: str | None = (
-        None  # copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://
+    run_name: str | None = key(None, "folder under runs_dir; null: name of the YAML")
+    runs_dir: str = key("runs", "folder of run folders")
+    runs_remote: str | None = key(
+        None, "copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://"
     )
-    recipes: list[str] = field(default_factory=list)
-    seed: int = 17
-    device: str = choice("auto", "cpu", "cuda")
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    scaleout: ScaleoutConfig = field(default_factory=ScaleoutConfig)
-    algorithms: AlgorithmsConfig = field(default_factory=AlgorithmsConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
+    recipes: list[str] = key(list, "names of recipes, a preset first")
+    seed: int = key(17, "seed of weights, data order and masks")
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: cuda if there is a GPU")
+    budget: BudgetConfig = key(BudgetConfig, "what may be spent")
+    data: DataConfig = key(DataConfig, "what is read")
+    model: ModelConfig = key(ModelConfig, "the encoder")
+    objective: ObjectiveConfig = key(ObjectiveConfig, "the objective")
+    optimizer: OptimizerConfig = key(AdamWConfig, "the optimizer")
+    schedule: ScheduleConfig = key(TriangleConfig, "learning rate over the budget")
+    train: TrainConfig = key(TrainConfig, "one optimizer step")
+    scaleout: ScaleoutConfig = key(ScaleoutConfig, "several devices")
+    algorithms: AlgorithmsConfig = key(AlgorithmsConfig, "what acts during training")
+    eval: EvalConfig = key(EvalConfig, "held-out loss")
+    checkpoint: CheckpointConfig = key(CheckpointConfig, "rolling checkpoints")
+    logging: LoggingConfig = key(LoggingConfig, "loggers")
+    export: ExportConfig = key(ExportConfig, "Hugging Face export")
+
+    @field_validator("optimizer", "schedule", mode="before")
+    @classmethod
+    def _default_name(cls, value: Any, info: Any) -> Any:
+        """Let a section without a name be that of the default optimizer or schedule."""
+        default = {"optimizer": "adamw", "schedule": "triangle"}[info.field_name]
+        return {"name": default, **value} if isinstance(value, dict) else value
+
+    @field_validator("recipes", mode="before")
+    @classmethod
+    def _from_one_name(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else [] if value is None else value

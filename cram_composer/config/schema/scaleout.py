@@ -1,38 +1,37 @@
-"""The `scaleout` section of a run: how several devices train one model."""
+"""The `scaleout` section: how several devices train one model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from cram_composer.config.schema.fields import choice
-
-
-@dataclass
-class DdpConfig:
-    """Every device holds the whole model and optimizer; gradients are averaged."""
-
-    # Gradients are averaged in the last microbatch of a step, or in all of them; Composer's names.
-    sync_strategy: str = choice("single_auto_sync", "multi_auto_sync")
+from cram_composer.config.schema.base import Settings, key
 
 
-@dataclass
-class Fsdp2Config:
-    """Weights, gradients and optimizer are sharded, layer by layer (torch's `fully_shard`)."""
+class DdpConfig(Settings):
+    """DDP: every device holds the whole model and optimizer; gradients are averaged."""
 
-    reshard_after_forward: bool = True  # False keeps gathered weights for the backward: faster, and more memory
-    # On a GPU under bf16: weights and sums are fp32 and autocast does the rest, the numbers of DDP (FULL); weights are
-    # gathered and used in bf16 and gradients summed in fp32, which sends half as much (DEFAULT); or everything is bf16
-    # (PURE). Composer's names.
-    mixed_precision: str = choice("FULL", "DEFAULT", "PURE")
+    sync_strategy: Literal["single_auto_sync", "multi_auto_sync"] = key(
+        "single_auto_sync", "average gradients in the last microbatch of a step, or in all (Composer's names)"
+    )
 
 
-@dataclass
-class ScaleoutConfig:
-    """`scaleout: fsdp2` is short for `scaleout: {strategy: fsdp2}`; settings of the others are left alone."""
+class Fsdp2Config(Settings):
+    """FSDP2: weights, gradients and optimizer are sharded layer by layer (torch's `fully_shard`)."""
 
-    strategy: str = choice("auto", "ddp", "fsdp2", "deepspeed")  # auto: ddp on several devices
-    ddp: DdpConfig = field(default_factory=DdpConfig)
-    fsdp2: Fsdp2Config = field(default_factory=Fsdp2Config)
-    # DeepSpeed's own configuration, above what this run implies; without a stage, ZeRO-2.
-    deepspeed: dict[str, Any] = field(default_factory=dict)
+    reshard_after_forward: bool = key(True, "false keeps gathered weights: faster, more memory")
+    mixed_precision: Literal["FULL", "DEFAULT", "PURE"] = key(
+        "FULL",
+        "on a GPU under bf16. FULL: fp32 weights and sums, as DDP; DEFAULT: bf16 weights, fp32 sums, half of the "
+        "traffic; PURE: all bf16 (Composer's names)",
+    )
+
+
+class ScaleoutConfig(Settings):
+    """`scaleout: fsdp2` is short for `scaleout: {strategy: fsdp2}`; settings of other strategies are unused."""
+
+    strategy: Literal["auto", "ddp", "fsdp2", "deepspeed"] = key("auto", "auto: ddp on several devices")
+    ddp: DdpConfig = key(DdpConfig, "settings of DDP")
+    fsdp2: Fsdp2Config = key(Fsdp2Config, "settings of FSDP2")
+    deepspeed: dict[str, Any] = key(
+        dict, "DeepSpeed's own configuration, on top of what the run implies; default ZeRO-2"
+    )

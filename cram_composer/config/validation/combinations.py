@@ -1,29 +1,26 @@
-"""Choices of a run that cannot be combined, and keys that nothing reads as the run is configured."""
+"""Choices of a run that cannot be combined, and keys that have no effect in the run as it is configured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from cram_composer.config.messages import set_in
 from cram_composer.config.schema.model import HF_KEYS, ModelConfig
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import ConfigError
 
-AVERAGES = ("ema", "swa", "lawa")  # one of them can be what a run evaluates
-NORMS = ("fused_layernorm", "low_precision_layernorm")  # one of them can be what computes its norms
+AVERAGES = ("ema", "swa", "lawa")  # a run evaluates one of them at most
+NORMS = ("fused_layernorm", "low_precision_layernorm")  # one of them at most computes the norms
 
-_FUNNEL_LAYERS = 5
 _NO_FREEZING = {
-    "elc": "later layers read what frozen ones add",
-    "recurrent": "the lowest layers run again above the others, which then need their gradient",
+    "elc": "later layers read the outputs of frozen ones",
+    "recurrent": "the lowest layers run again above the others and need their gradient",
 }
 
-_PARTS_OF_ROWS = ("funnel", "token-dropping")  # stacks some of whose layers see not all of a row
+_PARTS_OF_ROWS = ("funnel", "token-dropping")  # stacks some of whose layers see only a part of a row
 
-# A key of the model, the key that decides whether it is read, and the values of that key with which it is; none of them
-# stands for any value but null.
-READ_WITH: list[tuple[str, str, Sequence[str]]] = [
+# A key of the model, the key that decides whether it has an effect, and the values with which it has; (): any but null.
+USED_WITH: list[tuple[str, str, Sequence[str]]] = [
     ("repeats", "stack", ("recurrent",)),
     ("dropped_tokens", "stack", ("token-dropping",)),
     ("norm_bias", "norm", ("layernorm",)),
@@ -35,14 +32,14 @@ READ_WITH: list[tuple[str, str, Sequence[str]]] = [
     ("global_every", "local_window", ()),
     ("hf_name", "architecture", ("hf",)),
     ("hf_overrides", "architecture", ("hf",)),
-    *((spec.name, "architecture", ("crambert",)) for spec in fields(ModelConfig) if spec.name not in HF_KEYS),
+    *((name, "architecture", ("crambert",)) for name in ModelConfig.model_fields if name not in HF_KEYS),
 ]
 
 
 def check_combinations(config: RunConfig) -> None:
-    """Refuse choices that are each right, but not together. Raises ConfigError, one line."""
-    model, algorithms = config.model, config.algorithms
-    ours = model.architecture == "crambert"
+    """Refuse choices that are valid alone, but not together. Raises ConfigError, one line."""
+    model, algorithms, objective = config.model, config.algorithms, config.objective
+    is_crambert = model.architecture == "crambert"
     for alternatives in (AVERAGES, NORMS):
         chosen = [name for name in alternatives if getattr(algorithms, name) is not None]
         if len(chosen) > 1:
@@ -50,51 +47,65 @@ def check_combinations(config: RunConfig) -> None:
     averages = [name for name in AVERAGES if getattr(algorithms, name) is not None]
     if averages and config.optimizer.name == "schedule-free":
         raise ConfigError(
-            f"algorithms.{averages[0]}: the optimizer schedule-free averages the weights itself, and this would be of "
-            f"its training point; use another optimizer or algorithms.{averages[0]}=null"
+            f"algorithms.{averages[0]}: optimizer schedule-free averages the weights itself; choose another optimizer "
+            f"or set algorithms.{averages[0]}=null"
         )
-    if model.mup_base_width != config.optimizer.mup_base_width:
+    if is_crambert and model.mup_base_width is not None and not config.optimizer.supports_mup:
         raise ConfigError(
-            f"model.mup_base_width: {model.mup_base_width} and optimizer.mup_base_width: "
-            f"{config.optimizer.mup_base_width} must be the same; the recipe mup sets both"
+            f"model.mup_base_width: muP has no rule for optimizer {config.optimizer.name}; choose adamw or another of "
+            "Adam's kind, or set model.mup_base_width=null"
         )
-    if algorithms.layer_freezing is not None and ours and model.stack in _NO_FREEZING:
+    if algorithms.layer_freezing is not None and is_crambert and model.stack in _NO_FREEZING:
         raise ConfigError(
-            f"algorithms.layer_freezing: with model.stack={model.stack} {_NO_FREEZING[model.stack]}; use another stack "
-            "or algorithms.layer_freezing=null"
+            f"algorithms.layer_freezing: with model.stack={model.stack} {_NO_FREEZING[model.stack]}; choose another "
+            "stack or set algorithms.layer_freezing=null"
         )
     if algorithms.stochastic_depth is not None:
-        if not ours or model.norm_position == "post":
-            raise ConfigError(
-                "algorithms.stochastic_depth: needs layers that add to a residual stream: CramBERT's, with "
-                "model.norm_position=pre or sandwich"
-            )
-        if config.train.compile == "full":
-            raise ConfigError(
-                "algorithms.stochastic_depth: train.compile=full would make a graph for every choice of layers; use "
-                "train.compile=regional"
-            )
-    if algorithms.label_smoothing is not None and not ours:
+        _check_stochastic_depth(config)
+    if algorithms.label_smoothing is not None and not is_crambert:
         raise ConfigError(
-            "algorithms.label_smoothing: a model of transformers computes its own loss, which cannot be smoothed; use "
+            "algorithms.label_smoothing: models of transformers compute their own loss; set "
             "model.architecture=crambert or algorithms.label_smoothing=null"
         )
-    if ours and model.stack == "funnel" and model.num_hidden_layers < _FUNNEL_LAYERS:
+    if is_crambert and model.short_convolution and model.stack in _PARTS_OF_ROWS:
         raise ConfigError(
-            f"model.num_hidden_layers: {model.num_hidden_layers} are too few for a funnel: three stages and two layers "
-            f"after them need {_FUNNEL_LAYERS}"
+            f"model.short_convolution: layers of model.stack={model.stack} see parts of rows, whose tokens are not "
+            "neighbours; choose another stack or set model.short_convolution=0"
         )
-    if ours and model.short_convolution and model.stack in _PARTS_OF_ROWS:
+    if objective.causal_fraction and model.stack == "funnel":
         raise ConfigError(
-            f"model.short_convolution: layers of model.stack={model.stack} see parts of rows, where neighbours are not "
-            "beside each other; use another stack or model.short_convolution=0"
+            "objective.causal_fraction: model.stack=funnel averages pairs of tokens, so a causal row would see the "
+            "token it predicts; choose another stack or set objective.causal_fraction=0"
         )
-    if ours and model.attention_kernel in ("flex", "flash"):
+    if objective.shift and not is_crambert:
+        raise ConfigError(
+            "objective.shift: models of transformers predict a token at its own position; set "
+            "model.architecture=crambert or objective.shift=false"
+        )
+    if model.document_masking and model.stack == "funnel":
+        raise ConfigError(
+            "model.document_masking: model.stack=funnel averages pairs of tokens, also where two documents meet; "
+            "choose another stack or set model.document_masking=false"
+        )
+    if model.document_masking and not is_crambert:
+        raise ConfigError(
+            "model.document_masking: needs model.architecture=crambert; set it, or model.document_masking=false"
+        )
+    if is_crambert and model.attention_kernel in ("flex", "flash"):
         _check_attention(config)
-    if model.architecture == "hf" and model.hf_name is None:
-        raise ConfigError("model.hf_name: architecture hf needs a model type, such as model.hf_name=bert")
-    if model.architecture == "hf" and model.document_masking:
-        raise ConfigError("model.document_masking: architecture hf cannot do it; use architecture crambert or false")
+
+
+def _check_stochastic_depth(config: RunConfig) -> None:
+    if config.model.architecture != "crambert" or config.model.norm_position == "post":
+        raise ConfigError(
+            "algorithms.stochastic_depth: needs layers that add to a residual stream; set model.architecture=crambert "
+            "and model.norm_position=pre or sandwich"
+        )
+    if config.train.compile == "full":
+        raise ConfigError(
+            "algorithms.stochastic_depth: train.compile=full would compile a graph for every choice of layers; set "
+            "train.compile=regional"
+        )
 
 
 def _check_attention(config: RunConfig) -> None:
@@ -102,40 +113,40 @@ def _check_attention(config: RunConfig) -> None:
     kernel = f"model.attention_kernel: {model.attention_kernel}"
     if model.stack in _PARTS_OF_ROWS:
         raise ConfigError(
-            f"{kernel} masks whole rows, and the layers of model.stack={model.stack} see parts of them; use sdpa or "
+            f"{kernel} masks whole rows, but layers of model.stack={model.stack} see parts of them; set sdpa or choose "
             "another stack"
         )
     if model.attention_kernel == "flex" and model.attention_probs_dropout_prob:
-        raise ConfigError(f"{kernel} has no dropout; use model.attention_probs_dropout_prob=0 or another kernel")
+        raise ConfigError(f"{kernel} has no dropout; set model.attention_probs_dropout_prob=0 or another kernel")
     if model.attention_kernel == "flash" and config.objective.causal_fraction:
         raise ConfigError(
-            f"{kernel} takes all rows as causal or none; use flex or sdpa, or objective.causal_fraction=0"
+            f"{kernel} treats all rows as causal or none; set flex or sdpa, or objective.causal_fraction=0"
         )
 
 
-def check_read(plain: dict[str, Any], provenance: Mapping[str, str], layers: Sequence[str]) -> None:
-    """Refuse a key of the model that nothing reads, unless what decides that was changed after it was set.
+def check_unused(model: ModelConfig, source_of: Callable[[str], str | None], layers: Sequence[str]) -> None:
+    """Refuse a key of the model that has no effect, unless a later layer changed what decides that.
 
-    `layers` are the sources of a configuration from the first to the last that is merged: a preset's rotary base does
-    not keep anybody from taking ALiBi instead, but who asks for both at once has made a mistake.
+    A preset's rotary base does not keep a later layer from choosing ALiBi, but setting both at once is a mistake.
+
+    Args:
+        model: the final section.
+        source_of: the layer that set a dotted key; None for a default.
+        layers: the layers from the first to the last.
 
     Raises:
         ConfigError: one line.
     """
-    age = {layer: number for number, layer in enumerate(layers)}
-    for key, decider, values in READ_WITH:
-        value = plain["model"][decider]
+    age: dict[str | None, int] = {None: -1}
+    age |= {layer: number for number, layer in enumerate(layers)}
+    for key, decider, values in USED_WITH:
+        value = getattr(model, decider)
         if value is not None and (not values or value in values):
             continue
-        source, decided = (_source(provenance, f"model.{name}") or layers[0] for name in (key, decider))
-        if age[source] > 0 and age[source] >= age[decided]:
-            use = f"it takes model.{decider}={' or '.join(values)}" if values else f"it takes model.{decider}"
+        source, decided = source_of(f"model.{key}"), source_of(f"model.{decider}")
+        if f"model.{key}" != f"model.{decider}" and source is not None and age[source] >= age[decided]:
+            use = f"set model.{decider}={' or '.join(values)}" if values else f"set model.{decider}"
             raise ConfigError(
-                f"{source}: model.{key}: nothing reads it with model.{decider}={'null' if value is None else value}; "
-                f"{use}, or leave it out"
+                f"model.{key}: has no effect with model.{decider}={'null' if value is None else value}; {use} or "
+                f"remove it{set_in(source)}"
             )
-
-
-def _source(provenance: Mapping[str, str], key: str) -> str | None:
-    """The layer that a key is from; a dictionary is from that of what is in it."""
-    return next((layer for name, layer in provenance.items() if name == key or name.startswith(f"{key}.")), None)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cram_composer.config.schema.run import CurriculumPointConfig, DataConfig, StreamWeightConfig
+from cram_composer.config.schema.data import CurriculumPointConfig, DataConfig, StreamWeightConfig
 from cram_composer.data.manifest import Manifest
 from cram_composer.errors import CramError
 

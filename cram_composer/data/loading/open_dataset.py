@@ -16,7 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from streaming.base.distributed import barrier, get_local_rank, get_world_size
 
-from cram_composer.config.schema.run import DataConfig
+from cram_composer.config.schema.data import DataConfig
 from cram_composer.config.units import parse_duration
 from cram_composer.data.loading.block_order import Order
 from cram_composer.data.loading.mixture import StreamChoice, choose_streams

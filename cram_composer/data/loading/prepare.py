@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cram_composer.config import compose
 from cram_composer.config.paths import expand
+from cram_composer.config.schema.data import DataConfig
 from cram_composer.config.schema.data_build import DataBuildConfig
-from cram_composer.config.schema.run import DataConfig
 from cram_composer.config.units import parse_bytes, parse_duration
 from cram_composer.data.loading.mixture import choose_streams
 from cram_composer.data.loading.preflight import (

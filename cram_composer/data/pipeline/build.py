@@ -17,7 +17,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def config_hash(config: DataBuildConfig) -> str:
 
 def described(config: DataBuildConfig) -> dict[str, Any]:
     """The configuration as nested dicts, less what does not change the data set."""
-    return {key: value for key, value in asdict(config).items() if key not in _NOT_DESCRIBED}
+    return {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_DESCRIBED}
 
 
 def _check(config: DataBuildConfig) -> None:

@@ -26,7 +26,7 @@ DUPLICATE_STAGES = ("exact_duplicates", "near_duplicates")
 
 def stages_on(config: StagesConfig) -> list[str]:
     """Names of the stages that are on, in the order in which they are applied."""
-    return [name for name in vars(config) if getattr(config, name) is not None]
+    return [name for name, stage in config if stage is not None]
 
 
 def needs_all_documents(config: StagesConfig) -> bool:

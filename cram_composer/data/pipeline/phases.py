@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from typing import Any
 
-from cram_composer.config.schema.data_build import DataBuildConfig, SourceConfig
+from cram_composer.config.schema.data_build import DataBuildConfig, HubConfig, SourceConfig
 from cram_composer.data.manifest import MANIFEST
 from cram_composer.data.pipeline.deduplicate import DUPLICATE_STAGES, bucket_count
 from cram_composer.data.pipeline.executors import Executor, cancel_left_over
@@ -40,9 +39,9 @@ def run_pipeline(work: Work, config: DataBuildConfig, described: dict[str, Any],
     key = [identity, config.output]
     sources = open_sources(_pinned(config, work.plan(), key).sources)
     # From here on every task reads the same commit of a data set on the hub.
-    config = replace(config, sources=[*_with_revisions(config, sources)])
+    config = config.model_copy(update={"sources": [*_with_revisions(config, sources)]})
     cancel_left_over(work.root, progress)
-    if not work.begin(asdict(config), [*key, _inputs(sources)]):
+    if not work.begin(config.model_dump(mode="json"), [*key, _inputs(sources)]):
         say(progress, f"going on with the build in {work.root}")
     _check_disk(work, sources)
     remote = is_remote(config.output)
@@ -71,9 +70,7 @@ def _pinned(config: DataBuildConfig, plan: dict[str, Any] | None, key: list[Any]
     """The configuration with the commits of hub data sets that an interrupted build of it has read."""
     if plan is None or plan["key"][:2] != key:
         return config
-    earlier = [entry["revision"] for entry in plan["config"]["sources"]]
-    sources = [replace(entry, revision=revision) for entry, revision in zip(config.sources, earlier, strict=True)]
-    return replace(config, sources=sources)
+    return config.model_copy(update={"sources": DataBuildConfig.model_validate(plan["config"]).sources})
 
 
 def _with_revisions(config: DataBuildConfig, sources: list[Source]) -> Iterator[SourceConfig]:
@@ -83,7 +80,9 @@ def _with_revisions(config: DataBuildConfig, sources: list[Source]) -> Iterator[
         if source.kind == "hub"
     }
     for entry in config.sources:
-        yield replace(entry, revision=found.get((entry.dataset, entry.subset), entry.revision))
+        if isinstance(entry, HubConfig):
+            entry = entry.model_copy(update={"revision": found.get((entry.dataset, entry.subset), entry.revision)})
+        yield entry
 
 
 def _judge(work: Work, config: DataBuildConfig, sources: list[Source], executor: Executor) -> None:

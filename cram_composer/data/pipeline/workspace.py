@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from cram_composer.config.schema.data_build import DataBuildConfig
 from cram_composer.data.pipeline.text import SPLITS
@@ -81,8 +80,7 @@ class Work:
     @cached_property
     def config(self) -> DataBuildConfig:
         """The configuration that the work was begun with."""
-        values = read_json(self.root / _PLAN)["config"]
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataBuildConfig), values))  # type: ignore[return-value]
+        return DataBuildConfig.model_validate(read_json(self.root / _PLAN)["config"])
 
     @cached_property
     def splits(self) -> list[str]:

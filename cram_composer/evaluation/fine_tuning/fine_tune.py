@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -35,12 +34,8 @@ class Outcome:
 
 def task_settings(protocol: ProtocolConfig, task: str) -> ProtocolConfig:
     """The protocol with what it overrides for one task."""
-    settings = copy.copy(protocol)
-    if task in protocol.overrides:
-        for key, value in vars(protocol.overrides[task]).items():
-            if value is not None:
-                setattr(settings, key, value)
-    return settings
+    own = protocol.overrides.get(task)
+    return protocol.model_copy(update=own.model_dump(exclude_none=True) if own is not None else {})
 
 
 def fine_tune(

@@ -86,7 +86,7 @@ def plan_jobs(
     for task in sorted(tasks, key=lambda task: task.name in from_mnli):
         if task.trained_on:
             continue
-        settings = replace(task_settings(protocol, task.name), mnli_start=task.name in from_mnli)
+        settings = task_settings(protocol, task.name).model_copy(update={"mnli_start": task.name in from_mnli})
         riders = tuple(rider for rider in tasks if rider.trained_on == task.name)
         digests = _digests(task, data)
         if task.name in from_mnli:

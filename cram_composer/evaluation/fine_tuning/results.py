@@ -50,7 +50,7 @@ class Result:
 
 def settings_hash(settings: ProtocolConfig, digests: dict[str, str], precision: str) -> str:
     """Of everything that decides a task's scores but the model and the seed; `digests` are those of the splits."""
-    values = {key: value for key, value in asdict(settings).items() if key not in NOT_OF_A_SCORE}
+    values = {key: value for key, value in settings.model_dump(mode="json").items() if key not in NOT_OF_A_SCORE}
     text = json.dumps([values, digests, precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from typing import Any
 
 from cram_composer.commands.columns import aligned
@@ -104,15 +103,14 @@ def _not_the_papers(protocol: ProtocolConfig) -> list[str]:
     if protocol.benchmark != "glue":
         return []
     papers = ProtocolConfig()
-    names = [one.name for one in fields(ProtocolConfig) if one.name not in _SAID_ELSEWHERE]
+    names = [name for name in ProtocolConfig.model_fields if name not in _SAID_ELSEWHERE]
     changed = [
         f"{name} {_plain(getattr(protocol, name))} (there {_plain(getattr(papers, name))})"
         for name in names
         if getattr(protocol, name) != getattr(papers, name)
     ]
     for task, own in protocol.overrides.items():
-        kept = {one.name: getattr(own, one.name) for one in fields(own)}
-        if own_settings := [f"{name} {_plain(value)}" for name, value in kept.items() if value is not None]:
+        if own_settings := [f"{name} {_plain(value)}" for name, value in own if value is not None]:
             changed.append(f"for {BENCHMARKS['glue'][task].title} {', '.join(own_settings)}")
     return [f"not fine-tuned as in the published rows: {'; '.join(changed)}"] if changed else []
 

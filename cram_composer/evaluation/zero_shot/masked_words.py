@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from cram_composer.config.schema.data_build import SourceConfig
+from cram_composer.config.schema.data_build import FilesConfig
 from cram_composer.config.schema.evaluation import MaskedWordsConfig
 from cram_composer.data.pipeline.sources import open_sources
 from cram_composer.errors import CramError
@@ -81,7 +81,7 @@ def read_parts(protocol: MaskedWordsConfig, data: Path) -> list[Text]:
     Raises:
         CramError: no such file, one that cannot be read, or no word to mask in it.
     """
-    (source,) = open_sources([SourceConfig(kind="files", paths=[str(data)], text_column=protocol.text_column)])
+    (source,) = open_sources([FilesConfig(paths=[str(data)], text_column=protocol.text_column)])
     chosen = random.Random(protocol.seed)
     windows = []
     for piece in source.sample(protocol.characters):

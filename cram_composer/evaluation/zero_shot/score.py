@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,7 +142,7 @@ def _score(
 
 def _settings_hash(protocol: ZeroShotConfig, digest: str, precision: str) -> str:
     """Of everything that decides a score but the model."""
-    values = {key: value for key, value in asdict(protocol).items() if key not in _NOT_OF_A_SCORE}
+    values = {key: value for key, value in protocol.model_dump(mode="json").items() if key not in _NOT_OF_A_SCORE}
     text = json.dumps([values, digest, precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -18,7 +18,7 @@ from cram_composer.algorithms.averaging.weight_average import WeightAverage, sav
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.budget.schedules import build_schedule
 from cram_composer.config.schema.algorithms import EmaConfig, LawaConfig, SwaConfig
-from cram_composer.config.schema.optimizer import ScheduleConfig
+from cram_composer.config.schema.schedule import TriangleConfig
 from tests.tiny_runs import TinyRuns, losses, record, saved
 
 
@@ -149,7 +149,7 @@ def test_evaluation_has_the_average_and_training_its_weights_back(make, wrap, bu
 
 
 def test_the_rate_stays_where_swa_starts():
-    schedule = build_schedule(ScheduleConfig())
+    schedule = build_schedule(TriangleConfig())
     held = with_swa(schedule, SwaConfig(swa_start=0.8, schedule_swa_lr=True))
     assert [held(p) for p in (0.0, 0.4, 0.8)] == [schedule(p) for p in (0.0, 0.4, 0.8)]
     assert held(1.0) == held(0.9) == schedule(0.8) == pytest.approx(0.8)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.config.schema.run import DataConfig
+from cram_composer.config.schema.data import DataConfig
 from cram_composer.data.loading import preflight
 from cram_composer.data.loading.open_dataset import open_train
 from cram_composer.data.loading.prepare import DataSet, prepare
@@ -136,7 +136,7 @@ def test_room_is_made_sure_of(source: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_only_streams_that_are_used_need_to_be_there(tmp_path: Path):
-    from cram_composer.config.schema.run import StreamWeightConfig
+    from cram_composer.config.schema.data import StreamWeightConfig
 
     source = write_data_set(tmp_path / "source", {"train-web": 128, "train-wiki": 64})
     next((source / "train-wiki").rglob("*.mds")).unlink()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.config.schema.run import DataConfig
+from cram_composer.config.schema.data import DataConfig
 from cram_composer.data.loading.open_dataset import open_train
 from cram_composer.data.loading.prepare import prepare
 from cram_composer.data.loading.stream import RowStream

@@ -12,7 +12,7 @@ import pytest
 import torch
 from streaming.base.shared import prefix
 
-from cram_composer.config.schema.run import CurriculumPointConfig, DataConfig, StreamWeightConfig
+from cram_composer.config.schema.data import CurriculumPointConfig, DataConfig, StreamWeightConfig
 from cram_composer.data.loading.mixture import Curriculum
 from cram_composer.data.loading.open_dataset import open_train, open_validation
 from cram_composer.data.loading.prepare import DataSet

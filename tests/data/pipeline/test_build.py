@@ -25,9 +25,9 @@ from transformers import AutoTokenizer
 from cram_composer.config import compose
 from cram_composer.config.schema.data_build import (
     DataBuildConfig,
+    FilesConfig,
     NormaliseConfig,
     PackingConfig,
-    SourceConfig,
     TokenizerConfig,
 )
 from cram_composer.data.manifest import load_manifest, verify
@@ -51,7 +51,7 @@ def built(corpus, tmp_path_factory) -> Path:
     config = DataBuildConfig(
         name="test",
         output=str(tmp_path_factory.mktemp("built") / "out"),
-        sources=[SourceConfig(paths=[str(corpus)], licence="none")],
+        sources=[FilesConfig(paths=[str(corpus)], licence="none")],
         tokenizer=TokenizerConfig(vocab_size=400),
         packing=PackingConfig(sequence_length=32, block_rows=16),
         validation_fraction=0.1,
@@ -144,7 +144,7 @@ def test_same_bytes_in_a_process_of_its_own(built, corpus, tmp_path):
         "import sys; from cram_composer.config.schema.data_build import *\n"
         "from cram_composer.data.pipeline.build import build\n"
         "build(DataBuildConfig(name='test', output=sys.argv[1], validation_fraction=0.1,\n"
-        "    sources=[SourceConfig(paths=[sys.argv[2]], licence='none')], tokenizer=TokenizerConfig(vocab_size=400),\n"
+        "    sources=[FilesConfig(paths=[sys.argv[2]], licence='none')], tokenizer=TokenizerConfig(vocab_size=400),\n"
         "    packing=PackingConfig(sequence_length=32, block_rows=16)), progress=False)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "out"), str(corpus)]
@@ -208,7 +208,7 @@ def test_kill_leaves_nothing_that_looks_finished_and_the_next_start_goes_on(conf
         "    print('ready', flush=True); time.sleep(600)\n"
         "pipeline.write_description = stop\n"
         "build(DataBuildConfig(name='test', output=sys.argv[1], \n"
-        "    sources=[SourceConfig(paths=[sys.argv[2]], licence='none')], tokenizer=TokenizerConfig(vocab_size=400),\n"
+        "    sources=[FilesConfig(paths=[sys.argv[2]], licence='none')], tokenizer=TokenizerConfig(vocab_size=400),\n"
         "    packing=PackingConfig(sequence_length=32, block_rows=16), validation_fraction=0.1), progress=False)"
     )
     root = Path(config.output)
@@ -308,18 +308,18 @@ def file_in_the_way(config: DataBuildConfig, tmp_path: Path) -> None:
 
 def no_text(config: DataBuildConfig, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
-    config.sources = [SourceConfig(paths=[str(tmp_path / "empty.txt")])]
+    config.sources = [FilesConfig(paths=[str(tmp_path / "empty.txt")])]
 
 
 def one_document(config: DataBuildConfig, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("one document " * 100)
-    config.sources = [SourceConfig(paths=[str(tmp_path / "one.txt")])]
+    config.sources = [FilesConfig(paths=[str(tmp_path / "one.txt")])]
     config.validation_fraction = 1e-9
 
 
 def broken_later(config: DataBuildConfig, tmp_path: Path) -> None:
     (tmp_path / "later.jsonl").write_text('{"text": "fine"}\n{"text":\n')
-    config.sources.append(SourceConfig(paths=[str(tmp_path / "later.jsonl")]))
+    config.sources.append(FilesConfig(paths=[str(tmp_path / "later.jsonl")]))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,6 @@ def test_shipped_configurations_compose(cache, name):
     overrides = ["sources.0.max_characters=1000"]
     config = compose(DataBuildConfig, Path(f"yamls/data/{name}.yaml"), overrides).config
     assert config.output == str(cache / name)
-    assert isinstance(config.sources[0], SourceConfig)
     assert config.sources[0].max_characters == 1000
 
 

@@ -16,11 +16,11 @@ from cram_composer.config.schema.data_build import (
     CompressibilityConfig,
     DataBuildConfig,
     ExactDuplicatesConfig,
+    FilesConfig,
     LengthConfig,
     NearDuplicatesConfig,
     PackingConfig,
     RepeatedSpansConfig,
-    SourceConfig,
     StagesConfig,
     TokenizerConfig,
 )
@@ -49,7 +49,7 @@ def built(texts: list[str], folder: Path, stages: StagesConfig, **changes: objec
     config = DataBuildConfig(
         name="test",
         output=str(folder / "out"),
-        sources=[SourceConfig(paths=[str(folder / "text.jsonl")])],
+        sources=[FilesConfig(paths=[str(folder / "text.jsonl")])],
         tokenizer=TokenizerConfig(vocab_size=500),
         packing=PackingConfig(sequence_length=32, block_rows=1),
         validation_fraction=0.1,

@@ -21,10 +21,10 @@ from transformers import AutoTokenizer
 from cram_composer.config.schema.data_build import (
     DataBuildConfig,
     ExactDuplicatesConfig,
+    FilesConfig,
     NearDuplicatesConfig,
     PackingConfig,
     RepeatedSpansConfig,
-    SourceConfig,
     StagesConfig,
     TokenizerConfig,
 )
@@ -69,7 +69,7 @@ def configuration(files: list[Path], output: Path, partitions: int) -> DataBuild
     return DataBuildConfig(
         name="test",
         output=str(output),
-        sources=[SourceConfig(paths=[str(path) for path in files])],
+        sources=[FilesConfig(paths=[str(path) for path in files])],
         tokenizer=TokenizerConfig(vocab_size=400),
         packing=PackingConfig(sequence_length=32, block_rows=2),
         validation_fraction=0.1,
@@ -79,7 +79,7 @@ def configuration(files: list[Path], output: Path, partitions: int) -> DataBuild
 
 @pytest.mark.parametrize("partitions", [1, 3, 7])
 def test_every_document_is_in_exactly_one_partition(files, partitions):
-    (source,) = open_sources([SourceConfig(paths=[str(path) for path in files])])
+    (source,) = open_sources([FilesConfig(paths=[str(path) for path in files])])
     everything = [piece.text for piece in source.pieces()]
     dealt = [piece.text for p in range(partitions) for piece in partition_pieces(source, p, partitions)]
     assert len(everything) == 900
@@ -169,7 +169,7 @@ def test_partition_of_nothing_but_duplicates(files, tmp_path):
 
 
 def test_limit_takes_the_same_text_for_any_number_of_partitions(files):
-    (source,) = open_sources([SourceConfig(paths=[str(path) for path in files], max_characters=40_000)])
+    (source,) = open_sources([FilesConfig(paths=[str(path) for path in files], max_characters=40_000)])
     expected = sorted(piece.text for piece in source.pieces())
     for partitions in (2, 9):
         found = [piece.text for p in range(partitions) for piece in partition_pieces(source, p, partitions)]
@@ -208,8 +208,8 @@ def test_work_that_is_half_removed_is_not_gone_on_with(files, tmp_path, monkeypa
 def test_streams_are_splits_of_their_own(files, tmp_path):
     config = configuration(files, tmp_path / "out", 2)
     config.sources = [
-        SourceConfig(paths=[str(path) for path in files[:2]], stream="small"),
-        SourceConfig(paths=[str(path) for path in files[2:]], stream="large"),
+        FilesConfig(paths=[str(path) for path in files[:2]], stream="small"),
+        FilesConfig(paths=[str(path) for path in files[2:]], stream="large"),
     ]
     root = build(config, progress=False)
     manifest = load_manifest(root)

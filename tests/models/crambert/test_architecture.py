@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -354,7 +353,7 @@ def test_a_wider_model_starts_and_ends_as_its_base_width_does():
     torch.manual_seed(0)
     plain = build_model(settings, 40, tokens)
     torch.manual_seed(0)
-    wide = build_model(dataclasses.replace(settings, mup_base_width=16), 40, tokens)
+    wide = build_model(settings.model_copy(update={"mup_base_width": 16}), 40, tokens)
     for name, weight in wide.state_dict().items():
         ratio = 0.5 if "attention.qkv" in name or "attention.out" in name or "feedforward.w" in name else 1.0
         assert torch.equal(weight, ratio * plain.state_dict()[name]), name

@@ -7,18 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from cram_composer.config.paths import expand
-from cram_composer.config.schema.data_build import SourceConfig
+from cram_composer.config.schema.data_build import FilesConfig
 from cram_composer.data.pipeline.sources.base import Part, Source
-from cram_composer.data.pipeline.sources.readers import DOCUMENT_ENDS, FORMATS, format_of
+from cram_composer.data.pipeline.sources.readers import FORMATS, format_of
 from cram_composer.errors import CramError
 
 
-def open_files(config: SourceConfig) -> list[Source]:
+def open_files(config: FilesConfig) -> list[Source]:
     """The files that `paths` names, each once, folders and globs in the order of their names. Raises CramError."""
-    if not config.paths:
-        raise CramError("source kind 'files': no paths; set paths: [FILE, GLOB or FOLDER, ...]")
-    if config.document not in DOCUMENT_ENDS:
-        raise CramError(f"source: document '{config.document}' is not one of {', '.join(DOCUMENT_ENDS)}")
     paths = dict.fromkeys(path for text in config.paths for path in _matches(text))
     parts = [_part(path, config) for path in paths]
     return [Source(config.name or config.kind, config.kind, config.licence, parts, {}, config.max_characters)]
@@ -40,7 +36,7 @@ def _matches(text: str) -> list[Path]:
     return found
 
 
-def _part(path: Path, config: SourceConfig) -> Part:
+def _part(path: Path, config: FilesConfig) -> Part:
     file_format = format_of(path)
     if file_format is None:
         raise CramError(f"{path}: no reader for this kind of file; use {' '.join(FORMATS)}")

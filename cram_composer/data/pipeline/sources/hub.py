@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from functools import partial
 
 from cram_composer.config.paths import expand
-from cram_composer.config.schema.data_build import SourceConfig
+from cram_composer.config.schema.data_build import HubConfig
 from cram_composer.data.pipeline.sources.base import Part, Source
 from cram_composer.data.pipeline.sources.readers import column_text, document_pieces
 from cram_composer.data.pipeline.text import Piece
 from cram_composer.errors import CramError
 
 
-def open_hub(config: SourceConfig) -> list[Source]:
+def open_hub(config: HubConfig) -> list[Source]:
     """One stream. Without a `revision` the newest commit is looked up, so that every pass reads the same text."""
-    if not config.dataset:
-        raise CramError("source kind 'hub': no dataset; set dataset: OWNER/NAME")
     try:
         import datasets  # noqa: F401
     except ImportError:
@@ -39,7 +37,7 @@ def _newest_commit(dataset: str) -> str | None:
         raise _failed(dataset, error) from error
 
 
-def _pieces(dataset: str, revision: str | None, config: SourceConfig) -> Iterator[Piece]:
+def _pieces(dataset: str, revision: str | None, config: HubConfig) -> Iterator[Piece]:
     import datasets
 
     where = f"hub data set '{dataset}'"

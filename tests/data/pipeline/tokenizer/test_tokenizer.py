@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cram_composer.config.schema.data_build import NormaliseConfig, SourceConfig, TokenizerConfig
+from cram_composer.config.schema.data_build import FilesConfig, NormaliseConfig, TokenizerConfig
 from cram_composer.data.pipeline.progress import Progress
 from cram_composer.data.pipeline.rows.encoding import encoder
 from cram_composer.data.pipeline.sources import Source, open_sources
@@ -183,7 +183,7 @@ def test_special_tokens_written_in_a_document_are_text(sample, tmp_path, kind):
 
 
 def test_sample_is_bounded_and_of_the_train_split(tmp_path, corpus, documents):
-    sources = open_sources([SourceConfig(paths=[str(corpus)]), SourceConfig(paths=[str(corpus)])])
+    sources = open_sources([FilesConfig(paths=[str(corpus)]), FilesConfig(paths=[str(corpus)])])
     path = tmp_path / "sample.txt"
     train = {p.text for p in split_documents((Piece(t, True) for t in documents), 0.5, 3) if p.split == 0}
     write_sample(sources, path, 8000, 0.5, 3, Progress("", None, False))
@@ -197,7 +197,7 @@ def test_sample_is_bounded_and_of_the_train_split(tmp_path, corpus, documents):
 def test_sample_gives_every_source_its_share(tmp_path):
     for name, count in (("small", 100), ("large", 100_000)):
         (tmp_path / f"{name}.txt").write_text(f"{name} document\n" * count)
-    sources = open_sources([SourceConfig(paths=[f"{tmp_path}/{n}.txt"], document="line") for n in ("large", "small")])
+    sources = open_sources([FilesConfig(paths=[f"{tmp_path}/{n}.txt"], document="line") for n in ("large", "small")])
     write_sample(sources, tmp_path / "sample", 10_000, 1e-9, 0, Progress("", None, False))
     lines = (tmp_path / "sample").read_text().splitlines()
     assert lines.count("small document") == 100
@@ -208,7 +208,7 @@ def test_a_spread_sample_is_from_all_over_and_the_same_every_time(tmp_path):
     lines = [f"document {number} {'x' * (1 + number % 50)}" for number in range(20_000)]
     (tmp_path / "all.txt").write_text("\n".join(lines) + "\n")
     size = (tmp_path / "all.txt").stat().st_size
-    (source,) = open_sources([SourceConfig(paths=[str(tmp_path / "all.txt")], document="line")])
+    (source,) = open_sources([FilesConfig(paths=[str(tmp_path / "all.txt")], document="line")])
     for expected in (size, size // 20, size * 3):  # sizes are guesses
         (part,) = source.parts
         guessed = replace(source, parts=[replace(part, expected_bytes=expected)])

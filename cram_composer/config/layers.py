@@ -1,0 +1,87 @@
+"""Layers of a configuration: YAML files and command-line overrides as nested dicts, with short forms spelled out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from cram_composer.config.schema.run import CLOCKS
+from cram_composer.errors import ConfigError
+
+COMMAND_LINE = "command line"
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping, without checking it. Raises ConfigError."""
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{file}: the top level must be a mapping of keys to values")
+    return {str(key): value for key, value in loaded.items()}
+
+
+def parse_override(item: str) -> tuple[str, Any]:
+    """Split `key=value` and parse the value as YAML. Raises ConfigError."""
+    key, equals, value = item.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{COMMAND_LINE}: '{item}' is not an override: write key=value, such as budget=6h")
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+    except (YAMLError, OmegaConfBaseException):
+        raise ConfigError(f"{COMMAND_LINE}: the value of '{item}' is not valid YAML") from None
+    assert isinstance(parsed, dict)
+    return key, parsed["value"]
+
+
+def nest(values: dict[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested dicts; a key that is both a value and a section is a ConfigError."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        inner = nested
+        for name in sections:
+            inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{key}: '{name}' is set to a value and to a section; keep one")
+        if isinstance(inner.get(last), dict) and isinstance(value, dict):
+            inner[last] |= value
+        else:
+            inner[last] = value
+    return nested
+
+
+def spell_out(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace the short forms of nested values: `budget: 24h`, `scaleout: ddp`."""
+    values = dict(values)
+    if "budget" in values:
+        values["budget"] = _spelled_out_budget(values["budget"])
+    if isinstance(values.get("scaleout"), str):
+        values["scaleout"] = {"strategy": values["scaleout"]}
+    return values
+
+
+def _spelled_out_budget(budget: Any) -> dict[str, Any]:
+    """Naming one clock (wall, device_hours, replay) unsets the one that an earlier layer named."""
+    if not isinstance(budget, dict):
+        budget = {"wall": budget}
+    if any(budget.get(clock) is not None for clock in CLOCKS):
+        budget = {**dict.fromkeys(CLOCKS), **budget}
+    return budget
+
+
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Map dotted keys to everything that is not a non-empty mapping; a list is one value."""
+    if isinstance(value, dict) and (value or not prefix):
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            found |= leaves(item, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return {prefix: value}

@@ -1,0 +1,135 @@
+"""One clear line for a configuration that the schema rejects: key, problem, value, and the layer it was set in."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from cram_composer.config.renamed import RENAMED_KEYS
+from cram_composer.config.schema.introspect import item_types, literals, sections, tag
+from cram_composer.errors import ConfigError
+
+_EXPECTED = {
+    "int": "an integer",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+}
+_LIMITS = {
+    "greater_than_equal": (">=", "ge"),
+    "greater_than": (">", "gt"),
+    "less_than_equal": ("<=", "le"),
+    "less_than": ("<", "lt"),
+}
+
+
+def config_error(
+    error: ValidationError, schema: type[BaseModel], source_of: Callable[[str], str | None]
+) -> ConfigError:
+    """Turn the first problem of a validation into a ConfigError.
+
+    Args:
+        error: what validating against `schema` raised.
+        schema: class of the whole configuration.
+        source_of: the layer that set a dotted key; None for a default.
+    """
+    problems = error.errors(include_url=False)
+    # A mistyped key may be why another one is missing or wrong.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    section, path = _locate(schema, problem["loc"])
+    key, text = _describe(problem, section, path)
+    return ConfigError(f"{key}: {text}{set_in(source_of(key))}" if key else f"{text}{set_in(source_of(key))}")
+
+
+def set_in(source: str | None) -> str:
+    """Name the layer that a value is from, in parentheses; nothing for a default."""
+    if source is None:
+        return ""
+    return " (set on the command line)" if source == "command line" else f" (set in {source})"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is most like `name`."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def _locate(annotation: Any, location: Iterable[int | str]) -> tuple[type[BaseModel] | None, list[str]]:
+    """Follow an error's location; returns the section that holds its last part, and the location without union tags."""
+    section: type[BaseModel] | None = None
+    path: list[str] = []
+    for part in location:
+        found = sections(annotation)
+        if len(found) > 1:  # `part` is the tag that chose one of them
+            annotation = next(one for one in found if tag(one) == part)
+            continue
+        path.append(str(part))
+        section = found[0] if found else None
+        if section is not None:
+            field = section.model_fields.get(str(part))
+            annotation = field.annotation if field is not None else None
+        else:
+            annotation = next(iter(item_types(annotation)), None)
+    return section, path
+
+
+def _describe(problem: ErrorDetails, section: type[BaseModel] | None, path: list[str]) -> tuple[str, str]:
+    """Return the dotted key that a problem is about, and the problem."""
+    kind, value, key = problem["type"], problem["input"], ".".join(path)
+    context: Mapping[str, Any] = problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return key, _unknown_key(key, path, section)
+    if kind == "union_tag_invalid":
+        known = re.findall(r"'([^']+)'", context["expected_tags"])
+        chooser = "name" if context["discriminator"] == "'name'" else "kind"
+        return f"{key}.{chooser}", _choice(context["tag"], known)
+    if kind == "literal_error":
+        assert section is not None
+        return key, _choice(value, [str(c) for c in literals(section.model_fields[path[-1]].annotation)])
+    if kind == "value_error":
+        text = str(context["error"])
+        named = re.match(r"(\w+): ", text)
+        if named and section is None and not key:
+            return named[1], text[named.end() :]
+        return (f"{key}.{named[1]}", text[named.end() :]) if named else (key, text)
+    if kind in _LIMITS:
+        sign, name = _LIMITS[kind]
+        return key, f"must be {sign} {context[name]:g}, got {value}"
+    if kind == "missing" and not path[-1].isdigit():
+        return key, "is required"
+    if kind == "missing":
+        return key.rpartition(".")[0], f"has too few values: {list(value)}"
+    if kind in ("too_short", "too_long"):
+        wanted = context.get("min_length", context.get("max_length"))
+        return key, f"must have {wanted} values, got {context['actual_length']}: {value}"
+    expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.split("_")[0])
+    return key, f"must be {expected}, got {_shown(value)}" if expected else problem["msg"]
+
+
+def _unknown_key(key: str, path: list[str], section: type[BaseModel] | None) -> str:
+    if key in RENAMED_KEYS:
+        return f"unknown key; did you mean '{RENAMED_KEYS[key]}'?"
+    known = list(section.model_fields) if section is not None else []
+    if not known:
+        return "unknown key; this section has no settings"
+    if section is not None and (chosen := tag(section)) is not None:
+        return f"unknown key for '{chosen}', which has {', '.join(sorted(known))}"
+    return f"unknown key; did you mean '{nearest(path[-1], known)}'?"
+
+
+def _choice(value: Any, known: list[str]) -> str:
+    return f"must be one of {', '.join(known)}, got '{value}'; did you mean '{nearest(str(value), known)}'?"
+
+
+def _shown(value: Any) -> str:
+    return (
+        {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else repr(value)
+    )

@@ -1,0 +1,67 @@
+"""The base class of every section of a configuration, and the types that several sections share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from cram_composer.config.units import parse_bytes, parse_duration
+
+
+class Settings(BaseModel):
+    """A section: unknown keys, NaN, infinities and booleans in the place of numbers are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        validate_assignment=True,
+        protected_namespaces=(),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_booleans_for_numbers(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation in _NUMBERS:
+                raise ValueError(f"{key}: must be a number, got {str(value).lower()}")
+        return values
+
+
+def key(default: Any, meaning: str, **limits: Any) -> Any:
+    """Declare a key of a section.
+
+    Args:
+        default: its default; a class or another callable makes one; `...` for a required key.
+        meaning: for the reference page and for editors.
+        limits: such as ge=0 or le=1, as pydantic's Field takes them.
+    """
+    if callable(default):
+        return Field(default_factory=default, description=meaning, **limits)
+    return Field(default, description=meaning, **limits)
+
+
+def _checked_duration(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+def _checked_size(text: str) -> str:
+    parse_bytes(text)
+    return text
+
+
+_NUMBERS = (int, float, int | None, float | None)
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+"""A fraction, most often of the budget."""
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""A probability of dropping something."""
+Duration = Annotated[str, AfterValidator(_checked_duration)]
+"""Seconds as text: 24h, 90m, 600s, 1d, 1h30m."""
+ByteSize = Annotated[str, AfterValidator(_checked_size)]
+"""Bytes as text: 50gb, 500mb."""
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+Betas = tuple[Beta, Beta]
+"""Decay rates of the first and the second moment."""

@@ -1,0 +1,77 @@
+"""The `data` section of a run: where the shards are and how they are read."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from cram_composer.config.schema.base import ByteSize, Duration, Settings, Share, key
+from cram_composer.config.units import parse_duration
+
+
+class StreamWeightConfig(Settings):
+    """Weight of a stream in an epoch: one of the three, as in Streaming's `Stream`."""
+
+    proportion: NonNegativeFloat | None = key(None, "share of the epoch, relative to other proportions")
+    repeat: NonNegativeFloat | None = key(None, "multiple of its own size")
+    choose: PositiveInt | None = key(None, "blocks")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> StreamWeightConfig:
+        given = [key for key, value in self if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both set; keep one")
+        return self
+
+
+class CurriculumPointConfig(Settings):
+    """Proportions of the streams at a point of the budget; linear between points."""
+
+    at: Share = key(0.0, "progress")
+    proportions: dict[str, NonNegativeFloat] = key(dict, "by stream")
+
+    @model_validator(mode="after")
+    def _check_sum(self) -> CurriculumPointConfig:
+        if not sum(self.proportions.values()):
+            raise ValueError(f"proportions: must be >= 0 and not all zero (at {self.at})")
+        return self
+
+
+class DataConfig(Settings):
+    """The data set: a folder, a copy in object storage, or a data YAML that builds it."""
+
+    local: str | None = key(None, "folder of a data set, or cache of `remote`; null: output of `build`")
+    remote: str | None = key(None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://")
+    mirror: str | None = key(None, "a copy of `remote`, for shards that cannot be read there")
+    cache_limit: ByteSize | None = key(None, "disk for shards of `remote`, such as 50gb; oldest are evicted")
+    deadline: Duration = key("2m", "time to keep retrying a file of `remote`; each try gets at least 10 s")
+    prefetch: NonNegativeInt = key(64, "blocks read ahead, per device")
+    order: Literal["auto", "shuffled", "stored"] = key("auto", "auto: stored if the build ordered the rows")
+    mixture: dict[str, StreamWeightConfig] = key(dict, "by stream; default: all of each")
+    curriculum: list[CurriculumPointConfig] = key(list, "mixture that changes over the budget")
+    build: str | None = key(None, "data YAML that builds the data set")
+    build_if_missing: bool = key(False, "run `build` before the clock starts if the data set is missing")
+    num_workers: NonNegativeInt = key(1, "reader processes per device")
+    timeout: Duration = key("5m", "end the run if the reader processes deliver nothing for this long")
+    verify: Literal["full", "size"] = key("full", "check of local shards before the clock starts: hash or size")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.remote is None and self.build is None:
+            for key in ("mirror", "cache_limit"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key}: has no effect without data.remote; set data.remote or remove it")
+        retried = parse_duration(self.deadline) * (1 if self.mirror is None else 2)
+        if self.remote is not None and parse_duration(self.timeout) <= retried:
+            raise ValueError(
+                f"timeout: must be longer than data.deadline times the number of copies ({retried:.0f} s), got "
+                f"{self.timeout}"
+            )
+        if self.mixture and self.curriculum:
+            raise ValueError("curriculum: excludes data.mixture; remove one of them")
+        for before, point in itertools.pairwise(self.curriculum):
+            if point.at <= before.at:
+                raise ValueError(f"curriculum: points must be in increasing order, got {point.at} after {before.at}")
+        return self

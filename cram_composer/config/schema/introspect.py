@@ -1,0 +1,58 @@
+"""Look-ups in the schema: the sections and fields that a dotted key may name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, without `Annotated` and None; of anything else, itself."""
+    if get_origin(annotation) is Annotated:
+        return members(get_args(annotation)[0])
+    if get_origin(annotation) not in (Union, UnionType):
+        return (annotation,)
+    return tuple(m for argument in get_args(annotation) if argument is not type(None) for m in members(argument))
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections among the members of an annotation; several where a name or kind chooses one."""
+    return [member for member in members(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
+
+
+def item_types(annotation: Any) -> tuple[Any, ...]:
+    """Return the type of the items of a list, tuple or dict; none for anything else."""
+    return tuple(get_args(m)[-1] for m in members(annotation) if get_origin(m) in (list, tuple, dict))
+
+
+def literals(annotation: Any) -> list[Any]:
+    """Return the choices of a `Literal`; none for anything else."""
+    return [choice for m in members(annotation) if get_origin(m) is Literal for choice in get_args(m)]
+
+
+def tag(section: type[BaseModel]) -> str | None:
+    """Return the one value of the `name` or `kind` that chooses this section among others; None if it has neither."""
+    for key in ("name", "kind"):
+        if key in section.model_fields and len(choices := literals(section.model_fields[key].annotation)) == 1:
+            return str(choices[0])
+    return None
+
+
+def annotations_at(annotation: Any, path: list[str]) -> Iterator[Any]:
+    """Yield the annotations that the names of a dotted key lead to; several where a name or kind decides."""
+    if not path or annotation is Any:
+        yield annotation
+        return
+    for section in sections(annotation):
+        if path[0] in section.model_fields:
+            yield from annotations_at(section.model_fields[path[0]].annotation, path[1:])
+    for item in item_types(annotation):
+        yield from annotations_at(item, path[1:])
+
+
+def has_key(schema: type[BaseModel], dotted: str) -> bool:
+    """Report whether the schema has a dotted key, under any optimizer, schedule or kind of source."""
+    return any(True for _ in annotations_at(schema, dotted.split(".")))
