@@ -129,7 +129,7 @@ def _device_here(config: RunConfig, needed: bool) -> DeviceChoice | None:
 def _assumed(spec: ModelSpec, speed: Speed, device: DeviceChoice | None) -> list[str]:
     lines = []
     if spec.devices > 1:
-        lines.append(f"{spec.devices} devices are {spec.devices} times as fast as one: see cram scaling-check")
+        lines.append(f"{spec.devices} devices are {spec.devices} times as fast as one: see cram throughput")
     if not speed.compile_seconds:
         lines.append("compilation takes none of the budget")
     if spec.config.eval.interval:

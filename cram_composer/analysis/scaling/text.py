@@ -1,4 +1,4 @@
-"""What `cram scaling` prints."""
+"""Console output of `cram scaling-law`."""
 
 from __future__ import annotations
 

@@ -129,10 +129,10 @@ def test_tokenizers_that_do_not_do(break_, message, pairs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "3"], "--seeds: means nothing to a protocol of kind"),
-        (["--tasks", "cola"], "--tasks: means nothing to a protocol of kind"),
-        (["--jobs", "2"], "--jobs: means nothing to a protocol of kind"),
-        (["--slurm", "timeout_min=10"], "--slurm: means nothing to a protocol of kind"),
+        (["--seeds", "3"], "--seeds: has no effect with a protocol of kind"),
+        (["--tasks", "cola"], "--tasks: has no effect with a protocol of kind"),
+        (["--jobs", "2"], "--jobs: has no effect with a protocol of kind"),
+        (["--slurm", "timeout_min=10"], "--slurm: has no effect with a protocol of kind"),
         (["--set", "epochs=2"], "unknown key 'epochs'"),
         (["--set", "batch_tokens=0"], "batch_tokens: 0 is out of range"),
         (["--set", "precision=fp16"], "fp16 needs a GPU"),
