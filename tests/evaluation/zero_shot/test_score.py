@@ -150,7 +150,7 @@ def test_mistakes_are_one_line(suite, arguments, message, model, pairs, tmp_path
 
 def test_data_have_no_default(model, tmp_path, capsys):
     status, _, error = eval_(model, "--suite", "masked-words", "--output", tmp_path / "out", capsys=capsys)
-    assert status == 2 and error.startswith("error: --data: is missing")
+    assert status == 2 and error.startswith("error: --data: required")
 
 
 def test_the_kind_in_the_file_chooses_the_schema(tmp_path):
