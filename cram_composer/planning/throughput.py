@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import count, percent
 from cram_composer.budget.schedules import build_schedule
-from cram_composer.commands.columns import aligned
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import CramError
@@ -205,7 +205,7 @@ def _table(sizes: list[Size]) -> list[str]:
                 *(percent(None if seconds is None else seconds / size.step_seconds) for seconds in shares),
             ]
         )
-    return aligned(rows, right=range(len(rows[0])))
+    return table_lines(rows, right=range(len(rows[0])))
 
 
 def _notes(sizes: list[Size]) -> list[str]:
