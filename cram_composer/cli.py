@@ -1,4 +1,4 @@
-"""The `cram` command; a subcommand imports what it needs when it runs, so that a mistake is reported at once."""
+"""The `cram` command. Subcommands import heavy libraries only after checking their arguments."""
 
 from __future__ import annotations
 
@@ -6,8 +6,44 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from cram_composer.commands import comparing, data, evaluating, planning, runs, sweeping
+from cram_composer.commands import (
+    ablate,
+    branch,
+    compare,
+    data,
+    eval,
+    explain,
+    export,
+    plan,
+    recipes,
+    report,
+    reproduce,
+    runs,
+    scaling_law,
+    sweep,
+    throughput,
+)
+from cram_composer.commands import train as train_command
 from cram_composer.errors import CramError
+
+_COMMANDS = (
+    train_command,
+    explain,
+    recipes,
+    export,
+    report,
+    reproduce,
+    data,
+    plan,
+    throughput,
+    sweep,
+    ablate,
+    branch,
+    eval,
+    runs,
+    compare,
+    scaling_law,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     if rest:
         if not hasattr(options, "overrides") or any(item.startswith("-") for item in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        options.overrides += rest  # those after an option, which argparse does not take for a list of them
-    return _guarded(lambda: options.function(options))
+        options.overrides += rest  # overrides after an option, which argparse does not collect
+    return _guarded(lambda: options.run(options))
 
 
 def train(arguments: list[str]) -> int:
@@ -47,7 +83,7 @@ def _guarded(command: Callable[[], int]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cram", description="How good a language model can one GPU train in one day?")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (runs, data, planning, sweeping, evaluating, comparing):
+    for module in _COMMANDS:
         module.add(commands)
     return parser
 

@@ -1,1 +1,1 @@
-"""The subcommands of `cram`, by what they are about; each module adds its own to the parser, and imports torch late."""
+"""The subcommands of `cram`, one module each: `add` registers its arguments, `run` returns the exit status."""

@@ -1,4 +1,4 @@
-"""What subcommands are made of."""
+"""Argument helpers shared by the subcommands."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import Any
 
 from cram_composer.errors import CramError
 
-Commands = Any  # what argparse.ArgumentParser.add_subparsers returns; its type is private
+Commands = Any  # the return type of argparse.ArgumentParser.add_subparsers is private
 
 
 def add_command(
-    commands: Commands, name: str, function: Callable[[argparse.Namespace], int], text: str
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], help: str
 ) -> argparse.ArgumentParser:
-    """A subcommand that calls `function`, which returns the exit status."""
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(function=function)
+    """Add a subcommand that calls `run`, which returns the exit status."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+    command.set_defaults(run=run)
     return command
 
 
 def add_yaml(parser: argparse.ArgumentParser) -> None:
-    """A YAML file, and values over it."""
+    """Add the arguments for a YAML file and overrides of its values."""
     parser.add_argument("yaml", type=Path, metavar="FILE.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as budget=6h recipes=[crammed-bert,ema]"
     )
 
 
-def given(**values: object) -> list[str]:
-    """The options that were given, as overrides key=value."""
+def overrides_from(**values: object) -> list[str]:
+    """Overrides key=value for the options that are not None."""
     return [f"{key}={value}" for key, value in values.items() if value is not None]
 
 
-def exit_status(failures: list[str], says: str) -> int:
-    """Print a line for every failure, then how many there are with what `says` of them; 1 if there are any."""
+def exit_status(failures: list[str], summary: str) -> int:
+    """Print every failure and their number followed by `summary`; return 1 if there are any, else 0."""
     for line in failures:
         print(f"error: {line}", file=sys.stderr)
     if failures:
-        print(f"{len(failures)} {says}, and only them", file=sys.stderr)
+        print(f"{len(failures)} {summary}", file=sys.stderr)
     return 1 if failures else 0
 
 
 def slurm_parameters(items: list[str] | None) -> dict[str, object] | None:
-    """submitit's parameters of the key=value items of --slurm; None where it was not given."""
+    """Parse the key=value items of --slurm into submitit parameters; None if the option is absent."""
     if items is None:
         return None
-    found: dict[str, object] = {}
+    parameters: dict[str, object] = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not equals:
-            raise CramError(f"--slurm {item}: not key=value, such as slurm_partition=gpu timeout_min=600")
-        found[key] = int(value) if value.isdigit() else value
-    return found
+            raise CramError(f"--slurm {item}: expected key=value, such as slurm_partition=gpu timeout_min=600")
+        parameters[key] = int(value) if value.isdigit() else value
+    return parameters

@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_yaml
+from cram_composer.commands.arguments import Commands, add_yaml, overrides_from
 from cram_composer.config import compose
 
 
 def add(commands: Commands) -> None:
-    """Add them to the parser."""
-    data = commands.add_parser("data", help="Build data sets and look at them.").add_subparsers(
+    """Add the commands to the parser."""
+    data = commands.add_parser("data", help="Build and inspect data sets.").add_subparsers(
         required=True, metavar="ACTION"
     )
     build = data.add_parser("build", help="Build a data set from a data YAML.")
-    build.set_defaults(function=_data_build)
+    build.set_defaults(run=run_build)
     add_yaml(build)
     build.add_argument(
-        "--partitions", type=int, metavar="N", help="cut the work into N tasks: processes here, or Slurm jobs"
+        "--partitions", type=int, metavar="N", help="split the work into N tasks: local processes, or Slurm jobs"
     )
-    inspect = data.add_parser("inspect", help="Show what a data set is made of, and draw its page.")
-    inspect.set_defaults(function=_data_inspect)
+    inspect = data.add_parser("inspect", help="Print statistics of a data set, and write its HTML page.")
+    inspect.set_defaults(run=run_inspect)
     inspect.add_argument(
         "data", metavar="DATA", help="folder of a data set, or s3://bucket/path, gs://, oci://, azure://"
     )
@@ -30,17 +30,18 @@ def add(commands: Commands) -> None:
     )
 
 
-def _data_build(options: argparse.Namespace) -> int:
+def run_build(options: argparse.Namespace) -> int:
+    """Build the data set and print its folder."""
     from cram_composer.config.schema.data_build import DataBuildConfig
     from cram_composer.data.pipeline.build import build
 
-    partitions = [] if options.partitions is None else [f"partitions={options.partitions}"]
-    composed = compose(DataBuildConfig, options.yaml, [*options.overrides, *partitions])
-    print(build(composed.config))
+    overrides = [*options.overrides, *overrides_from(partitions=options.partitions)]
+    print(build(compose(DataBuildConfig, options.yaml, overrides).config))
     return 0
 
 
-def _data_inspect(options: argparse.Namespace) -> int:
+def run_inspect(options: argparse.Namespace) -> int:
+    """Print the statistics and write the page."""
     from cram_composer.analysis.dataset.page import console, write_page
     from cram_composer.analysis.dataset.read import load_data_set
     from cram_composer.storage.client import is_remote

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import count, decimal, duration, percent, short_count
-from cram_composer.commands.columns import aligned
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.scaleout import ScaleoutConfig
 from cram_composer.config.validation.scaleout import refusal
@@ -130,7 +130,7 @@ def _device_here(config: RunConfig, needed: bool) -> DeviceChoice | None:
 def _assumed(spec: ModelSpec, speed: Speed, device: DeviceChoice | None) -> list[str]:
     lines = []
     if spec.devices > 1:
-        lines.append(f"{spec.devices} devices are {spec.devices} times as fast as one: see cram scaling-check")
+        lines.append(f"{spec.devices} devices are {spec.devices} times as fast as one: see cram throughput")
     if not speed.compile_seconds:
         lines.append("compilation takes none of the budget")
     if spec.config.eval.interval:
@@ -173,7 +173,9 @@ def plan_text(plan: Plan, title: str) -> str:
     unit = "GiB" if max(one.total for one in plan.estimates) >= _UNITS["GiB"] else "MiB"
     memory = "" if plan.memory is None else f", of {plan.memory / _UNITS[unit]:,.1f}"
     heading = f"memory per device in {unit}{memory}: microbatches of {plan.microbatch} rows of {facts.sequence_length}"
-    return "\n".join([title, *aligned(rows), "", f"{heading}, {plan.precision}", *_memory_table(plan, _UNITS[unit])])
+    return "\n".join(
+        [title, *table_lines(rows), "", f"{heading}, {plan.precision}", *_memory_table(plan, _UNITS[unit])]
+    )
 
 
 def _memory_table(plan: Plan, unit: int) -> list[str]:
@@ -191,7 +193,7 @@ def _memory_table(plan: Plan, unit: int) -> list[str]:
         elif judged:
             line.append((one.verdict or "") + _advice(one))
         rows.append(line)
-    return aligned(rows, right=range(1, len(names) + 1))
+    return table_lines(rows, right=range(1, len(names) + 1))
 
 
 def _advice(one: Estimate) -> str:

@@ -1,8 +1,7 @@
-"""`cram scaling-check`: a short run on each of several numbers of devices, one after another."""
+"""Throughput of short runs on several numbers of devices, one after another."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import os
@@ -15,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import count, percent
 from cram_composer.budget.schedules import build_schedule
-from cram_composer.commands.columns import aligned
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import CramError
@@ -31,9 +30,9 @@ _POOR = 0.5  # efficiency that is warned of
 
 @dataclass(frozen=True)
 class Size:
-    """What was measured on `devices` devices; seconds are those of a step, medians, averaged over ranks.
+    """Measurements on `devices` devices; seconds are per step: medians, averaged over ranks.
 
-    `communication_seconds` is None where it cannot be told from computation.
+    `communication_seconds` is None if it cannot be separated from computation.
     """
 
     devices: int
@@ -46,7 +45,7 @@ class Size:
 
     @property
     def compute_seconds(self) -> float:
-        """The rest: computation, and the trainer's own work."""
+        """The rest of a step: computation and the trainer's own work."""
         return max(0.0, self.step_seconds - self.data_seconds - (self.communication_seconds or 0.0))
 
 
@@ -56,7 +55,7 @@ def efficiency(size: Size, smallest: Size) -> float:
 
 
 def warnings_of(sizes: list[Size]) -> list[str]:
-    """Where adding devices does not pay: fewer tokens/s than one size before, or less than half the efficiency."""
+    """Sizes where adding devices does not pay off: fewer tokens/s than the size before, or an efficiency below half."""
     lines = []
     for before, size in itertools.pairwise(sizes):
         gained = size.tokens_per_second / before.tokens_per_second
@@ -74,21 +73,43 @@ def warnings_of(sizes: list[Size]) -> list[str]:
     return lines
 
 
-def scaling_check(options: argparse.Namespace) -> int:
-    """Measure every size and print the table; the exit status is 1 if one of them failed. Raises CramError."""
-    numbers = _numbers(options.sizes)
-    if options.steps < 4:
-        raise CramError(f"--steps {options.steps}: at least 4, to tell a steady step from a slow one")
-    composed = compose(RunConfig, options.yaml, options.overrides)
+def measure_throughput(
+    yaml: Path,
+    overrides: list[str],
+    numbers: list[int],
+    *,
+    steps: int,
+    weak: bool,
+    keep: Path | None = None,
+    json: Path | None = None,
+) -> int:
+    """Measure each number of devices in turn and print the table.
+
+    Args:
+        yaml: YAML of the run, with `overrides` of its values.
+        numbers: numbers of devices, ascending.
+        steps: timed steps per size.
+        weak: keep the batch per device instead of the total batch.
+        keep: folder for run folders and logs; None for a temporary one.
+        json: file that the results are also written to.
+
+    Returns:
+        The exit status: 1 if a size failed, else 0.
+
+    Raises:
+        CramError: an invalid configuration, or an earlier measurement in `keep`.
+    """
+    composed = compose(RunConfig, yaml, overrides)
     build_schedule(composed.config.schedule)
-    if options.keep is not None and any((options.keep / f"n{number}").exists() for number in numbers):
-        raise CramError(f"--keep {options.keep}: there is an earlier check; choose another folder")
+    if keep is not None and any((keep / f"n{number}").exists() for number in numbers):
+        raise CramError(f"--keep {keep}: contains an earlier measurement; choose another folder")
+    settings = {"yaml": str(yaml), "overrides": overrides, "steps": steps, "weak": weak, "smallest": numbers[0]}
     sizes: list[Size] = []
     failures: list[str] = []
-    with _folder(options.keep) as folder:
+    with _folder(keep) as folder:
         for number in numbers:
             try:
-                sizes.append(_measure(options, composed.config, number, numbers[0], folder))
+                sizes.append(_measure(composed.config, number, settings, folder))
             except CramError as error:
                 failures.append(str(error))
                 print(f"error: {error}", file=sys.stderr, flush=True)
@@ -96,60 +117,42 @@ def scaling_check(options: argparse.Namespace) -> int:
                 print(f"{number} device(s): {count(sizes[-1].tokens_per_second)} tokens/s", flush=True)
     warned = warnings_of(sizes)
     if sizes:
-        scaling = "weak scaling: the same batch per device" if options.weak else "strong scaling: the same batch in all"
-        print(f"\n{options.yaml}, {scaling}, {options.steps} steps", *_table(sizes), sep="\n")
+        scaling = "weak scaling: the same batch per device" if weak else "strong scaling: the same total batch"
+        print(f"\n{yaml}, {scaling}, {steps} steps", *_table(sizes), sep="\n")
     for line in _notes(sizes):
         print(line)
     for line in warned:
         print(f"warning: {line}", file=sys.stderr)
-    if options.json is not None:
-        write_json(options.json, _as_json(options, sizes, failures, warned))
+    if json is not None:
+        write_json(json, _as_json(sizes, weak, steps, failures, warned))
     return 1 if failures else 0
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        numbers = sorted({int(item) for item in text.split(",")})
-    except ValueError:
-        raise CramError(f"-n {text}: numbers of devices with commas between, such as 1,2,4") from None
-    if numbers[0] < 1:
-        raise CramError(f"-n {text}: at least 1 device")
-    return numbers
 
 
 @contextlib.contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
-    """Where runs and logs go: `keep`, or a folder that is removed afterwards."""
+    """Folder for runs and logs: `keep`, or a temporary one."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep
         return
-    with tempfile.TemporaryDirectory(prefix="cram-scaling-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cram-throughput-") as folder:
         yield Path(folder)
 
 
-def _measure(options: argparse.Namespace, config: RunConfig, number: int, smallest: int, folder: Path) -> Size:
-    """Run on `number` devices. Raises CramError with the end of the log if that fails."""
+def _measure(config: RunConfig, number: int, settings: dict[str, Any], folder: Path) -> Size:
+    """Run on `number` devices. Raises CramError with the end of the log on failure."""
     from cram_composer.device import choose_device
     from cram_composer.planning.throughput_rank import MEASURED, steady
 
     try:
-        steady(config, number, smallest, options.weak, options.steps)
+        steady(config, number, settings["smallest"], settings["weak"], settings["steps"])
         if choose_device(config, number).name == "gpu":
             _check_gpus(number)
     except CramError as error:
         raise CramError(f"{number} device(s): {error}") from None
     run = folder / f"n{number}"
     run.mkdir()
-    settings = {
-        "yaml": str(options.yaml),
-        "overrides": options.overrides,
-        "steps": options.steps,
-        "weak": options.weak,
-        "smallest": smallest,
-        "folder": str(run),
-    }
-    write_json(run / "settings.json", settings)
+    write_json(run / "settings.json", {**settings, "folder": str(run)})
     log = run / "log.txt"
     status = _launch(number, run / "settings.json", log)
     if status or not (run / MEASURED).is_file():
@@ -157,11 +160,8 @@ def _measure(options: argparse.Namespace, config: RunConfig, number: int, smalle
         tail = "".join(f"\n  {line}" for line in lines[-_TAIL:])
         raise CramError(f"{number} device(s): the run ended with exit status {status}{tail}")
     found = read_json(run / MEASURED)
-    return Size(number, found["tokens_per_step"] / found["step_seconds"], **_without(found, "tokens_per_step"))
-
-
-def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != name}
+    tokens = found.pop("tokens_per_step")
+    return Size(number, tokens / found["step_seconds"], **found)
 
 
 def _check_gpus(number: int) -> None:
@@ -172,7 +172,7 @@ def _check_gpus(number: int) -> None:
 
 
 def _launch(number: int, settings: Path, log: Path) -> int:
-    """Composer's launcher with `number` ranks; returns its exit status. It ends when this process does."""
+    """Run Composer's launcher with `number` ranks and return its exit status. It ends when this process does."""
     command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(number)]
     for stream in ("stdout", "stderr"):  # of the other ranks
         command += [f"--{stream}", str(log.with_name(f"rank{{rank}}.{stream}"))]
@@ -205,11 +205,11 @@ def _table(sizes: list[Size]) -> list[str]:
                 *(percent(None if seconds is None else seconds / size.step_seconds) for seconds in shares),
             ]
         )
-    return aligned(rows, right=range(len(rows[0])))
+    return table_lines(rows, right=range(len(rows[0])))
 
 
 def _notes(sizes: list[Size]) -> list[str]:
-    """On a CPU, ranks have no devices of their own."""
+    """Say that ranks on a CPU have no devices of their own."""
     cores = len(os.sched_getaffinity(0))
     return [
         f"{size.devices} ranks share {cores} cores, {size.threads} thread(s) each: they add no computing power"
@@ -218,11 +218,11 @@ def _notes(sizes: list[Size]) -> list[str]:
     ]
 
 
-def _as_json(options: argparse.Namespace, sizes: list[Size], failures: list[str], warned: list[str]) -> dict[str, Any]:
+def _as_json(sizes: list[Size], weak: bool, steps: int, failures: list[str], warned: list[str]) -> dict[str, Any]:
     return {
         "format_version": 1,
-        "scaling": "weak" if options.weak else "strong",
-        "steps": options.steps,
+        "scaling": "weak" if weak else "strong",
+        "steps": steps,
         "sizes": [
             {
                 **asdict(size),

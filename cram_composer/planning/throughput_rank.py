@@ -1,8 +1,8 @@
-"""One rank of a run of `cram scaling-check`: python -m cram_composer.planning.throughput_rank SETTINGS.json
+"""One rank of a run of `cram throughput`: python -m cram_composer.planning.throughput_rank SETTINGS.json
 
-The run is built as any run is, and trains for some steps: to warm up, to be timed, and then in turns with and without
-gradient synchronisation. What that adds to a step is the price of communication: what is hidden behind the backward
-pass is no part of it, nor is waiting for a slower rank, since ranks agree on the clock after every step of either kind.
+The run is built like any other. It trains steps to warm up, steps to time, and then steps alternating with and without
+gradient synchronization. The difference between these is the cost of communication. It excludes communication hidden
+behind the backward pass, and waiting for slower ranks, since ranks agree on the clock after every step of either kind.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from cram_composer.runs.folder import RunFolder
 from cram_composer.storage.files import read_json, write_json
 
 WARM_UP = 3  # steps: the first compiles, the next may meet a cold cache
-MEASURED = "scaling.json"
+MEASURED = "throughput.json"
 
 
 def steady(config: RunConfig, size: int, smallest: int, weak: bool, steps: int) -> RunConfig:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cram_composer.cli import main
-from cram_composer.planning import throughput as scaling
+from cram_composer.planning import throughput
 from cram_composer.planning.throughput import Size, efficiency, warnings_of
 from cram_composer.planning.throughput_rank import MEASURED, WARM_UP, StepTimes, steady
 from tests.conftest import SMALL
@@ -86,9 +86,9 @@ def test_a_size_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeyp
         (log.parent / MEASURED).write_text(json.dumps(measured))
         return 0
 
-    monkeypatch.setattr(scaling, "_launch", launch)
-    data, report, kept = write_data_set(tmp_path / "data"), tmp_path / "scaling.json", tmp_path / "kept"
-    arguments = ["scaling-check", "yamls/cram-cpu.yaml", "-n", "4,1,2,3", "--weak", *SMALL, f"data.local={data}"]
+    monkeypatch.setattr(throughput, "_launch", launch)
+    data, report, kept = write_data_set(tmp_path / "data"), tmp_path / "throughput.json", tmp_path / "kept"
+    arguments = ["throughput", "yamls/cram-cpu.yaml", "-n", "4,1,2,3", "--weak", *SMALL, f"data.local={data}"]
     arguments += ["train.batch_size=16", "--json", str(report), "--keep", str(kept)]
     assert main(arguments) == 1
     assert launched == [1, 2, 3, 4]
@@ -108,7 +108,7 @@ def test_a_size_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("given", [["-n", "two"], ["-n", "0,1"], ["--steps", "3"], ["budget=now"]])
 def test_mistakes_are_one_line(given, capsys):
-    assert main(["scaling-check", "yamls/cram-cpu.yaml", *given]) == 2
+    assert main(["throughput", "yamls/cram-cpu.yaml", *given]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -118,12 +118,12 @@ def test_one_and_two_ranks(tmp_path: Path, monkeypatch, capfd):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    data, report = write_data_set(tmp_path / "data"), tmp_path / "scaling.json"
-    arguments = ["scaling-check", "yamls/cram-cpu.yaml", "-n", "1,2", "--steps", "4", "--json", str(report)]
+    data, report = write_data_set(tmp_path / "data"), tmp_path / "throughput.json"
+    arguments = ["throughput", "yamls/cram-cpu.yaml", "-n", "1,2", "--steps", "4", "--json", str(report)]
     assert main([*arguments, *SMALL, f"data.local={data}", "data.num_workers=0"]) == 0
     one, two = json.loads(report.read_text())["sizes"]
     for entry in (one, two):
         assert entry["tokens_per_second"] * entry["step_seconds"] == pytest.approx(32 * 16)
         assert 0.0 < entry["data_seconds"] < entry["step_seconds"]
     assert one["communication_seconds"] == 0.0 and two["communication_seconds"] is not None
-    assert [path.name for path in scratch.iterdir() if path.name.startswith("cram-scaling-")] == []
+    assert [path.name for path in scratch.iterdir() if path.name.startswith("cram-throughput-")] == []

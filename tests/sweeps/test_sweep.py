@@ -83,7 +83,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFi
     status, text, errors = sweep("--yes", capsys=capsys)
     assert status == 1
     assert "error: runs/sweeps/own/bad-seed1: ended with status 2: " in errors
-    assert "1 runs failed; the same command goes on with them" in errors
+    assert "1 runs failed; run the same command to resume them" in errors
     assert "no finished run: bad" in text
     assert json.loads(Path("runs/sweeps/own/good-seed1/record.json").read_text())["status"] == "finished"
     assert sweep("--report", capsys=capsys)[1] == text[text.index("no finished run") :]

@@ -1,17 +1,15 @@
-"""Differences between groups of a few runs: intervals that keep their word with three seeds, and how many are needed.
+"""Differences between groups of a few runs, with intervals that hold for three seeds, and the number of seeds needed.
 
-The verdict is by Student's t: of paired differences where both groups have the same seeds, Welch's otherwise. The
-percentile bootstrap is reported beside it and decides nothing: with three to five seeds it is far too narrow, as
+The verdict uses Student's t test: paired if both groups have the same seeds, Welch's otherwise. The percentile
+bootstrap is reported for comparison only: with three to five seeds it is far too narrow, as
 tests/analysis/compare/test_statistics.py measures (docs/compare.md has the numbers).
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -20,7 +18,6 @@ POWER = 0.8
 PAIRED = "paired by seed"
 RESAMPLES = 10_000
 _MOST_SEEDS = 1000
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 @dataclass(frozen=True)
@@ -29,13 +26,13 @@ class Difference:
 
     Attributes:
         mean: the difference.
-        low, high: 95 % interval by Student's t; None where no group has two runs.
-        p_value: two-sided, of no difference; None as above.
-        method: "paired by seed", "Welch", or "pooled" (a group of one run borrows the other's spread).
+        low, high: 95 % interval by Student's t; None if no group has two runs.
+        p_value: two-sided, for no difference; None if no group has two runs.
+        method: "paired by seed", "Welch", "pooled" (a group of one run uses the other's spread) or "one run each".
         degrees: degrees of freedom of Student's t.
-        spread: standard deviation of the paired differences, or that of one run, pooled over both groups.
+        spread: standard deviation of the paired differences, or of single runs, pooled over both groups.
         runs: pairs, or runs of the smaller group.
-        bootstrap: 95 % percentile interval over seeds, for comparison; None where a group has one run.
+        bootstrap: 95 % percentile interval over seeds, for comparison; None if a group has one run.
     """
 
     mean: float
@@ -50,7 +47,7 @@ class Difference:
 
 
 def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | Sequence[float]) -> Difference:
-    """The difference of two groups' means; values by seed are paired where both have the same two or more seeds."""
+    """Difference of two groups' means; values by seed are paired if both groups have the same two or more seeds."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys() and len(a) > 1:
         differences = np.array([a[seed] - b[seed] for seed in sorted(a)])
         spread = float(differences.std(ddof=1))
@@ -83,13 +80,15 @@ def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | S
 def _student(
     mean: float, error: float, degrees: float, method: str, spread: float, runs: int, boot: tuple[float, float] | None
 ) -> Difference:
+    from scipy import stats  # takes a second to import
+
     half = student_quantile(LEVEL, degrees) * error
-    p_value = 1.0 - student_within(abs(mean) / error, degrees) if error else float(mean == 0.0)
+    p_value = 2 * float(stats.t.sf(abs(mean) / error, degrees)) if error else float(mean == 0.0)
     return Difference(mean, mean - half, mean + half, p_value, method, degrees, spread, runs, boot)
 
 
 def _percentiles(*groups: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap of the sum of the groups' means, each resampled by itself; the same every time."""
+    """Percentile bootstrap of the sum of the groups' means, resampled independently with a fixed seed."""
     random = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
     for group in groups:
@@ -99,53 +98,24 @@ def _percentiles(*groups: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def student_within(t: float, degrees: float) -> float:
-    """P(|T| <= t) of Student's t with `degrees` >= 1 of freedom, accurate to 1e-10.
-
-    With T = sqrt(degrees) tan(angle) the density is cos(angle)^(degrees - 1), smooth on a short interval.
-    """
-    end = math.atan2(t, math.sqrt(degrees))
-    if math.isinf(t):
-        return 1.0
-    angles = end * (_NODES + 1) / 2
-    area = end / 2 * float(_WEIGHTS @ np.cos(angles) ** (degrees - 1))
-    log_beta = math.lgamma(0.5) + math.lgamma(degrees / 2) - math.lgamma((degrees + 1) / 2)
-    return min(1.0, 2 * area / math.exp(log_beta))
-
-
-@functools.cache
 def student_quantile(level: float, degrees: float) -> float:
-    """The t with P(|T| <= t) = `level`: 4.303 for 95 % and 2 degrees of freedom."""
-    low, high = 0.0, 1.0
-    while student_within(high, degrees) < level:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_within(middle, degrees) < level else (low, middle)
-    return (low + high) / 2
+    """The t with P(|T| <= t) = `level` of Student's t: 4.303 for 95 % and 2 degrees of freedom."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + level) / 2, degrees))
 
 
 def power(shift: float, degrees: float) -> float:
-    """Chance that a t test at 5 % sees an effect of `shift` standard errors, on the right side of zero.
+    """Probability that a t test at 5 % finds an effect of `shift` standard errors, with the right sign."""
+    from scipy import stats
 
-    Integrates over the estimated variance, which is that of a chi-square with `degrees` of freedom over `degrees`.
-    """
-    critical = student_quantile(LEVEL, degrees)
-    # Of the chi-square's root over sqrt(degrees): smooth around one, nothing beyond 8 deviations.
-    width = 8 / math.sqrt(2 * degrees)
-    start, end = max(0.0, 1 - width), 1 + width
-    root = (start + end) / 2 + (end - start) / 2 * _NODES
-    log_density = (degrees - 1) * np.log(root) - degrees * root**2 / 2
-    log_density += math.log(2) + degrees / 2 * math.log(degrees / 2) - math.lgamma(degrees / 2)
-    normal = NormalDist()
-    seen = np.array([normal.cdf(abs(shift) - critical * r) for r in root])
-    return float((end - start) / 2 * (_WEIGHTS * np.exp(log_density)) @ seen)
+    return float(stats.nct.sf(student_quantile(LEVEL, degrees), degrees, abs(shift)))
 
 
 def seeds_needed(effect: float, spread: float, paired: bool) -> int | None:
-    """Seeds of each group that show an effect of this size with 80 % power at 5 %; None beyond a thousand.
+    """Seeds per group that detect an effect of this size with 80 % power at 5 %; None beyond a thousand.
 
-    `spread` is as in Difference: of paired differences if `paired`, of single runs otherwise.
+    `spread` is the standard deviation of paired differences if `paired`, of single runs otherwise.
     """
     if _power_of(effect, spread, _MOST_SEEDS, paired) < POWER:
         return None
@@ -157,7 +127,7 @@ def seeds_needed(effect: float, spread: float, paired: bool) -> int | None:
 
 
 def detectable(spread: float, seeds: int, paired: bool) -> float:
-    """The smallest effect that `seeds` of each group show with 80 % power at 5 %."""
+    """Smallest effect that `seeds` per group detect with 80 % power at 5 %."""
     low, high = 0.0, spread or 1.0
     while _power_of(high, spread, seeds, paired) < POWER:
         high *= 2
@@ -175,9 +145,9 @@ def _power_of(effect: float, spread: float, seeds: int, paired: bool) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[bool]:
-    """Which of several differences are still there at 5 % for all of them together (Holm 1979)."""
-    kept, standing = [False] * len(p_values), True
+    """Mark the differences that are significant at a family-wise 5 % (Holm 1979)."""
+    significant, rejecting = [False] * len(p_values), True
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        standing = standing and p_values[place] <= (1 - LEVEL) / (len(p_values) - rank)
-        kept[place] = standing
-    return kept
+        rejecting = rejecting and p_values[place] <= (1 - LEVEL) / (len(p_values) - rank)
+        significant[place] = rejecting
+    return significant

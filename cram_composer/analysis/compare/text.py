@@ -12,8 +12,8 @@ from typing import Any
 from cram_composer.analysis.compare.compare import NO_VERDICT, Pair, Row
 from cram_composer.analysis.compare.groups import Group
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss
+from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import is_number, percent, short_count
-from cram_composer.commands.columns import aligned
 
 _WIDTH = 120
 HEADER = ("measure", "challenger", "baseline", "difference", "95 % interval", "bootstrap", "by")
@@ -30,7 +30,7 @@ def console(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
     lines += [f"note: {note}" for note in notes(groups, pairs)]
     for pair in pairs:
         lines += ["", f"{pair.challenger.name} against {pair.baseline.name}"]
-        lines += [f"  {line}" for line in aligned([HEADER, *map(cells, pair.rows)], right=(1, 2, 3))]
+        lines += [f"  {line}" for line in table_lines([HEADER, *map(cells, pair.rows)], right=(1, 2, 3))]
         lines += [f"  {time_sentence(time)}" for time in pair.times]
     lines += ["", textwrap.fill(LEGEND, _WIDTH)]
     return "\n".join([*lines, *_verdicts(pairs)])
@@ -60,7 +60,7 @@ def summary(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[tuple[str, .
 
 def overview(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
     """`console` with one line for each group in place of a table for each pair."""
-    lines = aligned([SUMMARY_HEADER, *summary(groups, pairs)], right=(1, 2, 3, 5))
+    lines = table_lines([SUMMARY_HEADER, *summary(groups, pairs)], right=(1, 2, 3, 5))
     said = [f"note: {note}" for note in dict.fromkeys(notes(groups, pairs))]
     without = [pair for pair in pairs if pair.verdict.word == NO_VERDICT]
     if len(without) < 2:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.dataset.read import DataSet
 from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, percent, short_count
 from cram_composer.analysis.html.templating import render
@@ -101,23 +101,18 @@ def console(data: DataSet) -> str:
     lines = [f"{data.manifest['name']}: {', '.join(facts(data))}", ""]
     short = stages_table(data, short=True)
     if short.rows:
-        lines += [*as_text(short), "  ≈ from characters: tokens are counted at the end only", ""]
+        lines += [*table_text(short), "  ≈ from characters: tokens are counted at the end only", ""]
     else:
         lines += ["No stage is on: every document is in it as it was.", ""]
     for table in (reasons_table(data), *data_set_tables(data.manifest)[1:], tokenizer_table(data)):
         if table.rows:
-            lines += [*as_text(table), ""]
+            lines += [*table_text(table), ""]
     return "\n".join(lines).rstrip()
 
 
-def as_text(table: Table) -> Iterator[str]:
-    """The lines of a table for a terminal: aligned columns, numbers flush right."""
-    widths = [max(len(row[i]) for row in (table.header, *table.rows)) for i in range(len(table.header))]
-    yield table.caption
-    for row in (table.header, *table.rows):
-        cells = zip(row, widths, strict=True)
-        aligned = [cell.rjust(w) if i in table.numeric else cell.ljust(w) for i, (cell, w) in enumerate(cells)]
-        yield ("  " + "  ".join(aligned)).rstrip()
+def table_text(table: Table) -> list[str]:
+    """Caption and indented lines of a table."""
+    return [table.caption, *(f"  {line}" for line in table_lines([table.header, *table.rows], table.numeric))]
 
 
 def facts(data: DataSet) -> list[str]:

@@ -8,10 +8,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, duration, is_number, short_count
 from cram_composer.analysis.runs.find import RECORD, choose, find_runs
 from cram_composer.analysis.runs.run import RunData, load_run
-from cram_composer.commands.columns import aligned
 from cram_composer.errors import CramError
 
 COLUMNS = ("name", "status", "recipes", "seed", "budget", "tokens", "held-out loss", "device-hours", "date")
@@ -99,4 +99,4 @@ def table(runs: Sequence[RunData]) -> str:
                 f"{date(run):%Y-%m-%d %H:%M}",
             )
         )
-    return "\n".join(aligned(cells, right=(3, 5, 6, 7)))
+    return "\n".join(table_lines(cells, right=(3, 5, 6, 7)))

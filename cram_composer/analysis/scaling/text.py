@@ -1,13 +1,13 @@
-"""What `cram scaling` prints."""
+"""Console output of `cram scaling-law`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import duration, short_count
 from cram_composer.analysis.scaling.law import Fit
 from cram_composer.analysis.scaling.prediction import Optimum, Scaling, optimal_exponent, parameters_of
-from cram_composer.commands.columns import aligned
 
 LAWS = {
     ("parameters", "tokens"): "loss = E + A / parameters^a + B / tokens^b",
@@ -104,4 +104,4 @@ def optimum_line(found: Optimum, seconds: float, where: str) -> str:
 
 
 def _indented(cells: Sequence[Sequence[str]], numeric: Sequence[int]) -> list[str]:
-    return [f"  {line}" for line in aligned(cells, numeric)]
+    return [f"  {line}" for line in table_lines(cells, numeric)]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cram_composer.commands.columns import aligned
+from cram_composer.analysis.console import table_lines
 from cram_composer.config.schema.evaluation import ProtocolConfig
 from cram_composer.evaluation.fine_tuning.benchmarks import BENCHMARKS
 from cram_composer.evaluation.fine_tuning.fine_tune import task_settings
@@ -139,7 +139,7 @@ def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> s
             cells.append([one.name, *shown, *means])
         notes += _beside(protocol, rows)
     legend = "median over seeds (lowest to highest); * a split without its official rows; "
-    return "\n".join([*aligned(cells, right=range(1, len(cells[0]))), "", legend + _legend(protocol), *notes])
+    return "\n".join([*table_lines(cells, right=range(1, len(cells[0]))), "", legend + _legend(protocol), *notes])
 
 
 def _legend(protocol: ProtocolConfig) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cram_composer.commands.columns import aligned
+from cram_composer.analysis.console import table_lines
 from cram_composer.config.schema.evaluation import ZeroShotConfig
 from cram_composer.config.units import format_duration
 from cram_composer.device import device_kind
@@ -171,4 +171,4 @@ def _table(suite: Suite, rows: Sequence[dict[str, Any]], legend: str) -> str:
         [row["model"], *(of_row.get(name, "-") for name in headers)] for row, of_row in zip(rows, cells, strict=True)
     ]
     notes = [f"{row['model']}: {note}" for row in rows for note in row["notes"]]
-    return "\n".join([*aligned([["", *headers], *shown], right=range(1, len(headers) + 1)), "", legend, *notes])
+    return "\n".join([*table_lines([["", *headers], *shown], right=range(1, len(headers) + 1)), "", legend, *notes])

@@ -176,7 +176,7 @@ def folder(make_run: Any, tmp_path: Path) -> Path:
 
 def test_the_command_fits_predicts_and_finds_the_best_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = folder / "scaling.html"
-    arguments = ["scaling", str(folder), "--hold-back", "1", "--predict", "1e8,1e10", "--budget", "10h"]
+    arguments = ["scaling-law", str(folder), "--hold-back", "1", "--predict", "1e8,1e10", "--budget", "10h"]
     arguments += ["--output", str(page)]
     assert main(arguments) == 0
     said = capsys.readouterr().out
@@ -200,9 +200,9 @@ def test_the_command_fits_predicts_and_finds_the_best_size(folder: Path, capsys:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--predict", "1e8"], "--predict 1e8: parameters and tokens"),
+        (["--predict", "1e8"], "--predict 1e8: expected parameters and tokens"),
         (["--hold-back", "20"], "there are only 20 finished runs"),
-        (["--flops-per-second", "1e12"], "with the time it lasts"),
+        (["--flops-per-second", "1e12"], "--flops-per-second: must be > 0, and requires --budget"),
         (["--budget", "soon"], "'soon' is not a duration"),
         (["seeed=1"], "did you mean 'seed'"),
     ],
@@ -210,7 +210,7 @@ def test_the_command_fits_predicts_and_finds_the_best_size(folder: Path, capsys:
 def test_bad_requests_are_one_line(
     folder: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["scaling", str(folder), *arguments]) == 2
+    assert main(["scaling-law", str(folder), *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -218,7 +218,7 @@ def test_bad_requests_are_one_line(
 
 def test_folders_without_a_finished_run_are_said(make_run: Any, tmp_path: Path, capsys: Any) -> None:
     make_run("failed", budget=20.0, status="failed").rename(tmp_path / "failed")
-    assert main(["scaling", str(tmp_path)]) == 2
+    assert main(["scaling-law", str(tmp_path)]) == 2
     assert "no finished run among the 1 that were found" in capsys.readouterr().err
 
 

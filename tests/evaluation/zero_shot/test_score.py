@@ -129,10 +129,10 @@ def test_tokenizers_that_do_not_do(break_, message, pairs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "3"], "--seeds: means nothing to a protocol of kind"),
-        (["--tasks", "cola"], "--tasks: means nothing to a protocol of kind"),
-        (["--jobs", "2"], "--jobs: means nothing to a protocol of kind"),
-        (["--slurm", "timeout_min=10"], "--slurm: means nothing to a protocol of kind"),
+        (["--seeds", "3"], "--seeds: has no effect with a protocol of kind"),
+        (["--tasks", "cola"], "--tasks: has no effect with a protocol of kind"),
+        (["--jobs", "2"], "--jobs: has no effect with a protocol of kind"),
+        (["--slurm", "timeout_min=10"], "--slurm: has no effect with a protocol of kind"),
         (["--set", "epochs=2"], "unknown key 'epochs'"),
         (["--set", "batch_tokens=0"], "batch_tokens: 0 is out of range"),
         (["--set", "precision=fp16"], "fp16 needs a GPU"),
@@ -150,7 +150,7 @@ def test_mistakes_are_one_line(suite, arguments, message, model, pairs, tmp_path
 
 def test_data_have_no_default(model, tmp_path, capsys):
     status, _, error = eval_(model, "--suite", "masked-words", "--output", tmp_path / "out", capsys=capsys)
-    assert status == 2 and error.startswith("error: --data: is missing")
+    assert status == 2 and error.startswith("error: --data: required")
 
 
 def test_the_kind_in_the_file_chooses_the_schema(tmp_path):

@@ -1,4 +1,4 @@
-"""`cram eval`: scores after fine-tuning, or of the model as it is."""
+"""`cram eval`: score models with or without fine-tuning."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_command, exit_status, given, slurm_parameters
+from cram_composer.commands.arguments import Commands, add_command, exit_status, overrides_from, slurm_parameters
 from cram_composer.errors import CramError
 
-Evaluated = tuple[str, str, str, list[str]]  # protocol's name, results file, table, a line for every failure
+Evaluated = tuple[str, str, str, list[str]]  # protocol's name, results file, table, one line per failure
 
 
 def add(commands: Commands) -> None:
-    """Add them to the parser."""
+    """Add the command to the parser."""
     evaluate = add_command(
-        commands,
-        "eval",
-        _eval,
-        "Fine-tune models on GLUE by a protocol and print the table, or score them as they are.",
+        commands, "eval", run, "Fine-tune models on GLUE by a protocol, or score them without fine-tuning."
     )
     evaluate.add_argument(
         "models",
         nargs="+",
         metavar="MODEL",
-        help="run or model folder, or name of the hub; untrained:MODEL has its architecture and random weights",
+        help="run or model folder, or name on the hub; untrained:MODEL has its architecture and random weights",
     )
     evaluate.add_argument(
         "--suite", default="glue", metavar="NAME", help="protocol: NAME of yamls/eval, or a YAML file"
@@ -37,25 +34,24 @@ def add(commands: Commands) -> None:
         "each paradigm; masked-words: a text, or a folder of them",
     )
     evaluate.add_argument("--tasks", metavar="A,B", help="only these tasks of the protocol")
-    evaluate.add_argument("--seeds", type=int, metavar="N", help="of each task (default: the protocol's)")
+    evaluate.add_argument("--seeds", type=int, metavar="N", help="seeds per task (default: the protocol's)")
     evaluate.add_argument("--output", type=Path, default=Path("runs/eval"), metavar="DIR", help="default: runs/eval")
     evaluate.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     evaluate.add_argument("--jobs", type=int, metavar="N", help="processes on a CPU (default: one per core, up to 8)")
+    evaluate.add_argument("--slurm", nargs="*", metavar="key=value", help="run as Slurm jobs, with submitit parameters")
     evaluate.add_argument(
-        "--slurm", nargs="*", metavar="key=value", help="run as Slurm jobs, with submitit's parameters"
-    )
-    evaluate.add_argument(
-        "--set", nargs="+", default=[], metavar="key=value", help="over the protocol, such as epochs=2"
+        "--set", nargs="+", default=[], metavar="key=value", help="override the protocol, such as epochs=2"
     )
 
 
-def _eval(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Evaluate by the kind of the protocol and print the table."""
     from cram_composer.config.protocols import protocol_kind
 
     name, results, table, failures = _EVALUATIONS[protocol_kind(options.suite)](options)
     print(table)
     print(f"\nresults: {options.output / results}, table: {options.output / name}.json")
-    return exit_status(failures, "jobs failed; the same command does them again")
+    return exit_status(failures, "jobs failed; run the same command to retry them")
 
 
 def _fine_tuning(options: argparse.Namespace) -> Evaluated:
@@ -63,10 +59,11 @@ def _fine_tuning(options: argparse.Namespace) -> Evaluated:
     from cram_composer.evaluation.fine_tuning.suite import evaluate_models
 
     tasks = None if options.tasks is None else f"[{options.tasks}]"
-    protocol = compose_protocol(options.suite, [*options.set, *given(seeds=options.seeds, tasks=tasks)]).config
+    overrides = [*options.set, *overrides_from(seeds=options.seeds, tasks=tasks)]
+    protocol = compose_protocol(options.suite, overrides).config
     slurm = slurm_parameters(options.slurm)
     if options.jobs is not None and options.jobs < 1:
-        raise CramError(f"--jobs {options.jobs}: at least 1")
+        raise CramError(f"--jobs {options.jobs}: must be >= 1")
     table, failures = evaluate_models(
         options.models,
         protocol,
@@ -85,9 +82,9 @@ def _zero_shot(options: argparse.Namespace) -> Evaluated:
     protocol = compose_protocol(options.suite, list(options.set)).config
     for name in ("seeds", "tasks", "jobs", "slurm"):
         if getattr(options, name) is not None:
-            raise CramError(f"--{name}: means nothing to a protocol of kind {protocol.kind}; leave it out")
+            raise CramError(f"--{name}: has no effect with a protocol of kind {protocol.kind}; remove it")
     if options.data is None:
-        raise CramError(f"--data: is missing; a protocol of kind {protocol.kind} scores the files that it names")
+        raise CramError(f"--data: required by a protocol of kind {protocol.kind}; name the files to score")
     from cram_composer.evaluation.zero_shot.score import RESULTS_FILE, score_models
 
     table, failures = score_models(

@@ -1,0 +1,57 @@
+"""Fit a scaling law to runs and report it as text with a page, or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cram_composer.analysis.runs.run import load_run
+from cram_composer.analysis.runs.table import list_runs
+from cram_composer.analysis.scaling.page import write_scaling
+from cram_composer.analysis.scaling.prediction import as_json, optimum, predict, read_points, scale
+from cram_composer.analysis.scaling.text import console, optimum_line, prediction_line
+from cram_composer.errors import CramError
+
+
+def report_scaling(
+    items: Sequence[str],
+    *,
+    hold_back: int = 0,
+    size_and_tokens: tuple[float, float] | None = None,
+    seconds: float | None = None,
+    flops_per_second: float | None = None,
+    page: Path | None,
+) -> str:
+    """Fit the law to the runs that `items` select; return JSON, or text after writing `page`.
+
+    Args:
+        items: folders and key=value filters, as for `cram runs`.
+        hold_back: number of the largest runs to predict instead of fitting.
+        size_and_tokens: parameters and tokens to predict a loss for.
+        seconds: wall-clock to find the best size for, at `flops_per_second` or the runs' own speed.
+        page: HTML file to write; None for JSON.
+
+    Raises:
+        CramError: no finished run, or too few for what is asked.
+    """
+    runs, problems = list_runs(items, Path("runs"))
+    points, notes = read_points(runs)
+    if not points:
+        raise CramError(f"no finished run among the {len(runs)} that were found; name folders of finished runs")
+    if hold_back >= len(points):
+        raise CramError(f"--hold-back {hold_back}: there are only {len(points)} finished runs")
+    scaling = scale(points, [*notes, *(f"left out: {problem}" for problem in problems)], hold_back)
+    predicted = None if size_and_tokens is None else predict(scaling, *size_and_tokens)
+    best = None if seconds is None else optimum(scaling, seconds, flops_per_second)
+    if page is None:
+        answers = {"predicted": predicted, "optimum": None if best is None else vars(best)}
+        return json.dumps(as_json(scaling) | answers, indent=1, ensure_ascii=False)
+    sentences = []
+    if size_and_tokens is not None and predicted is not None:
+        sentences.append(prediction_line(*size_and_tokens, predicted))
+    if best is not None and seconds is not None:
+        speed = "at the runs' own speed" if flops_per_second is None else f"at {flops_per_second:.3g} FLOP/s"
+        sentences.append(optimum_line(best, seconds, speed))
+    written = write_scaling(scaling, [load_run(run.path) for run in runs], sentences, page)
+    return "\n".join([console(scaling), *sentences, "", f"page: {written}"])

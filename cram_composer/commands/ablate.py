@@ -1,0 +1,31 @@
+"""`cram ablate`: train a run without each of its recipes and compare."""
+
+from __future__ import annotations
+
+import argparse
+
+from cram_composer.commands.arguments import Commands, add_command, add_yaml
+from cram_composer.commands.sweep_options import add_sweep_options, budget_override, run_sweep
+from cram_composer.errors import CramError
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    ablate = add_command(commands, "ablate", run, "Train a run without each of its recipes in turn, and compare.")
+    add_yaml(ablate)
+    ablate.add_argument("--recipes", metavar="A,B", help="recipes to leave out, each alone (default: all ingredients)")
+    add_sweep_options(ablate)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the leave-one-out sweep and run it."""
+    from cram_composer.sweeps.ablation import leave_one_out
+
+    recipes = options.recipes.split(",") if options.recipes else None
+    overrides = [*options.overrides, *budget_override(options.budget)]
+    sweep = leave_one_out(str(options.yaml), overrides, recipes)
+    if options.seeds is not None:
+        if options.seeds < 1:
+            raise CramError(f"--seeds {options.seeds}: must be >= 1")
+        sweep.seeds = options.seeds
+    return run_sweep(sweep, str(options.yaml), options)

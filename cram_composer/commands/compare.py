@@ -1,0 +1,40 @@
+"""`cram compare`: compare groups of runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from cram_composer.commands.arguments import Commands, add_command
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    compare = add_command(commands, "compare", run, "Compare groups of runs at equal budget: is the difference real?")
+    compare.add_argument(
+        "groups",
+        nargs="+",
+        metavar="GROUP",
+        help="NAME='runs/base-*', or run folders, which are grouped by configuration without the seed",
+    )
+    compare.add_argument("--baseline", metavar="NAME", help="group to compare the others with (default: the first)")
+    compare.add_argument("--output", type=Path, help="HTML file of the page (default: ./compare.html)")
+    compare.add_argument("--json", action="store_true", help="print JSON, and write no page")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the comparison and write its page, or print JSON."""
+    from cram_composer.analysis.compare.compare import choose_baseline, compare
+    from cram_composer.analysis.compare.groups import read_groups
+    from cram_composer.analysis.compare.page import write_comparison
+    from cram_composer.analysis.compare.text import as_json, console
+
+    groups = read_groups(options.groups)
+    pairs = compare(groups, choose_baseline(groups, options.baseline))
+    if options.json:
+        print(json.dumps(as_json(groups, pairs), indent=1, ensure_ascii=False))
+        return 0
+    print(console(groups, pairs))
+    print(f"\npage: {write_comparison(groups, pairs, options.output or Path('compare.html'))}")
+    return 0

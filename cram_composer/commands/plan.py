@@ -1,0 +1,83 @@
+"""`cram plan`: what a budget buys and what fits into memory."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from cram_composer.budget.schedules import build_schedule
+from cram_composer.commands.arguments import Commands, add_command, add_yaml, overrides_from
+from cram_composer.config import compose
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.units import parse_bytes
+from cram_composer.config.validation.run import check_run
+from cram_composer.errors import CramError
+from cram_composer.storage.files import write_json
+
+_STEPS = 5
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    plan = add_command(
+        commands,
+        "plan",
+        run,
+        "Estimate what a budget buys and what fits into memory, from given FLOP/s or a few steps timed here.",
+    )
+    add_yaml(plan)
+    plan.add_argument("--devices", type=int, default=1, metavar="N", help="default: 1")
+    plan.add_argument("--budget", metavar="TIME", help="replaces the run's, such as 3h or {device_hours: 24}")
+    plan.add_argument("--flops", type=float, metavar="F", help="achieved model FLOP/s of a device, such as 120e12")
+    plan.add_argument("--mfu", type=float, metavar="SHARE", help="the same as a share of --peak, such as 0.4")
+    plan.add_argument("--peak", type=float, metavar="F", help="peak FLOP/s of a device, such as 312e12 (A100, bf16)")
+    plan.add_argument("--calibrate", type=int, metavar="N", help="time 2 x N steps here, the default with N = 5")
+    plan.add_argument(
+        "--memory", metavar="SIZE", help="memory of a device, such as 24gb (default: of this machine's GPU)"
+    )
+    plan.add_argument("--json", type=Path, metavar="FILE", help="also write the plan to a file")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check the options before heavy imports, then print the plan."""
+    composed = compose(RunConfig, options.yaml, [*options.overrides, *overrides_from(budget=options.budget)])
+    if options.devices < 1:
+        raise CramError(f"--devices {options.devices}: must be >= 1")
+    flops = _given_flops(options)
+    steps = _STEPS if options.calibrate is None else options.calibrate
+    if steps < 1:
+        raise CramError(f"--calibrate {steps}: must be >= 1")
+    memory = None if options.memory is None else _bytes(options.memory)
+    check_run(composed.config, options.devices)
+    build_schedule(composed.config.schedule)
+    from cram_composer.planning.plan import make_plan, plan_text
+
+    made = make_plan(composed.config, options.devices, flops, options.mfu, steps, memory)
+    print(plan_text(made, f"{options.yaml} on {options.devices} device(s)"))
+    if options.json is not None:
+        write_json(options.json, made.as_json())
+    return 0
+
+
+def _given_flops(options: argparse.Namespace) -> float | None:
+    """FLOP/s given on the command line, directly or as a share of a peak; None to calibrate."""
+    for name in ("flops", "mfu", "peak"):
+        value = getattr(options, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise CramError(f"--{name} {value}: must be > 0")
+    if (options.mfu is None) != (options.peak is None):
+        raise CramError("--mfu and --peak: require each other, such as --mfu 0.4 --peak 312e12")
+    if options.mfu is not None and options.mfu > 1:
+        raise CramError(f"--mfu {options.mfu}: must be <= 1, a share of --peak")
+    given = [name for name in ("flops", "mfu", "calibrate") if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise CramError(f"--{given[0]} and --{given[1]}: either sets the speed; remove one")
+    return options.flops if options.mfu is None else options.mfu * options.peak
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except CramError as error:
+        raise CramError(f"--memory: {error}") from None

@@ -1,0 +1,48 @@
+"""`cram recipes`: list the recipes, or show their cards."""
+
+from __future__ import annotations
+
+import argparse
+
+from cram_composer.commands.arguments import Commands, add_command
+from cram_composer.config.recipe_page import recipe_page
+from cram_composer.config.recipes import KINDS, load_recipe, recipe_names
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    recipes = add_command(commands, "recipes", run, "List the recipes, or show the cards of the named ones.")
+    recipes.add_argument("names", nargs="*", metavar="NAME")
+    recipes.add_argument("--markdown", action="store_true", help="print docs/recipes.md")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the cards of the named recipes, or a list or page of all of them."""
+    if options.names:
+        for name in options.names:
+            _print_card(name)
+    elif options.markdown:
+        print(recipe_page([load_recipe(name, "recipes/") for name in recipe_names()]), end="")
+    else:
+        _print_list()
+    return 0
+
+
+def _print_list() -> None:
+    recipes = [load_recipe(name, "recipes/") for name in recipe_names()]
+    width = max(len(recipe.name) for recipe in recipes)
+    for kind in KINDS:
+        print(f"{kind}s:")
+        for recipe in recipes:
+            if recipe.card.kind == kind:
+                print(f"  {recipe.name:<{width}}  {recipe.card.summary}")
+
+
+def _print_card(name: str) -> None:
+    print(name)
+    for label, value in vars(load_recipe(name, "command line").card).items():
+        items = [value] if isinstance(value, str) else value
+        if isinstance(value, dict):
+            items = [f"{other} ({reason})" for other, reason in value.items()]
+        if items:
+            print(f"  {label + ':':<10} {', '.join(items)}")

@@ -1,0 +1,59 @@
+"""`cram scaling-law`: fit a scaling law to runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cram_composer.commands.arguments import Commands, add_command
+from cram_composer.config.units import parse_duration
+from cram_composer.errors import CramError
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    scaling = add_command(
+        commands, "scaling-law", run, "Fit loss = E + A/N^a + B/D^b to runs of several sizes and lengths."
+    )
+    scaling.add_argument("items", nargs="+", metavar="DIR or key=value", help="runs, as for `cram runs`")
+    scaling.add_argument("--hold-back", type=int, default=0, metavar="N", help="predict the N largest runs instead")
+    scaling.add_argument("--predict", metavar="N,D", help="loss at N parameters and D tokens, such as 1.2e8,3e9")
+    scaling.add_argument("--budget", metavar="TIME", help="the best size for this wall-clock, such as 24h")
+    scaling.add_argument(
+        "--flops-per-second", type=float, metavar="F", help="model FLOP/s of the device (default: the runs' own speed)"
+    )
+    scaling.add_argument("--output", type=Path, help="HTML file of the page (default: ./scaling.html)")
+    scaling.add_argument("--json", action="store_true", help="print JSON, and write no page")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fit the law, and print it with the predictions asked for."""
+    at = None if options.predict is None else _size_and_tokens(options.predict)
+    seconds = None if options.budget is None else parse_duration(options.budget)
+    if options.flops_per_second is not None and (seconds is None or options.flops_per_second <= 0):
+        raise CramError("--flops-per-second: must be > 0, and requires --budget, such as --budget 24h")
+    if options.hold_back < 0:
+        raise CramError(f"--hold-back {options.hold_back}: must be >= 0")
+    from cram_composer.analysis.scaling.report import report_scaling
+
+    print(
+        report_scaling(
+            options.items,
+            hold_back=options.hold_back,
+            size_and_tokens=at,
+            seconds=seconds,
+            flops_per_second=options.flops_per_second,
+            page=None if options.json else options.output or Path("scaling.html"),
+        )
+    )
+    return 0
+
+
+def _size_and_tokens(text: str) -> tuple[float, float]:
+    try:
+        parameters, tokens = map(float, text.split(","))
+    except ValueError:
+        parameters = tokens = 0.0
+    if not (parameters > 0 and tokens > 0):
+        raise CramError(f"--predict {text}: expected parameters and tokens, such as 1.2e8,3e9")
+    return parameters, tokens

@@ -1,0 +1,56 @@
+"""Options of `cram sweep` and `cram ablate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cram_composer.commands.arguments import exit_status, slurm_parameters
+
+if TYPE_CHECKING:
+    from cram_composer.config.schema.sweep import SweepConfig
+
+
+def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that both commands take."""
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds per variant (default: the sweep's, or 3)")
+    parser.add_argument("--budget", metavar="TIME", help="budget per run, such as 3h or {tokens: 1e9}")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/sweeps/NAME")
+    parser.add_argument("--jobs", type=int, metavar="N", help="parallel runs (default: one per GPU, or one on a CPU)")
+    parser.add_argument(
+        "--slurm", nargs="*", metavar="key=value", help="run as a Slurm array, with submitit parameters"
+    )
+    parser.add_argument("--yes", action="store_true", help="spend the device-hours without asking")
+    parser.add_argument("--report", action="store_true", help="compare the existing runs, and train nothing")
+
+
+def budget_override(text: str | None) -> list[str]:
+    """The override that replaces every limit of the file's budget, whatever its unit."""
+    if text is None:
+        return []
+    from cram_composer.config.compose import parse_override
+    from cram_composer.config.schema.run import BudgetConfig
+
+    _, value = parse_override(f"budget={text}")
+    limits = value if isinstance(value, dict) else {"wall": text}
+    return [f"budget={json.dumps({**vars(BudgetConfig()), **limits})}"]
+
+
+def run_sweep(config: SweepConfig, source: str, options: argparse.Namespace) -> int:
+    """Run a sweep read from `source`, print the comparison and return the exit status."""
+    from cram_composer.sweeps.sweep import sweep
+
+    config.name = config.name or Path(source).stem
+    text, failures = sweep(
+        config,
+        source,
+        (options.output or Path("runs/sweeps") / config.name).expanduser(),
+        jobs=options.jobs,
+        slurm=slurm_parameters(options.slurm),
+        agreed=options.yes,
+        train=not options.report,
+    )
+    print(text)
+    return exit_status(failures, "runs failed; run the same command to resume them")
