@@ -19,7 +19,7 @@ from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import FOLDER as BRANCH_POINTS
 from cram_composer.runs.checkpoints import checkpoint_files, checkpoint_problem, newest_checkpoint
 from cram_composer.runs.folder import CLOCK, RECORD, RunFolder, upgrade_record
-from cram_composer.storage.client import Storage, StorageError, open_storage
+from cram_composer.storage.client import Storage, StorageError
 from cram_composer.storage.files import read_json
 
 _SENDING = ".sending-"
@@ -44,7 +44,7 @@ class RunMirror:
 
     def __init__(self, folder: RunFolder, runs_remote: str, keep: int) -> None:
         self._folder = folder
-        self._storage: Storage = open_storage(f"{runs_remote.rstrip('/')}/{folder.path.name}")
+        self._storage: Storage = Storage(f"{runs_remote.rstrip('/')}/{folder.path.name}")
         self._keep = keep
         self._next: _QueuedCheckpoint | None = None
         self._busy = False
@@ -61,7 +61,7 @@ class RunMirror:
 
     def check(self) -> None:
         """Make sure that it can be written to. Raises StorageError."""
-        self._storage.check(write=True)
+        self._storage.check_access(write=True)
 
     # --- going back ---
 
@@ -82,7 +82,7 @@ class RunMirror:
         The record comes last: without it the next start begins again. Raises CramError.
         """
         here = newest_checkpoint(self._folder.checkpoints, quiet=True)
-        sizes = self._storage.sizes()
+        sizes = self._storage.list_sizes()
         names = [name for name in sizes if name.startswith("checkpoints/")]
         whole = sorted(n for n in names if n.endswith(".pt") and _json(n) in sizes)
         ahead = [n for n in whole if here is None or _step(n) > here.step]
@@ -122,7 +122,7 @@ class RunMirror:
         finally:
             for left in self._folder.checkpoints.glob(".fetched-*"):
                 left.unlink()
-        _warn(f"{self._storage.uri_of(name)}: {problem}; using the checkpoint before it")
+        _warn(f"{self._storage.object_uri(name)}: {problem}; using the checkpoint before it")
         return False
 
     def _remote_spent(self) -> float:
@@ -213,7 +213,7 @@ class RunMirror:
 
     def _delete_old(self, newest: str) -> None:
         """As RollingCheckpoints does here: `newest` and the whole ones before it stay, `keep` in all."""
-        names = self._storage.sizes("checkpoints")
+        names = self._storage.list_sizes("checkpoints")
         files = sorted((name for name in names if name.endswith(".pt")), reverse=True)
         keep = [name for name in files if name <= newest and _json(name) in names][: self._keep]
         for name in set(files) - set(keep):

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from cram_composer.config.paths import expand
 from cram_composer.data.manifest import COLUMN, EXAMPLES, MANIFEST, Manifest, load_manifest, stored_file
 from cram_composer.errors import CramError
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 from cram_composer.storage.files import read_json, write_atomic
 
 ROWS_PER_SPLIT = 4
@@ -54,7 +54,7 @@ class _Files:
         self.scratch = scratch
         self.remote = is_remote(uri)
         if self.remote:
-            self._storage = open_storage(uri)
+            self._storage = Storage(uri)
         self.root = scratch / "remote" if self.remote else expand(uri)
         self.uri = self._storage.uri if self.remote else str(self.root)
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from cram_composer.data.loading.shard_stream import TEMPORARY, is_left_over, temporary_name
 from cram_composer.data.manifest import MANIFEST, Manifest, Shard, file_xxh64, load_manifest, read_index
 from cram_composer.errors import CramError
-from cram_composer.storage.client import Storage, StorageError, open_storage
+from cram_composer.storage.client import Storage, StorageError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _HASHING_THREADS = 4
@@ -27,7 +27,7 @@ class RemoteDataset:
     """Where a data set can be had: the remote, and its mirror if there is one."""
 
     def __init__(self, remote: str, mirror: str | None, deadline: float) -> None:
-        self._storages = [open_storage(uri, deadline) for uri in (remote, mirror) if uri is not None]
+        self._storages = [Storage(uri, deadline) for uri in (remote, mirror) if uri is not None]
         self.name = self._storages[0].uri
 
     def check(self) -> None:
@@ -35,7 +35,7 @@ class RemoteDataset:
         answering: list[Storage] = []
         for storage in self._storages:
             try:
-                storage.check()
+                storage.check_access()
             except StorageError as error:
                 if len(self._storages) == 1 or (storage is self._storages[-1] and not answering):
                     raise
@@ -60,13 +60,13 @@ class RemoteDataset:
         """Presence and size of every shard, by name, from one listing of each place. Raises CramError, one line."""
         wrong: dict[str, list[str]] = {name: [] for name in shards}
         for storage in self._storages:
-            sizes = storage.sizes()
+            sizes = storage.list_sizes()
             for name, shard in shards.items():
                 found = sizes.get(name)
                 if found is None:
-                    wrong[name].append(f"{storage.uri_of(name)}: missing")
+                    wrong[name].append(f"{storage.object_uri(name)}: missing")
                 elif found != shard.stored.bytes:
-                    wrong[name].append(f"{storage.uri_of(name)}: {found} bytes instead of {shard.stored.bytes}")
+                    wrong[name].append(f"{storage.object_uri(name)}: {found} bytes instead of {shard.stored.bytes}")
         nowhere = [problems for problems in wrong.values() if len(problems) == len(self._storages)]
         if nowhere:
             more = f" (and {len(nowhere) - 1} more of {len(shards)} shards)" if len(nowhere) > 1 else ""

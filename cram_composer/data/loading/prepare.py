@@ -25,7 +25,7 @@ from cram_composer.data.loading.preflight import (
 from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest, verify
 from cram_composer.data.pipeline.build import build
 from cram_composer.errors import CramError
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def prepare(config: DataConfig, local_leader: bool, wait: Callable[[], None]) ->
     if local_leader:
         if remote is None and not (root / MANIFEST).is_file():
             _build(config, str(root))
-        elif config.remote is None and remote is not None and open_storage(remote, deadline).size(MANIFEST) is None:
+        elif config.remote is None and remote is not None and Storage(remote, deadline).size(MANIFEST) is None:
             _build(config, remote)
     build_seconds = time.monotonic() - started
     if local_leader:

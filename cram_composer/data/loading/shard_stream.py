@@ -23,7 +23,7 @@ from streaming.base.format import FileInfo, Reader
 
 from cram_composer.data.manifest import file_xxh64
 from cram_composer.errors import CramError
-from cram_composer.storage.client import Storage, StorageError, open_storage
+from cram_composer.storage.client import Storage, StorageError
 
 TEMPORARY = ".fetching-"  # how the name of a file begins that is not whole yet
 LAST_TRY_SECONDS = 10.0  # what a fetch gets at least, also where waiting for others took all the time there was
@@ -92,7 +92,7 @@ class ShardStream(Stream):
                 try:
                     self._fetch_from(storage, shard, target)
                 except _Corrupt as error:
-                    problem = f"{storage.uri_of(self._name(shard))}: {error}"
+                    problem = f"{storage.object_uri(self._name(shard))}: {error}"
                     problems[problem] = problems.get(problem, 0) + 1
                 except StorageError as error:
                     if error.cause == "disk-full":
@@ -140,7 +140,7 @@ class ShardStream(Stream):
         return str(target)
 
     def _storage(self, uri: str, seconds: float) -> Storage:
-        storage: Storage = self._storages.__dict__.setdefault(uri, open_storage(uri))
+        storage: Storage = self._storages.__dict__.setdefault(uri, Storage(uri))
         storage.deadline = seconds
         return storage
 

@@ -31,7 +31,7 @@ from cram_composer.data.pipeline.progress import say
 from cram_composer.data.pipeline.tasks import described as described_error
 from cram_composer.data.pipeline.workspace import Work
 from cram_composer.errors import CramError
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 
 # Where a data set is put and how the work on it is done changes nothing about what it is.
 _NOT_DESCRIBED = ("output", "overwrite", "jobs", "executor", "slurm", "work")
@@ -103,11 +103,11 @@ def _build_remote(config: DataBuildConfig, identity: str, progress: bool) -> str
     uri = config.output.rstrip("/")
     place = expand(config.work) if config.work else expand("$CRAM_CACHE") / "work" / f"{config.name}-{_digest(uri)}"
     work = Work(Path(os.path.abspath(place)))
-    storage = open_storage(uri, REMOTE_DEADLINE_SECONDS)
+    storage = Storage(uri, REMOTE_DEADLINE_SECONDS)
     with _errors_in_one_line(work.root):
         work.root.parent.mkdir(parents=True, exist_ok=True)
         with _lock(_lock_of(work), uri, progress):
-            storage.check(write=True)
+            storage.check_access(write=True)
             with tempfile.TemporaryDirectory() as scratch:
                 if storage.size(MANIFEST) is not None:
                     storage.download(MANIFEST, Path(scratch) / MANIFEST)

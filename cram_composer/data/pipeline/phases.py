@@ -22,7 +22,7 @@ from cram_composer.data.pipeline.tokenizer.tokenizer import BuiltTokenizer, adop
 from cram_composer.data.pipeline.tokenizer.vocabulary import train_tokenizer
 from cram_composer.data.pipeline.workspace import Work
 from cram_composer.errors import CramError
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 
 _UNKNOWN_BYTES = 10 << 30  # taken to be in a source whose size nobody knows
 # Folders of the work that nobody reads after a phase.
@@ -59,7 +59,7 @@ def run_pipeline(work: Work, config: DataBuildConfig, described: dict[str, Any],
             _run(work, "sample", executor)
         _run(work, "deal", executor)
         if remote:
-            open_storage(config.output).delete(MANIFEST)  # from the first shard on it is not that data set any more
+            Storage(config.output).delete(MANIFEST)  # from the first shard on it is not that data set any more
         _run(work, "write", executor)
     merge_indexes(work)
     write_description(work, described, identity)

@@ -29,7 +29,7 @@ from cram_composer.data.pipeline.sources import Source
 from cram_composer.data.pipeline.text import SPLITS
 from cram_composer.data.pipeline.workspace import Work
 from cram_composer.errors import CramError
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 from cram_composer.storage.files import write_json
 
 _SHARD = re.compile(r"(train(-[\w-]+)?|validation)/\d{5}/shard\.\d+\.mds(\.zstd)?")  # as builds name them
@@ -178,18 +178,18 @@ def upload_description(work: Work) -> None:
 
     Shards of a data set that was there before are removed.
     """
-    storage = open_storage(work.config.output)
+    storage = Storage(work.config.output)
     indexes = [f"{split}/index.json" for split in work.splits]
     small = [EXAMPLES, *indexes, *(f"tokenizer/{path.name}" for path in sorted(work.tokenizer.iterdir()))]
     for name in small:
         storage.upload(work.out / name, name)
-    there, expected = storage.sizes(), _expected(work)
+    there, expected = storage.list_sizes(), _expected(work)
     for name, size in expected.items():
         if there.get(name) != size:
             # The shards here are gone since they were uploaded: there is nothing to go on with.
             work.remove()
             found = f"{there[name]} bytes instead of {size}" if name in there else "missing"
-            raise CramError(f"{storage.uri_of(name)}: {found} after its upload; start the build again")
+            raise CramError(f"{storage.object_uri(name)}: {found} after its upload; start the build again")
     for name in there.keys() - expected.keys():
         if _SHARD.fullmatch(name):
             storage.delete(name)

@@ -30,7 +30,7 @@ from cram_composer.data.pipeline.text import SPLITS
 from cram_composer.data.pipeline.tokenize_rows import open_tokenizer, rows_path
 from cram_composer.data.pipeline.tokenizer.tokenizer import BuiltTokenizer
 from cram_composer.data.pipeline.workspace import Work
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 
 _BLOCKS_A_WRITER = 32
 
@@ -72,7 +72,7 @@ def write(work: Work, partition: int, progress: bool) -> dict[str, Any]:
     if not is_remote(output):
         return _write(work, partition, progress, None)
     log = work.folder("uploaded") / f"{partition:05d}.jsonl"
-    with Uploads(open_storage(output), work.out, log) as uploads:
+    with Uploads(Storage(output), work.out, log) as uploads:
         return _write(work, partition, progress, uploads)
 
 

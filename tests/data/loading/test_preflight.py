@@ -54,15 +54,15 @@ def test_the_description_comes_over_and_one_line_says_what_is_there(
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no manifest": (lambda root: (root / "manifest.json").unlink(), "manifest.json: there is no such object"),
+    "no manifest": (lambda root: (root / "manifest.json").unlink(), "manifest.json: no such object"),
     "broken manifest": (lambda root: (root / "manifest.json").write_text("{"), "manifest.json: cannot be read"),
     "old manifest": (
         lambda root: (root / "manifest.json").write_text('{"format_version": 1}'),
         "format version 1, but",
     ),
-    "no tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").unlink(), "tokenizer.json: there is no such"),
+    "no tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").unlink(), "tokenizer.json: no such"),
     "other tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").write_text("[]"), "not the tokenizer that"),
-    "no index": (lambda root: (root / "train/index.json").unlink(), "train/index.json: there is no such object"),
+    "no index": (lambda root: (root / "train/index.json").unlink(), "train/index.json: no such object"),
     "broken index": (lambda root: (root / "train/index.json").write_text("{}"), "index.json: not a shard index"),
     "short index": (
         lambda root: (root / "train/index.json").write_text('{"shards": [], "version": 2}'),

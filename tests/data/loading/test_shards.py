@@ -107,7 +107,7 @@ def test_a_local_shard_that_is_damaged_while_training_is_one_line(tmp_path: Path
 
 
 REMOTE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (Path.unlink, "there is no such object"),
+    "missing": (Path.unlink, "no such object"),
     "truncated": (lambda path: os.truncate(path, 40), "40 bytes instead of"),
     "flipped": (damage, "its xxh64 hash differs from the one in index.json (fetched twice)"),
 }
