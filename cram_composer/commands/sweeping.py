@@ -101,13 +101,13 @@ def _run(config: SweepConfig, asked_by: str, options: argparse.Namespace) -> int
 
 
 def _branch(options: argparse.Namespace) -> int:
-    from cram_composer.runs.branch import YAML, make_branch
+    from cram_composer.runs.branch import BRANCH_YAML, create_branch
     from cram_composer.train.launch import start
 
-    made = make_branch(options.run, options.at, options.budget, name=options.name, decay_shape=options.decay_shape)
+    made = create_branch(options.run, options.at, options.budget, name=options.name, decay_shape=options.decay_shape)
     print(f"{made.path}: from {made.origin}", flush=True)
     if options.prepare or made.devices > 1:
         count = f"-n {made.devices} " if made.devices > 1 else ""
-        print(f"train: composer {count}train.py {made.path / YAML}")
+        print(f"train: composer {count}train.py {made.path / BRANCH_YAML}")
         return 0
     return start(made.composed, made.path)

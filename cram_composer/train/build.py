@@ -45,7 +45,7 @@ from cram_composer.models.factory import build_model
 from cram_composer.models.flops import flops_per_token
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
-from cram_composer.runs.branch_points import BranchPoints
+from cram_composer.runs.branch_points import BranchPointSaver
 from cram_composer.runs.checkpoints import newest_checkpoint
 from cram_composer.runs.folder import RunFolder, environment
 from cram_composer.runs.mirror import RunMirror
@@ -134,7 +134,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     check_row_length(config, data.manifest["sequence_length"])
     if rank == 0:
-        folder.keep_tokenizer(data.tokenizer)
+        folder.copy_tokenizer(data.tokenizer)
     budget = build_budget(config.budget, world_size)
     run_in_background(get_cpu_model)
 
@@ -193,7 +193,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         interval=_checkpoint_interval(config, budget),
         keep=config.checkpoint.keep,
         strategy=strategy,
-        branch_points=BranchPoints(folder.path, config.checkpoint.branch_at),
+        branch_points=BranchPointSaver(folder.path, config.checkpoint.branch_at),
         saved=remote.enqueue if remote is not None else None,
     )
     schedule = with_swa(build_schedule(config.schedule), config.algorithms.swa)

@@ -55,7 +55,7 @@ def finish(run: Session, status: str, reason: str | None) -> int:
     problem = None
     if run.remote is not None:
         with ledger.outside_budget("upload"):
-            problem = run.remote.finish()
+            problem = run.remote.upload_files()
     write_record(run, status, reason)
     _print_summary(run)
     _draw_page(run.folder.path)

@@ -88,7 +88,7 @@ def test_folders_that_are_no_run_are_named_in_one_line(tmp_path: Path) -> None:
 
 def test_reading_needs_nothing_of_training() -> None:
     heavy = ("torch", "composer", "streaming", "transformers", "matplotlib")
-    names = ", ".join(f"cram_composer.analysis.{name}" for name in ("report", "comparison_page", "scaling_command"))
+    names = ", ".join(f"cram_composer.analysis.{name}" for name in ("report.report", "compare.page", "scaling.command"))
     code = f"import sys, {names}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
