@@ -32,7 +32,7 @@ from cram_composer.data.manifest import load_manifest, verify
 from cram_composer.data.pipeline.build import build
 from cram_composer.data.pipeline.partition import partition_pieces
 from cram_composer.data.pipeline.sources import open_sources
-from cram_composer.data.pipeline.workspace import Work
+from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
 from tests.data.conftest import synthetic_documents
 from tests.data.pipeline.test_build import files_of
@@ -190,14 +190,14 @@ def test_work_that_is_half_removed_is_not_gone_on_with(files, tmp_path, monkeypa
     config = replace(configuration(files, tmp_path / "out", 1), work=str(tmp_path / "work"))
     before = files_of(build(config, progress=False))
     assert not (tmp_path / "work").exists()
-    remove = Work.remove
+    remove = Workspace.remove
 
-    def killed(self: Work) -> None:
-        if self.any_done():  # between the move and the end of the removal
+    def killed(self: Workspace) -> None:
+        if self.has_results():  # between the move and the end of the removal
             raise ZeroDivisionError
         remove(self)
 
-    monkeypatch.setattr(Work, "remove", killed)
+    monkeypatch.setattr(Workspace, "remove", killed)
     with pytest.raises(ZeroDivisionError):
         build(replace(config, overwrite=True), progress=False)
     monkeypatch.undo()

@@ -18,7 +18,7 @@ __all__ = ["SOURCE_KINDS", "Part", "Source", "open_sources"]
 
 
 class SourceKind(NamedTuple):
-    """How a kind is opened, and the keys of SourceConfig it reads besides those of every kind."""
+    """The function that opens a kind of source, and the SourceConfig keys it reads besides the common ones."""
 
     open: Callable[[SourceConfig], list[Source]]
     keys: frozenset[str]
@@ -37,7 +37,7 @@ _OF_EVERY_KIND = ("kind", "max_characters", "stream")
 
 
 def open_sources(configs: Iterable[SourceConfig]) -> list[Source]:
-    """Open every source without reading its text. Raises CramError for what cannot be opened or makes no sense."""
+    """Open every source without reading its text. Raises CramError for a source that cannot be opened."""
     return [source for config in configs for source in _open(config)]
 
 
@@ -53,5 +53,5 @@ def _open(config: SourceConfig) -> list[Source]:
     for key in (spec.name for spec in dataclasses.fields(SourceConfig)):
         read = key in kind.keys or key in _OF_EVERY_KIND
         if not read and getattr(config, key) != getattr(default, key):
-            raise CramError(f"source kind '{config.kind}': the key '{key}' means nothing to it; remove it")
+            raise CramError(f"source kind '{config.kind}': the key '{key}' has no effect; remove it")
     return kind.open(config)
