@@ -46,7 +46,7 @@ def wordpiece(sample: Path, config: TokenizerConfig, normalise: NormaliseConfig,
 
 def _continues_words(character: str, trained: Tokenizer) -> bool:
     """Return False for punctuation and Chinese characters, which are words by themselves."""
-    return len(trained.pre_tokenizer.pre_tokenize_str(tokenizer_x.normalizer.normalize_str("a" + character))) == 1
+    return len(trained.pre_tokenizer.pre_tokenize_str(trained.normalizer.normalize_str("a" + character))) == 1
 
 
 def _build_tokenizer(vocabulary: dict[str, int], normalise: NormaliseConfig) -> Tokenizer:
