@@ -16,8 +16,8 @@ from cram_composer.config import compose
 from cram_composer.config.schema.data_build import DataBuildConfig
 from cram_composer.config.schema.run import DataConfig, RunConfig
 from cram_composer.config.validation.run import check_row_length
-from cram_composer.data.loading.mixture import choose_streams
-from cram_composer.data.loading.prepare import places
+from cram_composer.data.loading.mixture import select_streams
+from cram_composer.data.loading.prepare import resolve_location
 from cram_composer.data.loading.stream import RowStream, TrainLoader
 from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest
 from cram_composer.data.masking import MaskedLMCollator, build_collator
@@ -41,7 +41,7 @@ class DataFacts:
 
 def data_facts(config: DataConfig) -> DataFacts:
     """The manifest's where the data set is on this machine, otherwise those that its build will have."""
-    root, remote = places(config)
+    root, remote = resolve_location(config)
     if (root / MANIFEST).is_file():
         manifest = load_manifest(root)
         return DataFacts(
@@ -67,7 +67,7 @@ def data_facts(config: DataConfig) -> DataFacts:
 
 def epoch_rows(config: DataConfig, manifest: Manifest) -> int:
     """Rows of an epoch, as Streaming weighs the streams; those of blocks that a `repeat` cuts are rounded."""
-    streams = choose_streams(config, manifest)
+    streams = select_streams(config, manifest)
     total = 0.0
     for stream in streams:
         counts = manifest["splits"][stream.split]

@@ -16,7 +16,7 @@ from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.algorithms.optimizer_hooks import optimizer_support
 from cram_composer.algorithms.registry import Parts, build_algorithms
 from cram_composer.budget.budget import Budget, Limits
-from cram_composer.data.loading.data_spec import training_data
+from cram_composer.data.loading.data_spec import build_data_spec
 from cram_composer.data.loading.stream import TrainLoader
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.models.flops import flops_per_token
@@ -78,7 +78,7 @@ def calibrate(spec: ModelSpec, device: DeviceChoice, steps: int) -> Speed:
     trainer = QuietTrainer(
         model=model,
         optimizers=optimizer,
-        train_dataloader=training_data(loader),
+        train_dataloader=build_data_spec(loader),
         algorithms=[*optimizer_support(optimizer, model, budget), *build_algorithms(steady, parts), guard],
         callbacks=[timed],
         progress_bar=False,

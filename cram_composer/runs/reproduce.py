@@ -180,12 +180,12 @@ def _environment_differences(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _data_differences(record: dict[str, Any], composed: Composed) -> Iterator[str]:
-    from cram_composer.data.loading.prepare import places
-    from cram_composer.data.manifest import MANIFEST, load_manifest, summary
+    from cram_composer.data.loading.prepare import resolve_location
+    from cram_composer.data.manifest import MANIFEST, load_manifest, summarize
 
-    folder, _ = places(composed.config.data)
+    folder, _ = resolve_location(composed.config.data)
     if not (folder / MANIFEST).is_file():
         yield f"data: not at {folder} yet; to compare it later, run the same command with another --output"
         return
-    then, now = leaves(record["data"]), leaves(summary(load_manifest(folder)))
+    then, now = leaves(record["data"]), leaves(summarize(load_manifest(folder)))
     yield from (f"data.{line}" for line in _list_differences(then, now, "then", "now"))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from cram_composer.algorithms.averaging.weight_average import WeightAverage, saved_average
 from cram_composer.analysis.report.report import write_report
 from cram_composer.config.schema.run import RunConfig
-from cram_composer.data.manifest import summary
+from cram_composer.data.manifest import summarize
 from cram_composer.errors import CramError
 from cram_composer.evaluation.held_out import held_out_evaluator
 from cram_composer.models.card import model_card
@@ -156,7 +156,7 @@ def write_record(run: Session, status: str, reason: str | None = None) -> None:
         "device_hours": device_hours(run.attempts, total, dist.get_world_size()),
         "parameters": run.parameters,
         "kernels": run.kernels(),
-        "data": summary(run.data.manifest),
+        "data": summarize(run.data.manifest),
         "budget": run.budget.describe(),
         "steps": int(timestamp.batch),
         "tokens": int(timestamp.token),

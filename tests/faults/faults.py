@@ -266,7 +266,7 @@ FAULTS = [
         "without `data.remote`: a shard is deleted from the disk while the run trains",
         delete_local,
         restore_local,
-        line="is not there any more",
+        line="no longer exists",
         bound=AT_ONCE,
         server="",
     ),

@@ -7,7 +7,7 @@ import pytest
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.data.loading.open_dataset import open_train
-from cram_composer.data.loading.prepare import prepare
+from cram_composer.data.loading.prepare import prepare_dataset
 from cram_composer.errors import CramError
 from cram_composer.models.flops import flops_per_token
 from cram_composer.planning.model_spec import ModelSpec, data_facts
@@ -106,7 +106,7 @@ def test_compilation_and_evaluations_come_out_of_the_budget(data: Path):
 )
 def test_an_epoch_is_as_long_as_the_stream_says(data: Path, mixture: str):
     config = spec(data, 1, f"data.mixture={mixture}").config
-    opened = open_train(prepare(config.data, True, lambda: None), config.data, seed=0)
+    opened = open_train(prepare_dataset(config.data, True, lambda: None), config.data, seed=0)
     assert data_facts(config.data).rows_per_epoch == opened.rows_per_epoch
 
 

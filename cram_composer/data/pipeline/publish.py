@@ -21,7 +21,7 @@ from cram_composer.data.manifest import (
     SplitCounts,
     load_manifest,
     read_index,
-    verify,
+    verify_dataset,
 )
 from cram_composer.data.pipeline.ingest import PartitionReader, StageStatistics, enabled_stages, needs_all_documents
 from cram_composer.data.pipeline.rows.packing import unigram_nats
@@ -125,7 +125,7 @@ def write_manifest(work: Workspace, build_config: dict[str, Any], identity: str)
         "config_hash": identity,
     }
     if not is_remote(config.output):
-        verify(work.out, manifest, full=False)
+        verify_dataset(work.out, manifest, full=False)
     write_json(work.out / MANIFEST, manifest)
 
 

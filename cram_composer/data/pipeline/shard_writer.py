@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cram_composer.data.manifest import COLUMN, stored_file
+from cram_composer.data.manifest import COLUMN, stored_entry
 from cram_composer.storage.client import Storage
 
 _SHARD_BYTES = 32 << 20  # MDSWriter uses about three times this much memory
@@ -57,14 +57,14 @@ def write_shards(
             written.counts += np.bincount(array.ravel(), minlength=vocab_size)
             queued = _queue_uploads(folder, writer.shards, queued, uploads)
     _queue_uploads(folder, writer.shards, queued, uploads)
-    written.bytes = sum(stored_file(shard)["bytes"] for shard in writer.shards)
+    written.bytes = sum(stored_entry(shard)["bytes"] for shard in writer.shards)
     return written
 
 
 def _queue_uploads(folder: Path, shards: list[dict[str, Any]], queued: int, uploads: UploadQueue | None) -> int:
     if uploads is not None:
         for shard in shards[queued:]:
-            stored = stored_file(shard)
+            stored = stored_entry(shard)
             uploads.add(folder / stored["basename"], stored["hashes"]["xxh64"])
     return len(shards)
 

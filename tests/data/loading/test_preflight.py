@@ -12,7 +12,7 @@ import pytest
 from cram_composer.config.schema.run import DataConfig
 from cram_composer.data.loading import preflight
 from cram_composer.data.loading.open_dataset import open_train
-from cram_composer.data.loading.prepare import DataSet, prepare
+from cram_composer.data.loading.prepare import PreparedDataset, prepare_dataset
 from cram_composer.errors import CramError
 from tests.data.data_sets import number_of, write_data_set
 from tests.servers import Bucket, S3Server
@@ -25,9 +25,9 @@ def source(tmp_path: Path) -> Path:
     return write_data_set(tmp_path / "source", ROWS)
 
 
-def prepared(cache: Path, remote: Path | str, **settings) -> DataSet:
+def prepared(cache: Path, remote: Path | str, **settings) -> PreparedDataset:
     settings = {"deadline": "2s", **settings}
-    return prepare(DataConfig(local=str(cache), remote=str(remote), **settings), True, lambda: None)
+    return prepare_dataset(DataConfig(local=str(cache), remote=str(remote), **settings), True, lambda: None)
 
 
 def refused(cache: Path, remote: Path | str, **settings) -> str:

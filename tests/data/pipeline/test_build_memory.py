@@ -34,8 +34,8 @@ def test_text_that_was_read_is_let_go(tmp_path):
             writer.add(Chunk(0, 0, True, True, "x" * (1 << 20)))
     texts = DocumentStore(tmp_path, 0)
     before = mapped()
-    read = [texts.bytes_of(number) for number in range(len(texts))]
+    read = [texts.read_bytes(number) for number in range(len(texts))]
     assert mapped() > before + 40
     texts.release()
     assert mapped() < before + 8
-    assert texts.bytes_of(47) == read[47], "it can be read again"
+    assert texts.read_bytes(47) == read[47], "it can be read again"

@@ -28,7 +28,7 @@ from cram_composer.config.schema.data_build import (
     StagesConfig,
     TokenizerConfig,
 )
-from cram_composer.data.manifest import load_manifest, verify
+from cram_composer.data.manifest import load_manifest, verify_dataset
 from cram_composer.data.pipeline.build import build
 from cram_composer.data.pipeline.partition import partition_pieces
 from cram_composer.data.pipeline.sources import open_sources
@@ -92,7 +92,7 @@ def test_partitions_hold_what_one_does(files, tmp_path):
     one = build(configuration(files, tmp_path / "one", 1), progress=False)
     three = build(configuration(files, tmp_path / "three", 3), progress=False)
     manifest = load_manifest(three)
-    verify(three, manifest)
+    verify_dataset(three, manifest)
     assert manifest["partitions"] == 3
     assert manifest["tokenizer_sha256"] == load_manifest(one)["tokenizer_sha256"]
     for split in ("train", "validation"):
@@ -213,7 +213,7 @@ def test_streams_are_splits_of_their_own(files, tmp_path):
     ]
     root = build(config, progress=False)
     manifest = load_manifest(root)
-    verify(root, manifest)
+    verify_dataset(root, manifest)
     assert manifest["streams"] == ["train-small", "train-large"]
     assert set(manifest["splits"]) == {"train-small", "train-large", "validation"}
     assert sum(manifest["splits"][split]["documents"] for split in manifest["splits"]) == 900

@@ -139,7 +139,7 @@ def test_a_document_without_an_end_is_not_lost_or_held_whole(tmp_path):
     packer = BestFitPacker(tmp_path / "rows", 32, 100, np.dtype(np.uint16), PAD)
     for _ in range(10):
         packer.add_documents([[9] * 50], [False], SEP)
-        assert len(packer._open) < 32
+        assert len(packer._unfinished) < 32
     packer.close()
     rows = np.fromfile(tmp_path / "rows", np.uint16)
     assert (rows == 9).sum() == 500

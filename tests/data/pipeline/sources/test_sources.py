@@ -194,8 +194,8 @@ def test_parquet_columns(tmp_path):
         (SourceConfig(kind="starter", max_characters=0), "max_characters is 0; it must be at least 1"),
         (SourceConfig(paths=["nowhere/*.txt"]), "nowhere/*.txt: no such file"),
         (SourceConfig(paths=["."], document="page"), "document 'page' is not one of file, line, blank-line"),
-        (SourceConfig(kind="starter", paths=["x"]), "the key 'paths' means nothing to it"),
-        (SourceConfig(kind="hub", dataset="x/y", document="line"), "the key 'document' means nothing to it"),
+        (SourceConfig(kind="starter", paths=["x"]), "the key 'paths' has no effect"),
+        (SourceConfig(kind="hub", dataset="x/y", document="line"), "the key 'document' has no effect"),
     ],
 )
 def test_sources_that_make_no_sense(config, message):
