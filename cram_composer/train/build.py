@@ -40,7 +40,7 @@ from cram_composer.data.loading.stream import Batch, TrainLoader, evaluation_bat
 from cram_composer.data.masking import build_collator, evaluation_collator, word_joins
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.errors import CramError
-from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
+from cram_composer.evaluation.held_out import build_held_out_evaluator, due_at_progress_interval
 from cram_composer.models.factory import build_model
 from cram_composer.models.flops import flops_per_token
 from cram_composer.models.training_model import MaskedLMTrainingModel
@@ -218,7 +218,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         saved = newest_checkpoint(folder.checkpoints)
     if len(set(dist.all_gather_object(saved.step if saved else None))) > 1:
         raise CramError(f"{folder.checkpoints}: ranks see different checkpoints; runs_dir must be on a shared disk")
-    due = due_by_progress(config.eval.interval, budget)
+    due = due_at_progress_interval(config.eval.interval, budget)
     join()
     with strategy.trainer_context(), warnings.catch_warnings():
         # It is passed on purpose: Composer's own cannot count a wall-clock budget.
@@ -227,7 +227,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
             model=model,
             optimizers=optimizer,
             train_dataloader=build_data_spec(loader),
-            eval_dataloader=held_out_evaluator("eval", in_loop, config.eval.batch_size, due),
+            eval_dataloader=build_held_out_evaluator("eval", in_loop, config.eval.batch_size, due),
             algorithms=algorithms,
             callbacks=callbacks,
             loggers=build_loggers(config.logging, folder, budget),

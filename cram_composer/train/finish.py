@@ -17,7 +17,7 @@ from cram_composer.analysis.report.report import write_report
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.data.manifest import summarize
 from cram_composer.errors import CramError
-from cram_composer.evaluation.held_out import held_out_evaluator
+from cram_composer.evaluation.held_out import build_held_out_evaluator
 from cram_composer.models.card import model_card
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
@@ -36,7 +36,9 @@ def finish(run: Session, status: str, reason: str | None) -> int:
     """
     ledger = run.ledger
     with ledger.outside_budget("final_eval"):
-        run.trainer.eval(eval_dataloader=held_out_evaluator("final", run.final_batches, run.config.eval.batch_size))
+        run.trainer.eval(
+            eval_dataloader=build_held_out_evaluator("final", run.final_batches, run.config.eval.batch_size)
+        )
         metrics = {name: float(value.compute()) for name, value in run.trainer.state.eval_metrics["final"].items()}
     run.extra["metrics"] = {
         "validation_loss": metrics["loss"],
