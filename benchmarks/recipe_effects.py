@@ -30,7 +30,7 @@ from cram_composer.config import compose
 from cram_composer.config.recipes import exclusion, load_recipe, recipe_names
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.validation.run import check_run
-from cram_composer.data.loading.stale_memory import remove_stale_memory
+from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
 from cram_composer.errors import CramError
 from cram_composer.train.launch import start
 
@@ -74,7 +74,7 @@ def main() -> None:
 def _next(done: Iterator[tuple[float, str]]) -> tuple[float, str]:
     """The next run's outcome, without the shared memory that forked processes leave behind when they end."""
     outcome = next(done)
-    remove_stale_memory()
+    remove_stale_shared_memory()
     return outcome
 
 

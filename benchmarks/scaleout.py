@@ -120,7 +120,7 @@ def _plain_loop(run: Any, device: Any) -> list[float]:
     batches = iter(run.loader)
     for _ in range(run.config.budget.steps):
         start = time.perf_counter()  # before the rows are there, as in the trace of a run
-        microbatches = run.loader.split(next(batches), run.config.train.device_train_microbatch_size)
+        microbatches = run.loader.split_batch(next(batches), run.config.train.device_train_microbatch_size)
         microbatches = [{key: t.to(place, non_blocking=True) for key, t in part.items()} for part in microbatches]
         step_by_hand(model, optimizer, microbatches, run, model.no_sync)
         if on_gpu:

@@ -163,7 +163,7 @@ def _bare_loop(run: Run, model: Any) -> Callable[[], None]:
     device = run.trainer.state.device
     batches = iter(run.loader)
     ready = [
-        [device.batch_to_device(part) for part in run.loader.split(next(batches), run.loader.microbatch)]
+        [device.batch_to_device(part) for part in run.loader.split_batch(next(batches), run.loader.microbatch)]
         for _ in range(_BATCHES)
     ]
     model.train()

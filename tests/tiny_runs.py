@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from cram_composer.config import Composed
-from cram_composer.data.loading.stale_memory import remove_stale_memory
+from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
 
 
 class TinyRuns:
@@ -46,7 +46,7 @@ class TinyRuns:
         finally:  # not terminated: a run takes SIGTERM for its own, and the process would go on for ever
             pool.close()
             pool.join()
-        remove_stale_memory()  # a forked process ends without what Streaming does at the end of one
+        remove_stale_shared_memory()  # a forked process ends without what Streaming does at the end of one
 
     def resume(self, whole: Path, at: int, *overrides: str) -> Path:
         """Go on from step `at` of the finished run `whole` as if it had been killed there; returns the new folder."""

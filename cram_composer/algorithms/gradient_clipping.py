@@ -13,7 +13,7 @@ from torch import nn
 
 from cram_composer.config.schema.algorithms import GradientClippingConfig
 from cram_composer.models.training_model import MaskedLMTrainingModel
-from cram_composer.optim.parameters import optimized
+from cram_composer.optim.parameters import optimized_parameters
 
 
 class AdaptiveGradientClipping(Algorithm):
@@ -74,7 +74,7 @@ class NormClipping(GradientClipping):
         if norm is None:
             super().apply(event, state, logger)
         else:
-            nn.utils.clip_grads_with_norm_(optimized(state.optimizers), self.clipping_threshold, norm)
+            nn.utils.clip_grads_with_norm_(optimized_parameters(state.optimizers), self.clipping_threshold, norm)
 
 
 def gradient_clipping(config: GradientClippingConfig, norm: Callable[[], torch.Tensor | None]) -> Algorithm:

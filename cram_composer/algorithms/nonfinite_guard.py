@@ -13,7 +13,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from cram_composer.errors import CramError
-from cram_composer.optim.parameters import gradients as step_gradients
+from cram_composer.optim.parameters import optimized_gradients
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class NonFiniteGuard(Algorithm):
         self._policy = policy
         self._limit = limit
         self._rollback = rollback
-        self._gradients = gradients or (lambda state: step_gradients(state.optimizers))
+        self._gradients = gradients or (lambda state: optimized_gradients(state.optimizers))
         self._whole = whole
         self._skipped_elsewhere = skipped_elsewhere
         self._run: tuple[State, Logger] | None = None

@@ -25,15 +25,15 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the branch and train it, or print the command that does."""
-    from cram_composer.runs.branch import YAML, make_branch
+    from cram_composer.runs.branch import BRANCH_YAML, create_branch
     from cram_composer.train.launch import start
 
-    made = make_branch(
+    made = create_branch(
         options.run_folder, options.at, options.budget, name=options.name, decay_shape=options.decay_shape
     )
     print(f"{made.path}: from {made.origin}", flush=True)
     if options.prepare or made.devices > 1:
         count = f"-n {made.devices} " if made.devices > 1 else ""
-        print(f"train: composer {count}train.py {made.path / YAML}")
+        print(f"train: composer {count}train.py {made.path / BRANCH_YAML}")
         return 0
     return start(made.composed, made.path)

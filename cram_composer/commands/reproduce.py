@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from cram_composer.runs.reproduce import reproduce
 
     made = reproduce(options.record, options.output, options.replay)
-    for title, lines in (("configuration", made.configuration), ("since then", made.surroundings)):
+    for title, lines in (("configuration", made.config_differences), ("since then", made.environment_differences)):
         print("\n".join([f"{title}: {'the same' if not lines else ''}".rstrip(), *(f"  {line}" for line in lines)]))
     print(f"written: {made.path}\ntrain:   {made.command}")
     return 0

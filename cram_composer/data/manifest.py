@@ -1,4 +1,4 @@
-"""The manifest of a finished data set: what is in it, and whether the shards on disk are the ones it was made with."""
+"""The manifest of a finished data set, and verification of its shards."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _READ_BYTES = 8 << 20
 
 
 class SplitCounts(TypedDict):
-    """One split. `tokens` is rows x sequence_length; `unk_tokens` of them are [UNK], `padding_tokens` [PAD].
+    """Counts of one split. `tokens` is rows x sequence_length, including `unk_tokens` [UNK] and `padding_tokens` [PAD].
 
-    `dropped_tokens` filled no row or no block. `bytes` is the size of all shards as stored.
+    `dropped_tokens` did not fill a row or a block. `bytes` is the stored size of all shards.
     """
 
     documents: int
@@ -38,7 +38,7 @@ class SplitCounts(TypedDict):
 
 
 class Manifest(TypedDict):
-    """manifest.json. It holds no time, host or output path: the same input makes the same bytes."""
+    """manifest.json. It contains no time, host or output path: the same input gives the same bytes."""
 
     format_version: int
     name: str
@@ -50,13 +50,13 @@ class Manifest(TypedDict):
     vocab_size: int
     special_tokens: dict[str, int]
     tokenizer_sha256: str
-    packing: str  # config.data_schema.PackingConfig.kind
+    packing: str  # PackingConfig.kind
     ordering: str  # of the rows of the train streams
     compression: str  # of the shards: none or zstd
     partitions: int
     streams: list[str]  # the splits to train on: ["train"], or ["train-NAME", ...]
-    splits: dict[str, SplitCounts]  # those and "validation"
-    stages: list[dict[str, Any]]  # data.stages.counts.StageCounts of every stage that is on, in order
+    splits: dict[str, SplitCounts]  # streams and "validation"
+    stages: list[dict[str, Any]]  # StageCounts of every enabled stage, in order
     sources: list[dict[str, Any]]
     unigram_validation_nats: float
     config: dict[str, Any]
@@ -64,7 +64,7 @@ class Manifest(TypedDict):
 
 
 def load_manifest(root: Path) -> Manifest:
-    """The manifest of the data set at `root`. Raises CramError if it is not a finished one, or of another format."""
+    """Load the manifest of a data set. Raises CramError if it is unfinished, damaged or of another format."""
     path = root / MANIFEST
     if not path.is_file():
         raise CramError(f"{root}: not a finished data set (no {MANIFEST}); build it with: cram data build YAML")
@@ -81,23 +81,23 @@ def load_manifest(root: Path) -> Manifest:
     return manifest
 
 
-def summary(manifest: Manifest) -> dict[str, Any]:
-    """The manifest without its lists of files and the build's configuration: what a run record keeps."""
+def summarize(manifest: Manifest) -> dict[str, Any]:
+    """Return the manifest without file lists and the build's configuration, for run records."""
     short = {key: value for key, value in manifest.items() if key != "config"}
     short["sources"] = [{k: v for k, v in source.items() if k != "files"} for source in manifest["sources"]]
     return short
 
 
-def verify(root: Path, manifest: Manifest, full: bool = True) -> None:
+def verify_dataset(root: Path, manifest: Manifest, full: bool = True) -> None:
     """Check the tokenizer and every shard against the manifest and index.json: presence, size and, if `full`, hash.
 
-    Raises CramError naming the first file that is wrong and how.
+    Raises CramError for the first file that differs.
     """
     tokenizer = root / "tokenizer" / "tokenizer.json"
     if not tokenizer.is_file():
-        raise _damaged(tokenizer, "missing")
+        raise _damage_error(tokenizer, "missing")
     if hashlib.sha256(tokenizer.read_bytes()).hexdigest() != manifest["tokenizer_sha256"]:
-        raise _damaged(tokenizer, "not the tokenizer that the data set was made with")
+        raise _damage_error(tokenizer, "not the tokenizer that the data set was made with")
     for split in manifest["splits"]:
         for shard in read_index(root, split, manifest):
             _verify_shard(root / split / shard.stored.name, shard.stored, full)
@@ -105,7 +105,7 @@ def verify(root: Path, manifest: Manifest, full: bool = True) -> None:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A file of a shard: its name under the split's folder, its size, its hash."""
+    """A file of a shard: its name below the split's folder, its size and its hash."""
 
     name: str
     bytes: int
@@ -114,14 +114,14 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as it is stored and as it is read; these are the same file where it is not compressed."""
+    """A shard as stored and as read; both are the same file without compression."""
 
     stored: ShardFile
     raw: ShardFile
 
 
 def read_index(root: Path, split: str, manifest: Manifest) -> list[Shard]:
-    """The shards of a split by its index.json. Raises CramError if there is none, or it disagrees with the manifest."""
+    """Read the shards of a split from its index.json. Raises CramError if it is missing or contradicts the manifest."""
     index = root / split / "index.json"
     try:
         listed = json.loads(index.read_bytes())["shards"]
@@ -129,18 +129,18 @@ def read_index(root: Path, split: str, manifest: Manifest) -> list[Shard]:
         shards = []
         for shard in listed:
             raw = _shard_file(shard["raw_data"])
-            shards.append(Shard(_shard_file(stored_file(shard)) if shard["zip_data"] else raw, raw))
+            shards.append(Shard(_shard_file(stored_entry(shard)) if shard["zip_data"] else raw, raw))
     except FileNotFoundError:
-        raise _damaged(index, "missing") from None
+        raise _damage_error(index, "missing") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(index, f"not a shard index ({type(error).__name__})") from None
+        raise _damage_error(index, f"not a shard index ({type(error).__name__})") from None
     if records != manifest["splits"][split]["blocks"]:
-        raise _damaged(index, f"lists {records} records, the manifest {manifest['splits'][split]['blocks']}")
+        raise _damage_error(index, f"lists {records} records, the manifest {manifest['splits'][split]['blocks']}")
     return shards
 
 
-def stored_file(shard: dict[str, Any]) -> dict[str, Any]:
-    """The entry of an index's shard that tells of the file that is stored: the compressed one, if there is one."""
+def stored_entry(shard: dict[str, Any]) -> dict[str, Any]:
+    """Return the stored file's entry of a shard in an index: the compressed file if there is one."""
     return shard["zip_data"] or shard["raw_data"]
 
 
@@ -149,7 +149,7 @@ def _shard_file(info: dict[str, Any]) -> ShardFile:
 
 
 def file_xxh64(path: Path) -> str:
-    """The xxh64 of a file, in hexadecimal."""
+    """Return the xxh64 hash of a file in hexadecimal."""
     found = xxhash.xxh64()
     with open(path, "rb") as file:
         while chunk := file.read(_READ_BYTES):
@@ -159,12 +159,12 @@ def file_xxh64(path: Path) -> str:
 
 def _verify_shard(path: Path, expected: ShardFile, full: bool) -> None:
     if not path.is_file():
-        raise _damaged(path, "missing")
+        raise _damage_error(path, "missing")
     if path.stat().st_size != expected.bytes:
-        raise _damaged(path, f"{path.stat().st_size} bytes instead of {expected.bytes}")
+        raise _damage_error(path, f"{path.stat().st_size} bytes instead of {expected.bytes}")
     if full and file_xxh64(path) != expected.xxh64:
-        raise _damaged(path, "its xxh64 hash differs from the one in index.json")
+        raise _damage_error(path, "its xxh64 hash differs from the one in index.json")
 
 
-def _damaged(path: Path, cause: str) -> CramError:
+def _damage_error(path: Path, cause: str) -> CramError:
     return CramError(f"{path}: {cause}; the data set is damaged, copy or build it again")

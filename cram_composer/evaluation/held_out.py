@@ -1,4 +1,4 @@
-"""The held-out loss, in nats at 15 % all-[MASK], as a Composer evaluator: in the loop on a schedule, and at the end."""
+"""Held-out loss (nats at 15 % all-[MASK]) as a Composer evaluator: in the loop on a schedule, and at the end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cram_composer.budget.budget import Budget
 from cram_composer.data.loading.stream import Batch
 
 
-def held_out_evaluator(
+def build_held_out_evaluator(
     label: str, batches: list[Batch], batch_size: int, due: Callable[[State, Event], bool] | None = None
 ) -> Evaluator:
-    """Loss and masked accuracy over `batches`; in the loop when `due` says so, never by itself without it."""
+    """Evaluate loss and masked accuracy over `batches`, in the loop whenever `due` returns True."""
     return Evaluator(
         label=label,
         dataloader=DataSpec(
-            batches,  # each rank's own, so that Composer's samplers have nothing to share out
+            batches,  # each rank has its own, so Composer's samplers must not divide them
             get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
         ),
         metric_names=["loss", "accuracy"],
@@ -27,10 +27,10 @@ def held_out_evaluator(
     )
 
 
-def due_by_progress(interval: float, budget: Budget) -> Callable[[State, Event], bool]:
-    """Whether an evaluation is due after this step: each time progress passes a multiple of `interval`.
+def due_at_progress_interval(interval: float, budget: Budget) -> Callable[[State, Event], bool]:
+    """Return a function that is True after the steps at which progress passes a multiple of `interval`.
 
-    The last one is left to the final evaluation outside the budget, which is of more rows and costs no training.
+    The last one is left to the final evaluation outside the budget, which uses more rows and takes no training time.
     """
     passed: int | None = None
 
@@ -38,7 +38,7 @@ def due_by_progress(interval: float, budget: Budget) -> Callable[[State, Event],
         nonlocal passed
         if event != Event.BATCH_END or interval <= 0.0 or budget.progress > 1.0 - 0.5 * interval:
             return False
-        # A run that has just begun or resumed first sees where it stands.
+        # The first call of a start only records the position.
         before, passed = passed, int(budget.progress / interval)
         return before is not None and passed > before
 

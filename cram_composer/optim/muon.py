@@ -1,4 +1,4 @@
-"""Muon that orthogonalises the projections of a fused matrix one by one, with torch's AdamW for all else."""
+"""Muon that orthogonalises each projection of a fused matrix, with torch's AdamW for all other parameters."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.optim.adamw import adamw
 
 
 class ProjectionMuon(Muon):
-    """Muon (Jordan 2024, kellerjordan.github.io/posts/muon), with `parts` projections to a matrix in each group.
+    """Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for groups whose matrices hold `parts` projections each.
 
-    The nearest orthogonal matrix to [Q; K; V] is not made of those to Q, to K and to V: stacked, they share one set of
-    directions, and a projection with small gradients gets a small step. Jordan 2024 found it better to keep them apart;
-    so does this, and the value and gate of a GLU as well. Momentum works by entry and is the same either way.
+    The nearest orthogonal matrix to [Q; K; V] is not composed of those to Q, K and V: stacked, they share one set of
+    directions, and a projection with small gradients gets a small step. Jordan 2024 found separate projections better;
+    they are separated here, as are value and gate of a GLU. Momentum is element-wise and unaffected.
 
-    The iteration runs in bfloat16 on every device, which is also the faster one on a CPU with bfloat16 instructions.
+    The iteration runs in bfloat16 on every device, which is also faster on a CPU with bfloat16 instructions.
 
-    What is no matrix of a layer is mostly embeddings, and of a small model most of its weights: torch's fused AdamW
-    goes over them once, the library's own several times, with the same arithmetic. FSDP2 has the library's, matrix by
+    The other parameters are mostly embeddings, and most of the weights of a small model: torch's fused AdamW passes
+    over them once, the library's own several times, with the same arithmetic. FSDP2 uses the library's, matrix by
     matrix.
     """
 
@@ -37,7 +37,7 @@ class ProjectionMuon(Muon):
             super()._step_foreach(group, params, grads, state_dict, bias_correction1, bias_correction2)
             return
         beta1, beta2 = group["betas"]
-        # The kernel counts the step itself.
+        # The kernel increments the step itself.
         steps = torch.full((len(params),), group["step"] - 1.0, device=params[0].device)
         adamw(
             params,
@@ -63,7 +63,7 @@ class ProjectionMuon(Muon):
             return Muon._orthogonalize(group, updates)
         pieces = Muon._orthogonalize(group, [piece for update in updates for piece in update.chunk(parts)])
         whole = [torch.cat(pieces[at : at + parts]) for at in range(0, len(pieces), parts)]
-        # The caller scales by 0.2 sqrt(max(rows, columns)) of the whole matrix; a projection has its own sides.
+        # The caller scales by 0.2 sqrt(max(rows, columns)) of the whole matrix; correct this to the projection's sides.
         rows, columns = updates[0].shape
         torch._foreach_mul_(whole, math.sqrt(max(rows // parts, columns) / max(rows, columns)))
         return whole

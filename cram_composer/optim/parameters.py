@@ -1,4 +1,4 @@
-"""What each parameter of a masked LM is and how deep it sits, for CramBERT and the models of transformers alike."""
+"""Role and depth of each parameter of a masked LM, for CramBERT and models of transformers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-# Matrices that are several projections in one, by the last part of their module's name, and how many: their rows are
-# those of query, key and value, one after the other. Others that are fused (by head, as in DeBERTa) are left whole.
+# Matrices that stack several projections, by the last part of their module's name, with their number: query, key and
+# value, one after the other. Other fused matrices (by head, as in DeBERTa) are treated as one.
 _FUSED_ATTENTION = {"qkv": 3, "Wqkv": 3}
-# The two matrices of a feed-forward block: the first is [value; gate] if it has twice the rows that the other takes.
+# The two matrices of a feed-forward block: the first is [value; gate] if it has twice as many rows as the other
+# columns.
 _FEEDFORWARDS = (("w_in", "w_out"), ("Wi", "Wo"))
 
 
@@ -22,10 +23,15 @@ _FEEDFORWARDS = (("w_in", "w_out"), ("Wi", "Wo"))
 class ModelParameter:
     """A trainable parameter.
 
-    `role` is "embedding" (of tokens, positions, ...), "output" (a decoder that is not tied to an embedding), "matrix"
-    (of any other linear layer) or "other" (norms, biases, scalars). `depth` is 0 for embeddings and what comes before
-    the layers, i + 1 in layer i, and one more than the last layer's for what follows. `parts` is how many projections
-    a matrix holds, stacked along its rows. `in_layer` tells the layers from what is before and after them.
+    Attributes:
+        role: "embedding" (of tokens, positions, ...), "output" (a decoder not tied to an embedding), "matrix" (of any
+            other
+            linear layer) or "other" (norms, biases, scalars).
+        depth: 0 for embeddings and everything before the layers, i + 1 in layer i, and one more than the last layer's
+            for
+            what follows.
+        parts: number of projections stacked along the rows of a matrix.
+        in_layer: False before and after the layers.
     """
 
     name: str
@@ -36,8 +42,8 @@ class ModelParameter:
     in_layer: bool
 
 
-def describe(model: nn.Module) -> list[ModelParameter]:
-    """Every trainable parameter of `model` once, in its order; a tied one under its first name."""
+def describe_parameters(model: nn.Module) -> list[ModelParameter]:
+    """Describe every trainable parameter of `model` once, in order; a tied one under its first name."""
     depths = _layer_depths(model)
     last = max(depths.values(), default=0) + 1
     embeddings = _ids(module.weight for module in model.modules() if isinstance(module, nn.Embedding))
@@ -57,33 +63,33 @@ def describe(model: nn.Module) -> list[ModelParameter]:
             role = "matrix"
         depth = 0 if before_layers or (role == "embedding" and layer is None) else last if layer is None else layer
         if parameter.requires_grad:
-            parts = _parts(name, shapes) if role == "matrix" else 1
+            parts = _count_projections(name, shapes) if role == "matrix" else 1
             described.append(ModelParameter(name, parameter, role, depth, parts, layer is not None))
     return described
 
 
-def optimized(optimizers: Iterable[Optimizer]) -> list[nn.Parameter]:
-    """The parameters that `optimizers` step: without a walk through the modules, which a step has no time for."""
+def optimized_parameters(optimizers: Iterable[Optimizer]) -> list[nn.Parameter]:
+    """List the parameters of `optimizers` without walking the modules, which is too slow for every step."""
     return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
-def gradients(optimizers: Iterable[Optimizer]) -> list[torch.Tensor]:
-    """Those that `optimizers` are about to step along."""
-    return [p.grad for p in optimized(optimizers) if p.grad is not None]
+def optimized_gradients(optimizers: Iterable[Optimizer]) -> list[torch.Tensor]:
+    """List the gradients of the parameters of `optimizers`."""
+    return [p.grad for p in optimized_parameters(optimizers) if p.grad is not None]
 
 
 def hidden_size(model: nn.Module) -> int | None:
-    """The width of the masked LM in `model`, None if there is none or it has no such thing."""
+    """Return the width of the masked LM in `model`, None if there is none."""
     return next(
         (getattr(m.config, "hidden_size", None) for m in model.modules() if isinstance(m, PreTrainedModel)), None
     )
 
 
 def _layer_depths(model: nn.Module) -> dict[str, int]:
-    """Depth from 1 up by the prefix of a layer's parameters.
+    """Return the depth from 1 up by the prefix of a layer's parameters.
 
-    Layers are the members of the outermost lists of modules; lists of the same length side by side (as in XLM, which
-    has one of attentions and one of feed-forward blocks) are parts of the same layers.
+    Layers are the members of the outermost module lists; adjacent lists of the same length (as in XLM, with one of
+    attentions and one of feed-forward blocks) are parts of the same layers.
     """
     depths: dict[str, int] = {}
     known: dict[tuple[str, int, int], int] = {}
@@ -106,7 +112,7 @@ def _decoder_weights(model: nn.Module) -> Iterator[torch.Tensor]:
                 yield decoder.weight
 
 
-def _parts(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _count_projections(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
     path = name.removesuffix(".weight")
     parent, _, module = path.rpartition(".")
     rows, columns = shapes[name]

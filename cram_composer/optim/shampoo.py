@@ -1,4 +1,4 @@
-"""Shampoo that is the same on every rank and goes on from a checkpoint on any device."""
+"""Shampoo that is identical on every rank and resumes from a checkpoint on any device."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pytorch_optimizer import ScalableShampoo
 class Shampoo(ScalableShampoo):
     """Blockwise Shampoo with grafting (Anil et al. 2020, arXiv 2002.09018).
 
-    Its inverse roots start from a random vector, drawn here from the step's number: with each rank's own draws, the
-    weights of the ranks would drift apart.
+    Its inverse roots start from a random vector, seeded here by the step number: with each rank's own random state, the
+    weights of the ranks would diverge.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; the random numbers of everything else are left as they are."""
+        """Take a step without changing the global random state."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -30,18 +30,18 @@ class Shampoo(ScalableShampoo):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; what torch does not know how to move goes to its parameter's device too."""
+        """Load a state, moving the tensors that torch does not know of to their parameter's device."""
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
             for holder in (state["pre_conditioner"], state["graft"]):
                 for name, value in vars(holder).items():
-                    setattr(holder, name, _moved(value, parameter.device))
+                    setattr(holder, name, _copy_to_device(value, parameter.device))
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    """A copy of tensors and lists of them, so that the loaded state dict is not changed by later steps."""
+def _copy_to_device(value: Any, device: torch.device) -> Any:
+    """Copy tensors and lists of them, so that later steps do not change the loaded state dict."""
     if isinstance(value, torch.Tensor):
         return value.to(device, copy=True)
     if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-        return [_moved(item, device) for item in value]
+        return [_copy_to_device(item, device) for item in value]
     return value

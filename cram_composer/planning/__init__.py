@@ -1,1 +1,1 @@
-"""Before a run: what a budget buys, what fits into memory, and whether more devices pay."""
+"""Planning before a run: what a budget buys, what fits in memory, and whether more devices pay off."""

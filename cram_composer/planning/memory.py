@@ -1,10 +1,10 @@
-"""What one training step holds in memory, measured on tensors without content (torch's FakeTensorMode).
+"""Memory of one training step, measured on tensors without content (torch's FakeTensorMode).
 
-The run's own model and optimizer do their own step on the run's own microbatch, and every tensor they make is counted;
-nothing is computed, and nothing of that size is in memory. Sizes are exact for the kernels that a CPU takes, without
-compilation: scaled-dot-product attention that keeps no L x L matrix, autocast's rules for a CPU. Compiled layers keep
-less, since Inductor computes point-wise operations again in the backward. A model that looks into its input is run on
-one and on two real rows.
+The run's own model and optimizer take a step on the run's own microbatch, and every tensor they create is counted;
+nothing is computed or allocated. Sizes are exact for the kernels of a CPU without compilation: scaled-dot-product
+attention that keeps no L x L matrix, autocast's rules for a CPU. Compiled layers keep less, because Inductor recomputes
+point-wise operations in the backward pass. A model whose control flow depends on its input runs on one and on two real
+rows.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.models.compilation import encoder_layers
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
-from cram_composer.optim.parameters import describe
-from cram_composer.planning.model_spec import ModelSpec, without_numbers
+from cram_composer.optim.parameters import describe_parameters
+from cram_composer.planning.run_spec import RunSpec, fake_tensors
 
-_BITS_8_SMALLEST = 4096  # elements: bitsandbytes keeps the moments of smaller tensors in fp32
-_BITS_8_BLOCK = 256  # elements that share a scale in fp32
+_EIGHT_BIT_MIN_ELEMENTS = 4096  # elements: bitsandbytes keeps the moments of smaller tensors in fp32
+_EIGHT_BIT_BLOCK = 256  # elements that share a scale in fp32
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes on one device that holds everything, without sharding.
+    """Bytes on one device without sharding.
 
-    `activations` is the peak of what a microbatch makes on its way forward and backward: activations, logits and
-    temporaries, without gradients. It is `activations_fixed` (weights in the dtype of autocast, above all) and
-    `activations_row` for every row.
+    `activations` is the peak of what a microbatch creates in forward and backward: activations, logits and temporaries,
+    without gradients. It is `activations_fixed` (mainly weights in the dtype of autocast) plus `activations_row` per
+    row.
     """
 
-    parameters: int  # number
+    parameters: int  # number of parameters
     weights: int
     gradients: int
     optimizer: int
     averages: int  # copies of the weights that algorithms keep on the device
-    averages_host: int  # and in the memory of the host
-    largest_layer: int  # weights
-    outside_layers: int  # weights: embeddings, head
+    averages_host: int  # the same in host memory
+    largest_layer: int  # bytes of its weights
+    outside_layers: int  # bytes of weights: embeddings, head
     activations_fixed: float
     activations_row: float
 
     def activations(self, rows: int) -> float:
-        """Of a microbatch of `rows` rows."""
+        """Bytes for a microbatch of `rows` rows."""
         return self.activations_fixed + self.activations_row * rows
 
 
 class PeakBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside hold at one time; a storage counts once, until nothing refers to it."""
+    """Counts the peak bytes of tensors created in this context; a storage counts once, until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class PeakBytes(TorchDispatchMode):
         before = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and id(leaf.untyped_storage()) not in before:  # not a view, nor in place
+            if isinstance(leaf, torch.Tensor) and id(leaf.untyped_storage()) not in before:  # not a view or in place
                 self._add(leaf.untyped_storage())
         return result
 
@@ -87,13 +87,13 @@ class PeakBytes(TorchDispatchMode):
         self.now -= size
 
 
-def step_memory(spec: ModelSpec, precision: str) -> StepMemory:
-    """Measure one step of a run whose device computes in `precision`: bf16, fp16 or fp32. Raises CramError."""
+def measure_step_memory(spec: RunSpec, precision: str) -> StepMemory:
+    """Measure one step of a run in `precision`: bf16, fp16 or fp32. Raises CramError."""
     config = spec.config
-    dtype = None if precision == "fp32" else torch.bfloat16  # autocast of a CPU has no fp16, which is as large
-    fixed, row = _activations(spec, dtype)
-    with without_numbers():
-        model = spec.model(dtype)
+    dtype = None if precision == "fp32" else torch.bfloat16  # autocast on a CPU has no fp16, which has the same size
+    fixed, row = _measure_activations(spec, dtype)
+    with fake_tensors():
+        model = spec.build_model(dtype)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         weights = tensor_bytes(model.parameters())
         layers = [tensor_bytes(layer.parameters()) for layer in encoder_layers(model.model)]
@@ -114,28 +114,28 @@ def step_memory(spec: ModelSpec, precision: str) -> StepMemory:
     )
 
 
-def _activations(spec: ModelSpec, dtype: torch.dtype | None) -> tuple[float, float]:
-    """Bytes of any microbatch, and of each of its rows, from two sizes of it."""
+def _measure_activations(spec: RunSpec, dtype: torch.dtype | None) -> tuple[float, float]:
+    """Return the fixed activation bytes and those per row, from two microbatch sizes."""
     rows = spec.config.train.device_train_microbatch_size
     try:
-        with without_numbers():
-            small, large = (activation_peak(spec, spec.model(dtype), count) for count in (rows, 2 * rows))
-    except DataDependentOutputException:  # some models of transformers look into their masks: compute, on little
+        with fake_tensors():
+            small, large = (measure_activation_peak(spec, spec.build_model(dtype), count) for count in (rows, 2 * rows))
+    except DataDependentOutputException:  # some transformers models branch on their masks: compute with few rows
         rows = 1
-        small, large = (activation_peak(spec, spec.model(dtype), count) for count in (rows, 2 * rows))
+        small, large = (measure_activation_peak(spec, spec.build_model(dtype), count) for count in (rows, 2 * rows))
     return 2 * small - large, (large - small) / rows
 
 
-def activation_peak(spec: ModelSpec, model: MaskedLMTrainingModel, rows: int) -> int:
-    """Bytes at the peak of forward and backward of one microbatch of `rows` rows, gradients left out."""
-    # Liger's loss holds some logits at a time, as the chunked one does, and cannot run here.
+def measure_activation_peak(spec: RunSpec, model: MaskedLMTrainingModel, rows: int) -> int:
+    """Return the peak bytes of forward and backward of a microbatch of `rows` rows, without gradients."""
+    # Liger's loss holds as many logits at a time as the chunked one, and cannot run here.
     model.use_loss("full" if spec.config.model.loss_kernel == "full" else "chunked", "cpu")
     model.train()
-    loader = spec.loader(rows)
+    loader = spec.build_loader(rows)
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in next(iter(loader)).items()}
     batch = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Gradients are there beforehand, as from the microbatch before: what is added to them is not kept.
+    # Gradients exist beforehand, as after an earlier microbatch, so that they do not count.
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     with PeakBytes() as counted:
@@ -146,13 +146,16 @@ def activation_peak(spec: ModelSpec, model: MaskedLMTrainingModel, rows: int) ->
 
 
 def optimizer_bytes(config: RunConfig, model: nn.Module) -> int:
-    """Bytes of the run's optimizer's state after a step: the real optimizer's, on the tensors of `model`.
+    """Return the bytes of the optimizer's state after a step of the real optimizer on the tensors of `model`.
 
-    AdamW in 8 bits, which runs on a GPU only, is counted: two bytes per element and two scales of four bytes per block
-    of 256, eight bytes in embeddings and tensors below 4096 elements (Dettmers et al. 2021, arXiv 2110.02861).
+    8-bit AdamW, which runs on a GPU only, is calculated: two bytes per element and two scales of four bytes per block
+    of 256; eight bytes per element in embeddings and tensors below 4096 elements (Dettmers et al. 2021, arXiv
+    2110.02861).
     """
     if config.optimizer.name == "adamw-8bit":
-        return sum(_bits_8(part.parameter.numel(), part.role == "embedding") for part in describe(model))
+        return sum(
+            _state_bytes_8bit(part.parameter.numel(), part.role == "embedding") for part in describe_parameters(model)
+        )
     optimizer = build_optimizer(config.optimizer, model, config.model.mup_base_width)
     if hasattr(optimizer, "curvature"):
         optimizer.curvature = lambda parameters: [torch.zeros_like(parameter) for parameter in parameters]
@@ -163,12 +166,12 @@ def optimizer_bytes(config: RunConfig, model: nn.Module) -> int:
     return tensor_bytes(leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, torch.Tensor))
 
 
-def _bits_8(elements: int, embedding: bool) -> int:
-    if embedding or elements < _BITS_8_SMALLEST:
+def _state_bytes_8bit(elements: int, embedding: bool) -> int:
+    if embedding or elements < _EIGHT_BIT_MIN_ELEMENTS:
         return 8 * elements
-    return 2 * elements + 8 * -(-elements // _BITS_8_BLOCK)
+    return 2 * elements + 8 * -(-elements // _EIGHT_BIT_BLOCK)
 
 
 def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the elements of `tensors`, each tensor once."""
+    """Return the bytes of the elements of `tensors`, counting each tensor once."""
     return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())

@@ -1,4 +1,4 @@
-"""The plan of a run: what its budget buys on so many devices, and what fits into their memory."""
+"""The plan of a run: what its budget buys on a number of devices, and what fits in their memory."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.scaleout import ScaleoutConfig
 from cram_composer.config.validation.scaleout import refusal
 from cram_composer.device import DeviceChoice, choose_device
-from cram_composer.planning.memory import step_memory
-from cram_composer.planning.model_spec import DataFacts, ModelSpec, data_facts, divisors, without_numbers
-from cram_composer.planning.speed import Speed, calibrate, given_speed, row_flops
-from cram_composer.planning.spending import Spending, spend
-from cram_composer.planning.strategies import STRATEGIES, Estimate, estimate
+from cram_composer.planning.memory import measure_step_memory
+from cram_composer.planning.run_spec import DataFacts, RunSpec, divisors, fake_tensors, read_data_facts
+from cram_composer.planning.speed import Speed, measure_speed, row_flops, speed_from_flops
+from cram_composer.planning.spending import Spending, simulate_budget
+from cram_composer.planning.strategies import STRATEGIES, MemoryEstimate, estimate_memory
 
 _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known before a run; `memory` is what a device has, None where nothing was said of it."""
+    """The plan of a run; `memory` is that of a device, None if unknown."""
 
     devices: int
     device_hours: float
     parameters: int
     flops_per_token: float  # forward and backward, at full row length
     model_flops: float  # per second and device
-    tokens_per_second: float  # of all devices, at full row length and batch
+    tokens_per_second: float  # of all devices, at full row length and batch size
     mfu: float | None
     precision: str
     microbatch: int
@@ -41,45 +41,45 @@ class Plan:
     spending: Spending
     facts: DataFacts
     memory: int | None
-    estimates: list[Estimate]
+    estimates: list[MemoryEstimate]
     assumed: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """For a file."""
+        """Return the content of the JSON file."""
         return {"format_version": 1, **asdict(self)}
 
 
 def make_plan(
     config: RunConfig, devices: int, flops: float | None, mfu: float | None, steps: int, memory: int | None
 ) -> Plan:
-    """Plan a run of `config`, which check_run has passed for `devices` devices. Raises CramError, one line.
+    """Plan a run of `config`, which must be valid for `devices` devices. Raises CramError.
 
     Args:
         config: of the run.
-        devices: number of them.
-        flops: achieved model FLOP/s of one device; None times a few steps on this machine's.
-        mfu: the share of a device's peak that `flops` is, where it was given so.
-        steps: timed, of each of two sizes.
-        memory: bytes of a device; None takes a GPU's of this machine, if there is one.
+        devices: number of devices.
+        flops: achieved model FLOP/s of one device; None to time a few steps on this machine.
+        mfu: `flops` as a share of the device's peak, if given so.
+        steps: number of timed steps of each of two sizes.
+        memory: bytes of a device; None for a local GPU's memory, if there is one.
     """
-    spec = ModelSpec(config, data_facts(config.data), devices)
-    device = _device_here(config, needed=flops is None)
+    spec = RunSpec(config, read_data_facts(config.data), devices)
+    device = _local_device(config, needed=flops is None)
     precision = device.precision if device is not None else config.train.precision.replace("auto", "bf16")
     if memory is None and device is not None and device.name == "gpu":
         memory = torch.cuda.get_device_properties(0).total_memory
-    with without_numbers():
-        network = spec.model().model
+    with fake_tensors():
+        network = spec.build_model().model
     length = spec.facts.sequence_length
-    flops_of = cache(lambda tokens: row_flops(spec, network, tokens))
-    step = step_memory(spec, precision)
+    flops_per_row = cache(lambda tokens: row_flops(spec, network, tokens))
+    step = measure_step_memory(spec, precision)
     microbatch = config.train.device_train_microbatch_size
     if flops is not None:
         given = "given" if mfu is None else f"{percent(mfu)} of the peak, given"
-        speed = given_speed(spec, flops_of(length), flops, given)
+        speed = speed_from_flops(spec, flops_per_row(length), flops, given)
     else:
         assert device is not None
-        speed = calibrate(spec, device, steps)
-    spending = spend(spec, speed, lambda tokens: flops_of(tokens) / flops_of(length))
+        speed = measure_speed(spec, device, steps)
+    spending = simulate_budget(spec, speed, lambda tokens: flops_per_row(tokens) / flops_per_row(length))
     batches = config.train.batch_size // (devices * microbatch)
     rows_per_second = batches * microbatch / speed.step(batches)
     sizes = [config.train.batch_size]
@@ -91,8 +91,8 @@ def make_plan(
         devices=devices,
         device_hours=devices * spending.seconds / 3600.0,
         parameters=step.parameters,
-        flops_per_token=flops_of(length) / length,
-        model_flops=rows_per_second * flops_of(length),
+        flops_per_token=flops_per_row(length) / length,
+        model_flops=rows_per_second * flops_per_row(length),
         tokens_per_second=rows_per_second * length * devices,
         mfu=mfu,
         precision=precision,
@@ -102,32 +102,35 @@ def make_plan(
         facts=spec.facts,
         memory=memory,
         estimates=[
-            replace(estimate(name, step, devices, microbatch, allowed, memory), refused=_refused(config, name))
+            replace(
+                estimate_memory(name, step, devices, microbatch, allowed, memory),
+                refused=_unsupported_setting(config, name),
+            )
             for name in STRATEGIES
         ],
-        assumed=_assumed(spec, speed, device),
+        assumed=_assumptions(spec, speed, device),
     )
 
 
-def _refused(config: RunConfig, strategy: str) -> str:
-    """The setting that rules a strategy out; empty if there is none."""
+def _unsupported_setting(config: RunConfig, strategy: str) -> str:
+    """Return the setting that the strategy does not support; "" if there is none."""
     name, _, stage = strategy.partition(" ")[0].partition("-")
     if name == "zero":
         scaleout = ScaleoutConfig(strategy="deepspeed", deepspeed={"zero_optimization": {"stage": int(stage)}})
     else:
         scaleout = ScaleoutConfig.model_validate({"strategy": name})
-    found = refusal(config.model_copy(update={"scaleout": scaleout}))
-    return "" if found is None else found[0]
+    refused_setting = refusal(config.model_copy(update={"scaleout": scaleout}))
+    return "" if refused_setting is None else refused_setting[0]
 
 
-def _device_here(config: RunConfig, needed: bool) -> DeviceChoice | None:
-    """This machine's device as the run would use it; None where the run is planned for GPUs that are elsewhere."""
+def _local_device(config: RunConfig, needed: bool) -> DeviceChoice | None:
+    """Return this machine's device as the run would use it; None if the run is planned for GPUs elsewhere."""
     if needed or config.device == "cpu" or torch.cuda.is_available():
         return choose_device(config, 1)
     return None
 
 
-def _assumed(spec: ModelSpec, speed: Speed, device: DeviceChoice | None) -> list[str]:
+def _assumptions(spec: RunSpec, speed: Speed, device: DeviceChoice | None) -> list[str]:
     lines = []
     if spec.devices > 1:
         lines.append(f"{spec.devices} devices are {spec.devices} times as fast as one: see cram throughput")
@@ -144,7 +147,7 @@ def _assumed(spec: ModelSpec, speed: Speed, device: DeviceChoice | None) -> list
 
 
 def plan_text(plan: Plan, title: str) -> str:
-    """The plan for the console."""
+    """Format the plan for the console."""
     spending, facts = plan.spending, plan.facts
     batch = f"{spending.last_batch_size:,} rows"
     if spending.first_batch_size != spending.last_batch_size:
@@ -170,7 +173,7 @@ def plan_text(plan: Plan, title: str) -> str:
         ("epochs", epochs),
         *((("assumed" if i == 0 else ""), line) for i, line in enumerate(plan.assumed)),
     ]
-    unit = "GiB" if max(one.total for one in plan.estimates) >= _UNITS["GiB"] else "MiB"
+    unit = "GiB" if max(estimate.total for estimate in plan.estimates) >= _UNITS["GiB"] else "MiB"
     memory = "" if plan.memory is None else f", of {plan.memory / _UNITS[unit]:,.1f}"
     heading = f"memory per device in {unit}{memory}: microbatches of {plan.microbatch} rows of {facts.sequence_length}"
     return "\n".join(
@@ -180,25 +183,25 @@ def plan_text(plan: Plan, title: str) -> str:
 
 def _memory_table(plan: Plan, unit: int) -> list[str]:
     names = ["weights", "gradients", "optimizer", "communication", "averages", "activations", "total"]
-    if not any(estimate.averages for estimate in plan.estimates):
+    if not any(row.averages for row in plan.estimates):
         names.remove("averages")
-    if any(estimate.host for estimate in plan.estimates):
+    if any(row.host for row in plan.estimates):
         names.append("host")
-    judged = plan.memory is not None or any(one.refused for one in plan.estimates)
-    rows = [["", *names, *(["verdict"] if judged else [])]]
-    for one in plan.estimates:
-        line = [one.strategy, *(f"{getattr(one, name) / unit:,.2f}" for name in names)]
-        if one.refused:
-            line.append(f"no: cannot do {one.refused}")
-        elif judged:
-            line.append((one.verdict or "") + _advice(one))
+    has_verdicts = plan.memory is not None or any(estimate.refused for estimate in plan.estimates)
+    rows = [["", *names, *(["verdict"] if has_verdicts else [])]]
+    for estimate in plan.estimates:
+        line = [estimate.strategy, *(f"{getattr(estimate, name) / unit:,.2f}" for name in names)]
+        if estimate.refused:
+            line.append(f"no: cannot do {estimate.refused}")
+        elif has_verdicts:
+            line.append((estimate.verdict or "") + _advice(estimate))
         rows.append(line)
     return table_lines(rows, right=range(1, len(names) + 1))
 
 
-def _advice(one: Estimate) -> str:
-    if one.largest_microbatch is None:
+def _advice(estimate: MemoryEstimate) -> str:
+    if estimate.largest_microbatch is None:
         return ""
-    if not one.largest_microbatch:
+    if not estimate.largest_microbatch:
         return ": no microbatch fits"
-    return f": fits with device_train_microbatch_size={one.largest_microbatch}"
+    return f": fits with device_train_microbatch_size={estimate.largest_microbatch}"

@@ -1,4 +1,4 @@
-"""How long a step takes on one device: from given FLOP/s, or from a few real steps of the run timed here."""
+"""Duration of a step on one device, from given FLOP/s or from a few timed steps of the run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.algorithms.optimizer_hooks import optimizer_support
 from cram_composer.algorithms.registry import Parts, build_algorithms
 from cram_composer.budget.budget import Budget, Limits
-from cram_composer.data.loading.data_spec import training_data
+from cram_composer.data.loading.data_spec import build_data_spec
 from cram_composer.data.loading.stream import TrainLoader
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.models.flops import flops_per_token
 from cram_composer.optim.factory import build_optimizer
-from cram_composer.planning.model_spec import ModelSpec
+from cram_composer.planning.run_spec import RunSpec
 from cram_composer.train.trainer import QuietTrainer
 
-_WARM_UP = 2  # steps of each size, in the first of which its graphs are compiled
-_MICROBATCHES = (1, 3)  # of the two sizes of step that are timed
+_WARM_UP = 2  # steps of each size; the first one compiles
+_MICROBATCHES = (1, 3)  # of the two timed step sizes
 
 
 @dataclass(frozen=True)
@@ -32,52 +32,52 @@ class Speed:
     """Seconds on one device, at the data's full row length."""
 
     microbatch_seconds: float  # forward and backward
-    step_seconds: float  # what a step takes besides its microbatches: the optimizer, clipping, the trainer
+    step_seconds: float  # everything besides microbatches: the optimizer, clipping, the trainer
     compile_seconds: float
-    source: str  # in words
+    source: str  # description of its origin
 
     def step(self, microbatches: int, work: float = 1.0) -> float:
-        """Seconds of a step whose microbatches are `work` times that of rows of full length."""
+        """Return the seconds of a step; `work` is the cost of its microbatches relative to rows of full length."""
         return self.step_seconds + microbatches * work * self.microbatch_seconds
 
 
-def given_speed(spec: ModelSpec, flops_per_row: float, flops: float, source: str) -> Speed:
-    """The speed of `flops` model FLOP/s per device, `flops_per_row` being those of a row, forward and backward."""
+def speed_from_flops(spec: RunSpec, flops_per_row: float, flops: float, source: str) -> Speed:
+    """Return the speed of a device with `flops` model FLOP/s; a row takes `flops_per_row` in forward and backward."""
     return Speed(spec.config.train.device_train_microbatch_size * flops_per_row / flops, 0.0, 0.0, source)
 
 
-def row_flops(spec: ModelSpec, network: PreTrainedModel, length: int) -> float:
-    """FLOPs of forward and backward of a row of `length` tokens (models.flops)."""
+def row_flops(spec: RunSpec, network: PreTrainedModel, length: int) -> float:
+    """Return the FLOPs of forward and backward of a row of `length` tokens (models.flops)."""
     return length * flops_per_token(network, length, spec.collator.capacity(length))
 
 
-def calibrate(spec: ModelSpec, device: DeviceChoice, steps: int) -> Speed:
-    """Train `steps` steps of each of two sizes on random rows through Composer's trainer, and write nothing.
+def measure_speed(spec: RunSpec, device: DeviceChoice, steps: int) -> Speed:
+    """Time `steps` steps of each of two sizes on random rows through Composer's trainer, without writing anything.
 
-    A step of k microbatches takes a + k b seconds: from one and from three microbatches follow a and b. The run's own
-    algorithms take part, except those that change what a step is made of over the budget. Compilation is what the
-    warm-up takes more than as many steps after it. Nothing is read from disk, nor sent to another device.
+    A step of k microbatches takes a + k b seconds, so steps of one and of three microbatches determine a and b. The
+    run's algorithms take part, except those that change the step over the budget. Compilation time is the excess of the
+    warm-up over as many later steps. Nothing is read from disk or sent to another device.
     """
     config = spec.config
     set_up_cpu(device.threads, trains_here=device.name == "cpu")
     reproducibility.seed_all(config.seed)
-    model = spec.model(device.autocast_dtype, device.compile)
+    model = spec.build_model(device.autocast_dtype, device.compile)
     model.use_loss(config.model.loss_kernel, device.name)
     model.use_attention(config.model.attention_kernel, device.name, device.precision)
     optimizer = build_optimizer(config.optimizer, model, config.model.mup_base_width)
     microbatch = config.train.device_train_microbatch_size
-    loader = spec.loader(microbatch)
+    loader = spec.build_loader(microbatch)
     budget = Budget(Limits(steps=1))
     steady = config.algorithms.model_copy(update={"batch_size_ramp": None, "seq_length_warmup": None})
     guard = NonFiniteGuard("skip-step", len(_MICROBATCHES) * (_WARM_UP + steps), lambda state, logger: False)
     parts = Parts(budget, loader, 1, config.seed, lambda: guard.norm)
     sizes = [count for count in _MICROBATCHES for _ in range(_WARM_UP)]
     sizes += [count for _ in range(steps) for count in _MICROBATCHES]
-    timed = _TimedSteps(loader, sizes)
+    timed = _StepTimer(loader, sizes)
     trainer = QuietTrainer(
         model=model,
         optimizers=optimizer,
-        train_dataloader=training_data(loader),
+        train_dataloader=build_data_spec(loader),
         algorithms=[*optimizer_support(optimizer, model, budget), *build_algorithms(steady, parts), guard],
         callbacks=[timed],
         progress_bar=False,
@@ -95,7 +95,7 @@ def calibrate(spec: ModelSpec, device: DeviceChoice, steps: int) -> Speed:
     warm, steady_seconds = timed.seconds[: 2 * _WARM_UP], timed.seconds[2 * _WARM_UP :]
     one, three = (statistics.median(steady_seconds[i::2]) for i in range(2))
     few, many = _MICROBATCHES
-    # A difference that noise has made negative is none.
+    # Noise can make the difference negative.
     overhead = max(0.0, (many * one - few * three) / (many - few))
     return Speed(
         microbatch_seconds=(three - overhead) / many,
@@ -105,8 +105,8 @@ def calibrate(spec: ModelSpec, device: DeviceChoice, steps: int) -> Speed:
     )
 
 
-class _TimedSteps(Callback):
-    """Step s is of `sizes[s]` microbatches; its seconds, until the device has done it, go into `seconds`."""
+class _StepTimer(Callback):
+    """Times steps of `sizes[s]` microbatches each, until the device has finished, into `seconds`."""
 
     def __init__(self, loader: TrainLoader, sizes: list[int]) -> None:
         self._loader = loader
@@ -115,11 +115,11 @@ class _TimedSteps(Callback):
         self.seconds: list[float] = []
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        """A step begins."""
+        """Set the size of the step and start its timer."""
         self._loader.rows = self._loader.microbatch * self._sizes[int(state.timestamp.batch)]
         self._since = time.perf_counter()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """It is over, on the device too: its loss is read."""
+        """Stop the timer once the loss, which is read here, is available."""
         float((state.total_loss_dict or {})["loss/train/total"])
         self.seconds.append(time.perf_counter() - self._since)

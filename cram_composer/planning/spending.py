@@ -1,4 +1,4 @@
-"""What a budget buys: the run's own budget and its own ramps, stepped through at a given speed."""
+"""What a budget buys: simulates the run's budget and ramps at a given speed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from composer.loggers import Logger
 from cram_composer.algorithms.registry import REGISTRY, Parts
 from cram_composer.budget.budget import build_budget
 from cram_composer.errors import CramError
-from cram_composer.planning.model_spec import ModelSpec
+from cram_composer.planning.run_spec import RunSpec
 from cram_composer.planning.speed import Speed
 
-# Progress that is stepped over at once, where a step is less than that; ramps are lines, so this is little.
-_STRIDE = 1e-3
-_FORWARD = 1.0 / 3.0  # of forward and backward
+# Progress simulated at once if a step is shorter; ramps are linear, so the error is small.
+_MAX_PROGRESS_STEP = 1e-3
+_FORWARD = 1.0 / 3.0  # share of forward and backward
 
 
 @dataclass(frozen=True)
 class Spending:
-    """Counts over all devices; seconds by the wall."""
+    """Result of the simulation: counts over all devices; seconds of wall-clock."""
 
     steps: int
     tokens: int
-    epochs: float | None  # None where the size of the data is unknown
+    epochs: float | None  # None if the size of the data is unknown
     seconds: float
     compile_seconds: float
     evaluation_seconds: float
@@ -35,19 +35,19 @@ class Spending:
     last_batch_size: int
 
 
-def spend(spec: ModelSpec, speed: Speed, work: Callable[[int], float]) -> Spending:
-    """Steps and tokens of the run's budget at `speed`, devices being as fast together as each is alone.
+def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -> Spending:
+    """Simulate the run's budget at `speed`, assuming that devices together are as fast as each alone.
 
     Args:
         spec: the run.
         speed: of one device.
-        work: FLOPs of a row of so many tokens over those of a row of full length.
+        work: returns the FLOPs of a row of this many tokens relative to a row of full length.
 
     Raises:
-        CramError: compilation and evaluations take all of a wall-clock budget.
+        CramError: compilation and evaluations take the whole wall-clock budget.
     """
     config, devices = spec.config, spec.devices
-    loader = spec.loader()
+    loader = spec.build_loader()
     budget = build_budget(config.budget, devices)
     parts = Parts(budget, loader, devices, config.seed)
     ramps: list[Algorithm] = [
@@ -59,19 +59,19 @@ def spend(spec: ModelSpec, speed: Speed, work: Callable[[int], float]) -> Spendi
     evaluations = _evaluation_seconds(spec, speed)
     stretch = 1.0
     if limits.seconds is not None:
-        left = limits.seconds - speed.compile_seconds
-        if left <= evaluations:
+        remaining = limits.seconds - speed.compile_seconds
+        if remaining <= evaluations:
             raise CramError(
                 f"budget: compilation ({speed.compile_seconds:.0f} s) and evaluations ({evaluations:.0f} s) leave "
                 f"nothing of {limits.seconds:.0f} s; raise it, or eval.interval"
             )
-        stretch = left / (left - evaluations)  # evaluations are spread over the budget
+        stretch = remaining / (remaining - evaluations)  # evaluations are spread over the budget
     elapsed, tokens, steps, first = speed.compile_seconds, 0, 0, 0
     budget.advance(elapsed, 0, 0)
     while not budget.exhausted:
         for ramp in ramps:
             ramp.apply(Event.BEFORE_DATALOADER, cast(State, None), cast(Logger, None))
-        row = work(loader.seq_length) * _rows_in_a_row(loader)
+        row = work(loader.seq_length) * _pieces_per_row(loader)
         seconds = stretch * speed.step(loader.rows // loader.microbatch, row)
         row_tokens = loader.seq_length if loader.truncate else loader.data_seq_length
         step_tokens = loader.rows * devices * row_tokens
@@ -81,8 +81,8 @@ def spend(spec: ModelSpec, speed: Speed, work: Callable[[int], float]) -> Spendi
             step_tokens / limits.tokens if limits.tokens else 0.0,
             1.0 / limits.steps if limits.steps else 0.0,
         )
-        # A replay has no limits: its trace is followed step by step.
-        stride = max(1, math.floor(min(_STRIDE, 1.0 - budget.progress) / progress)) if progress else 1
+        # A replay has no limits and follows its trace step by step.
+        stride = max(1, math.floor(min(_MAX_PROGRESS_STEP, 1.0 - budget.progress) / progress)) if progress else 1
         steps, tokens, elapsed = steps + stride, tokens + stride * step_tokens, elapsed + stride * seconds
         budget.advance(elapsed, tokens, steps)
     rows_per_epoch = spec.facts.rows_per_epoch
@@ -98,16 +98,16 @@ def spend(spec: ModelSpec, speed: Speed, work: Callable[[int], float]) -> Spendi
     )
 
 
-def _rows_in_a_row(loader: Any) -> int:
-    """Rows that the loader makes of one of the data's: a short length cuts it into several, unless it truncates."""
+def _pieces_per_row(loader: Any) -> int:
+    """Return the number of rows that the loader cuts each row of the data into."""
     return 1 if loader.truncate else loader.data_seq_length // loader.seq_length
 
 
-def _evaluation_seconds(spec: ModelSpec, speed: Speed) -> float:
-    """Of the evaluations in the loop: a forward pass of their rows, a third of what training takes."""
+def _evaluation_seconds(spec: RunSpec, speed: Speed) -> float:
+    """Return the seconds of the in-loop evaluations: a forward pass takes a third of a training step."""
     settings, train = spec.config.eval, spec.config.train
     if settings.interval <= 0.0:
         return 0.0
-    count = max(0, math.floor(1.0 / settings.interval - 0.5))  # evaluation.held_out: the last one is after the budget
+    count = max(0, math.floor(1.0 / settings.interval - 0.5))  # evaluation.held_out: the last is after the budget
     rows = settings.rows // (settings.batch_size * spec.devices) * settings.batch_size
     return count * _FORWARD * speed.microbatch_seconds * rows / train.device_train_microbatch_size

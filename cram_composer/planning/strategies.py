@@ -1,7 +1,7 @@
-"""Memory per device of each way of sharing a model out among devices, counted from what one step holds.
+"""Memory per device of each way to shard a model over devices, calculated from the memory of one step.
 
-All counts are for weights, gradients and optimizer state in fp32, as Composer's mixed precision keeps them; activations
-are those of one microbatch and the same everywhere. What is shared out is taken to divide evenly.
+Weights, gradients and optimizer state count in fp32, as Composer's mixed precision keeps them; activations are those of
+one microbatch under every strategy. Sharded parts are assumed to divide evenly.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass
 from cram_composer.planning.memory import StepMemory
 
 # DeepSpeed's defaults, in elements: reduce_bucket_size and stage3_max_live_parameters (stage3_max_reuse_distance is as
-# large, so that a smaller model is never released).
-_BUCKET = 500_000_000
-_LIVE = 1_000_000_000
+# large, so a smaller model is never released).
+_BUCKET_ELEMENTS = 500_000_000
+_MAX_LIVE_PARAMETERS = 1_000_000_000
 _FP32 = 4
-_ROOM = 0.9  # of a device's memory: the rest is for the CUDA context, NCCL and what the allocator cannot use
+_USABLE_FRACTION = 0.9  # usable share of a device's memory: the rest is for the CUDA context, NCCL and fragmentation
 
 
 @dataclass(frozen=True)
-class Held:
-    """Bytes on one device, and of the host's memory for it. `communication`: buckets, and gathered shards."""
+class DeviceMemory:
+    """Bytes on one device and in host memory for it; `communication` is buckets and gathered shards."""
 
     weights: float
     gradients: float
@@ -30,58 +30,58 @@ class Held:
     host: float = 0.0
 
 
-def ddp(step: StepMemory, devices: int) -> Held:
-    """Everything on every device (Li et al. 2020, arXiv 2006.15704), and gradients once more in the buckets."""
-    return Held(step.weights, step.gradients, step.optimizer, step.gradients if devices > 1 else 0.0)
+def ddp(step: StepMemory, devices: int) -> DeviceMemory:
+    """Replicate everything (Li et al. 2020, arXiv 2006.15704); buckets hold the gradients once more."""
+    return DeviceMemory(step.weights, step.gradients, step.optimizer, step.gradients if devices > 1 else 0.0)
 
 
-def fsdp2(step: StepMemory, devices: int) -> Held:
-    """Weights, gradients and state shared out, layer by layer (Zhao et al. 2023, arXiv 2304.11277).
+def fsdp2(step: StepMemory, devices: int) -> DeviceMemory:
+    """Shard weights, gradients and state layer by layer (Zhao et al. 2023, arXiv 2304.11277).
 
-    Gathered at a time: all that is outside the layers, a layer that computes and the next one; and the gradients of the
-    former two, before they are scattered.
+    Gathered at the same time: all weights outside the layers, the present layer and the next one, and the gradients of
+    the first two before they are scattered.
     """
     gathered = 2 * step.outside_layers + 3 * step.largest_layer if devices > 1 else 0.0
-    return Held(step.weights / devices, step.gradients / devices, step.optimizer / devices, gathered)
+    return DeviceMemory(step.weights / devices, step.gradients / devices, step.optimizer / devices, gathered)
 
 
-def zero_1(step: StepMemory, devices: int) -> Held:
-    """Optimizer state shared out, with DeepSpeed's own fp32 copy of the weights (ZeRO, arXiv 1910.02054, section 5)."""
-    return Held(step.weights, step.gradients, (step.optimizer + step.weights) / devices, _bucket(step))
+def zero_1(step: StepMemory, devices: int) -> DeviceMemory:
+    """Shard optimizer state, with DeepSpeed's own fp32 copy of the weights (ZeRO, arXiv 1910.02054, section 5)."""
+    return DeviceMemory(step.weights, step.gradients, (step.optimizer + step.weights) / devices, _bucket(step))
 
 
-def zero_2(step: StepMemory, devices: int) -> Held:
-    """Gradients too."""
+def zero_2(step: StepMemory, devices: int) -> DeviceMemory:
+    """Also shard gradients."""
     state = (step.optimizer + step.weights) / devices
-    return Held(step.weights, step.gradients / devices, state, _bucket(step))
+    return DeviceMemory(step.weights, step.gradients / devices, state, _bucket(step))
 
 
-def zero_3(step: StepMemory, devices: int) -> Held:
-    """Weights too; up to 10^9 of them stay gathered where they have been used."""
+def zero_3(step: StepMemory, devices: int) -> DeviceMemory:
+    """Also shard weights; up to 10^9 of them stay gathered after use."""
     state = (step.optimizer + step.weights) / devices
-    gathered = _FP32 * min(step.parameters, _LIVE)
-    return Held(step.weights / devices, step.gradients / devices, state, gathered + _bucket(step))
+    gathered = _FP32 * min(step.parameters, _MAX_LIVE_PARAMETERS)
+    return DeviceMemory(step.weights / devices, step.gradients / devices, state, gathered + _bucket(step))
 
 
-def zero_2_offload(step: StepMemory, devices: int) -> Held:
-    """ZeRO-2 whose state and gradients are in the host's memory, and stepped there (ZeRO-Offload, arXiv 2101.06840)."""
-    return _offloaded(zero_2(step, devices))
+def zero_2_offload(step: StepMemory, devices: int) -> DeviceMemory:
+    """Use ZeRO-2 with state, gradients and the optimizer step in host memory (ZeRO-Offload, arXiv 2101.06840)."""
+    return _offload(zero_2(step, devices))
 
 
-def zero_3_offload(step: StepMemory, devices: int) -> Held:
-    """ZeRO-3, the same."""
-    return _offloaded(zero_3(step, devices))
+def zero_3_offload(step: StepMemory, devices: int) -> DeviceMemory:
+    """Use ZeRO-3 with state, gradients and the optimizer step in host memory."""
+    return _offload(zero_3(step, devices))
 
 
-def _offloaded(held: Held) -> Held:
-    return Held(held.weights, 0.0, 0.0, held.communication, held.optimizer + held.gradients)
+def _offload(sizes: DeviceMemory) -> DeviceMemory:
+    return DeviceMemory(sizes.weights, 0.0, 0.0, sizes.communication, sizes.optimizer + sizes.gradients)
 
 
 def _bucket(step: StepMemory) -> float:
-    return min(step.gradients, _FP32 * _BUCKET)
+    return min(step.gradients, _FP32 * _BUCKET_ELEMENTS)
 
 
-STRATEGIES: dict[str, Callable[[StepMemory, int], Held]] = {
+STRATEGIES: dict[str, Callable[[StepMemory, int], DeviceMemory]] = {
     "ddp": ddp,
     "fsdp2": fsdp2,
     "zero-1": zero_1,
@@ -92,16 +92,17 @@ STRATEGIES: dict[str, Callable[[StepMemory, int], Held]] = {
 }
 
 
-_SHARDED_WEIGHTS = ("fsdp2", "zero-3", "zero-3 offload")  # averages are kept in the same shards
+_SHARDED_WEIGHTS = ("fsdp2", "zero-3", "zero-3 offload")  # their averages are sharded too
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Bytes per device under a strategy. `verdict` is fits, tight (over nine tenths), too large, or None.
+class MemoryEstimate:
+    """Bytes per device under a strategy.
 
-    `refused` is the setting of the run that the strategy cannot do; empty if it can do all.
-
-    `largest_microbatch` is given for what is tight or too large: the largest that fits, 0 for none.
+    Attributes:
+        verdict: fits, tight (over nine tenths), too large, or None.
+        largest_microbatch: the largest that fits, 0 for none; given if the verdict is tight or too large.
+        refused: a setting of the run that the strategy does not support; empty if there is none.
     """
 
     strategy: str
@@ -118,24 +119,24 @@ class Estimate:
     refused: str = ""
 
 
-def estimate(
+def estimate_memory(
     strategy: str, step: StepMemory, devices: int, microbatch: int, allowed: list[int], memory: int | None
-) -> Estimate:
-    """What a device holds, and whether `memory` bytes are enough; `allowed` are the microbatches to choose from."""
-    held = STRATEGIES[strategy](step, devices)
+) -> MemoryEstimate:
+    """Estimate the memory of a device and compare it with `memory` bytes; `allowed` are the possible microbatches."""
+    sizes = STRATEGIES[strategy](step, devices)
     shares = devices if strategy in _SHARDED_WEIGHTS else 1
     averages, averages_host = step.averages / shares, step.averages_host / shares
-    fixed = held.weights + held.gradients + held.optimizer + held.communication + averages
+    fixed = sizes.weights + sizes.gradients + sizes.optimizer + sizes.communication + averages
     total = fixed + step.activations(microbatch)
     verdict = largest = None
     if memory is not None:
-        verdict = "fits" if total <= _ROOM * memory else "tight" if total <= memory else "too large"
+        verdict = "fits" if total <= _USABLE_FRACTION * memory else "tight" if total <= memory else "too large"
         if verdict != "fits":
-            fitting = [rows for rows in allowed if fixed + step.activations(rows) <= _ROOM * memory]
+            fitting = [rows for rows in allowed if fixed + step.activations(rows) <= _USABLE_FRACTION * memory]
             largest = max(fitting, default=0)
-    return Estimate(
+    return MemoryEstimate(
         strategy=strategy,
-        **{**asdict(held), "host": held.host + averages_host},
+        **{**asdict(sizes), "host": sizes.host + averages_host},
         averages=averages,
         activations=step.activations(microbatch),
         total=total,

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that are kept for good, at points of its budget, so that others can go on from them."""
+"""Checkpoints of a run that are kept permanently at given budget progress, as starting points of branches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from cram_composer.runs.checkpoints import checkpoint_files
 from cram_composer.storage.files import link_or_copy, read_json, write_json
 
-FOLDER = "branch-points"
+BRANCH_POINTS_FOLDER = "branch-points"
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class BranchPoint:
 
     Attributes:
         path: the `.pt` file.
-        point: the progress that was asked for.
-        progress: of the budget when the step before it began, at `point` or right after.
+        point: the requested progress.
+        progress: when the last step began, at `point` or right after.
         step: steps done.
-        elapsed: seconds of the budget that were spent.
+        elapsed: budget seconds spent.
         tokens: fed to the model, over all devices.
     """
 
@@ -35,10 +35,10 @@ class BranchPoint:
     tokens: int
 
 
-def branch_points(run: Path) -> list[BranchPoint]:
-    """Those of a run folder, the earliest first; a file without its `.json` is an interrupted copy."""
+def list_branch_points(run: Path) -> list[BranchPoint]:
+    """List the branch points of a run folder, earliest first; skip interrupted copies, which have no `.json`."""
     found = []
-    for path in reversed(checkpoint_files(run / FOLDER)):
+    for path in reversed(checkpoint_files(run / BRANCH_POINTS_FOLDER)):
         with contextlib.suppress(OSError, ValueError, KeyError):
             kept = read_json(path.with_suffix(".json"))
             numbers = (kept["point"], kept["progress"], int(kept["step"]), kept["elapsed"], int(kept["tokens"]))
@@ -46,33 +46,33 @@ def branch_points(run: Path) -> list[BranchPoint]:
     return found
 
 
-class BranchPoints:
-    """The points of one run that are still ahead."""
+class BranchPointSaver:
+    """Saves checkpoints at the requested points of a run's budget."""
 
     def __init__(self, run: Path, points: Sequence[float]) -> None:
-        self._folder = run / FOLDER
-        done = {one.point for one in branch_points(run)}
-        self._ahead = sorted(point for point in points if point not in done)
+        self._folder = run / BRANCH_POINTS_FOLDER
+        saved = {point.point for point in list_branch_points(run)}
+        self._pending = sorted(point for point in points if point not in saved)
 
-    def due(self, progress: float) -> bool:
-        """Whether a point has been reached at which nothing was kept yet."""
-        return bool(self._ahead) and progress >= self._ahead[0]
+    def is_due(self, progress: float) -> bool:
+        """Return True if `progress` has reached a point that has no checkpoint yet."""
+        return bool(self._pending) and progress >= self._pending[0]
 
-    def passed(self, progress: float) -> None:
-        """Take what `progress` has reached off the list."""
-        self._ahead = [point for point in self._ahead if point > progress]
+    def drop_passed(self, progress: float) -> None:
+        """Remove the points up to `progress` from the pending ones."""
+        self._pending = [point for point in self._pending if point > progress]
 
-    def keep(self, checkpoint: Path, progress: float, elapsed: float, tokens: int) -> None:
-        """Keep a checkpoint that has just been saved: by a second name for the file where the disk can do that."""
+    def save(self, checkpoint: Path, progress: float, elapsed: float, tokens: int) -> None:
+        """Keep a checkpoint that has just been saved, as a hard link where possible."""
         self._folder.mkdir(exist_ok=True)
         kept = self._folder / checkpoint.name
         temporary = self._folder / f".{checkpoint.name}.tmp"
         temporary.unlink(missing_ok=True)
         link_or_copy(checkpoint, temporary)
         os.replace(temporary, kept)
-        saved = read_json(checkpoint.with_suffix(".json"))
-        point = max(point for point in self._ahead if point <= progress)
+        metadata = read_json(checkpoint.with_suffix(".json"))
+        point = max(point for point in self._pending if point <= progress)
         write_json(
             kept.with_suffix(".json"),
-            {**saved, "point": point, "progress": progress, "elapsed": elapsed, "tokens": tokens},
+            {**metadata, "point": point, "progress": progress, "elapsed": elapsed, "tokens": tokens},
         )

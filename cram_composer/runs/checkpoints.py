@@ -1,4 +1,4 @@
-"""The files of a run's checkpoints: which there are, and whether they are whole. Knows no torch."""
+"""Checkpoint files of a run: listing and integrity checks, without torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cram_composer.storage.files import read_json
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A checkpoint whose file is whole: size and hash are those written beside it."""
+    """A checkpoint whose size and hash match its `.json`."""
 
     path: Path
     step: int
 
 
 def sha256(file: BinaryIO) -> str:
-    """Hash of what is left to be read of an open file, in hexadecimal."""
+    """Return the SHA-256 of the rest of an open file, in hexadecimal."""
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)
@@ -28,12 +28,12 @@ def sha256(file: BinaryIO) -> str:
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
-    """The `.pt` files of a folder, whole or not, newest first."""
+    """List the `.pt` files of a folder, newest first, without checking them."""
     return sorted(directory.glob("step-*.pt"), reverse=True)
 
 
 def newest_checkpoint(directory: Path, quiet: bool = False) -> SavedCheckpoint | None:
-    """The newest checkpoint that is whole, None when there is none; a warning for each newer one, unless `quiet`."""
+    """Return the newest intact checkpoint, None if there is none; warn about newer damaged ones unless `quiet`."""
     for path in checkpoint_files(directory):
         problem = checkpoint_problem(path)
         if problem is None:

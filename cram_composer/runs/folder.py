@@ -1,4 +1,4 @@
-"""The run folder on disk: its lock, its record and its clock; and what the run ran on."""
+"""The run folder on disk: lock, record and clock; and a description of the environment a run uses."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ RECORD = "record.json"
 RECORD_FORMAT = 2
 CLOCK = "clock.json"
 METRICS = "metrics.jsonl"
-_ENDING_SECONDS = 30.0
+_ORPHAN_EXIT_SECONDS = 30.0
 
 
 class RunFolder:
-    """One run's folder on disk; only rank 0 writes to it."""
+    """The folder of one run; only rank 0 writes to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,12 +38,12 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def lock(self) -> None:
-        """Keep other processes out until this one ends. Raises CramError when another one is in."""
+        """Lock the folder for this process. Raises CramError if another process holds the lock."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
         holder = self.path / ".lock-holder"
         try:
-            self._lock.acquire(timeout=_ENDING_SECONDS if _has_lost_its_parent(holder) else 0)
+            self._lock.acquire(timeout=_ORPHAN_EXIT_SECONDS if _is_orphaned(holder) else 0)
             holder.write_text(f"{os.getpid()} {os.getppid()}")
         except Timeout:
             raise CramError(
@@ -51,18 +51,17 @@ class RunFolder:
             ) from None
 
     def unlock(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
 
-    def keep_tokenizer(self, tokenizer: Path) -> None:
-        """Keep the tokenizer with the checkpoints, so that they can be exported without the data set."""
+    def copy_tokenizer(self, tokenizer: Path) -> None:
+        """Copy the tokenizer into the folder, so that checkpoints can be exported without the data set."""
         shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
 
     def read_record(self) -> dict[str, Any] | None:
-        """The record of an earlier start of this run, None if there is none."""
-        path = self.path / RECORD
-        return upgrade_record(read_json(path)) if path.is_file() else None
+        """Return the record of an earlier start of this run, None if there is none. Raises CramError."""
+        return read_record(self.path) if (self.path / RECORD).is_file() else None
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Replace the record."""
@@ -73,29 +72,53 @@ class RunFolder:
         write_atomic(self.path / "config.yaml", text)
 
     def read_clock(self) -> dict[str, Any] | None:
-        """The last heartbeat: {"inside": seconds per phase, "step": steps done, "clean": bool}."""
+        """Return the last heartbeat, if any: {"inside": seconds per phase, "step": steps done, "clean": bool}."""
         path = self.path / CLOCK
         return read_json(path) if path.is_file() else None
 
     def write_clock(self, ledger: Ledger, step: int, clean: bool) -> None:
-        """Write a heartbeat; `clean` says that a checkpoint of exactly this step exists."""
+        """Write a heartbeat; `clean` means that a checkpoint of exactly this step exists."""
         write_json(self.path / CLOCK, {"inside": ledger.snapshot(), "step": step, "clean": clean})
 
 
-def _has_lost_its_parent(holder: Path) -> bool:
-    """Whether the process that holds the lock is ending, because the launcher that started it is gone."""
+def _is_orphaned(holder: Path) -> bool:
+    """Return True if the launcher of the process that holds the lock is gone, so that it is about to exit."""
     try:
         pid, parent = holder.read_text().split()
         status = Path(f"/proc/{pid}/status").read_text()
     except (OSError, ValueError):
-        return True  # nobody, or somebody on the way in or out
+        return True  # no holder, or one that is just starting or exiting
     return f"PPid:\t{parent}\n" not in status
 
 
-def upgrade_record(record: Any) -> Any:
-    """Rename in a record of format 1 what later formats call otherwise; anything else is returned unchanged."""
-    if not isinstance(record, dict) or record.get("format_version") != 1:
-        return record
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the record of a run; a record of an earlier format gets the present names.
+
+    Args:
+        path: run folder, or its record.json.
+
+    Raises:
+        CramError: no record, invalid JSON, or a format that this version does not read.
+    """
+    file = path if path.name == RECORD else path / RECORD
+    if not file.is_file():
+        raise CramError(f"{path}: not a run folder: it has no {RECORD}; give the folder of a run, RUNS_DIR/RUN_NAME")
+    try:
+        record = read_json(file)
+    except (OSError, ValueError) as error:
+        raise CramError(f"{file}: not valid JSON ({error}); restore it or give another run") from None
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version == 1:
+        return _upgrade_record(record)
+    if version != RECORD_FORMAT:
+        raise CramError(
+            f"{file}: format version {version}, this cram-composer reads {RECORD_FORMAT}; use the version that wrote it"
+        )
+    return record
+
+
+def _upgrade_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Convert a record of format 1 to the present names of keys and values."""
     upgraded = {"attempts" if key == "segments" else key: value for key, value in record.items()}
     upgraded["format_version"] = RECORD_FORMAT
     if record.get("status") == "killed-early":
@@ -106,12 +129,12 @@ def upgrade_record(record: Any) -> Any:
 
 
 def device_hours(attempts: list[dict[str, Any]], total: float, world_size: int) -> float:
-    """Budget seconds of every start of a run times its devices, in hours.
+    """Sum budget seconds times devices over the attempts of a run, in hours.
 
     Args:
-        attempts: of record.json; one written before starts noted their devices had `world_size` of them.
-        total: budget seconds up to now, what was lost included.
-        world_size: devices of the present start.
+        attempts: of record.json; attempts without `world_size` (written by old versions) count as the present one.
+        total: budget seconds up to now, including lost time.
+        world_size: devices of the present attempt.
     """
     begins = [attempt["spent_before"] for attempt in attempts] or [0.0]
     devices = [attempt.get("world_size", world_size) for attempt in attempts] or [world_size]
@@ -120,7 +143,7 @@ def device_hours(attempts: list[dict[str, Any]], total: float, world_size: int) 
 
 
 def environment() -> dict[str, Any]:
-    """What the run ran on: versions, processor, GPUs, git revision. No host name."""
+    """Describe versions, processor, GPUs and git revision, without the host name."""
     import torch
     from composer.utils.collect_env import get_cpu_model
 

@@ -1,7 +1,7 @@
-"""Copies of a run in object storage: checkpoints while it trains, everything at the end, and the way back.
+"""Copies of a run in object storage: checkpoints during training, everything at the end, and restoring from them.
 
-Below `runs_remote/RUN_NAME` it looks as in the run folder. A checkpoint's `.json` is written after its `.pt` and after
-the trace, record and clock that belong to it, so a checkpoint that has one can be gone on from.
+The layout below `runs_remote/RUN_NAME` is that of the run folder. A checkpoint's `.json` is uploaded after its `.pt`,
+trace, record and clock, so a checkpoint with a `.json` can be resumed.
 """
 
 from __future__ import annotations
@@ -16,57 +16,57 @@ from pathlib import Path
 from typing import Any
 
 from cram_composer.errors import CramError
-from cram_composer.runs.branch_points import FOLDER as BRANCH_POINTS
+from cram_composer.runs.branch_points import BRANCH_POINTS_FOLDER
 from cram_composer.runs.checkpoints import checkpoint_files, checkpoint_problem, newest_checkpoint
-from cram_composer.runs.folder import CLOCK, RECORD, RunFolder, upgrade_record
-from cram_composer.storage.client import Storage, StorageError, open_storage
+from cram_composer.runs.folder import CLOCK, RECORD, RunFolder, read_record
+from cram_composer.storage.client import Storage, StorageError
 from cram_composer.storage.files import read_json
 
-_SENDING = ".sending-"
-_WITH_EVERY_CHECKPOINT = ("config.yaml", "trace.jsonl", "metrics.jsonl", RECORD, CLOCK)
-_PAGE = ("report.html", "figures")  # drawn after all the rest is there
+_UPLOAD_PREFIX = ".sending-"
+_CHECKPOINT_COMPANIONS = ("config.yaml", "trace.jsonl", "metrics.jsonl", RECORD, CLOCK)
+_REPORT_FILES = ("report.html", "figures")  # written after everything else
 
 
 @dataclass(frozen=True)
 class _QueuedCheckpoint:
-    """A checkpoint to be copied: a second name of its file, whose first may be deleted meanwhile, and its .json."""
+    """A checkpoint to upload: a hard link, as the original may be deleted meanwhile, and its .json content."""
 
     name: str
-    file: Path
-    description: str
+    checkpoint: Path
+    metadata: str
 
 
 class RunMirror:
-    """The copy of one run. Rank 0 alone writes to it, from one thread beside the training loop.
+    """The copy of one run in object storage, written by rank 0 from a background thread.
 
-    No process is started: whatever ends the run ends the copying.
+    Starts no process, so uploads end with the run.
     """
 
     def __init__(self, folder: RunFolder, runs_remote: str, keep: int) -> None:
         self._folder = folder
-        self._storage: Storage = open_storage(f"{runs_remote.rstrip('/')}/{folder.path.name}")
+        self._storage: Storage = Storage(f"{runs_remote.rstrip('/')}/{folder.path.name}")
         self._keep = keep
-        self._next: _QueuedCheckpoint | None = None
+        self._queued: _QueuedCheckpoint | None = None
         self._busy = False
         self._problem: Exception | None = None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._tokenizer_sent = False
-        self._sent: str | None = None  # .json of the checkpoint that was copied last
+        self._tokenizer_uploaded = False
+        self._last_uploaded: str | None = None  # .json of the last uploaded checkpoint
 
     @property
     def uri(self) -> str:
-        """Where the copy is."""
+        """URI of the copy."""
         return self._storage.uri
 
-    def check(self) -> None:
-        """Make sure that it can be written to. Raises StorageError."""
-        self._storage.check(write=True)
+    def check_access(self) -> None:
+        """Check that the copy is writable. Raises StorageError."""
+        self._storage.check_access(write=True)
 
-    # --- going back ---
+    # --- restoring ---
 
     def read_record(self) -> dict[str, Any] | None:
-        """The record of the copy, None if there is none. Raises CramError."""
+        """Return the record of the copy, None if there is none. Raises CramError."""
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 self._storage.download(RECORD, Path(scratch) / RECORD)
@@ -74,211 +74,211 @@ class RunMirror:
                 if error.cause == "missing":
                     return None
                 raise
-            return upgrade_record(read_json(Path(scratch) / RECORD))
+            return read_record(Path(scratch))
 
     def restore(self) -> None:
-        """Bring the copy's newest whole checkpoint here, with all it needs, if it is ahead of what is here.
+        """Download the newest intact checkpoint and its companion files, if it is ahead of the local ones.
 
-        The record comes last: without it the next start begins again. Raises CramError.
+        The record comes last: without it the next start begins from scratch. Raises CramError.
         """
-        here = newest_checkpoint(self._folder.checkpoints, quiet=True)
-        sizes = self._storage.sizes()
+        local = newest_checkpoint(self._folder.checkpoints, quiet=True)
+        sizes = self._storage.list_sizes()
         names = [name for name in sizes if name.startswith("checkpoints/")]
-        whole = sorted(n for n in names if n.endswith(".pt") and _json(n) in sizes)
-        ahead = [n for n in whole if here is None or _step(n) > here.step]
+        complete = sorted(n for n in names if n.endswith(".pt") and _metadata_name(n) in sizes)
+        ahead = [n for n in complete if local is None or _step_number(n) > local.step]
         has_record = (self._folder.path / RECORD).is_file()
         if RECORD not in sizes or (has_record and not ahead):
             return
-        print(f"{self._folder.path}: going on from the copy in {self.uri}", flush=True)
+        print(f"{self._folder.path}: resuming from the copy in {self.uri}", flush=True)
         for name in reversed(ahead):
-            if self._fetch_checkpoint(name):
+            if self._download_checkpoint(name):
                 break
         else:
             if has_record:
-                return  # none of them is any good
-        kept = self._spent(self._folder.path / CLOCK)
+                return  # all of them are damaged
+        local_seconds = self._clock_seconds(self._folder.path / CLOCK)
         for name in sorted(sizes, key=lambda name: name == RECORD):
-            if name in _WITH_EVERY_CHECKPOINT or name.startswith("tokenizer/"):
-                if name == CLOCK and kept > 0 and kept >= self._remote_spent():
-                    continue  # what was spent here after that copy is lost, and counts
+            if name in _CHECKPOINT_COMPANIONS or name.startswith("tokenizer/"):
+                if name == CLOCK and 0 < local_seconds >= self._remote_clock_seconds():
+                    continue  # time spent here after that copy counts as lost
                 self._storage.download(name, self._folder.path / name)
 
-    def _fetch_checkpoint(self, name: str) -> bool:
+    def _download_checkpoint(self, name: str) -> bool:
         path = self._folder.path / name
         try:
-            # By another name until its hash is known to be right: a file that is here may be the better one.
+            # Under a temporary name until its hash is verified: an existing local file may be the better one.
             unchecked = path.with_name(f".fetched-{path.name}")
             self._storage.download(name, unchecked)
-            self._storage.download(_json(name), unchecked.with_suffix(".json"))
+            self._storage.download(_metadata_name(name), unchecked.with_suffix(".json"))
             problem = checkpoint_problem(unchecked)
             if problem is None:
                 os.replace(unchecked, path)
                 os.replace(unchecked.with_suffix(".json"), path.with_suffix(".json"))
                 return True
         except StorageError as error:
-            if error.cause != "missing":  # deleted since the listing
+            if error.cause != "missing":  # not deleted since the listing
                 raise
-            problem = "gone"
+            problem = "deleted meanwhile"
         finally:
-            for left in self._folder.checkpoints.glob(".fetched-*"):
-                left.unlink()
-        _warn(f"{self._storage.uri_of(name)}: {problem}; using the checkpoint before it")
+            for leftover in self._folder.checkpoints.glob(".fetched-*"):
+                leftover.unlink()
+        _warn(f"{self._storage.object_uri(name)}: {problem}; using the checkpoint before it")
         return False
 
-    def _remote_spent(self) -> float:
+    def _remote_clock_seconds(self) -> float:
         with tempfile.TemporaryDirectory() as scratch:
             self._storage.download(CLOCK, Path(scratch) / CLOCK)
-            return self._spent(Path(scratch) / CLOCK)
+            return self._clock_seconds(Path(scratch) / CLOCK)
 
     @staticmethod
-    def _spent(clock: Path) -> float:
+    def _clock_seconds(clock: Path) -> float:
         try:
             return sum(read_json(clock)["inside"].values())
         except (OSError, ValueError, KeyError):
             return 0.0
 
-    # --- while it trains ---
+    # --- during training ---
 
     def enqueue(self, checkpoint: Path) -> None:
-        """Copy a checkpoint that has just been saved, in the background; one that still waits gives way to it."""
-        linked = checkpoint.with_name(f"{_SENDING}{checkpoint.name}")
+        """Upload a checkpoint in the background; it replaces one that is still waiting."""
+        link = checkpoint.with_name(f"{_UPLOAD_PREFIX}{checkpoint.name}")
         try:
-            linked.unlink(missing_ok=True)
-            os.link(checkpoint, linked)
-            description = checkpoint.with_suffix(".json").read_text()
-            queued = _QueuedCheckpoint(f"checkpoints/{checkpoint.name}", linked, description)
+            link.unlink(missing_ok=True)
+            os.link(checkpoint, link)
+            metadata = checkpoint.with_suffix(".json").read_text()
+            queued = _QueuedCheckpoint(f"checkpoints/{checkpoint.name}", link, metadata)
         except OSError as error:
             _warn(f"runs_remote: {checkpoint}: {error.strerror}; not copied to {self.uri}")
             return
         with self._changed:
-            if self._next is not None and self._next.file != linked:
-                self._next.file.unlink(missing_ok=True)
-            self._next = queued
+            if self._queued is not None and self._queued.checkpoint != link:
+                self._queued.checkpoint.unlink(missing_ok=True)
+            self._queued = queued
             self._changed.notify_all()
         if self._thread is None:
-            for left in set(checkpoint.parent.glob(f"{_SENDING}*")) - {linked}:
-                left.unlink(missing_ok=True)  # of a start that was killed
-            self._thread = threading.Thread(target=self._run, name="remote-run", daemon=True)
+            for leftover in set(checkpoint.parent.glob(f"{_UPLOAD_PREFIX}*")) - {link}:
+                leftover.unlink(missing_ok=True)  # of an attempt that was killed
+            self._thread = threading.Thread(target=self._upload_loop, name="run-mirror", daemon=True)
             self._thread.start()
 
     def wait(self, seconds: float | None = None) -> Exception | None:
-        """Wait until nothing is left to copy; returns what went wrong with the last checkpoint, if anything did."""
+        """Wait until the queue is empty; return the error of the last upload, None if it succeeded."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._next is None and not self._busy, seconds):
+            if not self._changed.wait_for(lambda: self._queued is None and not self._busy, seconds):
                 return TimeoutError(f"{self.uri}: the checkpoint was not copied within {seconds:.0f} s")
             return self._problem
 
     def flush(self, seconds: float) -> None:
-        """When a start ends that is to be continued: wait for the copy, and renew the record and clock in it."""
+        """Upload the newest checkpoint, record and clock, at the end of an attempt that will be resumed."""
         for newest in checkpoint_files(self._folder.checkpoints)[:1]:
             self.enqueue(newest)
         problem = self.wait(seconds)
         if isinstance(problem, TimeoutError):
             _warn(f"runs_remote: {problem}")
 
-    def _run(self) -> None:
+    def _upload_loop(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next is not None)
-                queued, self._next, self._busy = self._next, None, True
+                self._changed.wait_for(lambda: self._queued is not None)
+                queued, self._queued, self._busy = self._queued, None, True
             assert queued is not None
             problem: Exception | None = None
             try:
-                self._send(queued)
-            except Exception as error:  # whatever it is, the training goes on
+                self._upload_checkpoint(queued)
+            except Exception as error:  # an upload error must not end the training
                 problem = error
-                _warn(f"runs_remote: {_one_line(error)}; it is tried again with the next checkpoint")
+                _warn(f"runs_remote: {_one_line(error)}; retrying with the next checkpoint")
             with self._changed:
-                if self._next is None or self._next.file != queued.file:
-                    queued.file.unlink(missing_ok=True)
+                if self._queued is None or self._queued.checkpoint != queued.checkpoint:
+                    queued.checkpoint.unlink(missing_ok=True)
                 self._problem, self._busy = problem, False
                 self._changed.notify_all()
 
-    def _send(self, queued: _QueuedCheckpoint) -> None:
-        if self._sent != queued.description:
-            self._storage.upload(queued.file, queued.name)
-        if not self._tokenizer_sent:
+    def _upload_checkpoint(self, queued: _QueuedCheckpoint) -> None:
+        if self._last_uploaded != queued.metadata:
+            self._storage.upload(queued.checkpoint, queued.name)
+        if not self._tokenizer_uploaded:
             for path in sorted((self._folder.path / "tokenizer").glob("*")):
                 self._storage.upload(path, f"tokenizer/{path.name}")
-            self._tokenizer_sent = True
-        for name in _WITH_EVERY_CHECKPOINT:
+            self._tokenizer_uploaded = True
+        for name in _CHECKPOINT_COMPANIONS:
             if (self._folder.path / name).is_file():
                 self._storage.upload(self._folder.path / name, name)
         with tempfile.TemporaryDirectory() as scratch:
-            description = Path(scratch) / "checkpoint.json"
-            description.write_text(queued.description)
-            self._storage.upload(description, _json(queued.name))
-        self._sent = queued.description
+            metadata = Path(scratch) / "checkpoint.json"
+            metadata.write_text(queued.metadata)
+            self._storage.upload(metadata, _metadata_name(queued.name))
+        self._last_uploaded = queued.metadata
         self._delete_old(queued.name)
 
     def _delete_old(self, newest: str) -> None:
-        """As RollingCheckpoints does here: `newest` and the whole ones before it stay, `keep` in all."""
-        names = self._storage.sizes("checkpoints")
+        """Delete all but the `keep` newest complete checkpoints up to `newest`, as RollingCheckpoints does locally."""
+        names = self._storage.list_sizes("checkpoints")
         files = sorted((name for name in names if name.endswith(".pt")), reverse=True)
-        keep = [name for name in files if name <= newest and _json(name) in names][: self._keep]
+        keep = [name for name in files if name <= newest and _metadata_name(name) in names][: self._keep]
         for name in set(files) - set(keep):
-            self._storage.delete(_json(name))
+            self._storage.delete(_metadata_name(name))
             self._storage.delete(name)
 
-    # --- when it is over ---
+    # --- after training ---
 
-    def finish(self) -> Exception | None:
-        """Copy all that the run folder has now, but for what `seal` copies; returns what went wrong."""
+    def upload_files(self) -> Exception | None:
+        """Upload the run folder except the files that `finalize` uploads; return the error, if any."""
         problem = self.wait()
         try:
             saved = newest_checkpoint(self._folder.checkpoints, quiet=True)
             if saved is not None and (problem is not None or self._thread is None):
                 text = saved.path.with_suffix(".json").read_text()
-                self._send(_QueuedCheckpoint(f"checkpoints/{saved.path.name}", saved.path, text))
-            for name in self._files():
-                if Path(name).parts[0] not in ("checkpoints", BRANCH_POINTS, RECORD, *_PAGE):
+                self._upload_checkpoint(_QueuedCheckpoint(f"checkpoints/{saved.path.name}", saved.path, text))
+            for name in self._visible_files():
+                if Path(name).parts[0] not in ("checkpoints", BRANCH_POINTS_FOLDER, RECORD, *_REPORT_FILES):
                     self._storage.upload(self._folder.path / name, name)
         except (CramError, OSError) as error:
             return error
         return None
 
     def finalize(self) -> Exception | None:
-        """Copy the page and the record, which says from now on that the copy is complete; returns what went wrong."""
+        """Upload the report and the record, which marks the copy as complete; return the error, if any."""
         try:
-            for name in [*(name for name in self._files() if Path(name).parts[0] in _PAGE), RECORD]:
+            for name in [*(name for name in self._visible_files() if Path(name).parts[0] in _REPORT_FILES), RECORD]:
                 self._storage.upload(self._folder.path / name, name)
         except (CramError, OSError) as error:
             return error
         return None
 
-    def _files(self) -> list[str]:
-        """The files of the run folder, by their names in it, but for hidden ones."""
+    def _visible_files(self) -> list[str]:
+        """List the files of the run folder by relative name, without hidden ones."""
         names = [path.relative_to(self._folder.path) for path in sorted(self._folder.path.rglob("*")) if path.is_file()]
         return [str(name) for name in names if not any(part.startswith(".") for part in name.parts)]
 
     def upload_missing(self) -> int:
-        """For a run that is over: copy what a start before this one could not. Returns the exit status."""
+        """Complete the copy of a finished run; return the exit status."""
         try:
             record = self._folder.read_record()
             if record is None or record == self.read_record():
                 return 0
-            self.check()
+            self.check_access()
         except CramError as error:
             return report_failure(self, error)
-        print(f"{self._folder.path}: copying it to {self.uri}", flush=True)
-        problem = self.finish() or self.finalize()
+        print(f"{self._folder.path}: uploading to {self.uri}", flush=True)
+        problem = self.upload_files() or self.finalize()
         return 0 if problem is None else report_failure(self, problem)
 
 
 def report_failure(remote: RunMirror, problem: Exception) -> int:
-    """Say that the copy is not complete, in one line; returns the exit status."""
+    """Print one line saying that the copy is incomplete; return the exit status."""
     _warn(
-        f"runs_remote: {_one_line(problem)}; the results are here and whole, the copy in {remote.uri} is not: "
-        "the same command tries again"
+        f"runs_remote: {_one_line(problem)}; the local results are complete, the copy in {remote.uri} is not; "
+        "run the same command to retry"
     )
     return 1
 
 
-def _json(name: str) -> str:
+def _metadata_name(name: str) -> str:
     return f"{name.removesuffix('.pt')}.json"
 
 
-def _step(name: str) -> int:
+def _step_number(name: str) -> int:
     with contextlib.suppress(ValueError):
         return int(Path(name).stem.removeprefix("step-"))
     return -1

@@ -1,4 +1,4 @@
-"""`cram reproduce`: a run YAML that gives exactly the configuration of a record, and what else has changed since."""
+"""`cram reproduce`: write a run YAML that gives the configuration of a record, and list what changed since."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from cram_composer.config.layers import leaves, nest
 from cram_composer.config.schema.introspect import has_key
 from cram_composer.config.schema.run import BudgetConfig, RunConfig
 from cram_composer.errors import CramError
-from cram_composer.runs.folder import RECORD, environment, upgrade_record
-from cram_composer.storage.files import read_json, write_atomic
+from cram_composer.runs.folder import RECORD, environment, read_record
+from cram_composer.storage.files import write_atomic
 
 _ABSENT = object()
-_LONGEST = 80  # characters of a value in a line
-_NEEDED = {"run_name", "status", "config", "provenance", "config_hash", "world_size", "environment", "data"}
-_OWN = ("run_name",)  # changed on purpose
-_AT_START = ("threads",)  # of the environment: decided when the run starts
+_MAX_VALUE_CHARACTERS = 80  # of a printed value
+_REQUIRED_KEYS = {"run_name", "status", "config", "provenance", "config_hash", "world_size", "environment", "data"}
+_CHANGED_KEYS = ("run_name",)  # changed on purpose
+_RUNTIME_KEYS = ("threads",)  # of the environment: decided at the start of a run
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What was written and what differs.
+    """The written YAML and its differences from the recorded run.
 
     Attributes:
         path: the YAML.
         command: trains it.
-        configuration: keys that could not be had as they were, a line each; empty if the configuration is the same.
-        surroundings: what else differs from when the run was made: versions, machine, data.
+        config_differences: one line per key that could not be reproduced.
+        environment_differences: one line per other difference since the run: versions, machine, data.
     """
 
     path: Path
     command: str
-    configuration: list[str]
-    surroundings: list[str]
+    config_differences: list[str]
+    environment_differences: list[str]
 
 
 def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Reproduction:
@@ -52,10 +52,10 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
         replay: follow the run's trace step by step instead of its budget.
 
     Raises:
-        CramError: no record, one without a configuration, a recipe that is gone, or no trace to replay.
+        CramError: no record, a record without configuration, an unknown recipe, or no trace to replay.
     """
     folder = run.parent if run.name == RECORD else run
-    record = read_full_record(folder)
+    record = read_reproducible_record(folder)
     name = f"{record['run_name']}-again"
     wanted = leaves(record["config"]) | {"run_name": name}
     if replay:
@@ -68,7 +68,7 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
         wanted["budget.replay"] = str(folder.resolve())
     target = output or Path(f"{name}.yaml")
     if target.exists():
-        raise CramError(f"{target}: is there already; give another name with --output")
+        raise CramError(f"{target}: already exists; give another name with --output")
     values, composed = recompose(wanted, record["provenance"])
     devices = record["world_size"]
     heading = f"# As {folder} was configured (hash {record['config_hash']}){', its schedule replayed' * replay}."
@@ -76,92 +76,99 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
     return Reproduction(
         target,
         f"composer {f'-n {devices} ' if devices > 1 else ''}train.py {target}",
-        list(_differences(wanted, leaves(composed.plain), "as the run had it", "here")),
-        [*_environment(record), *_data(record, composed)],
+        list(_list_differences(wanted, leaves(composed.plain), "as the run had it", "here")),
+        [*_environment_differences(record), *_data_differences(record, composed)],
     )
 
 
-def read_full_record(folder: Path) -> dict[str, Any]:
-    try:
-        record = upgrade_record(read_json(folder / RECORD))
-        missing = _NEEDED - record.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise CramError(f"{folder}: not a run folder with a readable {RECORD} ({error})") from None
-    if missing:
-        raise CramError(f"{folder / RECORD}: has no {', '.join(sorted(missing))}, so that the run cannot be made again")
+def read_reproducible_record(path: Path) -> dict[str, Any]:
+    """Read a record that holds everything needed to compose its configuration again. Raises CramError."""
+    record = read_record(path)
+    if missing := _REQUIRED_KEYS - record.keys():
+        raise CramError(f"{path}: its {RECORD} has no {', '.join(sorted(missing))}, so the run cannot be reproduced")
     return record
 
 
 def recompose(wanted: dict[str, Any], provenance: dict[str, str]) -> tuple[dict[str, Any], Composed]:
-    """Values of a YAML, as few as give the wanted ones, and what they compose to.
+    """Return the smallest set of YAML values that composes to the wanted ones, and their composition.
 
-    What came from a recipe comes from it again, and a default from the schema; whatever is not the same then, because a
-    recipe or a default has changed, is written out. Keys that this version does not have are left out.
+    Values that came from a recipe or a default are written out only if that recipe or default has changed. Keys that
+    this version does not have are left out.
     """
-    ours = {
+    chosen = {
         key: value
         for key, value in wanted.items()
-        if key in _OWN or key.startswith("budget.") or not _given(provenance.get(_owner(key, provenance), "default"))
+        if key in _CHANGED_KEYS
+        or key.startswith("budget.")
+        or not _is_from_recipe_or_default(provenance.get(_provenance_key(key, provenance), "default"))
     }
-    ours = {key: value for key, value in ours.items() if has_key(RunConfig, key)}
-    composed = _compose(ours)
+    chosen = {key: value for key, value in chosen.items() if has_key(RunConfig, key)}
+    composed = _compose_values(chosen)
     now = leaves(composed.plain)
     changed = {key: v for key, v in wanted.items() if now.get(key, _ABSENT) != v and has_key(RunConfig, key)}
     if changed:
-        ours |= changed
-        composed = _compose(ours)
-    return ours, composed
+        chosen |= changed
+        composed = _compose_values(chosen)
+    return chosen, composed
 
 
-def _given(origin: str) -> bool:
+def _is_from_recipe_or_default(origin: str) -> bool:
     return origin == "default" or origin.startswith("recipe ")
 
 
-def _owner(key: str, provenance: dict[str, str]) -> str:
-    """The key itself, or the one above it that was set as a whole."""
+def _provenance_key(key: str, provenance: dict[str, str]) -> str:
+    """Return the key, or the nearest parent key that has a provenance."""
     while key not in provenance and "." in key:
         key = key.rpartition(".")[0]
     return key
 
 
-def _compose(values: dict[str, Any]) -> Composed:
+def _parent_keys(key: str) -> Iterator[str]:
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
+
+
+def _compose_values(values: dict[str, Any]) -> Composed:
     with tempfile.TemporaryDirectory(prefix="cram-reproduce-") as scratch:
         path = Path(scratch) / "run.yaml"
         path.write_text(OmegaConf.to_yaml(OmegaConf.create(nest(values))))
         try:
             return compose(RunConfig, path, [])
         except CramError as error:
-            said = str(error).replace(str(path), "its record")
-            raise CramError(f"this version of cram-composer cannot have the run's configuration: {said}") from None
+            problem = str(error).replace(str(path), "its record")
+            raise CramError(
+                f"this version of cram-composer cannot compose the run's configuration: {problem}"
+            ) from None
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any], before: str, after: str) -> Iterator[str]:
+def _list_differences(then: dict[str, Any], now: dict[str, Any], before: str, after: str) -> Iterator[str]:
     for key in dict.fromkeys([*then, *now]):
-        one, other = then.get(key, _ABSENT), now.get(key, _ABSENT)
-        if one != other:
-            yield f"{key}: {_said(one)} {before}, {_said(other)} {after}"
+        old, new = then.get(key, _ABSENT), now.get(key, _ABSENT)
+        if old != new:
+            yield f"{key}: {_format_value(old)} {before}, {_format_value(new)} {after}"
 
 
-def _said(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = "absent" if value is _ABSENT else repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:_MAX_VALUE_CHARACTERS]}…"
 
 
-def _environment(record: dict[str, Any]) -> Iterator[str]:
+def _environment_differences(record: dict[str, Any]) -> Iterator[str]:
     then, now = (
-        {key: value for key, value in leaves(found).items() if key not in _AT_START}
+        {key: value for key, value in leaves(found).items() if key not in _RUNTIME_KEYS}
         for found in (record["environment"], environment())
     )
-    yield from _differences(then, now, "then", "now")
+    yield from _list_differences(then, now, "then", "now")
 
 
-def _data(record: dict[str, Any], composed: Composed) -> Iterator[str]:
-    from cram_composer.data.loading.prepare import places
-    from cram_composer.data.manifest import MANIFEST, load_manifest, summary
+def _data_differences(record: dict[str, Any], composed: Composed) -> Iterator[str]:
+    from cram_composer.data.loading.prepare import resolve_location
+    from cram_composer.data.manifest import MANIFEST, load_manifest, summarize
 
-    folder, _ = places(composed.config.data)
+    folder, _ = resolve_location(composed.config.data)
     if not (folder / MANIFEST).is_file():
-        yield f"data: not at {folder} yet; once it is there, the same command with another --output compares it"
+        yield f"data: not at {folder} yet; to compare it later, run the same command with another --output"
         return
-    then, now = leaves(record["data"]), leaves(summary(load_manifest(folder)))
-    yield from (f"data.{line}" for line in _differences(then, now, "then", "now"))
+    then, now = leaves(record["data"]), leaves(summarize(load_manifest(folder)))
+    yield from (f"data.{line}" for line in _list_differences(then, now, "then", "now"))

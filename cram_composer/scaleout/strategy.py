@@ -17,7 +17,7 @@ from cram_composer.config.schema.algorithms import AlgorithmsConfig
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.device import DeviceChoice
 from cram_composer.models.training_model import MaskedLMTrainingModel
-from cram_composer.optim.parameters import gradients
+from cram_composer.optim.parameters import optimized_gradients
 
 
 class Strategy:
@@ -92,4 +92,4 @@ class Strategy:
 
     def gradients(self, state: State) -> list[torch.Tensor]:
         """This rank's part of the gradients of a step that is about to be taken."""
-        return gradients(state.optimizers)
+        return optimized_gradients(state.optimizers)

@@ -1,4 +1,4 @@
-"""Object storage and folders alike: one object at a time, whole or not at all, tried again for a bounded time.
+"""One interface to object stores and folders: atomic transfers of single objects, retried until a deadline.
 
 A URI is `s3://BUCKET/PATH`, `gs://`, `oci://`, `azure://`, or the path of a folder. `S3_ENDPOINT_URL` names another S3
 server, as for Composer and Streaming.
@@ -7,6 +7,7 @@ server, as for Composer and Streaming.
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import math
 import os
@@ -21,18 +22,20 @@ from typing import Any, TypeVar
 
 from cram_composer.config.paths import expand
 from cram_composer.errors import ConfigError, CramError
-from cram_composer.storage.faults import fault_of
+from cram_composer.storage.error_causes import classify_error
 from cram_composer.storage.providers import CONNECT_SECONDS, READ_SECONDS, SCHEMES, ObjectStore, connect, load_clients
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 10.0  # seconds between attempts, doubled each time
-_SAY_AFTER = 10.0  # seconds of trying again in silence
+_WARN_AFTER = 10.0  # seconds of retrying before a warning
 _Result = TypeVar("_Result")
 
 
 class StorageError(CramError):
-    """What could not be done and why, in one line.
+    """A failed storage operation, described in one line.
 
-    `cause` is one of storage_faults.CAUSES, `uri` that of the object, or of the root.
+    Attributes:
+        cause: one of error_causes.CAUSES.
+        uri: URI of the object, or of the root.
     """
 
     def __init__(self, message: str, cause: str, uri: str) -> None:
@@ -45,24 +48,24 @@ class StorageError(CramError):
 
 
 def is_remote(uri: str) -> bool:
-    """Whether `uri` names an object store; anything else is a folder."""
+    """Return True if `uri` names an object store; anything else is a folder."""
     return "://" in uri
 
 
-def open_storage(uri: str, deadline: float = 120.0) -> Storage:
-    """The storage at `uri`; nothing is asked of it yet. Raises ConfigError for a scheme that is none.
-
-    `deadline` is in seconds: what fails for want of a connection is tried again for that long, and then given up.
-    """
-    return Storage(uri, deadline)
-
-
 class Storage:
-    """Objects under one URI, by names relative to it. May be pickled, and used after a fork and in several threads."""
+    """Objects below one URI, addressed by relative name. Can be pickled, forked and shared between threads.
+
+    Args:
+        uri: of an object store, or the path of a folder. No connection is made yet.
+        deadline: seconds to keep retrying connection errors.
+
+    Raises:
+        ConfigError: an unknown URI scheme, or no bucket.
+    """
 
     def __init__(self, uri: str, deadline: float = 120.0) -> None:
         self.deadline = deadline
-        self._local = threading.local()  # a client per thread, and made anew in another process
+        self._local = threading.local()  # one client per thread; a forked process creates its own
         if not is_remote(uri):
             self._scheme, self._bucket, self._prefix = "", str(expand(uri)), ""
             self.uri = self._bucket
@@ -72,120 +75,117 @@ class Storage:
         self._bucket, _, path = rest.partition("/")
         if self._scheme not in SCHEMES or not self._bucket:
             known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-            raise ConfigError(f"{uri}: not the URI of an object store; it is one of {known} with a bucket, or a folder")
+            raise ConfigError(f"{uri}: not the URI of an object store; use {known} with a bucket, or a folder")
         self._prefix = f"{path}/" if path else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.uri, self.deadline)
 
-    def uri_of(self, name: str) -> str:
-        """The URI of an object."""
+    def object_uri(self, name: str) -> str:
+        """Return the URI of an object."""
         return f"{self.uri}/{name}" if name else self.uri
 
     def download(self, name: str, path: Path) -> None:
-        """Fetch an object into the file `path`, which is replaced once it is whole. Raises StorageError."""
+        """Download an object into the file `path`, replacing it atomically. Raises StorageError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
         try:
-            self._try(name, lambda store: store.get(self._prefix + name, temporary), f" (writing {path})")
+            self._retry(name, lambda store: store.get(self._prefix + name, temporary), f" (writing {path})")
             os.replace(temporary, path)
         finally:
-            for left in path.parent.glob(
-                f"{_escaped(temporary.name)}*"
-            ):  # Composer's stores put their own suffix on it
+            # Composer's stores append a suffix of their own.
+            for leftover in path.parent.glob(f"{glob.escape(temporary.name)}*"):
                 with contextlib.suppress(OSError):
-                    left.unlink()
+                    leftover.unlink()
 
     def upload(self, path: Path, name: str) -> None:
-        """Write the file `path` to an object, which is replaced once it is whole. Raises StorageError."""
+        """Upload the file `path` to an object, replacing it atomically. Raises StorageError."""
         if not path.is_file():
-            raise StorageError(f"{path}: no such file, to be uploaded to {self.uri_of(name)}", "missing", str(path))
-        self._try(name, lambda store: store.put(path, self._prefix + name))
+            raise StorageError(
+                f"{path}: no such file; cannot upload it to {self.object_uri(name)}", "missing", str(path)
+            )
+        self._retry(name, lambda store: store.put(path, self._prefix + name))
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Bytes of every object in the folder `prefix` and below (all, for ""), by name relative to the root."""
+    def list_sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return the bytes of every object in the folder `prefix` (all for ""), by name relative to the root."""
         folder = f"{prefix.rstrip('/')}/" if prefix else ""
-        found = self._try(prefix, lambda store: store.sizes(self._prefix + folder))
-        # A key that ends in a slash is what some tools make of a folder.
+        found = self._retry(prefix, lambda store: store.list_sizes(self._prefix + folder))
+        # Some tools create keys that end in a slash to represent folders.
         return {key[len(self._prefix) :]: size for key, size in found.items() if not key.endswith("/")}
 
     def size(self, name: str) -> int | None:
-        """Bytes of an object, None if it is not there. Raises StorageError for anything else."""
-        return self._try(name, lambda store: store.size(self._prefix + name))
+        """Return the size of an object in bytes, None if it does not exist. Raises StorageError for other errors."""
+        return self._retry(name, lambda store: store.size(self._prefix + name))
 
     def delete(self, name: str) -> None:
-        """Delete an object; one that is not there is fine."""
-        self._try(name, lambda store: store.delete(self._prefix + name))
+        """Delete an object if it exists."""
+        self._retry(name, lambda store: store.delete(self._prefix + name))
 
-    def check(self, write: bool = False) -> None:
-        """Make sure that it answers, that the credentials are good and the bucket is there.
+    def check_access(self, write: bool = False) -> None:
+        """Check the connection, the credentials and the bucket. Raises StorageError.
 
-        With `write`, that an object can be written and deleted too. Raises StorageError.
+        Args:
+            write: also write and delete an object.
         """
-        if not (write and self._scheme == ""):  # a folder is made when it is first written to
-            self._try("", lambda store: store.first(self._prefix))
+        if not (write and self._scheme == ""):  # a folder is created by the first write
+            self._retry("", lambda store: store.probe(self._prefix))
         if write:
             name = f".cram-write-check-{uuid.uuid4().hex}"
             with tempfile.NamedTemporaryFile() as empty:
                 self.upload(Path(empty.name), name)
             self.delete(name)
 
-    def _try(self, name: str, operation: Callable[[ObjectStore], _Result], writing: str = "") -> _Result:
-        """Do it, again and again while it may yet work and there is time."""
-        load_clients(self._scheme)  # seconds the first time, which are not the connection's
+    def _retry(self, name: str, operation: Callable[[ObjectStore], _Result], writing: str = "") -> _Result:
+        """Run an operation, retrying connection errors until the deadline and stale credentials once."""
+        load_clients(self._scheme)  # the first import takes seconds that must not count against the deadline
         started = time.monotonic()
-        wait, said, renewed = _FIRST_WAIT, False, False
+        wait, warned, renewed = _FIRST_WAIT, False, False
         while True:
             fresh = False
-            left = self.deadline - (time.monotonic() - started)
+            remaining = self.deadline - (time.monotonic() - started)
             try:
-                store, fresh = self._store(left)
+                store, fresh = self._thread_client(remaining)
                 return operation(store)
             except Exception as error:
-                fault = fault_of(error)
+                failure = classify_error(error)
             spent = time.monotonic() - started
             advice = SCHEMES[self._scheme].advice if self._scheme else "check the path and its permissions"
-            if fault.cause != "unreachable":
+            if failure.cause != "unreachable":
                 self._local.__dict__.clear()
-                if fault.cause == "credentials" and not fresh and not renewed:
-                    renewed = True  # those it was made with may have been replaced meanwhile
+                if failure.cause == "credentials" and not fresh and not renewed:
+                    renewed = True  # the credentials may have been replaced since the client was created
                     continue
-                raise self._error(name, fault.cause, fault.words, advice, writing)
+                raise self._storage_error(name, failure.cause, failure.summary, advice, writing)
             wait = min(wait * 2, _LONGEST_WAIT)
             if spent >= self.deadline:
-                words = f"cannot be reached, tried for {spent:.0f} s: {fault.words}"
-                raise self._error(name, fault.cause, words, f"check the network; {advice}", writing)
-            if spent > _SAY_AFTER and not said:
-                said = True
+                summary = f"cannot be reached, tried for {spent:.0f} s: {failure.summary}"
+                raise self._storage_error(name, failure.cause, summary, f"check the network; {advice}", writing)
+            if spent > _WARN_AFTER and not warned:
+                warned = True
                 logging.getLogger(__name__).warning(
-                    "%s: %s; trying again for %.0f s", self.uri_of(name), fault.words, self.deadline - spent
+                    "%s: %s; retrying for %.0f s", self.object_uri(name), failure.summary, self.deadline - spent
                 )
-            # The last attempt is at the deadline, whatever the wait has grown to.
+            # The last attempt starts at the deadline, however long the wait has grown.
             time.sleep(min(wait * random.uniform(0.5, 1.0), self.deadline - spent))
 
-    def _store(self, left: float) -> tuple[ObjectStore, bool]:
-        """This thread's client, or with little time left one of shorter time limits; and whether it is new."""
-        kept = self._local.__dict__
-        # To the second, so that a deadline shorter than the usual limit does not take a new client for every object.
-        seconds = min(READ_SECONDS, float(max(1, math.ceil(left))))
-        made_for = os.getpid(), seconds
-        fresh = kept.get("made_for") != made_for
+    def _thread_client(self, remaining: float) -> tuple[ObjectStore, bool]:
+        """Return this thread's client and whether it is new; its timeouts end within the remaining seconds."""
+        cached = self._local.__dict__
+        # Whole seconds: with a deadline below the usual timeout, not every object needs a new client.
+        seconds = min(READ_SECONDS, float(max(1, math.ceil(remaining))))
+        cache_key = os.getpid(), seconds
+        fresh = cached.get("cache_key") != cache_key
         if fresh:
-            kept["store"] = connect(self._scheme, self._bucket, min(CONNECT_SECONDS, seconds), seconds)
-            kept["made_for"] = made_for
-        return kept["store"], fresh
+            cached["store"] = connect(self._scheme, self._bucket, min(CONNECT_SECONDS, seconds), seconds)
+            cached["cache_key"] = cache_key
+        return cached["store"], fresh
 
-    def _error(self, name: str, cause: str, words: str, advice: str, writing: str) -> StorageError:
-        uri = self.uri_of(name)
+    def _storage_error(self, name: str, cause: str, summary: str, advice: str, writing: str) -> StorageError:
+        uri = self.object_uri(name)
         message = {
-            "missing": f"{uri}: there is no such object ({words}); check the name, or put it there",
-            "bucket": f"{uri}: there is no such bucket as {self._bucket} ({words}); make it or correct its name",
-            "disk-full": f"{uri}: {words}{writing}; free some space or use another disk",
-            "other": f"{uri}: {words}{writing}; check the name, the path and their permissions",
-        }.get(cause, f"{uri}: {words}; {advice}")
+            "missing": f"{uri}: no such object ({summary}); check the name or upload it",
+            "bucket": f"{uri}: no such bucket as {self._bucket} ({summary}); create it or correct its name",
+            "disk-full": f"{uri}: {summary}{writing}; free some space or use another disk",
+            "other": f"{uri}: {summary}{writing}; check the name, the path and their permissions",
+        }.get(cause, f"{uri}: {summary}; {advice}")
         return StorageError(message, cause, uri)
-
-
-def _escaped(name: str) -> str:
-    """A file name as a glob pattern of itself."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -1,4 +1,4 @@
-"""Files that matter are written to a temporary name and renamed, so that a kill leaves the old file or the new one."""
+"""Atomic file writes: a temporary file is renamed, so that a kill leaves the old file or the new one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` in one rename; the bytes are on disk before the name is."""
+    """Replace the file `path` atomically; the content is synced to disk before the rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     data = content.encode() if isinstance(content, str) else content
@@ -23,7 +23,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN and infinities are refused: JSON has none."""
+    """Write `value` as indented JSON, atomically. Raises ValueError for NaN and infinities, which JSON lacks."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file that nobody writes to any more a second name; where the disk cannot do that, copy it."""
+    """Hard-link a file that is no longer written to; copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

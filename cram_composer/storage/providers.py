@@ -1,7 +1,7 @@
-"""The providers behind `storage`: what each can do with one object, and what its errors mean.
+"""Object store providers: S3, Google Cloud Storage, Oracle, Azure, and local folders.
 
-They are Composer's object stores where those will do. What they lack (sizes, deleting, HEAD, time limits) goes to the
-provider's own client. Every method makes one attempt; `storage` makes the others.
+They use Composer's object stores where possible, and the provider's own client for sizes, deletion, HEAD and timeouts.
+Every method makes one attempt; `storage.client` retries.
 """
 
 from __future__ import annotations
@@ -12,39 +12,39 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
-from cram_composer.storage.faults import chain, code_of, fault_of
+from cram_composer.storage.error_causes import classify_error, error_code, exception_chain
 
 CONNECT_SECONDS = 5.0
-READ_SECONDS = 20.0  # without a byte
-_PART_BYTES = 64 << 20  # parts go one after the other; a part that fails is sent again with the whole file
+READ_SECONDS = 20.0  # without receiving a byte
+_PART_BYTES = 64 << 20  # parts are sent one after the other; a failed part restarts the whole file
 
 
 class ObjectStore(Protocol):
     """One bucket, or one folder. Keys are full paths within it."""
 
-    advice: str  # where the credentials come from
+    advice: str  # what to check when a request fails
 
     def get(self, key: str, path: Path) -> None:
-        """Write the object to the file `path`."""
+        """Download the object into the file `path`."""
 
     def put(self, path: Path, key: str) -> None:
-        """Write the file to the object."""
+        """Upload the file to the object."""
 
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of every object whose key starts with `prefix`."""
+    def list_sizes(self, prefix: str) -> dict[str, int]:
+        """Return the size in bytes of every object whose key starts with `prefix`."""
 
     def size(self, key: str) -> int | None:
-        """Bytes of the object, None if there is none."""
+        """Return the size of the object in bytes, None if it does not exist."""
 
     def delete(self, key: str) -> None:
-        """Delete the object; no error if there is none."""
+        """Delete the object if it exists."""
 
-    def first(self, prefix: str) -> None:
-        """Ask for one page of a listing: fails as any other request would."""
+    def probe(self, prefix: str) -> None:
+        """Request one page of a listing, to check that requests succeed."""
 
 
 class S3(ObjectStore):
-    """S3 and what speaks its protocol. `read` is the time limit for a silent connection, in seconds."""
+    """S3 and compatible servers. `read` is the timeout of a silent connection, in seconds."""
 
     advice = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and S3_ENDPOINT_URL"
 
@@ -52,8 +52,8 @@ class S3(ObjectStore):
         import boto3
         from composer.utils.object_store import S3ObjectStore
 
-        # One attempt per call: the retries are ours, and theirs can outlast any deadline. No threads: a transfer then
-        # ends with the thread that asked for it, and none is alive when a process forks.
+        # One attempt per call: `storage.client` retries, and boto's own retries can outlast any deadline. No threads:
+        # a transfer then ends with the thread that requested it, and none is alive when a process forks.
         self._store = S3ObjectStore(
             bucket,
             client_config={
@@ -77,12 +77,12 @@ class S3(ObjectStore):
         try:
             self._store.download_object(key, path, overwrite=True)
         except Exception as error:
-            raise self._explained(error, key) from None
+            raise self._explain_head_error(error, key) from None
 
     def put(self, path: Path, key: str) -> None:
         self._store.upload_object(key, path)
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def list_sizes(self, prefix: str) -> dict[str, int]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
         return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
 
@@ -90,30 +90,30 @@ class S3(ObjectStore):
         try:
             return self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"]
         except Exception as error:
-            explained = self._explained(error, key)
-        if fault_of(explained).cause == "missing":
+            explained = self._explain_head_error(error, key)
+        if classify_error(explained).cause == "missing":
             return None
         raise explained
 
     def delete(self, key: str) -> None:
         self._client.delete_object(Bucket=self._bucket, Key=key)
 
-    def first(self, prefix: str) -> None:
+    def probe(self, prefix: str) -> None:
         self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
 
-    def _explained(self, error: Exception, key: str) -> Exception:
-        """The answer to HEAD has no body, so 403 and 404 may be the key, the object or the bucket: a GET says which."""
-        for link in chain(error):
-            if (code_of(link) or "").isdigit():
+    def _explain_head_error(self, error: Exception, key: str) -> Exception:
+        """Repeat a failed HEAD as GET, whose body says if the key, the object or the bucket was refused."""
+        for link in exception_chain(error):
+            if (error_code(link) or "").isdigit():
                 try:
                     self._client.get_object(Bucket=self._bucket, Key=key, Range="bytes=0-0")["Body"].close()
-                except Exception as further:
-                    return further
+                except Exception as get_error:
+                    return get_error
         return error
 
 
 class GCS(ObjectStore):
-    """Google Cloud Storage by its own client; with HMAC keys it is S3 at another endpoint (see `connect`)."""
+    """Google Cloud Storage by its own client; with HMAC keys `connect` uses its S3 endpoint instead."""
 
     advice = "check GCS_KEY and GCS_SECRET, or GOOGLE_APPLICATION_CREDENTIALS"
 
@@ -121,33 +121,33 @@ class GCS(ObjectStore):
         from composer.utils.object_store import GCSObjectStore
 
         self._bucket = GCSObjectStore(bucket).bucket
-        self._once: dict[str, Any] = {"timeout": (connect, read), "retry": None}
+        self._one_attempt: dict[str, Any] = {"timeout": (connect, read), "retry": None}
 
     def get(self, key: str, path: Path) -> None:
-        self._bucket.blob(key).download_to_filename(str(path), **self._once)
+        self._bucket.blob(key).download_to_filename(str(path), **self._one_attempt)
 
     def put(self, path: Path, key: str) -> None:
-        self._bucket.blob(key).upload_from_filename(str(path), **self._once)
+        self._bucket.blob(key).upload_from_filename(str(path), **self._one_attempt)
 
-    def sizes(self, prefix: str) -> dict[str, int]:
-        return {blob.name: blob.size for blob in self._bucket.list_blobs(prefix=prefix, **self._once)}
+    def list_sizes(self, prefix: str) -> dict[str, int]:
+        return {blob.name: blob.size for blob in self._bucket.list_blobs(prefix=prefix, **self._one_attempt)}
 
     def size(self, key: str) -> int | None:
-        blob = self._bucket.get_blob(key, **self._once)
+        blob = self._bucket.get_blob(key, **self._one_attempt)
         return None if blob is None else blob.size
 
     def delete(self, key: str) -> None:
         try:
-            self._bucket.blob(key).delete(**self._once)
+            self._bucket.blob(key).delete(**self._one_attempt)
         except Exception as error:
-            _pass_over_missing(error)
+            _raise_unless_missing(error)
 
-    def first(self, prefix: str) -> None:
-        next(iter(self._bucket.list_blobs(prefix=prefix, max_results=1, **self._once)), None)
+    def probe(self, prefix: str) -> None:
+        next(iter(self._bucket.list_blobs(prefix=prefix, max_results=1, **self._one_attempt)), None)
 
 
 class OCI(ObjectStore):
-    """Oracle's object storage."""
+    """Oracle Cloud object storage."""
 
     advice = "check OCI_CONFIG_FILE (default: ~/.oci/config)"
 
@@ -157,9 +157,9 @@ class OCI(ObjectStore):
         self._store = OCIObjectStore(bucket)
         self._client = self._store.client
         self._client.base_client.timeout = (connect, read)
-        self._where = (self._store.namespace, bucket)
-        # The retries are ours. (Composer's own calls keep the client's strategy, so only these are bounded.)
-        self._once = {"retry_strategy": importlib.import_module("oci.retry").NoneRetryStrategy()}
+        self._namespace_and_bucket = (self._store.namespace, bucket)
+        # Composer's own calls keep the client's retry strategy, so only the calls made here are bounded.
+        self._one_attempt = {"retry_strategy": importlib.import_module("oci.retry").NoneRetryStrategy()}
 
     def get(self, key: str, path: Path) -> None:
         self._store.download_object(key, path, overwrite=True)
@@ -167,7 +167,7 @@ class OCI(ObjectStore):
     def put(self, path: Path, key: str) -> None:
         self._store.upload_object(key, str(path))
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def list_sizes(self, prefix: str) -> dict[str, int]:
         found: dict[str, int] = {}
         start: str | None = None
         while True:
@@ -178,24 +178,26 @@ class OCI(ObjectStore):
                 return found
 
     def size(self, key: str) -> int | None:
-        # HEAD would not say whether it is the object or the bucket that is not there.
+        # HEAD does not tell a missing object from a missing bucket.
         return next((item.size for item in self._list(prefix=key, limit=1).objects if item.name == key), None)
 
     def delete(self, key: str) -> None:
         try:
-            self._client.delete_object(*self._where, key, **self._once)
+            self._client.delete_object(*self._namespace_and_bucket, key, **self._one_attempt)
         except Exception as error:
-            _pass_over_missing(error)
+            _raise_unless_missing(error)
 
-    def first(self, prefix: str) -> None:
+    def probe(self, prefix: str) -> None:
         self._list(prefix=prefix, limit=1)
 
     def _list(self, **options: Any) -> Any:
-        return self._client.list_objects(*self._where, fields="name,size", **self._once, **options).data
+        return self._client.list_objects(
+            *self._namespace_and_bucket, fields="name,size", **self._one_attempt, **options
+        ).data
 
 
 class Azure(ObjectStore):
-    """Azure Blob Storage by its own client, which Streaming brings (Composer's store needs another)."""
+    """Azure Blob Storage by its own client, which Streaming installs (Composer's store needs another one)."""
 
     advice = "check AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY"
 
@@ -218,7 +220,7 @@ class Azure(ObjectStore):
         with open(path, "rb") as file:
             self._container.upload_blob(key, file, overwrite=True)
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def list_sizes(self, prefix: str) -> dict[str, int]:
         return {item.name: item.size for item in self._container.list_blobs(name_starts_with=prefix)}
 
     def size(self, key: str) -> int | None:
@@ -228,14 +230,14 @@ class Azure(ObjectStore):
         try:
             self._container.delete_blob(key)
         except Exception as error:
-            _pass_over_missing(error)
+            _raise_unless_missing(error)
 
-    def first(self, prefix: str) -> None:
+    def probe(self, prefix: str) -> None:
         next(self._container.list_blobs(name_starts_with=prefix, results_per_page=1), None)
 
 
-class Folder(ObjectStore):
-    """A folder of this machine; keys are paths in it."""
+class LocalFolder(ObjectStore):
+    """A local folder; keys are relative paths."""
 
     advice = "check the path and its permissions"
 
@@ -255,7 +257,7 @@ class Folder(ObjectStore):
         finally:
             temporary.unlink(missing_ok=True)
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def list_sizes(self, prefix: str) -> dict[str, int]:
         files = (path for path in (self._root / prefix).rglob("*") if path.is_file())
         return {str(path.relative_to(self._root)): path.stat().st_size for path in files}
 
@@ -266,20 +268,20 @@ class Folder(ObjectStore):
     def delete(self, key: str) -> None:
         (self._root / key).unlink(missing_ok=True)
 
-    def first(self, prefix: str) -> None:
+    def probe(self, prefix: str) -> None:
         next(os.scandir(self._root), None)
 
 
 def load_clients(scheme: str) -> None:
-    """Import what `connect` needs, which takes a while the first time."""
+    """Import the modules that `connect` needs, which takes seconds the first time."""
     if scheme:
         importlib.import_module("composer.utils.object_store")
 
 
 def connect(scheme: str, bucket: str, connect_seconds: float, read_seconds: float) -> ObjectStore:
-    """The object store of a URI's scheme ("" is the folder `bucket`). May already ask the provider."""
+    """Open the object store of a URI scheme ("" is the folder `bucket`). May already send requests."""
     if scheme == "":
-        return Folder(Path(bucket))
+        return LocalFolder(Path(bucket))
     if scheme == "gs" and "GCS_KEY" in os.environ and "GCS_SECRET" in os.environ:
         return S3(
             bucket,
@@ -296,6 +298,6 @@ def connect(scheme: str, bucket: str, connect_seconds: float, read_seconds: floa
 SCHEMES: dict[str, Any] = {"s3": S3, "gs": GCS, "oci": OCI, "azure": Azure}
 
 
-def _pass_over_missing(error: Exception) -> None:
-    if fault_of(error).cause != "missing":
+def _raise_unless_missing(error: Exception) -> None:
+    if classify_error(error).cause != "missing":
         raise error

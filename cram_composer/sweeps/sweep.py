@@ -167,7 +167,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _prepare_data(trials: Sequence[Trial]) -> None:
     """Build or check every data set once, before several runs at a time would."""
-    from cram_composer.data.loading.prepare import prepare
+    from cram_composer.data.loading.prepare import prepare_dataset
 
     for config in {repr(trial.composed.config.data): trial.composed.config.data for trial in trials}.values():
-        prepare(config, True, lambda: None)
+        prepare_dataset(config, True, lambda: None)

@@ -32,20 +32,20 @@ from cram_composer.config import Composed
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.units import parse_duration
 from cram_composer.config.validation.run import check_row_length
-from cram_composer.data.loading.data_spec import training_data
-from cram_composer.data.loading.mixture import Curriculum, choose_streams
+from cram_composer.data.loading.data_spec import build_data_spec
+from cram_composer.data.loading.mixture import Curriculum, select_streams
 from cram_composer.data.loading.open_dataset import open_train, open_validation
-from cram_composer.data.loading.prepare import DataSet, prepare
+from cram_composer.data.loading.prepare import PreparedDataset, prepare_dataset
 from cram_composer.data.loading.stream import Batch, TrainLoader, evaluation_batches
 from cram_composer.data.masking import build_collator, evaluation_collator, word_joins
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.errors import CramError
-from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
+from cram_composer.evaluation.held_out import build_held_out_evaluator, due_at_progress_interval
 from cram_composer.models.factory import build_model
 from cram_composer.models.flops import flops_per_token
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
-from cram_composer.runs.branch_points import BranchPoints
+from cram_composer.runs.branch_points import BranchPointSaver
 from cram_composer.runs.checkpoints import newest_checkpoint
 from cram_composer.runs.folder import RunFolder, environment
 from cram_composer.runs.mirror import RunMirror
@@ -126,7 +126,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         # One process by itself has nobody to talk to; Composer's calls of the group would each take a while.
         dist.initialize_dist(device.name, timeout=_TEN_MINUTES if device.name == "gpu" else 3600.0)
     ledger = Ledger()
-    data = prepare(config.data, dist.get_local_rank() == 0, _long_timeout_barrier())
+    data = prepare_dataset(config.data, dist.get_local_rank() == 0, _long_timeout_barrier())
     for phase, seconds in (earlier or {}).get("ledger", {}).get("outside", {}).items():
         ledger.outside[phase] += seconds
     ledger.outside["data_build"] += data.build_seconds
@@ -134,7 +134,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     check_row_length(config, data.manifest["sequence_length"])
     if rank == 0:
-        folder.keep_tokenizer(data.tokenizer)
+        folder.copy_tokenizer(data.tokenizer)
     budget = build_budget(config.budget, world_size)
     run_in_background(get_cpu_model)
 
@@ -178,7 +178,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     ]
     algorithms = [*optimizer_support(optimizer, model, budget), *algorithms]
     if config.data.curriculum:
-        splits = [stream.split for stream in choose_streams(config.data, data.manifest)]
+        splits = [stream.split for stream in select_streams(config.data, data.manifest)]
         algorithms.insert(0, DataCurriculum(Curriculum(config.data.curriculum, splits), budget, loader))
 
     heartbeat = Heartbeat(folder, ledger)
@@ -193,7 +193,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         interval=_checkpoint_interval(config, budget),
         keep=config.checkpoint.keep,
         strategy=strategy,
-        branch_points=BranchPoints(folder.path, config.checkpoint.branch_at),
+        branch_points=BranchPointSaver(folder.path, config.checkpoint.branch_at),
         saved=remote.enqueue if remote is not None else None,
     )
     schedule = with_swa(build_schedule(config.schedule), config.algorithms.swa)
@@ -218,7 +218,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         saved = newest_checkpoint(folder.checkpoints)
     if len(set(dist.all_gather_object(saved.step if saved else None))) > 1:
         raise CramError(f"{folder.checkpoints}: ranks see different checkpoints; runs_dir must be on a shared disk")
-    due = due_by_progress(config.eval.interval, budget)
+    due = due_at_progress_interval(config.eval.interval, budget)
     join()
     with strategy.trainer_context(), warnings.catch_warnings():
         # It is passed on purpose: Composer's own cannot count a wall-clock budget.
@@ -226,8 +226,8 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
         trainer = QuietTrainer(
             model=model,
             optimizers=optimizer,
-            train_dataloader=training_data(loader),
-            eval_dataloader=held_out_evaluator("eval", in_loop, config.eval.batch_size, due),
+            train_dataloader=build_data_spec(loader),
+            eval_dataloader=build_held_out_evaluator("eval", in_loop, config.eval.batch_size, due),
             algorithms=algorithms,
             callbacks=callbacks,
             loggers=build_loggers(config.logging, folder, budget),
@@ -287,7 +287,9 @@ def _long_timeout_barrier() -> Callable[[], None]:
     return lambda: torch.distributed.barrier(group)
 
 
-def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> tuple[list[Batch], list[Batch], int]:
+def _held_out(
+    config: RunConfig, data: PreparedDataset, rank: int, world_size: int
+) -> tuple[list[Batch], list[Batch], int]:
     """This rank's batches for the evaluations in the loop and at the end; the bytes their shards keep of a cache."""
     collator = evaluation_collator(**_token_ids(config, data), shift=config.objective.shift)
     settings = config.eval
@@ -307,7 +309,7 @@ def _held_out(config: RunConfig, data: DataSet, rank: int, world_size: int) -> t
     return in_loop, final, cached
 
 
-def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int, cached: int) -> TrainLoader:
+def _train_loader(config: RunConfig, data: PreparedDataset, rank: int, world_size: int, cached: int) -> TrainLoader:
     words = config.objective.unit != "token"
     joins = word_joins(data.tokenizer, data.manifest["vocab_size"]) if words else None
     collator = build_collator(config.objective, **_token_ids(config, data), joins=joins)
@@ -322,7 +324,7 @@ def _train_loader(config: RunConfig, data: DataSet, rank: int, world_size: int, 
     )
 
 
-def _token_ids(config: RunConfig, data: DataSet) -> dict[str, Any]:
+def _token_ids(config: RunConfig, data: PreparedDataset) -> dict[str, Any]:
     """The ids that a collator has to know; those of padding and the ends of documents where either matters."""
     tokens = data.manifest["special_tokens"]
     return {

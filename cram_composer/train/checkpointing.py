@@ -20,7 +20,7 @@ from composer.utils import dist
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.ledger import Ledger
 from cram_composer.data.loading.stream import TrainLoader
-from cram_composer.runs.branch_points import BranchPoints
+from cram_composer.runs.branch_points import BranchPointSaver
 from cram_composer.runs.checkpoints import checkpoint_files, newest_checkpoint, sha256
 from cram_composer.runs.folder import RunFolder
 from cram_composer.scaleout.strategy import Strategy
@@ -45,7 +45,7 @@ class RollingCheckpoints(Callback):
         interval: float,
         keep: int,
         strategy: Strategy,
-        branch_points: BranchPoints,
+        branch_points: BranchPointSaver,
         saved: Callable[[Path], None] | None = None,
     ) -> None:
         self._folder = folder
@@ -71,7 +71,7 @@ class RollingCheckpoints(Callback):
         elapsed, limit = self._budget.elapsed, self._budget.limits.seconds
         if self._last_at is None:
             self._last_at = elapsed
-        due = elapsed - self._last_at >= self._interval or self._branch_points.due(self._budget.progress)
+        due = elapsed - self._last_at >= self._interval or self._branch_points.is_due(self._budget.progress)
         fits = limit is None or elapsed + 2.0 * self._last_seconds < limit
         if due and fits:
             self.save(state)
@@ -88,9 +88,9 @@ class RollingCheckpoints(Callback):
             self._last_seconds = float(seconds)
         self._last_at = self._budget.elapsed
         progress = self._budget.progress
-        if self._branch_points.due(progress) and dist.get_global_rank() == 0:
-            self._branch_points.keep(self._path(state), progress, spent, int(state.timestamp.token))
-        self._branch_points.passed(progress)
+        if self._branch_points.is_due(progress) and dist.get_global_rank() == 0:
+            self._branch_points.save(self._path(state), progress, spent, int(state.timestamp.token))
+        self._branch_points.drop_passed(progress)
         if dist.get_global_rank() == 0:
             self._folder.write_clock(self._ledger, int(state.timestamp.batch), clean=True)
             if self._saved is not None:

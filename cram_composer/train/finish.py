@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from cram_composer.algorithms.averaging.weight_average import WeightAverage, saved_average
 from cram_composer.analysis.report.report import write_report
 from cram_composer.config.schema.model import ModelConfig
-from cram_composer.data.manifest import summary
+from cram_composer.data.manifest import summarize
 from cram_composer.errors import CramError
-from cram_composer.evaluation.held_out import held_out_evaluator
+from cram_composer.evaluation.held_out import build_held_out_evaluator
 from cram_composer.models.card import model_card
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
@@ -36,7 +36,9 @@ def finish(run: Session, status: str, reason: str | None) -> int:
     """
     ledger = run.ledger
     with ledger.outside_budget("final_eval"):
-        run.trainer.eval(eval_dataloader=held_out_evaluator("final", run.final_batches, run.config.eval.batch_size))
+        run.trainer.eval(
+            eval_dataloader=build_held_out_evaluator("final", run.final_batches, run.config.eval.batch_size)
+        )
         metrics = {name: float(value.compute()) for name, value in run.trainer.state.eval_metrics["final"].items()}
     run.extra["metrics"] = {
         "validation_loss": metrics["loss"],
@@ -55,7 +57,7 @@ def finish(run: Session, status: str, reason: str | None) -> int:
     problem = None
     if run.remote is not None:
         with ledger.outside_budget("upload"):
-            problem = run.remote.finish()
+            problem = run.remote.upload_files()
     write_record(run, status, reason)
     _print_summary(run)
     _draw_page(run.folder.path)
@@ -156,7 +158,7 @@ def write_record(run: Session, status: str, reason: str | None = None) -> None:
         "device_hours": device_hours(run.attempts, total, dist.get_world_size()),
         "parameters": run.parameters,
         "kernels": run.kernels(),
-        "data": summary(run.data.manifest),
+        "data": summarize(run.data.manifest),
         "budget": run.budget.describe(),
         "steps": int(timestamp.batch),
         "tokens": int(timestamp.token),

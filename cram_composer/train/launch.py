@@ -36,7 +36,7 @@ def start(composed: Composed, path: Path) -> int:
     from cram_composer.train.build import run  # Composer, which takes seconds: time for the answer
 
     if first and remote is not None:
-        remote.check()
+        remote.check_access()
     if first:
         folder.lock()
     try:

@@ -14,7 +14,7 @@ from cram_composer.budget.early_stop import EarlyStop
 from cram_composer.budget.ledger import Ledger
 from cram_composer.config import Composed
 from cram_composer.config.schema.run import RunConfig
-from cram_composer.data.loading.prepare import DataSet
+from cram_composer.data.loading.prepare import PreparedDataset
 from cram_composer.data.loading.stream import Batch, TrainLoader
 from cram_composer.device import DeviceChoice
 from cram_composer.models.training_model import MaskedLMTrainingModel
@@ -33,7 +33,7 @@ class Session:
     composed: Composed
     folder: RunFolder
     device: DeviceChoice
-    data: DataSet
+    data: PreparedDataset
     budget: Budget
     ledger: Ledger
     loader: TrainLoader

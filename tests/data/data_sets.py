@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from streaming import MDSWriter
 from streaming.base.shared.memory import SharedMemory
 
-from cram_composer.data.loading.stale_memory import remove_stale_memory
+from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
 
 LENGTH = 16
 BLOCK_ROWS = 8
@@ -90,7 +90,7 @@ def close_shared_memory() -> None:
     descriptors = Path("/proc/self/fd")
     if descriptors.is_dir() and len(list(descriptors.iterdir())) > 200:
         gc.collect()
-        remove_stale_memory()
+        remove_stale_shared_memory()
         for held in gc.get_objects():
             if type(held) is SharedMemory:
                 atexit.unregister(held.cleanup)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.data.manifest import load_manifest, read_index, summary, verify
+from cram_composer.data.manifest import load_manifest, read_index, summarize, verify_dataset
 from cram_composer.errors import CramError
 from tests.data.data_sets import write_data_set
 
@@ -56,20 +56,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_damage_is_found_and_named(root, case):
     damage, message = DAMAGE[case]
     manifest = load_manifest(root)
-    verify(root, manifest)
+    verify_dataset(root, manifest)
     damage(root)
     with pytest.raises(CramError, match=message) as error:
-        verify(root, manifest)
+        verify_dataset(root, manifest)
     assert "\n" not in str(error.value)
 
 
 def test_quick_check_compares_sizes_only(root):
     manifest = load_manifest(root)
     flip(root / TRAIN)
-    verify(root, manifest, full=False)
+    verify_dataset(root, manifest, full=False)
     (root / TRAIN).write_bytes(b"x")
     with pytest.raises(CramError, match="1 bytes instead of"):
-        verify(root, manifest, full=False)
+        verify_dataset(root, manifest, full=False)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_manifest_that_cannot_be_used(tmp_path, content, message):
 
 
 def test_summary_is_short(root):
-    short = summary(load_manifest(root))
+    short = summarize(load_manifest(root))
     assert "config" not in short
     assert "files" not in short["sources"][0]
     assert short["splits"] == load_manifest(root)["splits"]
@@ -99,9 +99,9 @@ def test_summary_is_short(root):
 def test_the_compressed_form_is_what_is_checked_and_every_stream_is(tmp_path):
     root = write_data_set(tmp_path / "data", {"train-web": 64, "train-wiki": 64}, compression="zstd")
     manifest = load_manifest(root)
-    verify(root, manifest)
+    verify_dataset(root, manifest)
     (shard,) = read_index(root, "train-wiki", manifest)[:1]
     assert shard.stored.name.endswith(".zstd") and shard.raw.name.endswith(".mds")
     flip(root / "train-wiki" / shard.stored.name)
     with pytest.raises(CramError, match="train-wiki/00000/shard.00000.mds.zstd: its xxh64 hash differs"):
-        verify(root, manifest)
+        verify_dataset(root, manifest)

@@ -72,12 +72,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def order(sources: Path) -> list[str]:
     """Names of the shards in the order in which a run needs them."""
     from cram_composer.config.schema.data import DataConfig
-    from cram_composer.data.loading.mixture import StreamChoice
-    from cram_composer.data.loading.open_dataset import open_blocks
-    from cram_composer.data.loading.prepare import prepare
+    from cram_composer.data.loading.mixture import SelectedStream
+    from cram_composer.data.loading.open_dataset import open_block_dataset
+    from cram_composer.data.loading.prepare import prepare_dataset
 
-    data = prepare(DataConfig(local=str(sources / "none")), True, lambda: None)
-    blocks = open_blocks(data, [StreamChoice("train")], shuffle=True, seed=_SEED)
+    data = prepare_dataset(DataConfig(local=str(sources / "none")), True, lambda: None)
+    blocks = open_block_dataset(data, [SelectedStream("train")], shuffle=True, seed=_SEED)
     shards = [blocks.shards[blocks.shard_of(int(block))] for block in blocks.epoch_order(0)]
     return [f"train/{shard.file_pairs[0][0].basename}" for shard in shards]
 

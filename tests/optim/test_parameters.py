@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cram_composer.optim.parameters import ModelParameter, describe, hidden_size
+from cram_composer.optim.parameters import ModelParameter, describe_parameters, hidden_size
 from tests.optim.small import SIZES, small_model
 
 LAYER = "model.encoder.layers.1."
 
 
 def described(model: nn.Module) -> dict[str, ModelParameter]:
-    return {parameter.name: parameter for parameter in describe(model)}
+    return {parameter.name: parameter for parameter in describe_parameters(model)}
 
 
 def hugging_face(name: str, **changes) -> nn.Module:
@@ -26,7 +26,7 @@ def test_every_trainable_parameter_once():
     model = small_model()
     model.model.encoder.final_norm.weight.requires_grad_(False)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert [parameter.name for parameter in describe(model)] == names
+    assert [parameter.name for parameter in describe_parameters(model)] == names
     assert "model.encoder.final_norm.weight" not in names
 
 
@@ -97,7 +97,7 @@ def test_models_of_transformers(name: str, layer: str, fused: dict[str, int], he
 
 
 def test_models_without_layers():
-    (weight, bias) = describe(nn.Linear(2, 3))
+    (weight, bias) = describe_parameters(nn.Linear(2, 3))
     assert (weight.role, weight.depth, bias.role) == ("matrix", 1, "other")
     assert hidden_size(nn.Linear(2, 3)) is None
 
@@ -108,5 +108,5 @@ def test_unknown_fused_matrices_stay_whole():
             super().__init__()
             self.qkv = nn.Linear(16, 32, bias=False)  # 16 rows of queries, 8 of keys, 8 of values
 
-    assert [parameter.parts for parameter in describe(nn.ModuleList([GroupedQueries()]))] == [1]
-    assert torch.is_tensor(describe(GroupedQueries())[0].parameter)
+    assert [parameter.parts for parameter in describe_parameters(nn.ModuleList([GroupedQueries()]))] == [1]
+    assert torch.is_tensor(describe_parameters(GroupedQueries())[0].parameter)

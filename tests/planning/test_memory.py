@@ -8,8 +8,8 @@ import torch
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.optim.factory import build_optimizer
-from cram_composer.planning.memory import PeakBytes, activation_peak, optimizer_bytes, step_memory
-from cram_composer.planning.model_spec import ModelSpec, data_facts, without_numbers
+from cram_composer.planning.memory import PeakBytes, measure_activation_peak, measure_step_memory, optimizer_bytes
+from cram_composer.planning.run_spec import RunSpec, fake_tensors, read_data_facts
 from tests.conftest import REPOSITORY, SMALL
 from tests.data.data_sets import write_data_set
 
@@ -21,10 +21,10 @@ def data(tmp_path: Path) -> Path:
     return write_data_set(tmp_path / "data")
 
 
-def spec(data: Path, *overrides: str) -> ModelSpec:
+def spec(data: Path, *overrides: str) -> RunSpec:
     settings = [*SMALL, f"data.local={data}", *overrides]
     config = compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", settings).config
-    return ModelSpec(config, data_facts(config.data), 1)
+    return RunSpec(config, read_data_facts(config.data), 1)
 
 
 def test_the_peak_of_a_few_tensors():
@@ -47,7 +47,7 @@ def test_activations_are_what_a_real_backward_keeps_and_the_logits(data: Path, d
     plan = spec(data, *changes)
     precision = "fp32" if dtype is None else "bf16"
     rows = 2 * plan.config.train.device_train_microbatch_size
-    model = plan.model(dtype).train()
+    model = plan.build_model(dtype).train()
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
     tensors = []
@@ -59,35 +59,37 @@ def test_activations_are_what_a_real_backward_keeps_and_the_logits(data: Path, d
             tensors.append(tensor)
         return tensor
 
-    batch = next(iter(plan.loader(rows)))
+    batch = next(iter(plan.build_loader(rows)))
     given = sum(tensor.untyped_storage().nbytes() for tensor in batch.values())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = model(batch)
     # Beside what is kept: the logits that the model returns, their gradient in fp32 and in their own dtype.
     logits = rows * MASKED * VOCABULARY * (4 + 2 * 2 if dtype is not None else 4 + 4)
     assert outputs.logits.shape == (rows, MASKED, VOCABULARY)
-    estimated = step_memory(plan, precision).activations(rows)
+    estimated = measure_step_memory(plan, precision).activations(rows)
     assert sum(kept.values()) - given < estimated
     assert estimated == pytest.approx(sum(kept.values()) + logits, rel=0.1)
 
 
 def test_microbatches_make_activations_in_proportion(data: Path):
     plan = spec(data)
-    step = step_memory(plan, "bf16")
-    with without_numbers():
-        assert step.activations(48) == pytest.approx(activation_peak(plan, plan.model(torch.bfloat16), 48), rel=0.01)
+    step = measure_step_memory(plan, "bf16")
+    with fake_tensors():
+        assert step.activations(48) == pytest.approx(
+            measure_activation_peak(plan, plan.build_model(torch.bfloat16), 48), rel=0.01
+        )
 
 
 def test_a_model_that_looks_into_its_input_is_run_on_real_rows(data: Path):
     plan = spec(data, "recipes=[]", "model={architecture: hf, hf_name: bert}")
-    step = step_memory(plan, "fp32")
-    assert step.activations(4) == pytest.approx(activation_peak(plan, plan.model(), 4), rel=0.02)
+    step = measure_step_memory(plan, "fp32")
+    assert step.activations(4) == pytest.approx(measure_activation_peak(plan, plan.build_model(), 4), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "soap", "schedule-free"])
 def test_optimizer_state_is_that_of_a_real_step(data: Path, name: str):
     plan = spec(data, f"optimizer={{name: {name}, betas: null, eps: null, weight_decay: null}}")
-    model = plan.model()
+    model = plan.build_model()
     optimizer = build_optimizer(plan.config.optimizer, model)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -102,8 +104,8 @@ def test_optimizer_state_is_that_of_a_real_step(data: Path, name: str):
             pending += item.values()
         elif isinstance(item, list | tuple):
             pending += item
-    with without_numbers():
-        assert optimizer_bytes(plan.config, plan.model()) == held > 0
+    with fake_tensors():
+        assert optimizer_bytes(plan.config, plan.build_model()) == held > 0
 
 
 def test_adamw_in_8_bits_is_counted(data: Path):
@@ -121,10 +123,10 @@ def test_adamw_in_8_bits_is_counted(data: Path):
 
 def test_weights_are_counted_once_and_averages_are_copies(data: Path):
     plain, averaged = spec(data), spec(data, "recipes=[crammed-bert,ema]")
-    step = step_memory(plain, "fp32")
+    step = measure_step_memory(plain, "fp32")
     elements = sum(parameter.numel() for parameter in plain.model().parameters())
     assert (step.parameters, step.weights, step.gradients) == (elements, 4 * elements, 4 * elements)
     assert step.outside_layers + 2 * step.largest_layer == step.weights
-    assert step_memory(averaged, "fp32").averages == step.weights
-    lawa = step_memory(spec(data, "recipes=[crammed-bert,lawa]", "algorithms.lawa.k=3"), "fp32")
+    assert measure_step_memory(averaged, "fp32").averages == step.weights
+    lawa = measure_step_memory(spec(data, "recipes=[crammed-bert,lawa]", "algorithms.lawa.k=3"), "fp32")
     assert (lawa.averages, lawa.averages_host) == (0, 3 * step.weights)

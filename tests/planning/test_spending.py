@@ -7,12 +7,12 @@ import pytest
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.data.loading.open_dataset import open_train
-from cram_composer.data.loading.prepare import prepare
+from cram_composer.data.loading.prepare import prepare_dataset
 from cram_composer.errors import CramError
 from cram_composer.models.flops import flops_per_token
-from cram_composer.planning.model_spec import ModelSpec, data_facts
-from cram_composer.planning.speed import Speed, given_speed, row_flops
-from cram_composer.planning.spending import spend
+from cram_composer.planning.run_spec import RunSpec, read_data_facts
+from cram_composer.planning.speed import Speed, row_flops, speed_from_flops
+from cram_composer.planning.spending import simulate_budget
 from tests.conftest import REPOSITORY, SMALL
 from tests.data.data_sets import write_data_set
 
@@ -21,10 +21,10 @@ PLAIN = ["algorithms={batch_size_ramp: null}"]
 SPEED = Speed(microbatch_seconds=0.5, step_seconds=1.0, compile_seconds=0.0, source="by hand")
 
 
-def spec(data: Path, devices: int, *overrides: str) -> ModelSpec:
+def spec(data: Path, devices: int, *overrides: str) -> RunSpec:
     settings = [*SMALL, f"data.local={data}", *overrides]
     config = compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", settings).config
-    return ModelSpec(config, data_facts(config.data), devices)
+    return RunSpec(config, read_data_facts(config.data), devices)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def same(length: int) -> float:
 
 def test_flops_buy_tokens(data: Path):
     plan = spec(data, 2, *PLAIN, "budget=100s", "train.batch_size=64")
-    network = plan.model().model
+    network = plan.build_model().model
     per_token = flops_per_token(network, LENGTH, 4)  # a quarter of the row is masked
-    speed = given_speed(plan, row_flops(plan, network, LENGTH), 1e6 * per_token, "given")
+    speed = speed_from_flops(plan, row_flops(plan, network, LENGTH), 1e6 * per_token, "given")
     # A million tokens a second on each of two devices, in steps of 64 rows: 1024 tokens.
-    spent = spend(plan, speed, same)
+    spent = simulate_budget(plan, speed, same)
     assert spent.tokens == pytest.approx(2e8, rel=1e-4) and spent.tokens == 1024 * spent.steps
     assert spent.epochs == pytest.approx(2e8 / (128 * LENGTH), rel=1e-4)
 
@@ -58,7 +58,7 @@ def test_flops_buy_tokens(data: Path):
 )
 def test_budgets_by_hand(data: Path, budget: str, devices: int, steps: int, seconds: float):
     plan = spec(data, devices, *PLAIN, budget, f"train.batch_size={48 if devices == 3 else 32}")
-    spent = spend(plan, SPEED, same)
+    spent = simulate_budget(plan, SPEED, same)
     assert (spent.steps, spent.seconds) == (steps, pytest.approx(seconds))
 
 
@@ -67,7 +67,7 @@ def test_a_ramp_takes_more_and_smaller_steps(data: Path):
     speed = Speed(microbatch_seconds=0.0, step_seconds=1.0, compile_seconds=0.0, source="by hand")
     plan = spec(data, 1, "algorithms.batch_size_ramp.until=0.6", "budget=2000s", "train.batch_size=128")
     rows = sum(16 * round(1 + 7 * min(step / 1200, 1.0)) for step in range(2000))
-    spent = spend(plan, speed, same)
+    spent = simulate_budget(plan, speed, same)
     assert (spent.steps, spent.first_batch_size, spent.last_batch_size) == (2000, 16, 128)
     assert spent.tokens == pytest.approx(LENGTH * rows, rel=2e-3)
 
@@ -78,7 +78,7 @@ def test_short_rows_first(data: Path, truncate: bool):
     warmup = f"{{duration: 0.5, min_seq_length: 8, step_size: 8, truncate: {truncate}}}"
     plan = spec(data, 1, *PLAIN, f"algorithms.seq_length_warmup={warmup}", "budget=1000s")
     speed = Speed(microbatch_seconds=0.5, step_seconds=0.0, compile_seconds=0.0, source="by hand")
-    spent = spend(plan, speed, same)
+    spent = simulate_budget(plan, speed, same)
     assert spent.tokens == pytest.approx(1000 * 512, rel=1e-2)
     assert spent.steps == pytest.approx(1500 if truncate else 1000, rel=1e-2)
 
@@ -86,12 +86,12 @@ def test_short_rows_first(data: Path, truncate: bool):
 def test_compilation_and_evaluations_come_out_of_the_budget(data: Path):
     speed = Speed(microbatch_seconds=0.5, step_seconds=1.0, compile_seconds=10.0, source="by hand")
     overrides = [*PLAIN, "budget=1m", "eval.interval=0.2", "eval.rows=96"]
-    spent = spend(spec(data, 1, *overrides), speed, same)
+    spent = simulate_budget(spec(data, 1, *overrides), speed, same)
     # Four evaluations of six microbatches' rows, each at a third of half a second: 4 s; 46 s are left for steps of 2 s.
     assert (spent.evaluation_seconds, spent.compile_seconds) == (pytest.approx(4.0), 10.0)
     assert spent.steps == pytest.approx(23, abs=1)
     with pytest.raises(CramError, match="leave nothing of 13 s"):
-        spend(spec(data, 1, *overrides, "budget=13s"), speed, same)
+        simulate_budget(spec(data, 1, *overrides, "budget=13s"), speed, same)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_compilation_and_evaluations_come_out_of_the_budget(data: Path):
 )
 def test_an_epoch_is_as_long_as_the_stream_says(data: Path, mixture: str):
     config = spec(data, 1, f"data.mixture={mixture}").config
-    opened = open_train(prepare(config.data, True, lambda: None), config.data, seed=0)
-    assert data_facts(config.data).rows_per_epoch == opened.rows_per_epoch
+    opened = open_train(prepare_dataset(config.data, True, lambda: None), config.data, seed=0)
+    assert read_data_facts(config.data).rows_per_epoch == opened.rows_per_epoch
 
 
 def test_data_that_is_not_built_has_the_size_its_build_says(tmp_path: Path):
     plan = spec(tmp_path / "nothing", 1, "data.build=yamls/data/fineweb-edu.yaml", *PLAIN, "budget=1m")
     facts = plan.facts
     assert (facts.sequence_length, facts.vocab_size, facts.rows_per_epoch) == (128, 32768, None)
-    assert "fineweb-edu.yaml" in facts.source and spend(plan, SPEED, same).epochs is None
+    assert "fineweb-edu.yaml" in facts.source and simulate_budget(plan, SPEED, same).epochs is None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cram_composer.planning.memory import StepMemory
-from cram_composer.planning.strategies import STRATEGIES, estimate
+from cram_composer.planning.strategies import STRATEGIES, estimate_memory
 
 # A million weights, half of them in four layers, and AdamW.
 STEP = StepMemory(
@@ -21,7 +21,7 @@ STEP = StepMemory(
 
 
 def by(strategy: str, devices: int = 4, microbatch: int = 8, memory: int | None = None, step: StepMemory = STEP):
-    return estimate(strategy, step, devices, microbatch, [1, 2, 4, 8, 16], memory)
+    return estimate_memory(strategy, step, devices, microbatch, [1, 2, 4, 8, 16], memory)
 
 
 @pytest.mark.parametrize(

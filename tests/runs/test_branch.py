@@ -1,4 +1,4 @@
-"""Branches: one run at a constant rate stands for the first part of several, each with a decay of its own."""
+"""Branches: one run at a constant rate is the first part of several runs, each with its own decay."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from cram_composer.cli import main
 from cram_composer.errors import CramError
-from cram_composer.runs.branch import YAML, make_branch
-from cram_composer.runs.branch_points import branch_points
+from cram_composer.runs.branch import BRANCH_YAML, create_branch
+from cram_composer.runs.branch_points import list_branch_points
 from tests.conftest import Train, environment
 from tests.tiny_runs import TinyRuns, losses, record, same, saved
 
@@ -32,16 +32,16 @@ def trunk(runs: TinyRuns) -> Path:
     return runs("trunk", *TRUNK, KEPT)
 
 
-def test_points_are_kept_for_good(trunk: Path) -> None:
-    first, second = branch_points(trunk)
+def test_branch_points_are_kept(trunk: Path) -> None:
+    first, second = list_branch_points(trunk)
     assert (first.step, first.point, first.progress) == (5, 0.4, 0.4)
     assert (second.step, second.point) == (8, 0.7)
     assert first.elapsed < second.elapsed and first.tokens == 5 * 32 * 32
 
 
 @pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
-def test_a_branch_is_the_run_that_has_this_schedule_from_the_start(shape: str, trunk: Path, runs: TinyRuns) -> None:
-    made = make_branch(trunk, "4", "8", name=f"to-8-{shape}", decay_shape=shape)
+def test_branch_equals_the_run_with_this_schedule_from_the_start(shape: str, trunk: Path, runs: TinyRuns) -> None:
+    made = create_branch(trunk, "4", "8", name=f"to-8-{shape}", decay_shape=shape)
     assert made.path == trunk.with_name(f"to-8-{shape}")
     config = made.composed.config
     assert (config.budget.steps, config.budget.wall) == (8, None)
@@ -64,18 +64,18 @@ def test_a_branch_is_the_run_that_has_this_schedule_from_the_start(shape: str, t
         "final_eval" not in begun["ledger"]["outside"]
         and ended["ledger"]["outside"].keys() == record(direct)["ledger"]["outside"].keys()
     )
-    assert record(trunk)["steps"] == 10 and branch_points(trunk)[0].path.is_file()
+    assert record(trunk)["steps"] == 10 and list_branch_points(trunk)[0].path.is_file()
 
 
-def test_what_is_not_there_or_would_not_be_the_same_is_refused(trunk: Path, runs: TinyRuns) -> None:
+def test_missing_branch_points_and_bad_amounts_are_refused(trunk: Path, runs: TinyRuns) -> None:
     for arguments, says in (
-        (("5", "8"), "kept no checkpoint at 5 steps; there are some at 4 steps, 7 steps"),
+        (("5", "8"), "kept no checkpoint at 5 steps; it has checkpoints at 4 steps, 7 steps"),
         (("4", "4"), "the trunk had spent 4 steps already"),
         (("half", "8"), "the trunk's budget is in steps; give a number of them"),
         (("4", "-1"), "give a number of them"),
     ):
         with pytest.raises(CramError, match=says):
-            make_branch(trunk, *arguments, name="none")
+            create_branch(trunk, *arguments, name="none")
     assert not trunk.with_name("none").exists()
     assert not list(trunk.parent.glob(".none*"))
 
@@ -84,33 +84,33 @@ def test_what_is_not_there_or_would_not_be_the_same_is_refused(trunk: Path, runs
     ("overrides", "says"),
     [
         (["recipes=[crammed-bert]", "algorithms.batch_size_ramp=null", KEPT], "the trunk has 'triangle'"),
-        ([TRUNK[0], TRUNK[2], KEPT], "algorithms.batch_size_ramp: is not over before 60%"),
-        ([*TRUNK, "algorithms.ema={}", KEPT], "algorithms.ema: ema goes by shares of the budget"),
+        ([TRUNK[0], TRUNK[2], KEPT], "algorithms.batch_size_ramp: ends at 60%"),
+        ([*TRUNK, "algorithms.ema={}", KEPT], "algorithms.ema: ema is scheduled by budget fraction"),
         ([*TRUNK, "schedule.decay=0.5", "checkpoint.branch_at=[0.7]"], "constant from 20% to 50%"),
         ([*TRUNK], "keeps no checkpoint to branch from"),
     ],
 )
 def test_trunks_that_cannot_have_branches(overrides: list[str], says: str, runs: TinyRuns) -> None:
     trunk = runs("unfit-" + re.sub("[^a-z]", "", says)[:12], *overrides)
-    at = 10 * branch_points(trunk)[0].point if branch_points(trunk) else 4
+    at = 10 * list_branch_points(trunk)[0].point if list_branch_points(trunk) else 4
     with pytest.raises(CramError) as caught:
-        make_branch(trunk, str(at), "9")
+        create_branch(trunk, str(at), "9")
     assert says in str(caught.value)
 
 
-def test_a_trunk_of_one_number_of_devices_and_points_on_time(trunk: Path, tmp_path: Path) -> None:
+def test_trunk_with_several_device_counts_or_late_points_is_refused(trunk: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trunk, copy)
     changed = record(copy)
     changed["attempts"].append({**changed["attempts"][-1], "world_size": 2})
     (copy / "record.json").write_text(json.dumps(changed))
     with pytest.raises(CramError, match="was trained on 1 and 2 devices"):
-        make_branch(copy, "4", "8")
+        create_branch(copy, "4", "8")
     shutil.copyfile(trunk / "record.json", copy / "record.json")
-    kept = branch_points(copy)[0].path.with_suffix(".json")
+    kept = list_branch_points(copy)[0].path.with_suffix(".json")
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"progress": 0.5}))
     with pytest.raises(CramError, match="was interrupted there, and kept its checkpoint at 50.0% of its budget"):
-        make_branch(copy, "4", "8")
+        create_branch(copy, "4", "8")
 
 
 def test_points_outside_the_budget_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,18 +119,18 @@ def test_points_outside_the_budget_are_refused(capsys: pytest.CaptureFixture[str
 
 
 def test_from_the_command_line_with_a_clock(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A trunk of six seconds is left about halfway, for one and a half seconds more."""
+    """A trunk of six seconds is left at about half, for one and a half seconds more."""
     settings = ["recipes=[crammed-bert,schedule-constant]", "algorithms.batch_size_ramp=null", "run_name=trunk"]
     done = train(*settings, "budget=6s", "checkpoint.branch_at=[0.5]", "data.num_workers=0")
     assert done.returncode == 0, done.stderr
-    (point,) = branch_points(tmp_path / "trunk")
+    (point,) = list_branch_points(tmp_path / "trunk")
     leave = ["branch", str(tmp_path / "trunk"), "--at", "3s", "--budget"]
     assert main([*leave, f"{point.elapsed + 1.5:.2f}s", "--name", "short", "--prepare"]) == 0
     said = capsys.readouterr().out
-    yaml = tmp_path / "short" / YAML
+    yaml = tmp_path / "short" / BRANCH_YAML
     assert f"train: composer train.py {yaml}" in said
     assert main([*leave, "9s", "--name", "short"]) == 2
-    assert "is there already; continue it with" in capsys.readouterr().err
+    assert "already exists; continue it with" in capsys.readouterr().err
     goes_on = subprocess.run([sys.executable, "-m", "cram_composer.cli", "train", str(yaml)], env=environment())
     assert goes_on.returncode == 0
     ended = json.loads((tmp_path / "short" / "record.json").read_text())

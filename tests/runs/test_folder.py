@@ -1,20 +1,75 @@
-"""What the record adds up."""
+"""Records of runs: reading present and earlier formats, and device-hours."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from cram_composer.runs.folder import device_hours
+from cram_composer.analysis.runs.run import load_run
+from cram_composer.errors import CramError
+from cram_composer.runs.folder import RECORD, RunFolder, device_hours, read_record
+
+OLD_RECORD = {
+    "format_version": 1,
+    "run_name": "old",
+    "status": "killed-early",
+    "segments": [{"started_at_step": 0}],
+    "config": {
+        "model": {"norm_place": "pre", "ffn": "gelu_glu", "layers": 4},
+        "train": {"nonfinite": "skip", "kill": {"at": 0.2}, "batch_size": 64},
+    },
+}
+UPGRADED_RECORD = {
+    "format_version": 2,
+    "run_name": "old",
+    "status": "stopped-early",
+    "attempts": [{"started_at_step": 0}],
+    "config": {
+        "model": {"norm_position": "pre", "ffn": "geglu", "layers": 4},
+        "train": {"on_nonfinite": "skip", "early_stop": {"at": 0.2}, "batch_size": 64},
+    },
+}
 
 
-def test_device_hours_add_up_over_starts_on_different_numbers_of_devices() -> None:
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_record,
+        lambda path: read_record(path / RECORD),
+        lambda path: RunFolder(path).read_record(),
+        lambda path: load_run(path).record,
+    ],
+)
+def test_record_of_format_1_gets_present_names(tmp_path: Path, read) -> None:
+    (tmp_path / RECORD).write_text(json.dumps(OLD_RECORD))
+    assert read(tmp_path) == UPGRADED_RECORD
+
+
+def test_unreadable_records_are_one_line(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path).read_record() is None
+    for content, message in (
+        (None, r"not a run folder: it has no record\.json"),
+        ("{", "not valid JSON"),
+        ('{"format_version": 3}', "format version 3"),
+        ("[]", "format version None"),
+    ):
+        if content is not None:
+            (tmp_path / RECORD).write_text(content)
+        with pytest.raises(CramError, match=message) as caught:
+            read_record(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_device_hours_sum_over_attempts_on_different_device_counts() -> None:
     attempts = [
         {"spent_before": 0.0, "world_size": 4},
-        {"spent_before": 900.0},  # of a version that did not note its devices
+        {"spent_before": 900.0},  # of a version that did not record its devices
         {"spent_before": 1800.0, "world_size": 1},
     ]
     assert device_hours(attempts, 3600.0, 2) == pytest.approx((4 * 900 + 2 * 900 + 1 * 1800) / 3600)
 
 
-def test_device_hours_of_one_start_are_its_seconds_times_its_devices() -> None:
+def test_device_hours_of_one_attempt_are_seconds_times_devices() -> None:
     assert device_hours([], 7200.0, 8) == 16.0

@@ -1,4 +1,4 @@
-"""Copies of runs in object storage: real training in processes of its own, against a real S3 server."""
+"""Copies of runs in object storage: real training in separate processes, against a real S3 server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cram_composer.runs.checkpoints import newest_checkpoint
-from cram_composer.runs.folder import RunFolder
+from cram_composer.runs.folder import RECORD_FORMAT, RunFolder
 from cram_composer.runs.mirror import RunMirror
 from cram_composer.storage.files import write_json
 from tests.conftest import Train
@@ -30,7 +30,7 @@ def settings(bucket: Bucket, *more: str, steps: int | None = 100) -> list[str]:
 
 
 def copied(bucket: Bucket) -> list[str]:
-    """Steps of the checkpoints in the copy that can be gone on from, in order."""
+    """Steps of the resumable checkpoints in the copy, in order."""
     keys = set(bucket.keys("runs/r/checkpoints/"))
     return sorted(key.removesuffix(".pt")[-8:] for key in keys if key.endswith(".pt") and f"{key[:-3]}.json" in keys)
 
@@ -51,7 +51,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_all_of_a_run_is_copied_and_the_copy_stands_for_it(train: Train, s3: Bucket, tmp_path: Path):
+def test_whole_run_is_copied_and_can_be_used_from_the_copy(train: Train, s3: Bucket, tmp_path: Path):
     result = train(*settings(s3, "export.enabled=true", "eval.interval=0.5"))
     assert result.returncode == 0, result.stderr
     run = tmp_path / "r"
@@ -73,7 +73,7 @@ def test_all_of_a_run_is_copied_and_the_copy_stands_for_it(train: Train, s3: Buc
     assert not run.exists()
 
 
-def test_a_killed_run_leaves_no_process_and_goes_on_from_the_copy_on_a_fresh_machine(
+def test_killed_run_leaves_no_process_and_resumes_from_the_copy_on_a_fresh_machine(
     train: Train, tiny_data: Path, s3: Bucket, tmp_path: Path
 ):
     original = train("budget={wall: 100s, steps: 150}", "run_name=original")
@@ -95,7 +95,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on_from_the_copy_on_a_fresh_mac
     shutil.rmtree(run)
     resumed = train(*replay)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from the copy" in resumed.stdout
+    assert "resuming from the copy" in resumed.stdout
     same_run(tmp_path / "original", run)
     attempts = record(run)["attempts"]
     assert [attempt["reason"] for attempt in attempts] == ["killed", "finished"]
@@ -125,7 +125,7 @@ def test_a_signal_waits_for_the_copy(train: Train, tiny_data: Path, s3: Bucket, 
 
 
 @pytest.mark.slow
-def test_a_copy_that_fails_does_not_stop_training_and_is_made_up_for(
+def test_failed_upload_does_not_stop_training_and_is_retried(
     train: Train, tiny_data: Path, s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = tmp_path / "r"
@@ -153,7 +153,7 @@ def test_a_copy_that_fails_does_not_stop_training_and_is_made_up_for(
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_for_a_while_is_waited_for(train: Train, tiny_data: Path, s3: Bucket, tmp_path: Path):
+def test_temporarily_stopped_server_is_waited_for(train: Train, tiny_data: Path, s3: Bucket, tmp_path: Path):
     process = start(tiny_data, tmp_path, *settings(s3, steps=None))
     wait_until(lambda: len(copied(s3)) >= 1, process)
     s3.server.stop()
@@ -167,7 +167,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(train: Train, tiny_data
 
 
 @pytest.mark.parametrize("fault", ["credentials", "bucket", "scheme"])
-def test_what_cannot_be_written_is_said_before_the_clock_starts(
+def test_unwritable_storage_fails_before_the_clock_starts(
     train: Train, s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ):
     remote = {"credentials": s3.uri, "bucket": "s3://no-such-bucket", "scheme": "http://a/b"}[fault]
@@ -180,7 +180,7 @@ def test_what_cannot_be_written_is_said_before_the_clock_starts(
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_from_the_copy(train: Train, s3: Bucket, tmp_path: Path):
+def test_two_ranks_resume_from_the_copy(train: Train, s3: Bucket, tmp_path: Path):
     common = settings(s3, "algorithms.batch_size_ramp=null", "train.batch_size=64", steps=20)
     assert train(*common, ranks=2).returncode == 0
     over = train(*common, ranks=2)
@@ -203,7 +203,7 @@ def save(folder: RunFolder, step: int) -> Path:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     write_json(path.with_suffix(".json"), {"step": step, "bytes": 1000, "sha256": digest})
     write_json(folder.path / "clock.json", {"inside": {"train": float(step)}, "step": step, "clean": True})
-    folder.write_record({"status": "running", "step": step})
+    folder.write_record({"format_version": RECORD_FORMAT, "status": "running", "step": step})
     (folder.path / "trace.jsonl").write_text("".join(json.dumps({"step": n}) + "\n" for n in range(step)))
     return path
 
@@ -217,7 +217,7 @@ def bucket(request: pytest.FixtureRequest) -> Bucket:
     return request.getfixturevalue(request.param)
 
 
-def test_the_newest_are_kept_in_the_copy(bucket: Bucket, tmp_path: Path):
+def test_newest_checkpoints_are_kept_in_the_copy(bucket: Bucket, tmp_path: Path):
     folder = RunFolder(tmp_path / "r")
     remote = RunMirror(folder, f"{bucket.uri}/runs", keep=2)
     bucket.put("runs/r/checkpoints/step-00000099.pt", b"damaged, and passed over")
@@ -229,7 +229,7 @@ def test_the_newest_are_kept_in_the_copy(bucket: Bucket, tmp_path: Path):
     assert list(folder.checkpoints.glob(".sending-*")) == []
 
 
-def test_the_newest_wins_and_one_that_is_deleted_here_is_copied_all_the_same(bucket: Bucket, tmp_path: Path):
+def test_newest_checkpoint_replaces_a_waiting_one_and_survives_local_deletion(bucket: Bucket, tmp_path: Path):
     folder = RunFolder(tmp_path / "r")
     remote = RunMirror(folder, f"{bucket.uri}/runs/", keep=5)
     remote.enqueue(save(folder, 1))
@@ -247,7 +247,7 @@ def test_the_newest_wins_and_one_that_is_deleted_here_is_copied_all_the_same(buc
     assert [path.name for path in folder.checkpoints.glob(".*")] == []
 
 
-def test_what_is_restored_is_the_newest_that_is_whole_and_ahead(
+def test_newest_intact_checkpoint_ahead_of_the_local_ones_is_restored(
     bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = RunFolder(tmp_path / "r")
@@ -268,7 +268,8 @@ def test_what_is_restored_is_the_newest_that_is_whole_and_ahead(
     shutil.rmtree(folder.path)
     remote.restore()
     assert (folder.checkpoints / "step-00000007.pt").read_bytes() == content
-    assert folder.read_record() == {"status": "running", "step": 7} and len(lines(folder.path / "trace.jsonl")) == 7
+    expected = {"format_version": RECORD_FORMAT, "status": "running", "step": 7}
+    assert folder.read_record() == expected and len(lines(folder.path / "trace.jsonl")) == 7
 
     bucket.put("runs/r/checkpoints/step-00000007.pt", content[::-1])
     shutil.rmtree(folder.path)
@@ -279,7 +280,7 @@ def test_what_is_restored_is_the_newest_that_is_whole_and_ahead(
     assert warning.count("\n") == 1 and "step-00000007.pt" in warning and "corrupt" in warning
 
 
-def test_time_that_was_spent_here_after_the_copy_stays_spent(bucket: Bucket, tmp_path: Path):
+def test_local_time_spent_after_the_copy_still_counts(bucket: Bucket, tmp_path: Path):
     folder = RunFolder(tmp_path / "r")
     remote = RunMirror(folder, f"{bucket.uri}/runs", keep=2)
     remote.enqueue(save(folder, 5))
@@ -293,24 +294,24 @@ def test_time_that_was_spent_here_after_the_copy_stays_spent(bucket: Bucket, tmp
     assert clock is not None and clock["inside"] == {"train": 8.0}
 
 
-def test_a_folder_may_hold_the_copy(tmp_path: Path):
+def test_copy_in_a_folder(tmp_path: Path):
     folder = RunFolder(tmp_path / "here" / "r")
     remote = RunMirror(folder, str(tmp_path / "there"), keep=2)
-    remote.check()
+    remote.check_access()
     remote.enqueue(save(folder, 5))
-    assert remote.wait(30) is None and remote.finish() is None and remote.finalize() is None
+    assert remote.wait(30) is None and remote.upload_files() is None and remote.finalize() is None
     shutil.rmtree(folder.path)
     remote.restore()
     assert newest_checkpoint(folder.checkpoints) is not None
 
 
-def test_the_process_ends_though_a_copy_is_under_way(s3: Bucket, tmp_path: Path):
+def test_process_exits_during_an_upload(s3: Bucket, tmp_path: Path):
     code = (
         "import sys, time; from pathlib import Path\n"
         "from cram_composer.runs.folder import RunFolder; from cram_composer.runs.mirror import RunMirror\n"
         "from tests.runs.test_mirror import save\n"
         f"folder = RunFolder(Path({str(tmp_path / 'r')!r})); remote = RunMirror(folder, {s3.uri!r}, 2)\n"
-        "remote.check(); print('ready', flush=True); sys.stdin.readline()\n"
+        "remote.check_access(); print('ready', flush=True); sys.stdin.readline()\n"
         "remote.enqueue(save(folder, 1)); time.sleep(0.5)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""A record's configuration is had again, key by key, and what has changed since is named."""
+"""`cram reproduce`: the configuration of a record is reproduced key by key, and later changes are listed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cram_composer.config.layers import leaves
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import CramError
 from cram_composer.runs import reproduce as module
+from cram_composer.runs.folder import RECORD_FORMAT
 from cram_composer.runs.reproduce import reproduce
 
 ENVIRONMENT = {"python": "3.11.7", "threads": 2, "gpus": [], "libraries": {"torch": "2.7.0"}}
@@ -40,9 +41,10 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def record(folder: Path, overrides: list[str], **replaced: Any) -> dict[str, Any]:
-    """What a run configured like this leaves as its record."""
+    """Write the record of a run with this configuration."""
     composed = compose(RunConfig, "yamls/cram-cpu.yaml", overrides)
     values: dict[str, Any] = {
+        "format_version": RECORD_FORMAT,
         "run_name": "first",
         "status": "finished",
         "config": composed.plain,
@@ -59,32 +61,32 @@ def record(folder: Path, overrides: list[str], **replaced: Any) -> dict[str, Any
 
 
 @pytest.mark.parametrize("overrides", RUNS)
-def test_the_configuration_is_the_same_but_for_the_name(tmp_path: Path, overrides: list[str]) -> None:
+def test_configuration_is_the_same_except_for_the_name(tmp_path: Path, overrides: list[str]) -> None:
     values = record(tmp_path / "first", overrides)
     made = reproduce(tmp_path / "first")
     again = leaves(compose(RunConfig, made.path, []).plain)
-    assert made.configuration == []
+    assert made.config_differences == []
     assert again == leaves(values["config"]) | {"run_name": "first-again"}
     assert compose(RunConfig, made.path, ["run_name=first"]).hash == values["config_hash"]
 
 
-def test_a_default_that_has_changed_is_written_out(tmp_path: Path) -> None:
+def test_changed_default_is_written_out(tmp_path: Path) -> None:
     values = record(tmp_path / "first", RUNS[0])
     values["config"]["train"]["max_nonfinite"] = 7  # the default of an older version
     (tmp_path / "first" / "record.json").write_text(json.dumps(values))
     made = reproduce(tmp_path / "first" / "record.json")
-    assert made.configuration == []
+    assert made.config_differences == []
     assert compose(RunConfig, made.path, []).config.train.max_nonfinite == 7
 
 
-def test_a_key_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_removed_key_is_listed(tmp_path: Path) -> None:
     values = record(tmp_path / "first", RUNS[0])
     values["config"]["train"]["speed"] = 3
     (tmp_path / "first" / "record.json").write_text(json.dumps(values))
-    assert reproduce(tmp_path / "first").configuration == ["train.speed: 3 as the run had it, absent here"]
+    assert reproduce(tmp_path / "first").config_differences == ["train.speed: 3 as the run had it, absent here"]
 
 
-def test_a_replay_follows_the_trace_instead_of_the_budget(tmp_path: Path) -> None:
+def test_replay_follows_the_trace_instead_of_the_budget(tmp_path: Path) -> None:
     record(tmp_path / "first", RUNS[1])
     with pytest.raises(CramError, match="no trace there"):
         reproduce(tmp_path / "first", replay=True)
@@ -94,13 +96,13 @@ def test_a_replay_follows_the_trace_instead_of_the_budget(tmp_path: Path) -> Non
     made = reproduce(tmp_path / "first", replay=True)
     budget = compose(RunConfig, made.path, []).config.budget
     assert (budget.replay, budget.tokens, budget.steps, budget.wall) == (str(tmp_path / "first"), None, None, None)
-    assert made.configuration == []
+    assert made.config_differences == []
     record(tmp_path / "first", RUNS[1], status="interrupted")
     with pytest.raises(CramError, match="did not finish"):
         reproduce(tmp_path / "first", tmp_path / "other.yaml", replay=True)
 
 
-def test_what_has_changed_around_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_environment_differences_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = ENVIRONMENT | {"libraries": {"torch": "2.6.0", "apex": "1"}, "gpus": ["NVIDIA A6000"]}
     record(tmp_path / "first", RUNS[0], environment=other, world_size=4)
     assert main(["reproduce", "first"]) == 0
@@ -114,7 +116,7 @@ def test_what_has_changed_around_it_is_named(tmp_path: Path, capsys: pytest.Capt
     assert "train:   composer -n 4 train.py first-again.yaml" in said
 
 
-def test_data_that_differ_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_differences_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cram_composer.data import manifest
 
     found = {"name": "starter", "splits": {"train": {"rows": 5}}, "config": {}, "sources": []}
@@ -123,7 +125,7 @@ def test_data_that_differ_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "manifest.json").write_text("{}")
     monkeypatch.setattr(manifest, "load_manifest", lambda root: found)
-    assert reproduce(tmp_path / "first").surroundings == ["data.splits.train.rows: 4 then, 5 now"]
+    assert reproduce(tmp_path / "first").environment_differences == ["data.splits.train.rows: 4 then, 5 now"]
 
 
 def test_bad_requests_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +139,6 @@ def test_bad_requests_are_one_line_and_write_nothing(tmp_path: Path, capsys: pyt
     assert main(["reproduce", "first", "--output", "new.yaml"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3
-    for line, said in zip(errors, ("not a run folder", "is there already", "'gone'"), strict=True):
+    for line, said in zip(errors, ("not a run folder", "already exists", "'gone'"), strict=True):
         assert said in line
     assert not (tmp_path / "new.yaml").exists()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from cram_composer.data.loading.stale_memory import remove_stale_memory
+from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
 from tests.tiny_runs import record
 
 _MODULES = ["cram_composer.train.build", "composer.distributed.fsdp2", "pytorch_optimizer", "tests.conftest"]
@@ -76,7 +76,7 @@ class Ranks:
         budget = f"budget={{wall: null, steps: {steps}}}"
         self._jobs.send((self._data, self._runs / name, [*SETTINGS, budget, *overrides], ranks, port, (slowed, bad)))
         said = self._jobs.recv()
-        remove_stale_memory()
+        remove_stale_shared_memory()
         failures = [answer for answer in said.values() if isinstance(answer, str)]
         assert not failures, "\n".join(failures)
         self.forwards = [said[rank] for rank in range(ranks)]

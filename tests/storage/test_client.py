@@ -1,4 +1,4 @@
-"""Object storage against real servers: what works, and every way in which it may not."""
+"""Object storage against real servers: operations, and every kind of failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from cram_composer.errors import ConfigError, CramError
-from cram_composer.storage.client import Storage, StorageError, is_remote, open_storage
+from cram_composer.storage.client import Storage, StorageError, is_remote
 from tests.servers import Bucket
 
 
@@ -29,10 +29,10 @@ def bucket(request: pytest.FixtureRequest) -> Bucket:
 
 @pytest.fixture(params=["s3", "rclone_s3", "folder"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """A storage whose root is a path below its bucket, and a folder that is one."""
+    """Storage whose root is a path below its bucket, and storage in a folder."""
     if request.param == "folder":
-        return open_storage(str(tmp_path / "far" / "a" / "b"))
-    return open_storage(f"{request.getfixturevalue(request.param).uri}/a/b/")
+        return Storage(str(tmp_path / "far" / "a" / "b"))
+    return Storage(f"{request.getfixturevalue(request.param).uri}/a/b/")
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -46,21 +46,21 @@ def files(folder: Path) -> list[str]:
 
 
 def failing(operation) -> StorageError:
-    """The error of an operation that must fail; always one line."""
+    """Return the error of an operation that must fail with a message of one line."""
     with pytest.raises(StorageError) as caught:
         operation()
     assert "\n" not in str(caught.value) and isinstance(caught.value, CramError)
     return caught.value
 
 
-def test_what_is_written_is_listed_measured_read_and_deleted(storage: Storage, tmp_path: Path):
+def test_write_list_size_read_and_delete(storage: Storage, tmp_path: Path):
     contents = {"one.json": b"{}", "train/00000/shard.mds": os.urandom(70_000), "train-b/x": b"x", "empty": b""}
     for name, content in contents.items():
         storage.upload(write(tmp_path / "here" / name, content), name)
     sizes = {name: len(content) for name, content in contents.items()}
-    assert storage.sizes() == sizes
-    assert storage.sizes("train") == {"train/00000/shard.mds": 70_000}  # a folder, not every name that begins so
-    assert storage.sizes("nothing") == {}
+    assert storage.list_sizes() == sizes
+    assert storage.list_sizes("train") == {"train/00000/shard.mds": 70_000}  # a folder, not every name that begins so
+    assert storage.list_sizes("nothing") == {}
     assert {name: storage.size(name) for name in contents} == sizes
     assert storage.size("two.json") is None
     for name, content in contents.items():
@@ -73,41 +73,41 @@ def test_what_is_written_is_listed_measured_read_and_deleted(storage: Storage, t
     assert (tmp_path / "back" / "one.json").read_bytes() == b"{1}"
     storage.delete("one.json")
     storage.delete("one.json")
-    assert storage.size("one.json") is None and len(storage.sizes()) == 3
-    storage.check(write=True)
-    storage.check()
-    assert len(storage.sizes()) == 3
+    assert storage.size("one.json") is None and len(storage.list_sizes()) == 3
+    storage.check_access(write=True)
+    storage.check_access()
+    assert len(storage.list_sizes()) == 3
 
 
-def test_a_listing_has_many_pages(s3: Bucket):
+def test_listing_of_several_pages(s3: Bucket):
     client = s3.server.client()
     for number in range(1100):  # a page is at most 1,000
         client.put_object(Bucket=s3.name, Key=f"p/{number:04d}", Body=b"x" * (number % 7))
-    assert open_storage(s3.uri).sizes("p") == {f"p/{number:04d}": number % 7 for number in range(1100)}
+    assert Storage(s3.uri).list_sizes("p") == {f"p/{number:04d}": number % 7 for number in range(1100)}
 
 
-def test_names_of_all_kinds(storage: Storage, tmp_path: Path):
+def test_names_with_special_characters(storage: Storage, tmp_path: Path):
     for name in ("with space/a+b=c.txt", "ümlaut/日本", "[1]*?.txt", "percent%20.txt"):
         storage.upload(write(tmp_path / "f", name.encode()), name)
         storage.download(name, tmp_path / "back" / name)
         assert (tmp_path / "back" / name).read_text() == name
         assert storage.size(name) == len(name.encode())
-    assert len(storage.sizes()) == 4 and len(files(tmp_path / "back")) == 4
+    assert len(storage.list_sizes()) == 4 and len(files(tmp_path / "back")) == 4
 
 
-def test_a_missing_object_and_a_missing_bucket_are_told_apart(bucket: Bucket, tmp_path: Path):
+def test_missing_object_and_missing_bucket_are_distinguished(bucket: Bucket, tmp_path: Path):
     target, there = tmp_path / "target", write(tmp_path / "there", b"x")
-    storage = open_storage(f"{bucket.uri}/data")
+    storage = Storage(f"{bucket.uri}/data")
     error = failing(lambda: storage.download("no", target))
     assert error.cause == "missing" and error.uri == f"{bucket.uri}/data/no" and error.uri in str(error)
-    elsewhere = open_storage("s3://no-such-bucket/data")
+    elsewhere = Storage("s3://no-such-bucket/data")
     for operation in (
         lambda: elsewhere.download("no", target),
         lambda: elsewhere.upload(there, "no"),
         lambda: elsewhere.size("no"),
-        elsewhere.sizes,
-        elsewhere.check,
-        lambda: elsewhere.check(write=True),
+        elsewhere.list_sizes,
+        elsewhere.check_access,
+        lambda: elsewhere.check_access(write=True),
     ):
         error = failing(operation)
         assert error.cause == "bucket" and "no-such-bucket" in str(error)
@@ -116,7 +116,7 @@ def test_a_missing_object_and_a_missing_bucket_are_told_apart(bucket: Bucket, tm
 
 
 @pytest.mark.parametrize("change", ["key", "secret", "none"])
-def test_wrong_credentials_are_said_at_once(
+def test_wrong_credentials_fail_immediately(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ):
     bucket.put("data/here", b"x")
@@ -126,7 +126,7 @@ def test_wrong_credentials_are_said_at_once(
     else:
         name = "AWS_ACCESS_KEY_ID" if change == "key" else "AWS_SECRET_ACCESS_KEY"
         monkeypatch.setenv(name, "something-else")
-    storage = open_storage(f"{bucket.uri}/data")
+    storage = Storage(f"{bucket.uri}/data")
     there = write(tmp_path / "there", b"x")
     started = time.monotonic()
     for operation in (
@@ -136,8 +136,8 @@ def test_wrong_credentials_are_said_at_once(
         lambda: storage.size("here"),
         lambda: storage.size("no"),
         lambda: storage.delete("here"),
-        storage.sizes,
-        storage.check,
+        storage.list_sizes,
+        storage.check_access,
     ):
         error = failing(operation)
         assert error.cause == "credentials" and "AWS_ACCESS_KEY_ID" in str(error)
@@ -145,9 +145,9 @@ def test_wrong_credentials_are_said_at_once(
     assert files(tmp_path) == ["there"]
 
 
-def test_credentials_that_change_are_read_again(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_changed_credentials_are_reread(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bucket.put("here", b"x")
-    storage = open_storage(bucket.uri)
+    storage = Storage(bucket.uri)
     assert storage.size("here") == 1
     bucket.server.put_credentials("a-newer-key", "a-newer-secret")
     assert failing(lambda: storage.size("here")).cause == "credentials"
@@ -166,12 +166,16 @@ def test_credentials_that_change_are_read_again(bucket: Bucket, tmp_path: Path, 
         assert storage.size("here") == 1
 
 
-def test_a_server_that_is_gone_is_given_up_at_the_deadline(bucket: Bucket, tmp_path: Path):
+def test_stopped_server_fails_at_the_deadline(bucket: Bucket, tmp_path: Path):
     bucket.put("here", b"x")
-    storage = open_storage(bucket.uri, deadline=3.0)
-    storage.check()
+    storage = Storage(bucket.uri, deadline=3.0)
+    storage.check_access()
     bucket.server.stop()
-    for operation in (lambda: storage.download("here", tmp_path / "f"), lambda: storage.size("here"), storage.check):
+    for operation in (
+        lambda: storage.download("here", tmp_path / "f"),
+        lambda: storage.size("here"),
+        storage.check_access,
+    ):
         started = time.monotonic()
         error = failing(operation)
         assert error.cause == "unreachable" and bucket.server.endpoint in str(error)
@@ -179,9 +183,9 @@ def test_a_server_that_is_gone_is_given_up_at_the_deadline(bucket: Bucket, tmp_p
     assert files(tmp_path) == []
 
 
-def test_a_silent_server_is_given_up_at_the_deadline(bucket: Bucket, tmp_path: Path):
+def test_silent_server_fails_at_the_deadline(bucket: Bucket, tmp_path: Path):
     bucket.put("here", b"x")
-    storage = open_storage(bucket.uri, deadline=3.0)
+    storage = Storage(bucket.uri, deadline=3.0)
     bucket.server.pause()
     started = time.monotonic()
     assert failing(lambda: storage.download("here", tmp_path / "f")).cause == "unreachable"
@@ -190,9 +194,9 @@ def test_a_silent_server_is_given_up_at_the_deadline(bucket: Bucket, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_server_that_comes_back_is_waited_for(bucket: Bucket, tmp_path: Path):
+def test_restarted_server_is_waited_for(bucket: Bucket, tmp_path: Path):
     bucket.put("here", b"content")
-    storage = open_storage(bucket.uri, deadline=60.0)
+    storage = Storage(bucket.uri, deadline=60.0)
     assert storage.size("here") == 7
     bucket.server.stop()
     back = threading.Timer(5.0, bucket.server.start)
@@ -206,7 +210,7 @@ def test_a_server_that_comes_back_is_waited_for(bucket: Bucket, tmp_path: Path):
 
 @contextmanager
 def cutting_proxy(port: int, limit: int, times: int) -> Iterator[int]:
-    """A port that passes everything on to `port`, and cuts the first `times` answers after `limit` bytes."""
+    """Forward connections to `port`, cutting the first `times` answers after `limit` bytes."""
     left = [times]
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -244,46 +248,46 @@ def cutting_proxy(port: int, limit: int, times: int) -> Iterator[int]:
         listener.close()
 
 
-def test_an_answer_that_is_cut_is_asked_for_again(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_truncated_answer_is_retried(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     content = os.urandom(3_000_000)
     bucket.put("here", content)
     with cutting_proxy(bucket.server.port, limit=1_000_000, times=2) as port:
         monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        open_storage(bucket.uri).download("here", tmp_path / "f")
+        Storage(bucket.uri).download("here", tmp_path / "f")
         assert (tmp_path / "f").read_bytes() == content and files(tmp_path) == ["f"]
 
 
-def test_a_file_is_whole_or_as_it_was(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_download_is_atomic(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bucket.put("here", os.urandom(3_000_000))
     write(tmp_path / "f", b"before")
     with cutting_proxy(bucket.server.port, limit=1_000_000, times=1000) as port:
         monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        assert failing(lambda: open_storage(bucket.uri, 2.0).download("here", tmp_path / "f")).cause == "unreachable"
+        assert failing(lambda: Storage(bucket.uri, 2.0).download("here", tmp_path / "f")).cause == "unreachable"
     assert (tmp_path / "f").read_bytes() == b"before" and files(tmp_path) == ["f"]
 
 
-def test_an_object_is_whole_or_as_it_was(s3: Bucket, tmp_path: Path):
+def test_upload_is_atomic(s3: Bucket, tmp_path: Path):
     s3.put("here", b"before")
     big = tmp_path / "big"
     with open(big, "wb") as file:
         file.truncate(300_000_000)
     stopping = threading.Timer(0.15, s3.server.pause)
     stopping.start()
-    assert failing(lambda: open_storage(s3.uri, 2.0).upload(big, "here")).cause == "unreachable"
+    assert failing(lambda: Storage(s3.uri, 2.0).upload(big, "here")).cause == "unreachable"
     stopping.join()
     s3.server.resume()
     assert s3.get("here") == b"before"
 
 
-def test_a_process_killed_in_a_download_leaves_no_file_under_the_name(s3: Bucket, tmp_path: Path):
+def test_process_killed_during_a_download_leaves_no_file(s3: Bucket, tmp_path: Path):
     client = s3.server.client()
     with open(tmp_path / "big", "wb") as file:
         file.truncate(100_000_000)
     client.upload_file(str(tmp_path / "big"), s3.name, "big")
     (tmp_path / "big").unlink()
     code = (
-        "from pathlib import Path; from cram_composer.storage.client import open_storage;"
-        f"open_storage({s3.uri!r}).download('big', Path({str(tmp_path / 'f')!r}))"
+        "from pathlib import Path; from cram_composer.storage.client import Storage;"
+        f"Storage({s3.uri!r}).download('big', Path({str(tmp_path / 'f')!r}))"
     )
     with cutting_proxy(s3.server.port, limit=1 << 60, times=0) as port:
         environment = os.environ | {"S3_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
@@ -295,16 +299,16 @@ def test_a_process_killed_in_a_download_leaves_no_file_under_the_name(s3: Bucket
     assert not (tmp_path / "f").exists()
 
 
-def test_a_full_disk_is_said_at_once(s3: Bucket, tmp_path: Path):
+def test_full_disk_fails_immediately(s3: Bucket, tmp_path: Path):
     mount = [*("unshare", "-Urm", "sh", "-c"), 'mount -t tmpfs -o size=1m none "$0" && exec "$@"', str(tmp_path)]
     if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here")
     s3.put("here", bytes(3_000_000))
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from cram_composer.storage.client import StorageError, open_storage\n"
+        "from cram_composer.storage.client import StorageError, Storage\n"
         f"for uri in ({s3.uri!r}, sys.argv[1]):\n"
-        f"    try: open_storage(uri).download('here', Path({str(tmp_path)!r}) / 'f')\n"
+        f"    try: Storage(uri).download('here', Path({str(tmp_path)!r}) / 'f')\n"
         f"    except StorageError as e: print(e.cause, '|', e, '|', list(Path({str(tmp_path)!r}).iterdir()))"
     )
     (tmp_path.parent / "far").mkdir()
@@ -319,7 +323,7 @@ def test_a_full_disk_is_said_at_once(s3: Bucket, tmp_path: Path):
         assert cause == "disk-full" and str(tmp_path / "f") in message and left == "[]"
 
 
-def test_a_path_that_cannot_be_written_is_said(storage: Storage, tmp_path: Path):
+def test_unwritable_path_fails(storage: Storage, tmp_path: Path):
     storage.upload(write(tmp_path / "x", b"x"), "x")
     (tmp_path / "folder" / "f").mkdir(parents=True)
     with pytest.raises(OSError):
@@ -327,9 +331,9 @@ def test_a_path_that_cannot_be_written_is_said(storage: Storage, tmp_path: Path)
     assert files(tmp_path / "folder") == []
 
 
-def test_other_processes_and_threads_have_clients_of_their_own(s3: Bucket):
+def test_processes_and_threads_have_their_own_clients(s3: Bucket):
     s3.put("here", b"content")
-    storage = open_storage(s3.uri)
+    storage = Storage(s3.uri)
     assert storage.size("here") == 7  # with a connection that a fork would inherit
     pool = multiprocessing.get_context("fork").Pool(4)
     try:
@@ -351,9 +355,9 @@ def test_other_processes_and_threads_have_clients_of_their_own(s3: Bucket):
     assert (str(again), again.cause, again.uri) == (str(error), error.cause, error.uri)
 
 
-def test_an_operation_leaves_no_thread_behind(s3: Bucket, tmp_path: Path):
+def test_operations_leave_no_threads(s3: Bucket, tmp_path: Path):
     before = threading.active_count()
-    storage = open_storage(s3.uri)
+    storage = Storage(s3.uri)
     with open(tmp_path / "big", "wb") as file:
         file.truncate(150_000_000)  # several parts
     storage.upload(tmp_path / "big", "big")
@@ -364,17 +368,17 @@ def test_an_operation_leaves_no_thread_behind(s3: Bucket, tmp_path: Path):
 
 def test_uris():
     assert is_remote("s3://a") and is_remote("gs://a/b") and not is_remote("/a") and not is_remote("a/b")
-    assert open_storage("s3://bucket/a/").uri_of("b/c") == "s3://bucket/a/b/c"
-    assert open_storage("s3://bucket").uri_of("c") == "s3://bucket/c"
-    assert open_storage("~/x").uri == str(Path.home() / "x")
+    assert Storage("s3://bucket/a/").object_uri("b/c") == "s3://bucket/a/b/c"
+    assert Storage("s3://bucket").object_uri("c") == "s3://bucket/c"
+    assert Storage("~/x").uri == str(Path.home() / "x")
     for wrong in ("http://a/b", "s3:///x", "hf://datasets/a"):
         with pytest.raises(ConfigError, match="s3://"):
-            open_storage(wrong)
+            Storage(wrong)
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path):
-    storage = open_storage(str(tmp_path / "no"))
-    assert failing(storage.check).cause == "missing"
+def test_missing_folder(tmp_path: Path):
+    storage = Storage(str(tmp_path / "no"))
+    assert failing(storage.check_access).cause == "missing"
     assert failing(lambda: storage.download("x", tmp_path / "x")).cause == "missing"
-    assert storage.sizes() == {} and storage.size("x") is None
-    storage.check(write=True)
+    assert storage.list_sizes() == {} and storage.size("x") is None
+    storage.check_access(write=True)

@@ -1,4 +1,4 @@
-"""The servers the other tests rely on do what those tests take for granted."""
+"""The test servers behave as the other tests assume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bucket(request: pytest.FixtureRequest) -> Bucket:
     return request.getfixturevalue(request.param)
 
 
-def test_data_stay_over_a_stop_and_start(bucket: Bucket):
+def test_data_survive_a_restart(bucket: Bucket):
     bucket.put("folder/object", b"content")
     bucket.server.stop()
     with pytest.raises(BotoCoreError):
@@ -37,7 +37,7 @@ def test_credentials_are_enforced_and_can_change(bucket: Bucket):
     assert bucket.get("object") == b"content"
 
 
-def test_a_paused_server_answers_nothing_until_it_goes_on(bucket: Bucket):
+def test_paused_server_answers_only_after_resuming(bucket: Bucket):
     bucket.put("object", b"content")
     client = bucket.server.client(read_timeout=1)
     bucket.server.pause()

@@ -128,8 +128,8 @@ def test_a_reproduced_run_takes_the_same_steps(train: Train, tmp_path: Path):
     original = train("budget=6s", "run_name=original", *SCHEDULED)
     assert original.returncode == 0, original.stderr
     made = reproduce(tmp_path / "original", tmp_path / "again.yaml", replay=True)
-    assert made.configuration == []
-    assert [line for line in made.surroundings if not line.startswith("cpu")] == []
+    assert made.config_differences == []
+    assert [line for line in made.environment_differences if not line.startswith("cpu")] == []
     command = [sys.executable, str(REPOSITORY / "train.py"), str(made.path)]
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr

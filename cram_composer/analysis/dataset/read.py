@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cram_composer.config.paths import expand
-from cram_composer.data.manifest import COLUMN, EXAMPLES, MANIFEST, Manifest, load_manifest, stored_file
+from cram_composer.data.manifest import COLUMN, EXAMPLES, MANIFEST, Manifest, load_manifest, stored_entry
 from cram_composer.errors import CramError
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 from cram_composer.storage.files import read_json, write_atomic
 
 ROWS_PER_SPLIT = 4
@@ -54,7 +54,7 @@ class _Files:
         self.scratch = scratch
         self.remote = is_remote(uri)
         if self.remote:
-            self._storage = open_storage(uri)
+            self._storage = Storage(uri)
         self.root = scratch / "remote" if self.remote else expand(uri)
         self.uri = self._storage.uri if self.remote else str(self.root)
 
@@ -115,7 +115,7 @@ def _sample(files: _Files, split: str, manifest: Manifest, tokenizer: Tokenizer)
     ends = list(accumulate(shard["samples"] for shard in shards))
     first, end = 0, ends[-1]
     if files.remote:
-        smallest = min(range(len(shards)), key=lambda i: (stored_file(shards[i])["bytes"], i))
+        smallest = min(range(len(shards)), key=lambda i: (stored_entry(shards[i])["bytes"], i))
         first, end = ends[smallest] - shards[smallest]["samples"], ends[smallest]
     for number in range(ROWS_PER_SPLIT):
         place = (end - first) * (number + 0.5) / ROWS_PER_SPLIT
@@ -131,7 +131,7 @@ def _block(files: _Files, split: str, shard: dict[str, Any], record: int) -> NDA
     from streaming.base.compression import decompress
     from streaming.base.format import reader_from_json
 
-    stored = stored_file(shard)
+    stored = stored_entry(shard)
     name = f"{split}/{stored['basename']}"
     content = files.path(name).read_bytes()
     if xxhash.xxh64(content).hexdigest() != stored["hashes"]["xxh64"]:

@@ -13,8 +13,8 @@ from cram_composer.analysis.report.page import flatten
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.config.compose import parse_override
 from cram_composer.errors import CramError
+from cram_composer.runs.folder import RECORD
 
-RECORD = "record.json"
 OWN_KEYS = ("name", "status", "recipe")  # what a filter may name besides keys of the configuration
 
 

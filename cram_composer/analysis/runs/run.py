@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cram_composer.analysis.html.formatting import is_number
 from cram_composer.errors import CramError
-from cram_composer.runs.folder import RECORD_FORMAT, upgrade_record
+from cram_composer.runs.folder import read_record
 from cram_composer.storage.files import read_json
 
 TRACE_COLUMNS = (
@@ -93,18 +93,7 @@ def load_run(path: Path, curves: bool = True) -> RunData:
     Raises:
         CramError: the folder is missing, is not a run, or was written in a format this version does not read.
     """
-    record_path = path / "record.json"
-    if not record_path.is_file():
-        raise CramError(
-            f"{path} is not a run folder: it has no record.json; give the folder of a run, RUNS_DIR/RUN_NAME"
-        )
-    record = upgrade_record(_read_whole(record_path))
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if version != RECORD_FORMAT:
-        raise CramError(
-            f"{record_path} has format version {version}, this cram-composer reads {RECORD_FORMAT}; "
-            "use the version that wrote it"
-        )
+    record = read_record(path)
     curves = curves or record.get("status") == "running"  # how far it is, only its trace knows
     trace_lines, trace_bad = _read_lines(path / "trace.jsonl") if curves else ([], 0)
     metric_lines, metrics_bad = _read_lines(path / "metrics.jsonl") if curves else ([], 0)

@@ -1,4 +1,4 @@
-"""What a reading process does: it reads the blocks it is asked for, and has their successors' shards fetched."""
+"""Reader processes: they read the requested blocks and fetch shards ahead."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torch.utils.data._utils import signal_handling
 
-from cram_composer.data.loading.shards import Blocks
+from cram_composer.data.loading.block_dataset import BlockDataset
 from cram_composer.errors import CramError
 from cram_composer.jobs.processes import end_with_parent
 
-# One fetches while the other validates and unpacks.
+# One downloads while the other validates and unpacks.
 _FETCHING_THREADS = 2
 _T = TypeVar("_T")
 
 
-class Request(NamedTuple):
-    """A block to read, the caller's name for it, and shards that will be needed soon."""
+class ReadRequest(NamedTuple):
+    """A block to read, with a key for its reply, and shards that will be needed soon."""
 
     key: tuple[int, int]
     block: int
@@ -34,83 +34,83 @@ class Request(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a block cannot be had. As a value it crosses from a reading process whole; an exception would not."""
+class ReadFailure:
+    """The reason why a block cannot be read. Unlike an exception, it is passed between processes unchanged."""
 
     message: str
 
 
 class BlockReader(Dataset):
-    """Reads blocks, in whichever process it is asked to; (key, rows or Failure)."""
+    """Reads blocks in any process; returns (key, rows or ReadFailure)."""
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: BlockDataset) -> None:
         self._blocks = blocks
-        self._ahead: queue.SimpleQueue[int | None] | None = None
+        self._fetch_queue: queue.SimpleQueue[int | None] | None = None
 
     def __del__(self) -> None:
-        if self._ahead is not None:
+        if self._fetch_queue is not None:
             for _ in range(_FETCHING_THREADS):
-                self._ahead.put(None)
+                self._fetch_queue.put(None)
 
-    def __getitem__(self, request: Request) -> tuple[tuple[int, int], NDArray | Failure]:
+    def __getitem__(self, request: ReadRequest) -> tuple[tuple[int, int], NDArray | ReadFailure]:
         if request.shards:
             self._fetch_ahead(request.shards)
         try:
             return request.key, self._blocks[request.block]
         except CramError as error:
-            return request.key, Failure(str(error))
-        except Exception as error:  # whatever it is, the reader must hear of it instead of waiting
+            return request.key, ReadFailure(str(error))
+        except Exception as error:  # any error must reach the reader, which would wait otherwise
             line = (str(error).splitlines() or [""])[0]
-            return request.key, Failure(f"{self._blocks.streams[0].local}: {type(error).__name__}: {line}")
+            return request.key, ReadFailure(f"{self._blocks.streams[0].local}: {type(error).__name__}: {line}")
 
     def _fetch_ahead(self, shards: tuple[int, ...]) -> None:
-        # Started where they are needed: no thread is there when processes are forked.
-        if self._ahead is None:
-            self._ahead = queue.SimpleQueue()
+        # Started on first use, so that no thread exists when processes are forked.
+        if self._fetch_queue is None:
+            self._fetch_queue = queue.SimpleQueue()
             for _ in range(_FETCHING_THREADS):
-                arguments = (weakref.ref(self._blocks), self._ahead)
-                threading.Thread(target=_fetch, args=arguments, name="shards", daemon=True).start()
+                arguments = (weakref.ref(self._blocks), self._fetch_queue)
+                threading.Thread(target=_fetch_shards, args=arguments, name="shards", daemon=True).start()
         for shard in shards:
-            self._ahead.put(shard)
+            self._fetch_queue.put(shard)
 
 
-def _fetch(reference: weakref.ref[Blocks], ahead: queue.SimpleQueue[int | None]) -> None:
-    while (shard := ahead.get()) is not None and (blocks := reference()) is not None:
-        # If it fails, the read that needs the shard will say so.
+def _fetch_shards(reference: weakref.ref[BlockDataset], fetch_queue: queue.SimpleQueue[int | None]) -> None:
+    while (shard := fetch_queue.get()) is not None and (blocks := reference()) is not None:
+        # The read that needs the shard reports the error.
         with suppress(Exception):
             blocks.prepare_shard(shard, blocking=False)
-        del blocks  # or waiting for the next would keep a stream open that nobody uses any more
+        del blocks  # otherwise waiting would keep an unused data set open
 
 
-def only(item: _T) -> _T:
-    """The item itself: blocks are not collated."""
+def identity(item: _T) -> _T:
+    """Return the item unchanged: blocks are not collated."""
     return item
 
 
-def set_up_worker(worker: int) -> None:
-    """A reading process ends with the process it reads for, and only then."""
-    # Ctrl-C and `timeout` signal the whole process group: the last step before the checkpoint still needs its rows.
+def init_worker(worker: int) -> None:
+    """Tie the reader process to its parent, and ignore signals to the process group."""
+    # Ctrl-C and `timeout` signal the process group, but the last step before the checkpoint still needs its rows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):
         os.setpgid(0, 0)
     end_with_parent(signal.SIGKILL)
 
 
-def abandon(arrivals: Any) -> None:
-    """End the reading processes of a torch loader's iterator now, also those that will not end.
+def kill_workers(loader_iterator: Any) -> None:
+    """Kill the reader processes of a torch loader's iterator.
 
-    torch asks them to end and waits; Python waits at its own end for those that are left, for ever for one that is
-    stopped, or that a dead disk holds.
+    torch asks them to exit and waits, and Python waits again at its own exit: forever, for a process that is stopped or
+    blocked by a dead disk.
     """
-    workers = getattr(arrivals, "_workers", [])
+    workers = getattr(loader_iterator, "_workers", [])
     if not workers:
         return
-    signal_handling._remove_worker_pids(id(arrivals))  # or their end would be reported as a failure
-    arrivals._worker_pids_set = False
-    arrivals._shutdown = True
+    signal_handling._remove_worker_pids(id(loader_iterator))  # otherwise torch would report their end as a failure
+    loader_iterator._worker_pids_set = False
+    loader_iterator._shutdown = True
     for worker in workers:
         worker.kill()
         multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
-    for queue_ in (*arrivals._index_queues, arrivals._worker_result_queue):
+    for queue_ in (*loader_iterator._index_queues, loader_iterator._worker_result_queue):
         queue_.cancel_join_thread()
         queue_.close()

@@ -1,4 +1,4 @@
-"""What Composer's trainer asks of the training data, besides batches."""
+"""The DataSpec of the training data for Composer's trainer."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from composer import DataSpec
 from cram_composer.data.loading.stream import TrainLoader
 
 
-class _Microbatch(dict[str, torch.Tensor]):
-    """One that is not copied: Composer makes a deep copy of each, for metrics of training that no model here has."""
+class _UncopiedMicrobatch(dict[str, torch.Tensor]):
+    """A microbatch that is not copied: Composer deep-copies each for training metrics, which no model here has."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Microbatch:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _UncopiedMicrobatch:
         return self
 
 
-def training_data(loader: TrainLoader) -> DataSpec:
-    """What Composer's trainer asks of `loader`."""
+def build_data_spec(loader: TrainLoader) -> DataSpec:
+    """Wrap a training loader for Composer's trainer."""
     return DataSpec(
         loader,
-        split_batch=loader.split,
+        split_batch=loader.split_batch,
         get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
         get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel(),
-        microbatch_transforms=_Microbatch,
+        microbatch_transforms=_UncopiedMicrobatch,
     )

@@ -1,4 +1,4 @@
-"""Which streams of a data set are trained on, and how much of each: fixed weights, or shares that follow the budget."""
+"""Streams to train on and their weights: fixed, or as a function of budget progress."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _PREFIX = "train-"
 
 
 @dataclass(frozen=True)
-class StreamChoice:
+class SelectedStream:
     """A train stream that is read: its split, and at most one of Streaming's weights."""
 
     split: str
     proportion: float | None = None
     repeat: float | None = None
-    choose: int | None = None  # blocks an epoch
+    choose: int | None = None  # blocks per epoch
 
 
 def stream_name(split: str) -> str:
-    """What a configuration calls a train split: `wiki` for train-wiki, `train` for train."""
+    """Return the configuration's name of a train split: `wiki` for train-wiki, `train` for train."""
     return split.removeprefix(_PREFIX)
 
 
-def choose_streams(config: DataConfig, manifest: Manifest) -> list[StreamChoice]:
-    """The train streams that are read, in the manifest's order. Raises CramError, one line."""
+def select_streams(config: DataConfig, manifest: Manifest) -> list[SelectedStream]:
+    """Select the train streams to read, in the manifest's order. Raises CramError."""
     named = set(config.mixture) | {name for point in config.curriculum for name in point.proportions}
     splits = {stream_name(split): split for split in manifest["streams"]}
     for name in sorted(named):
@@ -37,16 +37,16 @@ def choose_streams(config: DataConfig, manifest: Manifest) -> list[StreamChoice]
             key = "mixture" if name in config.mixture else "curriculum"
             raise CramError(f"data.{key}: the data set has no stream '{name}'; it has {', '.join(splits)}")
     if config.curriculum:
-        return [StreamChoice(split) for name, split in splits.items() if name in named]
+        return [SelectedStream(split) for name, split in splits.items() if name in named]
     weights = [(split, config.mixture.get(name, StreamWeightConfig())) for name, split in splits.items()]
     if any(weight.proportion is not None for _, weight in weights):
         without = [stream_name(split) for split, weight in weights if weight.proportion is None]
         if without:
             raise CramError(
-                f"data.mixture: no proportion for {', '.join(without)}; give every stream one, 0 to drop it"
+                f"data.mixture: no proportion for {', '.join(without)}; give every stream one, 0 to leave it out"
             )
-    chosen = [StreamChoice(split, w.proportion, w.repeat, w.choose) for split, w in weights]
-    # Streaming gives blocks that proportions leave over to any stream, also to one that is to have none.
+    chosen = [SelectedStream(split, w.proportion, w.repeat, w.choose) for split, w in weights]
+    # Streaming distributes leftover blocks to all streams, including those of proportion 0.
     chosen = [stream for stream in chosen if stream.proportion != 0.0 and stream.repeat != 0.0]
     if not chosen:
         raise CramError("data.mixture: every stream has the weight 0; raise one")
@@ -64,7 +64,7 @@ class Curriculum:
             self._shares.append([point.proportions.get(stream_name(split), 0.0) / total for split in splits])
 
     def shares(self, progress: float) -> list[float]:
-        """One share per stream; they sum to 1."""
+        """Return one share per stream; they sum to 1."""
         if progress <= self._at[0]:
             return self._shares[0]
         for i in range(1, len(self._at)):
@@ -75,10 +75,15 @@ class Curriculum:
 
 
 def apportion(count: int, shares: Sequence[float], owed: Sequence[float]) -> tuple[list[int], list[float]]:
-    """Share `count` rows out among streams by the method of the largest remainder, what is left being carried on.
+    """Divide `count` rows among streams by the largest-remainder method, carrying over the remainders.
 
-    `owed` is what earlier calls left owing to each stream (0 at first). Returns the rows of each stream and what is
-    owing now; over many calls every stream gets its share to the row.
+    Args:
+        count: rows to divide.
+        shares: of the streams; they sum to 1.
+        owed: rows owed to each stream by earlier calls, 0 at first.
+
+    Returns:
+        the rows of each stream, and the rows now owed. Over many calls every stream gets its exact share.
     """
     due = [before + count * share for before, share in zip(owed, shares, strict=True)]
     rows = [max(0, math.floor(value)) for value in due]

@@ -1,4 +1,4 @@
-"""Opening a data set that `prepare` has made sure of: its rows as a stream or an array."""
+"""Opening a prepared data set: its rows as a stream or an array."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from streaming.base.distributed import barrier, get_local_rank, get_world_size
 
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.config.units import parse_duration
-from cram_composer.data.loading.block_order import Order
-from cram_composer.data.loading.mixture import StreamChoice, choose_streams
-from cram_composer.data.loading.prepare import DataSet
+from cram_composer.data.loading.block_dataset import BlockDataset
+from cram_composer.data.loading.block_order import BlockOrder
+from cram_composer.data.loading.mixture import SelectedStream, select_streams
+from cram_composer.data.loading.prepare import PreparedDataset
 from cram_composer.data.loading.shard_stream import ShardStream
-from cram_composer.data.loading.shards import Blocks
-from cram_composer.data.loading.stale_memory import remove_stale_memory
+from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
 from cram_composer.data.loading.stream import RowStream
 from cram_composer.data.manifest import Manifest
 from cram_composer.errors import CramError
@@ -32,31 +32,35 @@ _NAME_TRIES = 10
 _NAME_TRY_SECONDS = 0.05
 
 
-def open_blocks(
-    data: DataSet,
-    streams: Sequence[StreamChoice],
+def open_block_dataset(
+    data: PreparedDataset,
+    streams: Sequence[SelectedStream],
     *,
     shuffle: bool = False,
     seed: int = 0,
     cache_limit: int | None = None,
-) -> Blocks:
-    """The blocks of some splits of a data set. Collective. Raises CramError, one line."""
+) -> BlockDataset:
+    """Open the blocks of some splits of a data set. Collective. Raises CramError."""
     rows = [_block_rows(data, stream.split) for stream in streams]
-    known = None if any(one is None for one in rows) else np.concatenate([one for one in rows if one is not None])
+    block_rows = (
+        None
+        if any(counts is None for counts in rows)
+        else np.concatenate([counts for counts in rows if counts is not None])
+    )
     limit = cache_limit if data.remote is not None else None
 
-    def opened() -> Blocks:
-        # Made anew each time: opening them derives their weights.
-        made = [_shard_stream(data, stream) for stream in streams]
-        return Blocks(made, known, shuffle=shuffle, seed=seed, cache_limit=limit)
+    def open_new() -> BlockDataset:
+        # New streams for each attempt, because opening a data set changes their weights.
+        new_streams = [_shard_stream(data, stream) for stream in streams]
+        return BlockDataset(new_streams, block_rows, shuffle=shuffle, seed=seed, cache_limit=limit)
 
-    with _one_at_a_time():
-        return _open(data, opened)
+    with _opening_lock():
+        return _open_with_retry(data, open_new)
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """One run of a user opens a data set at a time: those that do so at the same moment take each other's names."""
+def _opening_lock() -> Iterator[None]:
+    """Let one run per user open a data set at a time: concurrent ones take each other's shared memory names."""
     lock = FileLock(Path(tempfile.gettempdir()) / f"cram-opening-{os.getuid()}.lock")
     with lock if get_local_rank() == 0 else nullcontext():
         barrier()
@@ -64,44 +68,44 @@ def _one_at_a_time() -> Iterator[None]:
         barrier()
 
 
-def _open(data: DataSet, opened: Callable[[], Blocks]) -> Blocks:
+def _open_with_retry(data: PreparedDataset, open_new: Callable[[], BlockDataset]) -> BlockDataset:
     try:
-        return _with_a_name_of_its_own(opened)
+        return _retry_name_collisions(open_new)
     except ValueError as error:
         if "cache" in str(error).lower() and "Reused" not in str(error):
-            raise CramError(f"data.cache_limit: too little: {str(error).splitlines()[0]}") from error
+            raise CramError(f"data.cache_limit: too small: {str(error).splitlines()[0]}") from error
         if "Reused local directory" not in str(error):
             raise CramError(f"{data.root}: {str(error).splitlines()[0]}") from error
-    gc.collect()  # a stream of this process that nobody uses any more
-    remove_stale_memory()
+    gc.collect()  # frees unused data sets of this process
+    remove_stale_shared_memory()
     try:
-        return _with_a_name_of_its_own(opened)
+        return _retry_name_collisions(open_new)
     except ValueError as error:
         raise CramError(
             f"{data.root}: another run uses this folder as its cache; give each its own data.local"
         ) from error
 
 
-def _with_a_name_of_its_own(opened: Callable[[], Blocks]) -> Blocks:
-    """Streaming looks for a free name of its shared memory, then takes it: any other user of it may come between."""
-    tries = _NAME_TRIES if get_world_size() == 1 else 1  # ranks that have agreed on a name cannot be told of another
+def _retry_name_collisions(open_new: Callable[[], BlockDataset]) -> BlockDataset:
+    """Open a data set, retrying if another process takes the shared memory name that Streaming found free."""
+    tries = _NAME_TRIES if get_world_size() == 1 else 1  # ranks that have agreed on a name cannot switch to another
     for _ in range(tries - 1):
         try:
-            return opened()
+            return open_new()
         except FileExistsError:
             time.sleep(_NAME_TRY_SECONDS)
-            remove_stale_memory()  # some names of a killed process may be in the way
-    return opened()
+            remove_stale_shared_memory()  # a killed process may have left some names
+    return open_new()
 
 
-def _shard_stream(data: DataSet, stream: StreamChoice) -> ShardStream:
+def _shard_stream(data: PreparedDataset, stream: SelectedStream) -> ShardStream:
     weight = {name: value for name, value in asdict(stream).items() if name != "split" and value is not None}
     return ShardStream(
         str(data.root), stream.split, remote=data.remote, mirror=data.mirror, deadline=data.deadline, **weight
     )
 
 
-def _block_rows(data: DataSet, split: str) -> NDArray[np.int64] | None:
+def _block_rows(data: PreparedDataset, split: str) -> NDArray[np.int64] | None:
     manifest = data.manifest
     if split not in manifest["streams"]:
         return None  # the last blocks of a validation split may be shorter
@@ -116,8 +120,8 @@ def _block_rows(data: DataSet, split: str) -> NDArray[np.int64] | None:
     return np.full(counts["blocks"], full)
 
 
-def read_rows(blocks: Blocks, limit: int) -> NDArray:
-    """The first `limit` rows in stored order, [<=limit, sequence_length]."""
+def read_rows(blocks: BlockDataset, limit: int) -> NDArray:
+    """Return the first `limit` rows in stored order, [<=limit, sequence_length]."""
     parts: list[NDArray] = []
     count = 0
     for index in range(blocks.num_samples):
@@ -128,24 +132,24 @@ def read_rows(blocks: Blocks, limit: int) -> NDArray:
     return np.concatenate(parts)[:limit]
 
 
-def open_validation(data: DataSet, limit: int) -> tuple[NDArray, int]:
-    """The first `limit` validation rows, and the bytes they take in the cache of a remote data set. Collective."""
-    blocks = open_blocks(data, [StreamChoice("validation")], cache_limit=data.cache_limit)
+def open_validation(data: PreparedDataset, limit: int) -> tuple[NDArray, int]:
+    """Return the first `limit` validation rows and the bytes they take in a remote data set's cache. Collective."""
+    blocks = open_block_dataset(data, [SelectedStream("validation")], cache_limit=data.cache_limit)
     return read_rows(blocks, limit), blocks.cache_usage
 
 
 def open_train(
-    data: DataSet, config: DataConfig, *, seed: int, rank: int = 0, world_size: int = 1, reserved: int = 0
+    data: PreparedDataset, config: DataConfig, *, seed: int, rank: int = 0, world_size: int = 1, reserved: int = 0
 ) -> RowStream:
-    """The training rows from their beginning. Collective; `reserved` bytes of the cache are in use already."""
-    streams = choose_streams(config, data.manifest)
+    """Open the training rows from the beginning. Collective; `reserved` bytes of the cache are in use already."""
+    streams = select_streams(config, data.manifest)
     limit = None if data.cache_limit is None else data.cache_limit - reserved
-    blocks = open_blocks(data, streams, shuffle=is_shuffled(config, data.manifest), seed=seed, cache_limit=limit)
+    blocks = open_block_dataset(data, streams, shuffle=is_shuffled(config, data.manifest), seed=seed, cache_limit=limit)
     assert blocks.block_rows is not None
     separate = range(len(streams)) if config.curriculum else [None]
     return RowStream(
         blocks,
-        [Order(lambda epoch, i=i: blocks.epoch_order(epoch, i), blocks.block_rows) for i in separate],  # type: ignore[misc]
+        [BlockOrder(lambda epoch, i=i: blocks.epoch_order(epoch, i), blocks.block_rows) for i in separate],  # type: ignore[misc]
         rank=rank,
         world_size=world_size,
         num_workers=config.num_workers,
@@ -155,5 +159,5 @@ def open_train(
 
 
 def is_shuffled(config: DataConfig, manifest: Manifest) -> bool:
-    """Whether blocks are read in random order: unless the build put the rows in an order, or `data.order` says so."""
+    """Return True if `data.order` asks for random order or, by default, if the build did not sort the rows."""
     return manifest["ordering"] == "random" if config.order == "auto" else config.order == "shuffled"

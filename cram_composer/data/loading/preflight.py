@@ -1,4 +1,4 @@
-"""Made sure of before the clock starts: every shard of a data set can be had, and there is room for it."""
+"""Checks before the clock starts: every shard of a data set is available, and there is disk space for it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from cram_composer.data.loading.shard_stream import TEMPORARY, is_left_over, temporary_name
+from cram_composer.data.loading.shard_stream import TEMPORARY, is_orphaned, temporary_name
 from cram_composer.data.manifest import MANIFEST, Manifest, Shard, file_xxh64, load_manifest, read_index
 from cram_composer.errors import CramError
-from cram_composer.storage.client import Storage, StorageError, open_storage
+from cram_composer.storage.client import Storage, StorageError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _HASHING_THREADS = 4
@@ -24,71 +24,69 @@ _T = TypeVar("_T")
 
 
 class RemoteDataset:
-    """Where a data set can be had: the remote, and its mirror if there is one."""
+    """A data set in object storage: the remote and, if configured, its mirror."""
 
     def __init__(self, remote: str, mirror: str | None, deadline: float) -> None:
-        self._storages = [open_storage(uri, deadline) for uri in (remote, mirror) if uri is not None]
-        self.name = self._storages[0].uri
+        self._storages = [Storage(uri, deadline) for uri in (remote, mirror) if uri is not None]
+        self.uri = self._storages[0].uri
 
-    def check(self) -> None:
-        """Drop the one that does not answer, or refuses; one warning line. Raises StorageError if none is left."""
+    def check_access(self) -> None:
+        """Drop a copy that cannot be accessed, with a warning. Raises StorageError if none is left."""
         answering: list[Storage] = []
         for storage in self._storages:
             try:
-                storage.check()
+                storage.check_access()
             except StorageError as error:
                 if len(self._storages) == 1 or (storage is self._storages[-1] and not answering):
                     raise
-                _warn(f"{error}; going on with the other copy of the data")
+                _warn(f"{error}; using the other copy of the data")
             else:
                 answering.append(storage)
         self._storages = answering
 
-    def download(self, name: str, path: Path, whole: Callable[[Path], _T]) -> _T:
-        """Fetch a file from the first place that has it so that `whole(path)` does not raise; returns its result."""
+    def download(self, name: str, path: Path, load: Callable[[Path], _T]) -> _T:
+        """Download a file from the first copy for which `load(path)` does not raise; return its result."""
         for storage in self._storages:
             try:
                 storage.download(name, path)
-                return whole(path)
+                return load(path)
             except CramError as error:
                 if storage is self._storages[-1]:
                     raise
-                _warn(f"{error}; going on with the other copy of the data")
+                _warn(f"{error}; using the other copy of the data")
         raise AssertionError("there is a storage")
 
     def check_shards(self, shards: dict[str, Shard]) -> None:
-        """Presence and size of every shard, by name, from one listing of each place. Raises CramError, one line."""
+        """Check presence and size of every shard by one listing of each copy. Raises CramError."""
         wrong: dict[str, list[str]] = {name: [] for name in shards}
         for storage in self._storages:
-            sizes = storage.sizes()
+            sizes = storage.list_sizes()
             for name, shard in shards.items():
                 found = sizes.get(name)
                 if found is None:
-                    wrong[name].append(f"{storage.uri_of(name)}: missing")
+                    wrong[name].append(f"{storage.object_uri(name)}: missing")
                 elif found != shard.stored.bytes:
-                    wrong[name].append(f"{storage.uri_of(name)}: {found} bytes instead of {shard.stored.bytes}")
-        nowhere = [problems for problems in wrong.values() if len(problems) == len(self._storages)]
-        if nowhere:
-            more = f" (and {len(nowhere) - 1} more of {len(shards)} shards)" if len(nowhere) > 1 else ""
-            raise CramError(f"{'; '.join(nowhere[0])}{more}; copy the data set there again")
-        elsewhere = [problems for problems in wrong.values() if problems]
-        if elsewhere:
-            _warn(
-                f"{elsewhere[0][0]}; {len(elsewhere)} of {len(shards)} shards can be had from one copy of the data only"
-            )
+                    wrong[name].append(f"{storage.object_uri(name)}: {found} bytes instead of {shard.stored.bytes}")
+        unavailable = [problems for problems in wrong.values() if len(problems) == len(self._storages)]
+        if unavailable:
+            more = f" (and {len(unavailable) - 1} more of {len(shards)} shards)" if len(unavailable) > 1 else ""
+            raise CramError(f"{'; '.join(unavailable[0])}{more}; copy the data set there again")
+        incomplete = [problems for problems in wrong.values() if problems]
+        if incomplete:
+            _warn(f"{incomplete[0][0]}; {len(incomplete)} of {len(shards)} shards are in one copy of the data only")
 
 
-def fetch_description(places: RemoteDataset, root: Path) -> Manifest:
-    """Fetch the manifest, the tokenizer and the indexes; a manifest that is there already must be the same."""
+def download_metadata(remote: RemoteDataset, root: Path) -> Manifest:
+    """Download the manifest, the tokenizer and the indexes; an existing manifest must be identical."""
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=temporary_name()) as folder:
         scratch = Path(folder)
         try:
-            manifest = _fetch(places, root, scratch)
+            manifest = _download_metadata(remote, root, scratch)
         except StorageError:
             raise
-        except CramError as error:  # of a file that is whole but wrong: it is called by where it is from
-            raise CramError(str(error).replace(str(scratch), places.name)) from None
+        except CramError as error:  # of a complete but wrong file: name its origin instead of the temporary folder
+            raise CramError(str(error).replace(str(scratch), remote.uri)) from None
         for path in sorted(scratch.rglob("*"), key=lambda path: path.name == MANIFEST):  # the manifest last
             if path.is_file():
                 target = root / path.relative_to(scratch)
@@ -97,11 +95,11 @@ def fetch_description(places: RemoteDataset, root: Path) -> Manifest:
     return manifest
 
 
-def _fetch(places: RemoteDataset, root: Path, scratch: Path) -> Manifest:
-    manifest = places.download(MANIFEST, scratch / MANIFEST, lambda _: load_manifest(scratch))
+def _download_metadata(remote: RemoteDataset, root: Path, scratch: Path) -> Manifest:
+    manifest = remote.download(MANIFEST, scratch / MANIFEST, lambda _: load_manifest(scratch))
     kept = root / MANIFEST
     if kept.is_file() and kept.read_bytes() != (scratch / MANIFEST).read_bytes():
-        raise CramError(f"{root}: holds another data set than {places.name}; choose another folder with data.local")
+        raise CramError(f"{root}: holds another data set than {remote.uri}; choose another folder with data.local")
 
     def check_tokenizer(path: Path) -> None:
         if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["tokenizer_sha256"]:
@@ -109,13 +107,13 @@ def _fetch(places: RemoteDataset, root: Path, scratch: Path) -> Manifest:
 
     for name in _TOKENIZER_FILES:
         check = check_tokenizer if name == _TOKENIZER_FILES[0] else _is_file
-        places.download(f"tokenizer/{name}", scratch / "tokenizer" / name, check)
+        remote.download(f"tokenizer/{name}", scratch / "tokenizer" / name, check)
     for split in manifest["splits"]:
 
         def check_index(_: Path, split: str = split) -> list[Shard]:
             return read_index(scratch, split, manifest)
 
-        places.download(f"{split}/index.json", scratch / split / "index.json", check_index)
+        remote.download(f"{split}/index.json", scratch / split / "index.json", check_index)
     return manifest
 
 
@@ -124,19 +122,24 @@ def _is_file(path: Path) -> None:
         raise CramError(f"{path}: missing; copy the data set there again")
 
 
-def shards_of(root: Path, manifest: Manifest, splits: Sequence[str]) -> dict[str, Shard]:
-    """Every shard of some splits, by the name under the data set's root that it is stored by."""
+def list_shards(root: Path, manifest: Manifest, splits: Sequence[str]) -> dict[str, Shard]:
+    """Return every shard of some splits by its stored name below the data set's root."""
     return {f"{split}/{shard.stored.name}": shard for split in splits for shard in read_index(root, split, manifest)}
 
 
 def clean_cache(root: Path, shards: dict[str, Shard], *, full: bool, fetched: bool) -> tuple[int, int]:
-    """Remove what a kill left half-done, and readable shards that are not whole. Returns (shards kept, their bytes).
+    """Remove temporary files of killed processes and damaged unpacked shards.
 
-    `full` compares hashes, else sizes. Unless the shards are `fetched` from elsewhere, what is stored is not touched.
+    Args:
+        full: compare hashes instead of sizes.
+        fetched: the shards come from object storage; otherwise stored files are not touched.
+
+    Returns:
+        the number of shards kept and their bytes.
     """
-    for left in [path for path in root.rglob(f"*{TEMPORARY}*") if is_left_over(path)]:
+    for leftover in [path for path in root.rglob(f"*{TEMPORARY}*") if is_orphaned(path)]:
         with suppress(OSError):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def kept(item: tuple[str, Shard]) -> int:
         name, shard = item
@@ -157,28 +160,28 @@ def clean_cache(root: Path, shards: dict[str, Shard], *, full: bool, fetched: bo
     return sum(size > 0 for size in sizes), sum(sizes)
 
 
-def check_room(root: Path, shards: dict[str, Shard], kept: int, cache_limit: int | None) -> None:
-    """That the disk has room for the shards that are not kept there yet, or as many as may be. Raises CramError."""
-    whole = sum(shard.raw.bytes for shard in shards.values())
+def check_disk_space(root: Path, shards: dict[str, Shard], kept: int, cache_limit: int | None) -> None:
+    """Check that the disk has space for the missing shards, or for the cache. Raises CramError."""
+    total = sum(shard.raw.bytes for shard in shards.values())
     largest = max(
         shard.raw.bytes + (shard.stored.bytes if shard.stored is not shard.raw else 0) for shard in shards.values()
     )
     if cache_limit is not None and cache_limit < 5 * largest:
         raise CramError(
-            f"data.cache_limit: {gigabytes(cache_limit)} is less than five times the largest shard, "
-            f"{gigabytes(largest)}; set at least {-(-5 * largest // (1 << 20))}mb"
+            f"data.cache_limit: {format_bytes(cache_limit)} is less than five times the largest shard, "
+            f"{format_bytes(largest)}; set at least {-(-5 * largest // (1 << 20))}mb"
         )
-    needed = (whole if cache_limit is None else min(whole, cache_limit)) - kept
+    needed = (total if cache_limit is None else min(total, cache_limit)) - kept
     free = shutil.disk_usage(root).free
     if free < needed:
         raise CramError(
-            f"{root}: the shards take {gigabytes(needed)} of disk and {gigabytes(free)} are free; free some space, "
+            f"{root}: the shards take {format_bytes(needed)} of disk and {format_bytes(free)} are free; free some, "
             "choose another folder with data.local, or set data.cache_limit"
         )
 
 
-def gigabytes(size: int) -> str:
-    """A size for people."""
+def format_bytes(size: int) -> str:
+    """Format a size in bytes for messages."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 

@@ -1,4 +1,4 @@
-"""The data set of a run: built or fetched if need be, and checked, before the clock starts."""
+"""The data set of a run: built or downloaded if necessary, and checked, before the clock starts."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from cram_composer.config.paths import expand
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.config.schema.data_build import DataBuildConfig
 from cram_composer.config.units import parse_bytes, parse_duration
-from cram_composer.data.loading.mixture import choose_streams
+from cram_composer.data.loading.mixture import select_streams
 from cram_composer.data.loading.preflight import (
     RemoteDataset,
-    check_room,
+    check_disk_space,
     clean_cache,
-    fetch_description,
-    gigabytes,
-    shards_of,
+    download_metadata,
+    format_bytes,
+    list_shards,
 )
-from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest, verify
+from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest, verify_dataset
 from cram_composer.data.pipeline.build import build
 from cram_composer.errors import CramError
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """A finished data set on this machine (with `remote`, its shards come as they are read)."""
+class PreparedDataset:
+    """A finished data set on this machine; with `remote`, shards are fetched as they are read."""
 
     root: Path
     manifest: Manifest
     remote: str | None = None
     mirror: str | None = None
-    deadline: float = 120.0  # seconds for a file of the remote
+    deadline: float = 120.0  # seconds per file of the remote
     cache_limit: int | None = None  # bytes
     build_seconds: float = 0.0
 
@@ -46,19 +46,19 @@ class DataSet:
         return self.root / "tokenizer"
 
 
-def prepare(config: DataConfig, local_leader: bool, wait: Callable[[], None]) -> DataSet:
-    """Make sure that the data set is there and whole. Raises CramError, one line.
+def prepare_dataset(config: DataConfig, local_leader: bool, wait: Callable[[], None]) -> PreparedDataset:
+    """Make sure that the data set is available and intact. Raises CramError.
 
     Only the process with `local_leader` writes; the others `wait` for it.
     """
     started = time.monotonic()
-    root, remote = places(config)
+    root, remote = resolve_location(config)
     deadline = parse_duration(config.deadline)
     limit = None if config.cache_limit is None else parse_bytes(config.cache_limit)
     if local_leader:
         if remote is None and not (root / MANIFEST).is_file():
             _build(config, str(root))
-        elif config.remote is None and remote is not None and open_storage(remote, deadline).size(MANIFEST) is None:
+        elif config.remote is None and remote is not None and Storage(remote, deadline).size(MANIFEST) is None:
             _build(config, remote)
     build_seconds = time.monotonic() - started
     if local_leader:
@@ -70,14 +70,14 @@ def prepare(config: DataConfig, local_leader: bool, wait: Callable[[], None]) ->
         except OSError as error:
             raise CramError(f"{error.filename or root}: {error.strerror or error}") from error
     wait()
-    return DataSet(root, load_manifest(root), remote, config.mirror, deadline, limit, build_seconds)
+    return PreparedDataset(root, load_manifest(root), remote, config.mirror, deadline, limit, build_seconds)
 
 
-def places(config: DataConfig) -> tuple[Path, str | None]:
-    """The folder on this machine, and where its content comes from if it is not made there."""
+def resolve_location(config: DataConfig) -> tuple[Path, str | None]:
+    """Return the local folder of the data set, and the remote that its content comes from, if any."""
     remote = config.remote
     if remote is None and config.local is None:
-        assert config.build is not None  # config.checks.check_run
+        assert config.build is not None  # checked when the run's configuration was validated
         output = compose(DataBuildConfig, config.build, []).config.output
         if not is_remote(output):
             return expand(output), None
@@ -85,44 +85,44 @@ def places(config: DataConfig) -> tuple[Path, str | None]:
     if config.local is not None:
         return expand(config.local), remote
     assert remote is not None
-    # A cache of its own: never the folder that a local build is in.
+    # A separate cache folder, never the output of a local build.
     return expand("$CRAM_CACHE") / "remote" / hashlib.sha256(remote.encode()).hexdigest()[:16], remote
 
 
 def _build(config: DataConfig, output: str) -> None:
     if config.build is None:
-        raise CramError(f"{output}: no finished data set there (data.local); build one with `cram data build`")
+        raise CramError(f"{output}: no finished data set (data.local); build one with `cram data build`")
     if not config.build_if_missing:
-        raise CramError(f"{output}: no finished data set there; build it first: cram data build {config.build}")
+        raise CramError(f"{output}: no finished data set; build it first: cram data build {config.build}")
     build(compose(DataBuildConfig, config.build, [f"output={output}"]).config)
 
 
 def _check_local(config: DataConfig, root: Path) -> None:
     manifest = load_manifest(root)
     full = config.verify == "full"
-    verify(root, manifest, full)
+    verify_dataset(root, manifest, full)
     if manifest["compression"] != "none":
-        shards = shards_of(root, manifest, _splits(config, manifest))
+        shards = list_shards(root, manifest, _used_splits(config, manifest))
         _, kept = clean_cache(root, shards, full=full, fetched=False)
-        check_room(root, shards, kept, None)
+        check_disk_space(root, shards, kept, None)
 
 
 def _check_remote(config: DataConfig, root: Path, remote: str, deadline: float, limit: int | None) -> None:
     started = time.monotonic()
-    places = RemoteDataset(remote, config.mirror, deadline)
-    places.check()
-    manifest = fetch_description(places, root)
-    shards = shards_of(root, manifest, _splits(config, manifest))
-    places.check_shards(shards)
+    dataset = RemoteDataset(remote, config.mirror, deadline)
+    dataset.check_access()
+    manifest = download_metadata(dataset, root)
+    shards = list_shards(root, manifest, _used_splits(config, manifest))
+    dataset.check_shards(shards)
     count, kept = clean_cache(root, shards, full=config.verify == "full", fetched=True)
-    check_room(root, shards, kept, limit)
-    size = gigabytes(sum(shard.stored.bytes for shard in shards.values()))
+    check_disk_space(root, shards, kept, limit)
+    size = format_bytes(sum(shard.stored.bytes for shard in shards.values()))
     print(
-        f"{places.name}: {len(shards)} shards of {size} are there, {count} of them in {root}; "
+        f"{dataset.uri}: {len(shards)} shards of {size} available, {count} of them in {root}; "
         f"checked in {time.monotonic() - started:.1f} s",
         flush=True,
     )
 
 
-def _splits(config: DataConfig, manifest: Manifest) -> list[str]:
-    return [*(stream.split for stream in choose_streams(config, manifest)), "validation"]
+def _used_splits(config: DataConfig, manifest: Manifest) -> list[str]:
+    return [*(stream.split for stream in select_streams(config, manifest)), "validation"]

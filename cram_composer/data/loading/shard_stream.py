@@ -1,6 +1,6 @@
 """The shards of one split: fetched from object storage or a mirror, validated, unpacked.
 
-Bytes are validated before they get the name under which they are read, so that a shard is whole or not there.
+Bytes are validated before they get their final name, so that a shard is either complete or absent.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from streaming.base.format import FileInfo, Reader
 
 from cram_composer.data.manifest import file_xxh64
 from cram_composer.errors import CramError
-from cram_composer.storage.client import Storage, StorageError, open_storage
+from cram_composer.storage.client import Storage, StorageError
 
-TEMPORARY = ".fetching-"  # how the name of a file begins that is not whole yet
-LAST_TRY_SECONDS = 10.0  # what a fetch gets at least, also where waiting for others took all the time there was
+TEMPORARY = ".fetching-"  # prefix of temporary file names
+MIN_FETCH_SECONDS = 10.0  # minimum time of a fetch, even if waiting for other processes took all the time
 _DAMAGED = "the data set is damaged, copy or build it again"
 _NO_ROOM = "free some space, or set data.cache_limit"
 
 
 class ShardError(CramError):
-    """A shard that cannot be had or read. One line: which, why, and what was tried."""
+    """A shard that cannot be fetched or read; one line with its name, the cause and what was tried."""
 
 
-class _Corrupt(Exception):
-    """What was fetched is not what was built."""
+class _CorruptDataError(Exception):
+    """Fetched data that differ from the built data."""
 
 
 class ShardStream(Stream):
-    """A split whose shards come from `remote`, else from `mirror`; without a remote, from the folder `local` alone.
+    """A split whose shards come from `remote`, then from `mirror`; without a remote, from the folder `local` alone.
 
     `deadline` is in seconds, for each of the two; `weight` is Streaming's proportion, repeat or choose.
     """
@@ -48,32 +48,32 @@ class ShardStream(Stream):
     def __init__(
         self, local: str, split: str, *, remote: str | None, mirror: str | None, deadline: float, **weight: Any
     ) -> None:
-        # Streaming's own downloader is not used, so it is not told of the remote yet: it knows fewer kinds.
+        # Hides the remote from Streaming's own downloader, which supports fewer providers.
         super().__init__(local=local, split=split, keep_zip=False, **weight)
         self.remote = remote
-        # Where there is nothing to get it from again, the compressed form stays.
+        # Without a remote to fetch it from again, the compressed form is kept.
         self.safe_keep_zip = remote is None
         self._sources = [uri for uri in (remote, mirror) if uri is not None]
         self._deadline = deadline
-        self._storages = threading.local()  # which keeps connections
+        self._storages = threading.local()  # keeps connections
 
     @property
-    def patience(self) -> float:
-        """Seconds after which a shard is given up, whoever is fetching it."""
+    def fetch_timeout(self) -> float:
+        """Seconds until fetching a shard fails, whichever process fetches it."""
         return self._deadline * max(1, len(self._sources))
 
-    def prepare_shard(self, shard: Reader, patience: float | None = None) -> int:
-        """Get a shard and unpack it. Returns the bytes added to the disk. Raises ShardError."""
+    def prepare_shard(self, shard: Reader, fetch_timeout: float | None = None) -> int:
+        """Fetch and unpack a shard; return the bytes added to the disk. Raises ShardError."""
         raw, zipped = shard.file_pairs[0]
-        target = self._path(raw.basename)
+        target = self._local_path(raw.basename)
         try:
             if target.is_file():
                 return 0
             target.parent.mkdir(parents=True, exist_ok=True)
             if self._sources:
-                self._fetch(shard, target, self.patience if patience is None else patience)
+                self._fetch_shard(shard, target, self.fetch_timeout if fetch_timeout is None else fetch_timeout)
             elif zipped is None:
-                raise ShardError(f"{target}: is not there any more; {_DAMAGED}")
+                raise ShardError(f"{target}: no longer exists; {_DAMAGED}")
             else:
                 self._unpack_in_place(shard, target)
         except OSError as error:
@@ -81,82 +81,82 @@ class ShardStream(Stream):
             raise ShardError(f"{target}: cannot be written ({error.strerror or error}); {hint}") from None
         return raw.bytes
 
-    def _fetch(self, shard: Reader, target: Path, patience: float) -> None:
+    def _fetch_shard(self, shard: Reader, target: Path, fetch_timeout: float) -> None:
         problems: dict[str, int] = {}
-        ends = time.monotonic() + patience
+        ends = time.monotonic() + fetch_timeout
         for i, uri in enumerate(list(self._sources)):
-            # Whoever has no answer leaves a share of the time for those after it.
-            share = max(LAST_TRY_SECONDS, (ends - time.monotonic()) / (len(self._sources) - i))
-            storage = self._storage(uri, share)
-            for _ in range(2):  # a copy that was damaged on the way is had again
+            # An unresponsive copy leaves a share of the time for the next one.
+            share = max(MIN_FETCH_SECONDS, (ends - time.monotonic()) / (len(self._sources) - i))
+            storage = self._open_storage(uri, share)
+            for _ in range(2):  # fetch a damaged copy once more
                 try:
-                    self._fetch_from(storage, shard, target)
-                except _Corrupt as error:
-                    problem = f"{storage.uri_of(self._name(shard))}: {error}"
+                    self._download_and_unpack(storage, shard, target)
+                except _CorruptDataError as error:
+                    problem = f"{storage.object_uri(self._remote_name(shard))}: {error}"
                     problems[problem] = problems.get(problem, 0) + 1
                 except StorageError as error:
                     if error.cause == "disk-full":
                         raise ShardError(f"{target}: the disk is full; {_NO_ROOM}") from None
                     problems[str(error)] = 1
                     if error.cause != "missing" and i + 1 < len(self._sources):
-                        # The next shard would have to wait for it as long as this one.
+                        # Avoids waiting for this copy again for the next shard.
                         self._sources = [*self._sources[1:], uri]
                     break
                 else:
                     return
         raise ShardError("; ".join(f"{text} (fetched twice)" if n > 1 else text for text, n in problems.items()))
 
-    def _fetch_from(self, storage: Storage, shard: Reader, target: Path) -> None:
+    def _download_and_unpack(self, storage: Storage, shard: Reader, target: Path) -> None:
         raw, zipped = shard.file_pairs[0]
-        temporary = _temporary(target)
+        temporary = _temporary_path(target)
         try:
-            storage.download(self._name(shard), temporary)
+            storage.download(self._remote_name(shard), temporary)
             _validate(zipped or raw, temporary.stat().st_size, file_xxh64(temporary))
             if zipped is None:
                 os.replace(temporary, target)
             else:
                 _unpack(temporary, shard, target)
         finally:
-            _remove(temporary)
+            _unlink_if_exists(temporary)
 
     def _unpack_in_place(self, shard: Reader, target: Path) -> None:
         _, zipped = shard.file_pairs[0]
-        path = self._path(zipped.basename)
+        path = self._local_path(zipped.basename)
         try:
             _validate(zipped, path.stat().st_size, file_xxh64(path))
             _unpack(path, shard, target)
         except FileNotFoundError:
-            raise ShardError(f"{path}: is not there any more; {_DAMAGED}") from None
-        except _Corrupt as error:
+            raise ShardError(f"{path}: no longer exists; {_DAMAGED}") from None
+        except _CorruptDataError as error:
             raise ShardError(f"{path}: {error}; {_DAMAGED}") from None
 
     def _download_file(self, from_basename: str, to_basename: str | None = None) -> str:
-        """Get a file that has no hash: the index, where the pre-flight has not done so."""
-        target = self._path(to_basename or from_basename)
+        """Download a file without a hash: the index, if the pre-flight check has not done so."""
+        target = self._local_path(to_basename or from_basename)
         if self.remote is None:
             raise ShardError(f"{target}: missing; {_DAMAGED}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._storage(self.remote, self._deadline).download(f"{self.split}/{from_basename}", target)
+        self._open_storage(self.remote, self._deadline).download(f"{self.split}/{from_basename}", target)
         return str(target)
 
-    def _storage(self, uri: str, seconds: float) -> Storage:
-        storage: Storage = self._storages.__dict__.setdefault(uri, open_storage(uri))
+    def _open_storage(self, uri: str, seconds: float) -> Storage:
+        storage: Storage = self._storages.__dict__.setdefault(uri, Storage(uri))
         storage.deadline = seconds
         return storage
 
-    def _path(self, basename: str) -> Path:
+    def _local_path(self, basename: str) -> Path:
         return Path(self.local, self.split, basename)
 
-    def _name(self, shard: Reader) -> str:
+    def _remote_name(self, shard: Reader) -> str:
         raw, zipped = shard.file_pairs[0]
         return f"{self.split}/{(zipped or raw).basename}"
 
 
 def _validate(expected: FileInfo, size: int, digest: str) -> None:
     if size != expected.bytes:
-        raise _Corrupt(f"{size} bytes instead of {expected.bytes}")
+        raise _CorruptDataError(f"{size} bytes instead of {expected.bytes}")
     if digest != expected.hashes["xxh64"]:
-        raise _Corrupt("its xxh64 hash differs from the one in index.json")
+        raise _CorruptDataError("its xxh64 hash differs from the one in index.json")
 
 
 def _unpack(path: Path, shard: Reader, target: Path) -> None:
@@ -164,32 +164,32 @@ def _unpack(path: Path, shard: Reader, target: Path) -> None:
         data = decompress(shard.compression, path.read_bytes())
     except OSError:
         raise
-    except Exception as error:  # the library has exceptions of its own
-        raise _Corrupt(f"cannot be unpacked ({error})") from None
+    except Exception as error:  # the library has its own exceptions
+        raise _CorruptDataError(f"cannot be unpacked ({error})") from None
     _validate(shard.file_pairs[0][0], len(data), xxhash.xxh64(data).hexdigest())
-    temporary = _temporary(target)
+    temporary = _temporary_path(target)
     try:
         temporary.write_bytes(data)
         os.replace(temporary, target)
     finally:
-        _remove(temporary)
+        _unlink_if_exists(temporary)
 
 
-def _temporary(target: Path) -> Path:
+def _temporary_path(target: Path) -> Path:
     return target.with_name(temporary_name())
 
 
 def temporary_name() -> str:
-    """A name that no other process uses, and that tells whose it is."""
+    """Return a name that no other process uses and that identifies its process."""
     return f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
 
-def is_left_over(path: Path) -> bool:
-    """Whether the process that was writing a file of such a name is gone from this machine."""
+def is_orphaned(path: Path) -> bool:
+    """Return True if the process that was writing this temporary file on this machine is gone."""
     match = re.search(rf"{re.escape(TEMPORARY + socket.gethostname())}-(\d+)-", path.name)
     return match is not None and not Path(f"/proc/{match[1]}").exists()
 
 
-def _remove(path: Path) -> None:
+def _unlink_if_exists(path: Path) -> None:
     with suppress(FileNotFoundError):
         path.unlink()

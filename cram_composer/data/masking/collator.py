@@ -1,4 +1,4 @@
-"""The collator: which tokens of a batch are predicted, what stands in their place, and where they are read."""
+"""The collator: chooses the tokens of a batch to predict, replaces them, and marks where to read predictions."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from numpy.typing import NDArray
 
 from cram_composer.config.schema.objective import ObjectiveConfig
 from cram_composer.data.masking.row_random import RowRandom
-from cram_composer.data.masking.units import LONGEST_WORD, span_starts, word_starts
+from cram_composer.data.masking.units import MAX_WORD_TOKENS, span_starts, word_starts
 from cram_composer.data.pipeline.rows.packing import document_ids
 
-IGNORED = -100  # label of a slot that holds no masked token; torch's cross-entropy skips it
-_NEVER = 2.0  # score of a token that is not to be chosen: above every probability
+IGNORED = -100  # label of an unused slot; torch's cross-entropy ignores it
+_EXCLUDED = 2.0  # score of tokens that must not be chosen: above every probability
 
 
 @dataclass(frozen=True)
 class MaskedLMCollator:
-    """How tokens are chosen and replaced.
+    """Chooses and replaces the tokens to predict.
 
-    Chosen tokens stand in K slots per row, K being fixed for a row length so that shapes never change; slots that are
-    not needed carry the label -100. Special tokens are never chosen, nor put in place of a chosen one.
+    Chosen tokens are listed in K slots per row, with K fixed for a row length so that shapes never change; unused slots
+    have the label -100. Special tokens are never chosen, nor used as replacement.
 
-    Tokens are chosen one by one, by whole words, or by spans of whole words; the last word is left out of a row where
-    it does not fit, so that a row has at most a word less than its count. A span is replaced as one, all [MASK], all
-    random or all kept (SpanBERT, Joshi et al. 2019, arXiv 1907.10529, section 3.1); all else token by token.
+    Tokens are chosen one by one, by whole words, or by spans of whole words; a last word that does not fit is left out,
+    so a row has at most one word less than its count. A span is replaced as a whole: all [MASK], all random or all kept
+    (SpanBERT, Joshi et al. 2019, arXiv 1907.10529, section 3.1); otherwise each token is replaced independently.
 
-    With `shift` a token is predicted at the position before its own, from which a causal model predicts it too (masked
-    next-token prediction: GPT-BERT, Charpentier and Samuel 2024, arXiv 2410.24159, section 2). Nothing stands before a
-    row's first token, nor with `sep_id` before a document's: they, or their words, are not chosen then.
-    Of all rows, each on its own, `causal_fraction` are for causal attention: they keep all their tokens, and as many of
-    them as of a masked row, at random, are labels: an estimate of the causal loss without bias, that weighs the same.
+    With `shift`, a token is predicted at the position before its own, where a causal model predicts it too (masked
+    next-token prediction: GPT-BERT, Charpentier and Samuel 2024, arXiv 2410.24159, section 2). A row's first token and,
+    with `sep_id`, a document's first token have no such position, so they (or their words) are not chosen.
+    Each row is used for causal attention with probability `causal_fraction`: such rows keep all their tokens, and as
+    many random tokens as in a masked row are labels, which estimates the causal loss without bias and at the same
+    weight.
     """
 
     vocab_size: int
     special_ids: tuple[int, ...]
     mask_id: int
     scheme: str = "80-10-10"  # or all-mask
-    fixed_count: bool = True  # round(probability * tokens) in every row, else each token on its own (Bernoulli)
-    max_probability: float = 0.25  # the highest rate this collator will be asked for; sets K
+    fixed_count: bool = True  # round(probability * tokens) in every row, else each token independently (Bernoulli)
+    max_probability: float = 0.25  # the highest probability of any call; determines K
     pad_id: int | None = None  # rows may hold padding: batches get an attention_mask
     sep_id: int | None = None  # ends a document: batches get document_ids
     unit: str = "token"  # or word, span; with a fixed count
@@ -64,7 +65,7 @@ class MaskedLMCollator:
             object.__setattr__(self, "_joins", np.where(is_special, np.uint8(0), self.joins))
 
     def capacity(self, seq_length: int) -> int:
-        """K, the slots per row of `seq_length` tokens; Bernoulli rows get room for five standard deviations."""
+        """Return K, the slots per row of `seq_length` tokens; Bernoulli rows get room for five standard deviations."""
         mean = self.max_probability * seq_length
         if self.fixed_count:
             return max(1, round(mean))
@@ -75,42 +76,43 @@ class MaskedLMCollator:
     ) -> dict[str, torch.Tensor]:
         """Mask `rows` [B, L] (any integer dtype) at `probability`.
 
-        Returns int64 tensors: input_ids [B, L], masked_positions [B, K] (columns to read predictions at, ascending over
-        used slots) and labels [B, K] (original ids, -100 in unused slots). With `pad_id` also attention_mask [B, L], 0
-        at padding, with `sep_id` document_ids [B, L], see `packing.document_ids`, and with a `causal_fraction` causal,
-        bool [B].
+        Returns:
+            int64 tensors: input_ids [B, L], masked_positions [B, K] (columns to read predictions at, ascending over
+            used slots) and labels [B, K] (original ids, -100 in unused slots). With `pad_id` also attention_mask [B,
+            L], 0 at padding; with `sep_id` document_ids [B, L], see `packing.document_ids`; with a `causal_fraction`
+            causal, bool [B].
         """
         count, length = rows.shape
         slots = self.capacity(length)
         inputs = rows.astype(np.int64)
-        # Draws have one order, so that what an objective adds to another leaves the other's draws alone.
+        # The order of draws is fixed, so that an additional objective does not change the draws of the others.
         score = np.asarray(rng.random(rows.shape, dtype=np.float32))
         if self.scheme == "80-10-10":
             tenths = 10.0 * rng.random((count, slots))
         causal = rng.random((count, 1)) < self.causal_fraction if self.causal_fraction else None
 
         columns = _columns(length)
-        words = units = columns  # [L] or [B, L], the column of the first token of each token's
+        words = units = columns  # [L] or [B, L], the first column of each token's word or unit
         if self.unit != "token":
-            words = units = word_starts(rows, self._joins, min(LONGEST_WORD, slots))
+            words = units = word_starts(rows, self._joins, min(MAX_WORD_TOKENS, slots))
         if self.unit == "span":
             chance = np.asarray(rng.random(rows.shape, dtype=np.float32))
             units = span_starts(words, self._is_special[inputs], chance)
         if self.unit != "token" and causal is not None:
             words, units = np.where(causal, columns, words), np.where(causal, columns, units)
-        positions, used = self._choose(inputs, probability, score, words, units)
+        positions, used = self._choose_positions(inputs, probability, score, words, units)
 
         flat = inputs.reshape(-1)
-        places = positions + length * _columns(count)[:, None]
-        originals = flat[places]
+        flat_positions = positions + length * _columns(count)[:, None]
+        originals = flat[flat_positions]
         replacement: int | NDArray = self.mask_id
         if self.scheme == "80-10-10":
-            # What comes behind the tenth is uniform whatever the tenth is: it draws the random token.
+            # The fraction beyond the tenth is uniform and independent of it: it selects the random token.
             random_ids = self._ordinary[(tenths % 1.0 * len(self._ordinary)).astype(np.int64)]
             if self.unit == "span":
-                tenths = _of_first(tenths, np.take_along_axis(units, positions, axis=1))
+                tenths = _first_of_group(tenths, np.take_along_axis(units, positions, axis=1))
             replacement = np.where(tenths < 8.0, self.mask_id, np.where(tenths < 9.0, random_ids, originals))
-        flat[places] = np.where(used if causal is None else used & ~causal, replacement, originals)
+        flat[flat_positions] = np.where(used if causal is None else used & ~causal, replacement, originals)
         batch = {
             "input_ids": inputs,
             "masked_positions": np.maximum(positions - 1, 0) if self.shift else positions,
@@ -118,7 +120,7 @@ class MaskedLMCollator:
         }
         if self.pad_id is not None:
             visible = (rows != self.pad_id).astype(np.int64)
-            visible[:, 0] = 1  # a row of nothing but padding has to attend to something
+            visible[:, 0] = 1  # a row of padding alone must attend to something
             batch["attention_mask"] = visible
         if self.sep_id is not None:
             batch["document_ids"] = document_ids(rows, self.sep_id, self.pad_id)
@@ -126,10 +128,10 @@ class MaskedLMCollator:
             batch["causal"] = causal[:, 0]
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    def _choose(
+    def _choose_positions(
         self, inputs: NDArray, probability: float, score: NDArray, words: NDArray, units: NDArray
     ) -> tuple[NDArray, NDArray]:
-        """Columns [B, K] and whether each is a chosen token; a unit has the score, uniform, of its first token."""
+        """Return columns [B, K] and a mask of chosen tokens; a unit has the uniform score of its first token."""
         count, length = inputs.shape
         slots = self.capacity(length)
         excluded = self._is_special[inputs]
@@ -141,21 +143,21 @@ class MaskedLMCollator:
                 excluded = np.take_along_axis(excluded, words, axis=1)
         if self.unit != "token":
             score = np.take_along_axis(score, units, axis=1)
-        score[excluded] = _NEVER
+        score[excluded] = _EXCLUDED
 
-        limit = _NEVER_KEY  # any token that is not excluded
-        wanted: int | NDArray  # tokens of a row
+        limit = _EXCLUDED_KEY  # any token that is not excluded
+        wanted: int | NDArray  # tokens per row
         if self.fixed_count:
             wanted = min(slots, max(1, round(probability * length)))
-            if self.pad_id is not None:  # a short row is to be left as readable as a full one
+            if self.pad_id is not None:  # a short row must stay as readable as a full one
                 tokens = (inputs != self.pad_id).sum(axis=1, keepdims=True)
                 wanted = np.clip(np.rint(probability * tokens), 1, slots).astype(np.int64)
         else:
-            limit, wanted = _keys(np.float32(probability)), slots
+            limit, wanted = _sort_keys(np.float32(probability)), slots
 
-        # One number says it all: score (the bits of a float that is not negative are in its order), word and column.
-        # Sorting numbers is several times as fast as sorting indices by them.
-        keys = _keys(score)
+        # A key combines score (the bits of non-negative floats sort like their values), word and column. Sorting keys
+        # is several times as fast as sorting indices by them.
+        keys = _sort_keys(score)
         keys |= _columns(length, np.uint64)
         if self.unit != "token":
             keys |= words.astype(np.uint64) << 16
@@ -164,11 +166,11 @@ class MaskedLMCollator:
         used = first < limit
         if not (isinstance(wanted, int) and wanted == slots):
             used &= _columns(slots) < wanted
-        if self.unit != "token":  # a word that goes on beyond the last wanted token does not fit
+        if self.unit != "token":  # a word that continues beyond the last wanted token does not fit
             keys = np.append(keys, np.full((count, 1), np.iinfo(np.uint64).max), axis=1)
             cut = keys[:, wanted, None] if isinstance(wanted, int) else np.take_along_axis(keys, wanted, axis=1)
             used &= first >> 16 != cut >> 16
-        # By column, unused slots last: the gather goes through memory in order.
+        # Sorted by column, unused slots last, so that the gather reads memory in order.
         columns = (first & 0xFFFF).astype(np.int64)
         if used.all():
             columns.sort(axis=1)
@@ -178,14 +180,14 @@ class MaskedLMCollator:
         return np.where(used, columns, columns - length), used
 
 
-def _keys(scores: NDArray | np.float32) -> NDArray:
-    """Where scores, fp32 and not negative, are among keys of 64 bits: in the upper half."""
+def _sort_keys(scores: NDArray | np.float32) -> NDArray:
+    """Convert non-negative fp32 scores to the upper half of 64-bit sort keys."""
     keys = np.asarray(scores).view(np.uint32).astype(np.uint64)
     keys <<= 32
     return keys
 
 
-_NEVER_KEY = _keys(np.float32(_NEVER))
+_EXCLUDED_KEY = _sort_keys(np.float32(_EXCLUDED))
 
 
 @cache
@@ -195,8 +197,8 @@ def _columns(count: int, dtype: type = np.int64) -> NDArray:
     return columns
 
 
-def _of_first(values: NDArray, groups: NDArray) -> NDArray:
-    """`values` [B, K] where each slot takes that of the first slot of its group; those of a group are neighbours."""
+def _first_of_group(values: NDArray, groups: NDArray) -> NDArray:
+    """Give each slot of `values` [B, K] the value of the first slot of its group; groups are contiguous."""
     starts = np.ones(groups.shape, dtype=bool)
     starts[:, 1:] = groups[:, 1:] != groups[:, :-1]
     first = np.maximum.accumulate(np.where(starts, np.arange(groups.shape[1]), 0), axis=1)
@@ -212,7 +214,7 @@ def build_collator(
     sep_id: int | None = None,
     joins: NDArray | None = None,
 ) -> MaskedLMCollator:
-    """The collator of an objective; the last three as in MaskedLMCollator."""
+    """Build the collator of an objective; the last three arguments as in MaskedLMCollator."""
     return MaskedLMCollator(
         vocab_size,
         special_ids,
@@ -237,9 +239,9 @@ def evaluation_collator(
     sep_id: int | None = None,
     shift: bool = False,
 ) -> MaskedLMCollator:
-    """15 % of every row, all [MASK]: the same whatever a run trains with, so that runs can be compared.
+    """Build the collator of held-out evaluation: 15 % of every row, all [MASK], for comparable losses of all runs.
 
-    With `shift` they are read where a model trained so predicts them, at the position before.
+    With `shift`, predictions are read at the position before, as in training.
     """
     objective = ObjectiveConfig(mlm_probability=0.15, masking="all-mask", positions="fixed", shift=shift)
     return build_collator(objective, vocab_size, special_ids, mask_id, pad_id, sep_id)

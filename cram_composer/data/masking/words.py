@@ -1,4 +1,4 @@
-"""Which tokens of a vocabulary belong to one word when they stand side by side."""
+"""Word boundaries between the tokens of a vocabulary."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from cram_composer.errors import CramError
 
 _LETTER, _DIGIT, _SIGN, _BLANK = 1, 2, 4, 8
 _ANY = _LETTER | _DIGIT | _SIGN
-_KINDS = {"L": _LETTER, "M": _LETTER, "N": _DIGIT}
+_CLASS_BY_CATEGORY = {"L": _LETTER, "M": _LETTER, "N": _DIGIT}
 
 
 def word_joins(folder: Path, vocab_size: int) -> NDArray[np.uint8]:
-    """A table uint8 [vocab_size] of the tokenizer in `folder`: token b goes on with the word of token a before it
-    where `table[b] & (table[a] >> 4)` is not 0.
+    """Return a table uint8 [vocab_size]: token b continues the word of the preceding token a if table[b] & (table[a] >>
+    4).
 
-    WordPiece says it of b ("##ing"). Where words carry the space before them, a word is a run of letters, of digits or
-    of other signs, as pre-tokenizers have it, so that "dog" and the "," after it are two; a table of tokens that start
-    a word could not say so.
+    WordPiece marks continuations in b ("##ing"). Where words carry the space before them, a word is a run of letters,
+    of digits or of other signs, as in pre-tokenizers, so that "dog" and the following "," are two words; a table of
+    word-starting tokens could not express that.
 
-    Raises CramError, one line, if nothing in the tokens tells where words begin.
+    Raises:
+        CramError: the tokens do not mark where words begin.
     """
     backend = open_backend(folder)
-    mark = _marking(json.loads(backend.to_str()), folder)
+    join_flags = _join_flags_function(json.loads(backend.to_str()), folder)
     table = np.zeros(vocab_size, dtype=np.uint8)
     for token, number in backend.get_vocab().items():
-        continues, continued = mark(token)
+        continues, continued = join_flags(token)
         table[number] = continues | continued << 4
     return table
 
 
-def _marking(tokenizer: dict[str, Any], folder: Path) -> Callable[[str], tuple[int, int]]:
-    """What of a token may join the token before it, and the one after it, as bits."""
+def _join_flags_function(tokenizer: dict[str, Any], folder: Path) -> Callable[[str], tuple[int, int]]:
+    """Return a function from a token to two flags: what may join it to the token before it, and to the one after it."""
     model = tokenizer["model"]
     prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
     if prefix:
@@ -52,25 +53,25 @@ def _marking(tokenizer: dict[str, Any], folder: Path) -> Callable[[str], tuple[i
         return lambda token: (0, 0)
     if '"ByteLevel"' in json.dumps([tokenizer["pre_tokenizer"], tokenizer["decoder"]]):
         decoder = decoders.ByteLevel()
-        return lambda token: _spaced(decoder.decode([token]), " ")
+        return lambda token: _spaced_token_flags(decoder.decode([token]), " ")
     tokens = model["vocab"] if isinstance(model["vocab"], dict) else [token for token, _ in model["vocab"]]
     if any(token.startswith(SPACE) for token in tokens):
-        return lambda token: _spaced(token, SPACE)
+        return lambda token: _spaced_token_flags(token, SPACE)
     raise CramError(
-        f"{folder}: nothing in the tokenizer's tokens tells where words begin, which objective.unit=word and span "
+        f"{folder}: the tokenizer's tokens do not mark where words begin, which objective.unit=word and span "
         "need; use objective.unit=token"
     )
 
 
-def _spaced(token: str, space: str) -> tuple[int, int]:
+def _spaced_token_flags(token: str, space: str) -> tuple[int, int]:
     if token == space:
-        return 0, _ANY  # a word whose first letter did not merge with its space
+        return 0, _ANY  # a word whose first letter was not merged with its space
     if not token:
         return 0, 0
-    return 0 if token.startswith(space) else _kind(token[0]), _kind(token[-1])
+    return 0 if token.startswith(space) else _character_class(token[0]), _character_class(token[-1])
 
 
-def _kind(character: str) -> int:
+def _character_class(character: str) -> int:
     if character == "\N{REPLACEMENT CHARACTER}":
-        return _LETTER  # a part of a character's bytes: in running text that is mostly a letter
-    return _BLANK if character.isspace() else _KINDS.get(unicodedata.category(character)[0], _SIGN)
+        return _LETTER  # part of a character's bytes, which in running text is mostly a letter
+    return _BLANK if character.isspace() else _CLASS_BY_CATEGORY.get(unicodedata.category(character)[0], _SIGN)

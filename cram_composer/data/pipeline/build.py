@@ -26,11 +26,11 @@ from cram_composer.config.paths import expand
 from cram_composer.config.schema.data_build import DataBuildConfig, NormaliseConfig, TokenizerConfig
 from cram_composer.data.manifest import FORMAT_VERSION, MANIFEST, load_manifest
 from cram_composer.data.pipeline.phases import run_pipeline
-from cram_composer.data.pipeline.progress import say
+from cram_composer.data.pipeline.progress import print_status
 from cram_composer.data.pipeline.tasks import described as described_error
-from cram_composer.data.pipeline.workspace import Work
+from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 
 # Where a data set is put and how the work on it is done changes nothing about what it is.
 _NOT_DESCRIBED = ("output", "overwrite", "jobs", "executor", "slurm", "work")
@@ -82,7 +82,9 @@ def _check(config: DataBuildConfig) -> None:
 
 def _build_local(config: DataBuildConfig, identity: str, progress: bool) -> Path:
     root = Path(os.path.abspath(expand(config.output)))
-    work = Work(Path(os.path.abspath(expand(config.work))) if config.work else root.with_name(f"{root.name}.partial"))
+    work = Workspace(
+        Path(os.path.abspath(expand(config.work))) if config.work else root.with_name(f"{root.name}.partial")
+    )
     if root == work.root or root in work.root.parents or work.root in root.parents:
         raise CramError(f"work: {work.root} and the output {root} must not be in each other; choose another folder")
     with _errors_in_one_line(work.root):
@@ -94,35 +96,35 @@ def _build_local(config: DataBuildConfig, identity: str, progress: bool) -> Path
                     _check_free(root)
                     _work(work, config, identity, progress)
                     _move(work, root)
-    say(progress, f"{root} is finished")
+    print_status(progress, f"{root} is finished")
     return root
 
 
 def _build_remote(config: DataBuildConfig, identity: str, progress: bool) -> str:
     uri = config.output.rstrip("/")
     place = expand(config.work) if config.work else expand("$CRAM_CACHE") / "work" / f"{config.name}-{_digest(uri)}"
-    work = Work(Path(os.path.abspath(place)))
-    storage = open_storage(uri, REMOTE_DEADLINE_SECONDS)
+    work = Workspace(Path(os.path.abspath(place)))
+    storage = Storage(uri, REMOTE_DEADLINE_SECONDS)
     with _errors_in_one_line(work.root):
         work.root.parent.mkdir(parents=True, exist_ok=True)
         with _lock(_lock_of(work), uri, progress):
-            storage.check(write=True)
+            storage.check_access(write=True)
             with tempfile.TemporaryDirectory() as scratch:
                 if storage.size(MANIFEST) is not None:
                     storage.download(MANIFEST, Path(scratch) / MANIFEST)
                 if _finished(Path(scratch), config, identity, progress, uri):
                     return uri
             _work(work, config, identity, progress)
-    say(progress, f"{uri} is finished")
+    print_status(progress, f"{uri} is finished")
     return uri
 
 
-def _lock_of(work: Work) -> Path:
+def _lock_of(work: Workspace) -> Path:
     return work.root.with_name(f".{work.root.name}.lock")
 
 
 @contextmanager
-def _work_lock(work: Work, config: DataBuildConfig, progress: bool) -> Iterator[None]:
+def _work_lock(work: Workspace, config: DataBuildConfig, progress: bool) -> Iterator[None]:
     """Where the work's place was chosen, two builds with different outputs may have chosen the same."""
     if not config.work:
         yield
@@ -149,7 +151,7 @@ def _finished(root: Path, config: DataBuildConfig, identity: str, progress: bool
             f"{name or root}: holds a data set of another configuration ({found}, not {identity}); choose another "
             "output or pass overwrite=true"
         )
-    say(progress, f"{name or root} is finished already (configuration {identity})")
+    print_status(progress, f"{name or root} is finished already (configuration {identity})")
     return True
 
 
@@ -159,7 +161,7 @@ def _lock(path: Path, what: str, progress: bool) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(progress, f"another process is building {what}; waiting for it")
+        print_status(progress, f"another process is building {what}; waiting for it")
         lock.acquire()
     try:
         yield
@@ -180,19 +182,19 @@ def _check_free(root: Path) -> None:
         raise CramError(f"{root}: is there already and is not a data set; choose another output")
 
 
-def _work(work: Work, config: DataBuildConfig, identity: str, progress: bool) -> None:
+def _work(work: Workspace, config: DataBuildConfig, identity: str, progress: bool) -> None:
     """Run the pipeline; what it leaves when it fails is kept if there is anything in it to go on with."""
     try:
         run_pipeline(work, config, described(config), identity, progress)
     except BaseException:
-        if work.any_done():
-            say(progress, f"what was done until now is kept in {work.root}; the same command goes on with it")
-        elif work.plan() is not None:
+        if work.has_results():
+            print_status(progress, f"what was done until now is kept in {work.root}; the same command goes on with it")
+        elif work.read_plan() is not None:
             work.remove()
         raise
 
 
-def _move(work: Work, root: Path) -> None:
+def _move(work: Workspace, root: Path) -> None:
     """Put the finished data set in its place in one rename, and remove the rest."""
     new, old = (root.with_name(f".{root.name}.cram-{name}") for name in ("new", "old"))
     for left_over in (new, old):

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from cram_composer.config.schema.data_build import DataBuildConfig
-from cram_composer.data.pipeline.progress import say
+from cram_composer.data.pipeline.progress import print_status
 from cram_composer.data.pipeline.tasks import failure_file, run_task
 from cram_composer.errors import CramError
 from cram_composer.jobs import slurm
@@ -85,7 +85,7 @@ class Executor:
 
 
 def _tell(progress: bool, phase: str, done: int, total: int, started: float) -> None:
-    say(progress, f"{phase}: {done} of {total} partitions done, {time.monotonic() - started:.0f} s")
+    print_status(progress, f"{phase}: {done} of {total} partitions done, {time.monotonic() - started:.0f} s")
 
 
 def _begin(threads: int) -> None:
@@ -102,7 +102,7 @@ def _slurm(root: Path, phase: str, partitions: list[int], config: DataBuildConfi
     arguments = [str(root)] * len(partitions), [phase] * len(partitions), partitions
     jobs = slurm.submit(root / "slurm", settings, _slurm_task, *arguments, asked_by="data build")
     write_json(root / _SUBMITTED, [job.job_id for job in jobs])
-    say(progress, f"{phase}: {len(jobs)} Slurm jobs, {jobs[0].job_id} ...; logs in {root / 'slurm'}")
+    print_status(progress, f"{phase}: {len(jobs)} Slurm jobs, {jobs[0].job_id} ...; logs in {root / 'slurm'}")
     try:
         _wait(root, phase, dict(zip(partitions, jobs, strict=True)), progress)
     except BaseException:
@@ -118,7 +118,7 @@ def cancel_left_over(root: Path, progress: bool) -> None:
     from submitit import SlurmJob
 
     ids = read_json(root / _SUBMITTED)
-    say(progress, f"cancelling {len(ids)} Slurm jobs of the last start")
+    print_status(progress, f"cancelling {len(ids)} Slurm jobs of the last start")
     slurm.cancel([SlurmJob(folder=root / "slurm", job_id=job_id) for job_id in ids])
     (root / _SUBMITTED).unlink()
 

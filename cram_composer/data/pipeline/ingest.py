@@ -1,4 +1,4 @@
-"""From sources to chunks: text is cleaned, judged by the filters and assigned to a split, one document at a time."""
+"""From sources to chunks: clean and filter text and assign it to a split, one document at a time."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from cram_composer.data.pipeline.stages.clean import Cleaner
 from cram_composer.data.pipeline.stages.counts import StageCounts
 from cram_composer.data.pipeline.stages.examples import Examples
 from cram_composer.data.pipeline.stages.filters import FILTERS
-from cram_composer.data.pipeline.text import PIECE_CHARACTERS, Piece, split_of, whole
+from cram_composer.data.pipeline.text import PIECE_CHARACTERS, Piece, assign_split, join_pieces
 
 CHUNK_CHARACTERS = 1 << 20
 DUPLICATE_STAGES = ("exact_duplicates", "near_duplicates")
 
 
-def stages_on(config: StagesConfig) -> list[str]:
-    """Names of the stages that are on, in the order in which they are applied."""
+def enabled_stages(config: StagesConfig) -> list[str]:
+    """List the names of the enabled stages in the order of their application."""
     return [name for name, stage in config if stage is not None]
 
 
 def needs_all_documents(config: StagesConfig) -> bool:
-    """Whether a stage is on that cannot judge a document without having seen the others."""
+    """Return True if an enabled stage compares documents with each other."""
     return any(getattr(config, name) is not None for name in (*DUPLICATE_STAGES, "repeated_spans"))
 
 
 @dataclass
-class Judgements:
-    """What stages did to the documents they saw: counts by stage, and examples."""
+class StageStatistics:
+    """Counts by stage, and examples, of the documents that stages have processed."""
 
     counts: dict[str, StageCounts] = field(default_factory=dict)
     examples: Examples = field(default_factory=Examples)
 
     def record(self, stage: str, before: str, after: str | None, reason: str | None) -> None:
-        """Count a document that `stage` was given as `before` and let through as `after`, or dropped for `reason`."""
+        """Count a document that `stage` received as `before` and passed on as `after`, or dropped for `reason`."""
         counts = self.counts.setdefault(stage, StageCounts(stage))
         counts.documents_in += 1
         counts.characters_in += len(before)
@@ -52,63 +52,65 @@ class Judgements:
         if reason is not None:
             counts.reasons[reason] = counts.reasons.get(reason, 0) + 1
 
-    def keep(self, text: str) -> None:
-        """Perhaps keep a document that all stages let through as an example."""
-        self.examples.offer("", None, text, example_key(text))
+    def offer_kept(self, text: str) -> None:
+        """Offer a document that passed all stages as an example."""
+        self.examples.offer("", None, text, example_priority(text))
 
-    def drop(self, stage: str, text: str, reason: str) -> None:
-        """Count a document that is dropped, and perhaps keep it as an example."""
+    def record_drop(self, stage: str, text: str, reason: str) -> None:
+        """Count a dropped document and offer it as an example."""
         self.record(stage, text, None, reason)
-        self.examples.offer(stage, reason, text, example_key(text))
+        self.examples.offer(stage, reason, text, example_priority(text))
 
     def as_dict(self) -> dict[str, Any]:
-        """For a task's result."""
+        """Return a JSON-compatible dict for the result of a task."""
         return {"counts": [counts.as_dict() for counts in self.counts.values()], "examples": self.examples.state()}
 
     def merge(self, result: dict[str, Any]) -> None:
-        """Add what `as_dict` gave in another task."""
+        """Add the dict that `as_dict` returned in another task."""
         for values in result["counts"]:
             self.counts.setdefault(values["name"], StageCounts(values["name"])).merge(StageCounts(**values))
         self.examples.merge(Examples.from_state(result["examples"]))
 
 
-def example_key(text: str) -> int:
-    """Which examples are kept is a matter of chance that is the same for the same text."""
+def example_priority(text: str) -> int:
+    """Return a hash of the text, by which examples are sampled reproducibly."""
     return xxhash.xxh3_64_intdigest(text[:PIECE_CHARACTERS].encode("utf-8", "replace"), seed=1)
 
 
 @dataclass
 class SourceCounts:
-    """Documents and characters read of a source, white space collapsed, before any stage."""
+    """Documents and characters read from a source, with white space collapsed, before any stage."""
 
     documents: int = 0
     characters: int = 0
 
 
-class Reader:
-    """The chunks of one partition; `judgements` and `sources` are complete when all have been taken."""
+class PartitionReader:
+    """Reads the chunks of one partition; `statistics` and `source_counts` are complete after the last chunk."""
 
     def __init__(self, config: DataBuildConfig, partition: int) -> None:
         self._config = config
         self._partition = partition
-        self.judgements = Judgements()
-        # A source of the configuration may open as several: the starter text is two packages.
-        self.opened = [(i, source) for i, entry in enumerate(config.sources) for source in open_sources([entry])]
-        self.sources = [SourceCounts() for _ in self.opened]
+        self.statistics = StageStatistics()
+        # One entry may open as several sources: the starter text is two packages.
+        self.opened_sources = [
+            (i, source) for i, entry in enumerate(config.sources) for source in open_sources([entry])
+        ]
+        self.source_counts = [SourceCounts() for _ in self.opened_sources]
         stages = config.stages
         self._cleaner = None if stages.clean is None else Cleaner(stages.clean)
         self._filters: list[tuple[str, Callable[[str], str | None]]] = [
-            (name, _with(reason, getattr(stages, name)))
+            (name, _bind_config(reason, getattr(stages, name)))
             for name, reason in FILTERS.items()
             if getattr(stages, name) is not None
         ]
-        # Without a stage that judges documents nothing is gained by seeing them whole, and memory is.
-        self._characters = CHUNK_CHARACTERS if stages_on(stages) else PIECE_CHARACTERS
+        # Without filters, smaller chunks save memory.
+        self._characters = CHUNK_CHARACTERS if enabled_stages(stages) else PIECE_CHARACTERS
 
     def chunks(self, label: str, progress: bool) -> Iterator[Chunk]:
-        """Everything of this partition, in order."""
+        """Yield all chunks of this partition in order."""
         partitions = self._config.partitions
-        for (index, source), counts in zip(self.opened, self.sources, strict=True):
+        for (index, source), counts in zip(self.opened_sources, self.source_counts, strict=True):
             pieces = partition_pieces(source, self._partition, partitions)
             expected = expected_bytes(source, self._partition, partitions)
             with Progress(f"{label} of {source.name}", expected, progress) as bar:
@@ -117,45 +119,45 @@ class Reader:
                     bar.advance(size)
 
     def _chunks(self, source: int, pieces: Iterator[Piece], counts: SourceCounts) -> Iterator[tuple[Chunk, int]]:
-        """Chunks of a source, each with the bytes of text it was made of."""
+        """Yield the chunks of a source, each with its number of bytes before cleaning."""
         split: int | None = None
-        for piece in whole(pieces, self._characters):
+        for piece in join_pieces(pieces, self._characters):
             text = piece.text if self._cleaner is None else self._clean(piece.text)
             collapsed = " ".join(text.split())
             first = split is None
             if split is None:
                 if not collapsed:
-                    continue  # nothing of the document yet
-                split = split_of(collapsed, self._config.validation_fraction, self._config.seed)
+                    continue  # no text of the document yet
+                split = assign_split(collapsed, self._config.validation_fraction, self._config.seed)
             counts.documents += first
             counts.characters += len(collapsed)
-            kept = bool(collapsed) and self._keep(text)
+            kept = bool(collapsed) and self._passes_filters(text)
             yield Chunk(source, split, first, piece.last, collapsed if kept else None), len(piece.text.encode())
             if piece.last:
                 split = None
 
     def _clean(self, text: str) -> str:
         assert self._cleaner is not None
-        cleaned = self._cleaner(text)
-        self.judgements.record("clean", text, cleaned, None if cleaned == text else "rewritten")
-        return cleaned
+        cleaned_text = self._cleaner(text)
+        self.statistics.record("clean", text, cleaned_text, None if cleaned_text == text else "rewritten")
+        return cleaned_text
 
-    def _keep(self, text: str) -> bool:
+    def _passes_filters(self, text: str) -> bool:
         for name, judge in self._filters:
             reason = judge(text)
             if reason is not None:
-                self.judgements.drop(name, text, reason)
+                self.statistics.record_drop(name, text, reason)
                 return False
-            self.judgements.record(name, text, text, None)
+            self.statistics.record(name, text, text, None)
         return True
 
 
-def _with(reason: Callable[[str, Any], str | None], config: Any) -> Callable[[str], str | None]:
+def _bind_config(reason: Callable[[str, Any], str | None], config: Any) -> Callable[[str], str | None]:
     return lambda text: reason(text, config)
 
 
-def cleaned(sources: list[Source], config: StagesConfig) -> list[Source]:
-    """The sources with their text rewritten as the `clean` stage does, for the tokenizer to learn from."""
+def clean_sources(sources: list[Source], config: StagesConfig) -> list[Source]:
+    """Apply the `clean` stage to the text of sources, for training the tokenizer."""
     if config.clean is None:
         return sources
     cleaner = Cleaner(config.clean)

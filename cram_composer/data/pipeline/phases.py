@@ -11,17 +11,17 @@ from cram_composer.config.schema.data_build import DataBuildConfig, HubConfig, S
 from cram_composer.data.manifest import MANIFEST
 from cram_composer.data.pipeline.deduplicate import DUPLICATE_STAGES, bucket_count
 from cram_composer.data.pipeline.executors import Executor, cancel_left_over
-from cram_composer.data.pipeline.ingest import cleaned, needs_all_documents
-from cram_composer.data.pipeline.progress import Progress, say
-from cram_composer.data.pipeline.publish import check_splits, merge_indexes, upload_description, write_description
+from cram_composer.data.pipeline.ingest import clean_sources, needs_all_documents
+from cram_composer.data.pipeline.progress import Progress, print_status
+from cram_composer.data.pipeline.publish import check_splits, merge_indexes, upload_manifest, write_manifest
 from cram_composer.data.pipeline.rows.ordering import ORDERINGS
 from cram_composer.data.pipeline.sources import Source, open_sources
 from cram_composer.data.pipeline.tokenizer.sample import write_sample
 from cram_composer.data.pipeline.tokenizer.tokenizer import BuiltTokenizer, adopt_tokenizer, save_tokenizer
 from cram_composer.data.pipeline.tokenizer.vocabulary import train_tokenizer
-from cram_composer.data.pipeline.workspace import Work
+from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 
 _UNKNOWN_BYTES = 10 << 30  # taken to be in a source whose size nobody knows
 # Folders of the work that nobody reads after a phase.
@@ -34,22 +34,24 @@ _SPENT = {
 }
 
 
-def run_pipeline(work: Work, config: DataBuildConfig, described: dict[str, Any], identity: str, progress: bool) -> None:
+def run_pipeline(
+    work: Workspace, config: DataBuildConfig, described: dict[str, Any], identity: str, progress: bool
+) -> None:
     """Make the data set in `work.out` or, when the output is in object storage, there. Raises CramError and OSError."""
     key = [identity, config.output]
-    sources = open_sources(_pinned(config, work.plan(), key).sources)
+    sources = open_sources(_pinned(config, work.read_plan(), key).sources)
     # From here on every task reads the same commit of a data set on the hub.
     config = config.model_copy(update={"sources": [*_with_revisions(config, sources)]})
     cancel_left_over(work.root, progress)
     if not work.begin(config.model_dump(mode="json"), [*key, _inputs(sources)]):
-        say(progress, f"going on with the build in {work.root}")
+        print_status(progress, f"going on with the build in {work.root}")
     _check_disk(work, sources)
     remote = is_remote(config.output)
     with Executor(config, progress) as executor:
         if not work.is_done("tokenizer"):
             built = _make_tokenizer(work, config, sources, progress)
             facts = {"vocab_size": built.vocab_size, "special_tokens": built.special_tokens, "sha256": built.sha256}
-            work.done("tokenizer", 0, facts)
+            work.mark_done("tokenizer", 0, facts)
         if needs_all_documents(config.stages):
             _judge(work, config, sources, executor)
         _run(work, "encode", executor)
@@ -58,12 +60,12 @@ def run_pipeline(work: Work, config: DataBuildConfig, described: dict[str, Any],
             _run(work, "sample", executor)
         _run(work, "deal", executor)
         if remote:
-            open_storage(config.output).delete(MANIFEST)  # from the first shard on it is not that data set any more
+            Storage(config.output).delete(MANIFEST)  # from the first shard on it is not that data set any more
         _run(work, "write", executor)
     merge_indexes(work)
-    write_description(work, described, identity)
+    write_manifest(work, described, identity)
     if remote:
-        upload_description(work)
+        upload_manifest(work)
 
 
 def _pinned(config: DataBuildConfig, plan: dict[str, Any] | None, key: list[Any]) -> DataBuildConfig:
@@ -85,13 +87,13 @@ def _with_revisions(config: DataBuildConfig, sources: list[Source]) -> Iterator[
         yield entry
 
 
-def _judge(work: Work, config: DataBuildConfig, sources: list[Source], executor: Executor) -> None:
+def _judge(work: Workspace, config: DataBuildConfig, sources: list[Source], executor: Executor) -> None:
     """The stages that compare documents."""
     on = [stage for stage in (*DUPLICATE_STAGES, "repeated_spans") if getattr(config.stages, stage) is not None]
     if not work.is_done("layout"):
         sizes = [source.expected_bytes for source in sources]
         expected = sum(_UNKNOWN_BYTES if size is None else size for size in sizes)
-        work.done("layout", 0, {stage: bucket_count(expected, stage, config.partitions) for stage in on})
+        work.mark_done("layout", 0, {stage: bucket_count(expected, stage, config.partitions) for stage in on})
     _run(work, "read", executor)
     if any(stage in DUPLICATE_STAGES for stage in on):
         _run(work, "duplicates", executor)
@@ -100,7 +102,7 @@ def _judge(work: Work, config: DataBuildConfig, sources: list[Source], executor:
         _run(work, "repeats", executor)
 
 
-def _run(work: Work, phase: str, executor: Executor) -> None:
+def _run(work: Workspace, phase: str, executor: Executor) -> None:
     partitions = range(work.config.partitions)
     pending = [partition for partition in partitions if not work.is_done(phase, partition)]
     if pending:
@@ -116,7 +118,7 @@ def _inputs(sources: list[Source]) -> list[Any]:
     return [*origins, *([str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in paths)]
 
 
-def _check_disk(work: Work, sources: list[Source]) -> None:
+def _check_disk(work: Workspace, sources: list[Source]) -> None:
     # At two bytes a token and 4.5 characters a token, the rows and their shuffled copy take about as much as the text;
     # a stage that compares documents keeps the text itself, and as much of keys.
     copies = 3 if needs_all_documents(work.config.stages) else 1
@@ -130,17 +132,21 @@ def _check_disk(work: Work, sources: list[Source]) -> None:
         )
 
 
-def _make_tokenizer(work: Work, config: DataBuildConfig, sources: list[Source], progress: bool) -> BuiltTokenizer:
+def _make_tokenizer(work: Workspace, config: DataBuildConfig, sources: list[Source], progress: bool) -> BuiltTokenizer:
     if config.tokenizer.path is not None:
         return adopt_tokenizer(config.tokenizer, work.tokenizer)
     sample = work.root / "sample.txt"
     size, how = config.tokenizer.sample_bytes, config.tokenizer.sample
     with Progress("sample for the tokenizer", None, progress) as bar:
-        write_sample(cleaned(sources, config.stages), sample, size, config.validation_fraction, config.seed, bar, how)
-    say(progress, f"training a {config.tokenizer.kind} vocabulary of {config.tokenizer.vocab_size}")
+        write_sample(
+            clean_sources(sources, config.stages), sample, size, config.validation_fraction, config.seed, bar, how
+        )
+    print_status(progress, f"training a {config.tokenizer.kind} vocabulary of {config.tokenizer.vocab_size}")
     trained = train_tokenizer(sample, config.tokenizer, config.normalise, progress and sys.stderr.isatty())
     sample.unlink()
     built = save_tokenizer(trained, work.tokenizer)
     if built.vocab_size < config.tokenizer.vocab_size:
-        say(progress, f"the text yields only {built.vocab_size} of {config.tokenizer.vocab_size} vocabulary entries")
+        print_status(
+            progress, f"the text yields only {built.vocab_size} of {config.tokenizer.vocab_size} vocabulary entries"
+        )
     return built

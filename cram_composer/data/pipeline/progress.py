@@ -1,4 +1,4 @@
-"""Progress of a long pass over data: a bar with rates on a terminal, a line now and then elsewhere."""
+"""Progress of a long pass over data: a bar with rates on a terminal, a line every 15 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LINE_SECONDS = 15.0
 
 
 class Progress:
-    """`advance()` it by bytes (and tokens); use as a context manager. `enabled=False` prints nothing."""
+    """Counts bytes and tokens; a context manager. `enabled=False` prints nothing."""
 
     def __init__(self, label: str, total_bytes: int | None, enabled: bool) -> None:
         self._label = label
@@ -25,14 +25,14 @@ class Progress:
             self._bar = tqdm(desc=label, total=total_bytes, unit="B", unit_scale=True, dynamic_ncols=True)
 
     def advance(self, bytes_: int, tokens: int = 0) -> None:
-        """Count what was just done."""
+        """Add processed bytes and tokens."""
         self._bytes += bytes_
         self._tokens += tokens
         if self._bar is not None:
             self._bar.set_postfix_str(self._token_rate(), refresh=False)
             self._bar.update(bytes_)
         elif self._enabled and time.monotonic() - self._last_line >= _LINE_SECONDS:
-            self._print()
+            self._print_line()
 
     def __enter__(self) -> Progress:
         return self
@@ -45,9 +45,9 @@ class Progress:
                 self._bar.total = self._bytes  # the total was a guess
             self._bar.close()
         elif self._enabled and kind is None:
-            self._print()
+            self._print_line()
 
-    def _print(self) -> None:
+    def _print_line(self) -> None:
         self._last_line = time.monotonic()
         seconds = max(self._last_line - self._started, 1e-9)
         tokens = f", {self._token_rate()}" if self._tokens else ""
@@ -65,7 +65,7 @@ class Progress:
         return f"{self._tokens / 1e6:.2f} M tokens, {self._tokens / seconds / 1e6:.2f} M tokens/s"
 
 
-def say(enabled: bool, message: str) -> None:
-    """A line about the build on standard error."""
+def print_status(enabled: bool, message: str) -> None:
+    """Print a line about the build on standard error."""
     if enabled:
         print(f"data: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The end of a build: one index per split, the manifest, and, in object storage, the check that all of it is there."""
+"""The end of a build: merge shard indexes, write the manifest, and verify what is in object storage."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from cram_composer.data.manifest import (
     SplitCounts,
     load_manifest,
     read_index,
-    verify,
+    verify_dataset,
 )
-from cram_composer.data.pipeline.ingest import Judgements, Reader, needs_all_documents, stages_on
+from cram_composer.data.pipeline.ingest import PartitionReader, StageStatistics, enabled_stages, needs_all_documents
 from cram_composer.data.pipeline.rows.packing import unigram_nats
 from cram_composer.data.pipeline.sources import Source
 from cram_composer.data.pipeline.text import SPLITS
-from cram_composer.data.pipeline.workspace import Work
+from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
-from cram_composer.storage.client import is_remote, open_storage
+from cram_composer.storage.client import Storage, is_remote
 from cram_composer.storage.files import write_json
 
-_SHARD = re.compile(r"(train(-[\w-]+)?|validation)/\d{5}/shard\.\d+\.mds(\.zstd)?")  # as builds name them
+_SHARD = re.compile(r"(train(-[\w-]+)?|validation)/\d{5}/shard\.\d+\.mds(\.zstd)?")  # names of shards in a build
 _LIBRARIES = ("numpy", "tokenizers", "transformers", "mosaicml-streaming", "rensa")
 
 
-def check_splits(work: Work) -> None:
+def check_splits(work: Workspace) -> None:
     """Raise CramError if a split has no row."""
     results = work.results("encode")
     for split in work.splits:
@@ -50,31 +50,31 @@ def check_splits(work: Work) -> None:
             )
 
 
-def merge_indexes(work: Work) -> None:
-    """Put the indexes of the partitions' folders together, with Streaming's own merge."""
+def merge_indexes(work: Workspace) -> None:
+    """Merge the indexes of the partitions' folders with Streaming's own function."""
     if not work.is_done("merge"):
         for split in work.splits:
-            _merge(work, split)
-        work.done("merge", 0, None)
+            _merge_index(work, split)
+        work.mark_done("merge", 0, None)
     for split in work.splits:
         for partition in range(work.config.partitions):
             (work.out / split / f"{partition:05d}" / "index.json").unlink(missing_ok=True)
 
 
-def _merge(work: Work, split: str) -> None:
+def _merge_index(work: Workspace, split: str) -> None:
     from streaming.base.util import merge_index
 
     written = [result[split] for result in work.results("write")]
     folder = work.out / split
     parts = [folder / f"{partition:05d}" for partition, facts in enumerate(written) if facts["blocks"]]
     (folder / "index.json").unlink(missing_ok=True)
-    with _quiet():
+    with _suppress_warnings():
         merge_index([str(part / "index.json") for part in parts], str(folder))
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """Streaming tells of its temporary folder, and of the folder that is not empty, as warnings."""
+def _suppress_warnings() -> Any:
+    """Suppress Streaming's warnings about its temporary folder and about a non-empty folder."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -83,19 +83,19 @@ def _quiet() -> Any:
         logging.disable(before)
 
 
-def write_description(work: Work, described: dict[str, Any], identity: str) -> None:
+def write_manifest(work: Workspace, build_config: dict[str, Any], identity: str) -> None:
     """Write examples.json and manifest.json."""
     config = work.config
     tokenizer = work.result("tokenizer")
     assert tokenizer is not None
     special = tokenizer["special_tokens"]
-    judgements = Judgements()
+    statistics = StageStatistics()
     for phase in ("read", "encode") if needs_all_documents(config.stages) else ("encode",):
         for result in work.results(phase):
-            judgements.merge(result["judgements"])
-    write_json(work.out / EXAMPLES, judgements.examples.as_dict())
-    splits = {split: _counts(work, split, special) for split in work.splits}
-    train = sum((work.counts("write", split) for split in work.streams), np.zeros(1, np.int64))
+            statistics.merge(result["judgements"])
+    write_json(work.out / EXAMPLES, statistics.examples.as_dict())
+    splits = {split: _split_counts(work, split, special) for split in work.splits}
+    train = sum((work.token_counts("write", split) for split in work.streams), np.zeros(1, np.int64))
     manifest: Manifest = {
         "format_version": FORMAT_VERSION,
         "name": config.name,
@@ -113,25 +113,27 @@ def write_description(work: Work, described: dict[str, Any], identity: str) -> N
         "partitions": config.partitions,
         "streams": work.streams,
         "splits": splits,
-        "stages": [judgements.counts[name].as_dict() for name in stages_on(config.stages) if name in judgements.counts],
-        "sources": _sources(work),
-        # Rounded, because the last digits of a logarithm depend on the processor.
+        "stages": [
+            statistics.counts[name].as_dict() for name in enabled_stages(config.stages) if name in statistics.counts
+        ],
+        "sources": _source_entries(work),
+        # Rounded: the last digits of a logarithm depend on the processor.
         "unigram_validation_nats": round(
-            unigram_nats(train, work.counts("write", SPLITS[1]), list(special.values())), 6
+            unigram_nats(train, work.token_counts("write", SPLITS[1]), list(special.values())), 6
         ),
-        "config": described,
+        "config": build_config,
         "config_hash": identity,
     }
     if not is_remote(config.output):
-        verify(work.out, manifest, full=False)
+        verify_dataset(work.out, manifest, full=False)
     write_json(work.out / MANIFEST, manifest)
 
 
-def _counts(work: Work, split: str, special: dict[str, int]) -> SplitCounts:
+def _split_counts(work: Workspace, split: str, special: dict[str, int]) -> SplitCounts:
     encoded = [result[split] for result in work.results("encode")]
     written = [result[split] for result in work.results("write")]
     length = work.config.packing.sequence_length
-    counts = work.counts("write", split)
+    counts = work.token_counts("write", split)
     rows = sum(facts["rows"] for facts in written)
     left_out = sum(facts["rows"] for facts in encoded) - rows
     return {
@@ -147,25 +149,25 @@ def _counts(work: Work, split: str, special: dict[str, int]) -> SplitCounts:
     }
 
 
-def _sources(work: Work) -> list[dict[str, Any]]:
+def _source_entries(work: Workspace) -> list[dict[str, Any]]:
     phase = "read" if needs_all_documents(work.config.stages) else "encode"
     by_partition = [result["sources"] for result in work.results(phase)]
     entries = []
-    for (index, source), *counts in zip(Reader(work.config, 0).opened, *by_partition, strict=True):
+    for (index, source), *counts in zip(PartitionReader(work.config, 0).opened_sources, *by_partition, strict=True):
         totals = {key: sum(each[key] for each in counts) for key in ("documents", "characters")}
-        entries.append({**_describe(source), "stream": work.stream_of(index), **totals})
+        entries.append({**_source_entry(source), "stream": work.stream_name(index), **totals})
     return entries
 
 
-def _describe(source: Source) -> dict[str, Any]:
+def _source_entry(source: Source) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": source.name, "kind": source.kind, "licence": source.licence, **source.origin}
     paths = [part.path for part in source.parts if part.path is not None]
     if paths:
-        entry["files"] = [_describe_file(path) for path in paths]
+        entry["files"] = [_file_entry(path) for path in paths]
     return entry
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
+def _file_entry(path: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -173,32 +175,32 @@ def _describe_file(path: Path) -> dict[str, Any]:
     return {"path": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def upload_description(work: Work) -> None:
-    """Upload what is not a shard, the manifest last, after everything it speaks of has been seen to be there.
+def upload_manifest(work: Workspace) -> None:
+    """Upload everything but shards, the manifest last, after checking that all it lists has arrived.
 
-    Shards of a data set that was there before are removed.
+    Removes shards of an earlier data set.
     """
-    storage = open_storage(work.config.output)
+    storage = Storage(work.config.output)
     indexes = [f"{split}/index.json" for split in work.splits]
     small = [EXAMPLES, *indexes, *(f"tokenizer/{path.name}" for path in sorted(work.tokenizer.iterdir()))]
     for name in small:
         storage.upload(work.out / name, name)
-    there, expected = storage.sizes(), _expected(work)
+    found, expected = storage.list_sizes(), _expected_sizes(work)
     for name, size in expected.items():
-        if there.get(name) != size:
-            # The shards here are gone since they were uploaded: there is nothing to go on with.
+        if found.get(name) != size:
+            # Local shards are deleted after their upload, so there is nothing to resume.
             work.remove()
-            found = f"{there[name]} bytes instead of {size}" if name in there else "missing"
-            raise CramError(f"{storage.uri_of(name)}: {found} after its upload; start the build again")
-    for name in there.keys() - expected.keys():
+            problem = f"{found[name]} bytes instead of {size}" if name in found else "missing"
+            raise CramError(f"{storage.object_uri(name)}: {problem} after its upload; start the build again")
+    for name in found.keys() - expected.keys():
         if _SHARD.fullmatch(name):
             storage.delete(name)
     storage.upload(work.out / MANIFEST, MANIFEST)
     work.remove()
 
 
-def _expected(work: Work) -> dict[str, int]:
-    """Stored size of every shard by its name in the data set."""
+def _expected_sizes(work: Workspace) -> dict[str, int]:
+    """Return the stored size of every shard by its name in the data set."""
     manifest = load_manifest(work.out)
     return {
         f"{split}/{shard.stored.name}": shard.stored.bytes

@@ -1,4 +1,4 @@
-"""One partition's rows of one split become MDS shards, which leave for object storage as they are finished."""
+"""Write one partition's rows of one split as MDS shards, and upload each finished shard in the background."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cram_composer.data.manifest import COLUMN, stored_file
+from cram_composer.data.manifest import COLUMN, stored_entry
 from cram_composer.storage.client import Storage
 
-_SHARD_BYTES = 32 << 20  # MDSWriter holds a shard in memory about three times
-_UPLOADS = 4  # at a time
+_SHARD_BYTES = 32 << 20  # MDSWriter uses about three times this much memory
+_CONCURRENT_UPLOADS = 4  # concurrent
 
 
 @dataclass
-class Written:
-    """What was written: blocks, rows, bytes of all shards as stored, and counts [vocab_size] of every id."""
+class ShardStatistics:
+    """Blocks, rows, stored bytes of all shards, and counts [vocab_size] of token ids."""
 
     blocks: int
     rows: int
@@ -31,13 +31,18 @@ class Written:
 
 
 def write_shards(
-    folder: Path, arrays: Iterator[NDArray], dtype: np.dtype, vocab_size: int, compression: str, uploads: Uploads | None
-) -> Written:
-    """Write each array as a record of an MDS split with xxh64 hashes, the index last, and hand shards to `uploads`."""
+    folder: Path,
+    arrays: Iterator[NDArray],
+    dtype: np.dtype,
+    vocab_size: int,
+    compression: str,
+    uploads: UploadQueue | None,
+) -> ShardStatistics:
+    """Write each array as a record of an MDS split with xxh64 hashes, and queue finished shards for upload."""
     from streaming import MDSWriter
 
-    written = Written(0, 0, 0, np.zeros(vocab_size, np.int64))
-    taken = 0
+    written = ShardStatistics(0, 0, 0, np.zeros(vocab_size, np.int64))
+    queued = 0
     with MDSWriter(
         out=str(folder),
         columns={COLUMN: f"ndarray:{dtype.name}"},
@@ -50,50 +55,50 @@ def write_shards(
             written.blocks += 1
             written.rows += len(array)
             written.counts += np.bincount(array.ravel(), minlength=vocab_size)
-            taken = _hand_over(folder, writer.shards, taken, uploads)
-    _hand_over(folder, writer.shards, taken, uploads)
-    written.bytes = sum(stored_file(shard)["bytes"] for shard in writer.shards)
+            queued = _queue_uploads(folder, writer.shards, queued, uploads)
+    _queue_uploads(folder, writer.shards, queued, uploads)
+    written.bytes = sum(stored_entry(shard)["bytes"] for shard in writer.shards)
     return written
 
 
-def _hand_over(folder: Path, shards: list[dict[str, Any]], taken: int, uploads: Uploads | None) -> int:
+def _queue_uploads(folder: Path, shards: list[dict[str, Any]], queued: int, uploads: UploadQueue | None) -> int:
     if uploads is not None:
-        for shard in shards[taken:]:
-            stored = stored_file(shard)
+        for shard in shards[queued:]:
+            stored = stored_entry(shard)
             uploads.add(folder / stored["basename"], stored["hashes"]["xxh64"])
     return len(shards)
 
 
-class Uploads:
-    """Files on their way to object storage, a few at a time; a context manager that waits for all of them.
+class UploadQueue:
+    """Uploads files to object storage, a few at a time; a context manager that waits for all of them.
 
-    Each file is removed here when it is there. A log says which have arrived: what an interrupted build has uploaded
-    is not uploaded again by the next. The first failure is raised by the next `add`, or at the end.
+    Uploaded files are deleted locally. A log lists them, so that a restarted build does not upload them again. The
+    first failure is raised by the next `add`, or at the end.
     """
 
     def __init__(self, storage: Storage, root: Path, log: Path) -> None:
         self._storage = storage
         self._root = root
         self._log = log
-        self._arrived = dict(_entries(log))
-        self._pool = ThreadPoolExecutor(_UPLOADS)
+        self._uploaded = dict(_read_log(log))
+        self._pool = ThreadPoolExecutor(_CONCURRENT_UPLOADS)
         self._pending: list[Future] = []
 
     def add(self, path: Path, digest: str) -> None:
-        """Upload a file under its name relative to the root. Waits while as many as may are under way."""
-        while len(self._pending) >= 2 * _UPLOADS:
+        """Upload a file under its name relative to the root; wait if the queue is full."""
+        while len(self._pending) >= 2 * _CONCURRENT_UPLOADS:
             self._pending.pop(0).result()
         self._pending.append(self._pool.submit(self._upload, path, digest))
 
     def _upload(self, path: Path, digest: str) -> None:
         name = path.relative_to(self._root).as_posix()
-        if self._arrived.get(name) != digest:
+        if self._uploaded.get(name) != digest:
             self._storage.upload(path, name)
             with open(self._log, "a", encoding="utf-8") as file:
                 file.write(json.dumps([name, digest]) + "\n")
         path.unlink()
 
-    def __enter__(self) -> Uploads:
+    def __enter__(self) -> UploadQueue:
         return self
 
     def __exit__(
@@ -107,11 +112,11 @@ class Uploads:
             self._pool.shutdown(cancel_futures=True)
 
 
-def _entries(log: Path) -> Iterator[tuple[str, str]]:
+def _read_log(log: Path) -> Iterator[tuple[str, str]]:
     if log.exists():
         for line in log.read_text(encoding="utf-8").splitlines():
             try:
                 name, digest = json.loads(line)
             except ValueError:
-                continue  # the process was killed while it wrote this line: the file is uploaded again
+                continue  # the process was killed while writing this line; upload the file again
             yield name, digest

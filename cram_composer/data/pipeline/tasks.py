@@ -8,56 +8,55 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cram_composer.data.pipeline import deduplicate as judging
-from cram_composer.data.pipeline import write_shards as arranging
-from cram_composer.data.pipeline.ingest import Judgements, Reader, needs_all_documents
-from cram_composer.data.pipeline.tokenize_rows import Encoder
-from cram_composer.data.pipeline.workspace import Work
+from cram_composer.data.pipeline import deduplicate, write_shards
+from cram_composer.data.pipeline.ingest import PartitionReader, StageStatistics, needs_all_documents
+from cram_composer.data.pipeline.tokenize_rows import RowEncoder
+from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
 from cram_composer.storage.files import write_atomic
 
 
-def read(work: Work, partition: int, progress: bool) -> dict[str, Any]:
+def read(work: Workspace, partition: int, progress: bool) -> dict[str, Any]:
     """Documents to a file, for the stages that compare them."""
-    facts, judgements = judging.read(work, partition, progress)
-    return {**facts, "judgements": judgements.as_dict()}
+    facts, statistics = deduplicate.store_documents(work, partition, progress)
+    return {**facts, "judgements": statistics.as_dict()}
 
 
-def encode(work: Work, partition: int, progress: bool) -> dict[str, Any]:
+def encode(work: Workspace, partition: int, progress: bool) -> dict[str, Any]:
     """Documents to rows; straight from the sources where no stage has to compare them first."""
     if needs_all_documents(work.config.stages):
-        judgements = Judgements()
-        encoder = Encoder(work, partition, judgements)
-        encoder.run(judging.survivors(work, partition, judgements, progress))
-        return {**encoder.facts(), "judgements": judgements.as_dict()}
-    reader = Reader(work.config, partition)
-    encoder = Encoder(work, partition, reader.judgements)
+        statistics = StageStatistics()
+        encoder = RowEncoder(work, partition, statistics)
+        encoder.run(deduplicate.remaining_chunks(work, partition, statistics, progress))
+        return {**encoder.collect_statistics(), "judgements": statistics.as_dict()}
+    reader = PartitionReader(work.config, partition)
+    encoder = RowEncoder(work, partition, reader.statistics)
     encoder.run(reader.chunks("tokens", progress))
-    sources = [vars(counts) for counts in reader.sources]
-    return {**encoder.facts(), "sources": sources, "judgements": reader.judgements.as_dict()}
+    sources = [vars(counts) for counts in reader.source_counts]
+    return {**encoder.collect_statistics(), "sources": sources, "judgements": reader.statistics.as_dict()}
 
 
-Task = Callable[[Work, int, bool], Any]
+Task = Callable[[Workspace, int, bool], Any]
 
 TASKS: dict[str, Task] = {
     "read": read,
-    "duplicates": judging.duplicates,
-    "anchors": judging.anchor,
-    "repeats": judging.repeats,
+    "duplicates": deduplicate.find_duplicates,
+    "anchors": deduplicate.write_anchors,
+    "repeats": deduplicate.find_repeats,
     "encode": encode,
-    "sample": arranging.sample,
-    "deal": arranging.deal,
-    "write": arranging.write,
+    "sample": write_shards.sample_sort_keys,
+    "deal": write_shards.distribute_rows,
+    "write": write_shards.write_partition,
 }
 
 
 def run_task(root: Path, phase: str, partition: int, progress: bool = False) -> None:
     """Do one task of the build in `root`. A CramError is also left in a file, for a coordinator far away."""
-    work = Work(root)
+    work = Workspace(root)
     failure = failure_file(root, phase, partition)
     failure.unlink(missing_ok=True)
     try:
-        work.done(phase, partition, TASKS[phase](work, partition, progress))
+        work.mark_done(phase, partition, TASKS[phase](work, partition, progress))
     except Exception as error:
         message = str(described(error, root))
         write_atomic(failure, message)

@@ -1,4 +1,4 @@
-"""Pieces of documents: how readers hand over text of any length, and which split a document belongs to."""
+"""Pieces of documents, which bound memory for text of any length, and the split a document belongs to."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import NamedTuple, TextIO
 
 SPLITS = ("train", "validation")
 
-# Characters a piece is cut at. Memory is bounded by it, not by the longest document, and a batch of pieces is wide
-# enough for the tokenizer's threads.
+# Maximum characters of a piece. It bounds memory for long documents, and is long enough that a batch of pieces keeps
+# the tokenizer's threads busy.
 PIECE_CHARACTERS = 1 << 15
 
-# What decides a document's split. Less than the shortest first piece of a long document has, white space collapsed.
+# Beginning of a document that decides its split. Shorter than the first piece of a long document with white space
+# collapsed.
 _SPLIT_CHARACTERS = 1 << 11
 
 
 class Piece(NamedTuple):
-    """A document, or a part of a long one; `last` is where the document ends."""
+    """A document, or a part of a long one; `last` marks the end of the document."""
 
     text: str
     last: bool
 
 
 class SplitPiece(NamedTuple):
-    """A piece with white space collapsed; `split` is an index into SPLITS, the same for a whole document."""
+    """A piece with white space collapsed; `split` is an index into SPLITS, equal for a whole document."""
 
     split: int
     text: str
@@ -32,8 +33,8 @@ class SplitPiece(NamedTuple):
     last: bool
 
 
-def cut(stream: TextIO, ends_document: Callable[[str], bool]) -> Iterator[Piece]:
-    """Pieces of a text stream whose documents end after the lines for which `ends_document` is true, and at its end."""
+def read_pieces(stream: TextIO, ends_document: Callable[[str], bool]) -> Iterator[Piece]:
+    """Yield pieces of a text stream; documents end after lines for which `ends_document` is true, and at the end."""
     lines: list[str] = []
     size = 0
     ended = True
@@ -45,21 +46,21 @@ def cut(stream: TextIO, ends_document: Callable[[str], bool]) -> Iterator[Piece]
             yield Piece("".join(lines), True)
             lines, size = [], 0
         elif size >= PIECE_CHARACTERS:
-            text, rest = _break("".join(lines))
+            text, rest = _split_at_space("".join(lines))
             yield Piece(text, False)
             lines, size = [rest], len(rest)
     if not ended:
         yield Piece("".join(lines), True)
 
 
-def _break(text: str) -> tuple[str, str]:
-    """Break after the last space or line end, so that no word is torn; a text without any goes whole."""
+def _split_at_space(text: str) -> tuple[str, str]:
+    """Split after the last space or line end, so that no word is torn; text without any stays whole."""
     end = max(text.rfind(" "), text.rfind("\n")) + 1 or len(text)
     return text[:end], text[end:]
 
 
-def whole(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
-    """Pieces joined up to `characters` or the end of their document, so that a document is seen whole if it can be."""
+def join_pieces(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
+    """Join pieces up to `characters` or the end of their document."""
     texts: list[str] = []
     size = 0
     for piece in pieces:
@@ -70,11 +71,11 @@ def whole(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
             texts, size = [], 0
 
 
-def split_of(text: str, validation_fraction: float, seed: int) -> int:
-    """The split (an index into SPLITS) of a document that begins with `text`, white space collapsed.
+def assign_split(text: str, validation_fraction: float, seed: int) -> int:
+    """Return the split (an index into SPLITS) of a document that begins with `text`, white space collapsed.
 
-    A document goes by a keyed hash of its beginning, case folded: exact duplicates land in the same split, whatever
-    else the corpus holds, in whatever order, and however long the pieces are that it is read in.
+    The split depends on a keyed hash of the case-folded beginning: exact duplicates land in the same split, whatever
+    the other documents, their order and the length of pieces.
     """
     start = text[:_SPLIT_CHARACTERS].casefold().encode()
     digest = hashlib.blake2b(start, digest_size=8, key=seed.to_bytes(8, "little")).digest()
@@ -82,7 +83,7 @@ def split_of(text: str, validation_fraction: float, seed: int) -> int:
 
 
 def split_documents(pieces: Iterable[Piece], validation_fraction: float, seed: int) -> Iterator[SplitPiece]:
-    """Assign each document to a split by its first piece; documents without text are dropped."""
+    """Assign each document to a split by its first piece; drop documents without text."""
     split: int | None = None
     for piece in pieces:
         text = " ".join(piece.text.split())
@@ -90,7 +91,7 @@ def split_documents(pieces: Iterable[Piece], validation_fraction: float, seed: i
         if split is None:
             if not text:
                 continue
-            split = split_of(text, validation_fraction, seed)
+            split = assign_split(text, validation_fraction, seed)
         yield SplitPiece(split, text, first, piece.last)
         if piece.last:
             split = None

@@ -1,7 +1,7 @@
-"""The folder of a build in the making: its plan, what each task has found out, and the places that tasks share.
+"""The work folder of a data build: its plan, the results of its tasks, and folders that tasks share.
 
-A task is one phase of the build for one partition. What it leaves is named after both, and its result is written last:
-a task with a result is done, and a build that is started again goes on with the others.
+A task is one phase of the build for one partition. Its files are named after both, and its result is written last: a
+task with a result is done, and a restarted build runs only the others.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json, write_json
 
 _PLAN = "plan.json"
-_MARK = ".cram-build"  # says that the folder is ours to remove
+_MARKER = ".cram-build"  # marks the folder as safe to remove
 
 
-class Work:
-    """Paths and results of the build in the folder `root`, which every process that works on it can see."""
+class Workspace:
+    """Paths and task results of the build in the folder `root`, shared by all its processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -32,7 +32,7 @@ class Work:
 
     @property
     def out(self) -> Path:
-        """The data set as it grows."""
+        """Folder of the data set under construction."""
         return self.root / "out"
 
     @property
@@ -40,37 +40,37 @@ class Work:
         """Folder of the tokenizer."""
         return self.out / "tokenizer"
 
-    def plan(self) -> dict[str, Any] | None:
-        """What the work was begun for; None where there is no work that could be gone on with."""
+    def read_plan(self) -> dict[str, Any] | None:
+        """Return the plan of an interrupted build; None if there is none to resume."""
         try:
             return read_json(self.root / _PLAN) if self.out.is_dir() else None
         except (OSError, ValueError):
             return None
 
     def begin(self, config: dict[str, Any], key: list[Any]) -> bool:
-        """Make the folder for what `key` identifies; False if there is one for it already, to be gone on with.
+        """Create the folder for the build that `key` identifies; return False if there is one to resume.
 
-        What was left of other work is thrown away. Raises CramError for a folder that is no work of a build.
+        Removes the work of another build. Raises CramError for a folder that is not the work of a build.
         """
-        found = self.plan()
+        found = self.read_plan()
         resumed = found is not None and found["key"] == key
         if not resumed:
             self.remove()
             self.root.mkdir(parents=True)
-            (self.root / _MARK).touch()
+            (self.root / _MARKER).touch()
             self.out.mkdir()
-        # Again when resuming: how the work is done may have changed.
+        # The configuration may differ in how the work is done.
         write_json(self.root / _PLAN, {"key": key, "config": config})
         return not resumed
 
     def remove(self) -> None:
-        """Remove the folder, the plan first: what is left of it if this is interrupted is not gone on with."""
+        """Remove the folder, the plan first, so that an interrupted removal is never resumed."""
         if not self.root.exists():
             return
-        if not (self.root / _MARK).is_file() and any(self.root.iterdir()):
-            raise CramError(f"work: {self.root} is there already and is not the work of a build; choose another folder")
+        if not (self.root / _MARKER).is_file() and any(self.root.iterdir()):
+            raise CramError(f"work: {self.root} already exists and is not the work of a build; choose another folder")
         (self.root / _PLAN).unlink(missing_ok=True)
-        mark = self.root / _MARK
+        mark = self.root / _MARKER
         for path in self.root.iterdir():
             if path != mark:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -79,7 +79,7 @@ class Work:
 
     @cached_property
     def config(self) -> DataBuildConfig:
-        """The configuration that the work was begun with."""
+        """Configuration of the build."""
         return DataBuildConfig.model_validate(read_json(self.root / _PLAN)["config"])
 
     @cached_property
@@ -89,61 +89,61 @@ class Work:
 
     @cached_property
     def streams(self) -> list[str]:
-        """Names of the train splits: `train`, or one for every stream that a source names."""
-        names = [self.stream_of(i) for i in range(len(self.config.sources))]
+        """Names of the train splits: `train`, or one per stream that the sources name."""
+        names = [self.stream_name(i) for i in range(len(self.config.sources))]
         return list(dict.fromkeys(names))
 
-    def stream_of(self, source: int) -> str:
-        """Train split of a source, by its place in the configuration."""
+    def stream_name(self, source: int) -> str:
+        """Return the train split of a source by its index in the configuration."""
         name = self.config.sources[source].stream
         return SPLITS[0] if name is None else f"{SPLITS[0]}-{name}"
 
     def folder(self, *names: str) -> Path:
-        """A folder for what tasks hand to each other; made if need be."""
+        """Return a folder for files that tasks exchange, creating it if necessary."""
         path = self.root.joinpath(*names)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def is_done(self, phase: str, partition: int = 0) -> bool:
-        """Whether a task has left its result."""
-        return self._result(phase, partition).is_file()
+        """Return True if a task has written its result."""
+        return self._result_path(phase, partition).is_file()
 
     def result(self, phase: str, partition: int = 0) -> Any | None:
-        """What a task found out; None if it is not done."""
+        """Return the result of a task, None if it is not done."""
         try:
-            return read_json(self._result(phase, partition))
+            return read_json(self._result_path(phase, partition))
         except FileNotFoundError:
             return None
 
     def results(self, phase: str) -> list[Any]:
-        """Results of a finished phase by partition."""
+        """Return the results of a finished phase by partition."""
         if phase not in self._results:
             partitions = range(self.config.partitions)
-            self._results[phase] = [read_json(self._result(phase, partition)) for partition in partitions]
+            self._results[phase] = [read_json(self._result_path(phase, partition)) for partition in partitions]
         return self._results[phase]
 
-    def done(self, phase: str, partition: int, result: Any) -> None:
-        """Say that a task is done."""
-        write_json(self._result(phase, partition), result)
+    def mark_done(self, phase: str, partition: int, result: Any) -> None:
+        """Write the result of a task, which marks it as done."""
+        write_json(self._result_path(phase, partition), result)
 
-    def counts(self, phase: str, split: str) -> NDArray:
-        """Counts [vocab_size] of every id in a split, summed over the partitions as `save_counts` left them."""
-        paths = [self._counts(phase, split, partition) for partition in range(self.config.partitions)]
+    def token_counts(self, phase: str, split: str) -> NDArray:
+        """Sum the counts [vocab_size] of token ids in a split over the partitions."""
+        paths = [self._counts_path(phase, split, partition) for partition in range(self.config.partitions)]
         total = np.load(paths[0])
         for path in paths[1:]:
             total += np.load(path)
         return total
 
-    def save_counts(self, phase: str, split: str, partition: int, counts: NDArray) -> None:
-        """Keep counts [vocab_size] of a task; not in its result, which every task of the next phase reads."""
-        np.save(self._counts(phase, split, partition), counts)
+    def save_token_counts(self, phase: str, split: str, partition: int, counts: NDArray) -> None:
+        """Save the token counts [vocab_size] of a task outside its result, which every task of the next phase reads."""
+        np.save(self._counts_path(phase, split, partition), counts)
 
-    def _counts(self, phase: str, split: str, partition: int) -> Path:
+    def _counts_path(self, phase: str, split: str, partition: int) -> Path:
         return self.folder("counts") / f"{phase}.{split}.{partition:05d}.npy"
 
-    def any_done(self) -> bool:
-        """Whether there is anything that a next start could go on with."""
+    def has_results(self) -> bool:
+        """Return True if any task is done, so that a restart can resume."""
         return any(self.root.glob("done/*/*.json"))
 
-    def _result(self, phase: str, partition: int) -> Path:
+    def _result_path(self, phase: str, partition: int) -> Path:
         return self.root / "done" / phase / f"{partition:05d}.json"

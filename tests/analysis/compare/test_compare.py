@@ -232,6 +232,24 @@ def test_groups_come_from_patterns_and_configurations(make_seeds, tmp_path: Path
     assert choose_baseline(plain, "muon") is plain[1]
 
 
+def test_records_of_both_formats_form_one_group(make_seeds) -> None:
+    settings = {
+        "model.norm_position": "pre",
+        "model.ffn": "geglu",
+        "train.on_nonfinite": "skip",
+        "train.early_stop": None,
+    }
+    old, new = make_seeds("base", [4.1, 4.2], settings=settings)
+    record = json.loads((old / "record.json").read_text())
+    config = record["config"]
+    config["model"] |= {"norm_place": config["model"].pop("norm_position"), "ffn": "gelu_glu"}
+    config["train"] = {"nonfinite": "skip", "kill": None}
+    record |= {"format_version": 1, "segments": record.pop("attempts")}
+    (old / "record.json").write_text(json.dumps(record))
+    (group,) = read_groups([str(old), str(new)])
+    assert len(group.runs) == 2 and group.notes == []
+
+
 def test_runs_that_did_not_finish_are_left_out_aloud(make_run, make_seeds) -> None:
     paths = [*make_seeds("base", [4.1, 4.2]), make_run("base-3", status="stopped-early", reason="loss 8.1")]
     group = group_of(paths)

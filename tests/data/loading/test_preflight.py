@@ -12,7 +12,7 @@ import pytest
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.data.loading import preflight
 from cram_composer.data.loading.open_dataset import open_train
-from cram_composer.data.loading.prepare import DataSet, prepare
+from cram_composer.data.loading.prepare import PreparedDataset, prepare_dataset
 from cram_composer.errors import CramError
 from tests.data.data_sets import number_of, write_data_set
 from tests.servers import Bucket, S3Server
@@ -25,9 +25,9 @@ def source(tmp_path: Path) -> Path:
     return write_data_set(tmp_path / "source", ROWS)
 
 
-def prepared(cache: Path, remote: Path | str, **settings) -> DataSet:
+def prepared(cache: Path, remote: Path | str, **settings) -> PreparedDataset:
     settings = {"deadline": "2s", **settings}
-    return prepare(DataConfig(local=str(cache), remote=str(remote), **settings), True, lambda: None)
+    return prepare_dataset(DataConfig(local=str(cache), remote=str(remote), **settings), True, lambda: None)
 
 
 def refused(cache: Path, remote: Path | str, **settings) -> str:
@@ -54,15 +54,15 @@ def test_the_description_comes_over_and_one_line_says_what_is_there(
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no manifest": (lambda root: (root / "manifest.json").unlink(), "manifest.json: there is no such object"),
+    "no manifest": (lambda root: (root / "manifest.json").unlink(), "manifest.json: no such object"),
     "broken manifest": (lambda root: (root / "manifest.json").write_text("{"), "manifest.json: cannot be read"),
     "old manifest": (
         lambda root: (root / "manifest.json").write_text('{"format_version": 1}'),
         "format version 1, but",
     ),
-    "no tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").unlink(), "tokenizer.json: there is no such"),
+    "no tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").unlink(), "tokenizer.json: no such"),
     "other tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").write_text("[]"), "not the tokenizer that"),
-    "no index": (lambda root: (root / "train/index.json").unlink(), "train/index.json: there is no such object"),
+    "no index": (lambda root: (root / "train/index.json").unlink(), "train/index.json: no such object"),
     "broken index": (lambda root: (root / "train/index.json").write_text("{}"), "index.json: not a shard index"),
     "short index": (
         lambda root: (root / "train/index.json").write_text('{"shards": [], "version": 2}'),

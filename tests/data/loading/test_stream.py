@@ -15,7 +15,7 @@ from streaming.base.shared import prefix
 from cram_composer.config.schema.data import CurriculumPointConfig, DataConfig, StreamWeightConfig
 from cram_composer.data.loading.mixture import Curriculum
 from cram_composer.data.loading.open_dataset import open_train, open_validation
-from cram_composer.data.loading.prepare import DataSet
+from cram_composer.data.loading.prepare import PreparedDataset
 from cram_composer.data.loading.stream import RowStream, TrainLoader, evaluation_batches
 from cram_composer.data.manifest import load_manifest
 from cram_composer.data.masking import MaskedLMCollator, evaluation_collator
@@ -38,7 +38,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(root: Path, rank: int = 0, ranks: int = 1, seed: int = 7, **settings) -> RowStream:
-    data = DataSet(root, load_manifest(root))
+    data = PreparedDataset(root, load_manifest(root))
     config = DataConfig(local=str(root), **{"num_workers": 0, **settings})
     return open_train(data, config, seed=seed, rank=rank, world_size=ranks)
 
@@ -239,7 +239,7 @@ def test_batches_of_any_size_split_into_microbatches(root: Path):
     for rows, seq_length, shape in ((32, 16, (16, 16)), (48, 8, (32, 8)), (16, 4, (64, 4))):
         one.rows, one.seq_length = rows, seq_length
         batch = next(batches)
-        parts = one.split(batch, 16)
+        parts = one.split_batch(batch, 16)
         assert len(parts) == rows // 16
         assert all(part["input_ids"].shape == shape for part in parts)
         assert torch.equal(torch.cat([part["labels"] for part in parts]), batch["labels"])
@@ -267,7 +267,7 @@ def test_a_loader_resumes_with_the_same_rows_and_masks(root: Path):
 
 
 def test_evaluation_batches_share_rows_out_and_have_fixed_masks(root: Path):
-    rows, _ = open_validation(DataSet(root, load_manifest(root)), 60)
+    rows, _ = open_validation(PreparedDataset(root, load_manifest(root)), 60)
     assert number_of(rows) == list(range(ROWS, ROWS + 60))
     collator = evaluation_collator(200, (0, 1, 2, 3, 4), 4)
     alone = evaluation_batches(rows, collator, 15)

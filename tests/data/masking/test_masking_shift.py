@@ -119,7 +119,7 @@ def test_the_masked_rows_of_a_hybrid_are_those_of_masked_next_token_prediction()
 def test_microbatches_know_which_of_their_rows_are_causal():
     batch = masked(rows(8), shift=True, causal_fraction=0.5)
     loader = SimpleNamespace(rows=8, microbatch=4)
-    parts = TrainLoader.split(loader, batch, 4)  # type: ignore[arg-type]
+    parts = TrainLoader.split_batch(loader, batch, 4)  # type: ignore[arg-type]
     assert [part["causal"].tolist() for part in parts] == [batch["causal"][:4].tolist(), batch["causal"][4:].tolist()]
 
 

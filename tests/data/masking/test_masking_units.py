@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 
 from cram_composer.config.schema.data_build import NormaliseConfig, TokenizerConfig
 from cram_composer.data.masking import IGNORED, MaskedLMCollator, word_joins
-from cram_composer.data.masking.units import LONGEST_WORD, span_lengths, span_starts, word_starts
+from cram_composer.data.masking.units import MAX_WORD_TOKENS, span_lengths, span_starts, word_starts
 from cram_composer.data.pipeline.tokenizer.tokenizer import open_backend, save_tokenizer, train_tokenizer
 from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS
 from cram_composer.errors import CramError
@@ -45,7 +45,7 @@ def words_of(row: NDArray) -> list[list[int]]:
     words: list[list[int]] = []
     for column, token in enumerate(row.tolist()):
         goes_on = column and token % 4 == 3 and token > 4 and row[column - 1] > 4
-        if goes_on and len(words[-1]) < LONGEST_WORD:
+        if goes_on and len(words[-1]) < MAX_WORD_TOKENS:
             words[-1].append(column)
         else:
             words.append([column])
@@ -123,7 +123,7 @@ def test_spans_tile_a_row_in_whole_words_and_end_with_documents():
     tokens = rows(128)
     chance = np.random.default_rng(3).random(tokens.shape, dtype=np.float32)
     joins = np.where(np.isin(np.arange(1000), SPECIAL), 0, JOINS)
-    spans = span_starts(word_starts(tokens, joins, LONGEST_WORD), tokens == SEP, chance)
+    spans = span_starts(word_starts(tokens, joins, MAX_WORD_TOKENS), tokens == SEP, chance)
     lengths = span_lengths(chance)
     for row, drawn, found in zip(tokens, lengths, spans, strict=True):
         opening = np.cumsum(drawn).tolist()
@@ -189,5 +189,5 @@ def test_words_of_other_tokenizers(tmp_path: Path):
     assert word_starts(np.array([[0, 1, 0, 2, 1]]), joins, 10).tolist() == [[0, 0, 2, 2, 4]]
     whole = models.WordLevel({"lo": 0, "wo": 1}, "lo")
     assert word_joins(foreign(tmp_path, whole), 2).tolist() == [0, 0]
-    with pytest.raises(CramError, match=r"tells where words begin.*objective\.unit=token"):
+    with pytest.raises(CramError, match=r"do not mark where words begin.*objective\.unit=token"):
         word_joins(foreign(tmp_path, models.BPE({"lo": 0, "w": 1}, [])), 2)

@@ -30,7 +30,7 @@ from cram_composer.config.schema.data_build import (
     PackingConfig,
     TokenizerConfig,
 )
-from cram_composer.data.manifest import load_manifest, verify
+from cram_composer.data.manifest import load_manifest, verify_dataset
 from cram_composer.data.pipeline.build import build
 from cram_composer.data.pipeline.text import SPLITS, Piece, split_documents
 from cram_composer.errors import CramError
@@ -107,7 +107,7 @@ def test_blocks_dtype_and_hashes(built):
         assert manifest["splits"][split]["blocks"] == len(blocks)
         index = json.loads((built / split / "index.json").read_bytes())
         assert [list(shard["raw_data"]["hashes"]) for shard in index["shards"]] == [["xxh64"]]
-    verify(built, manifest)
+    verify_dataset(built, manifest)
 
 
 def test_manifest_tells_where_the_text_is_from(built, corpus):
@@ -153,7 +153,7 @@ def test_same_bytes_in_a_process_of_its_own(built, corpus, tmp_path):
 
 
 def test_shuffle_in_many_buckets_keeps_every_row(built, config, monkeypatch):
-    monkeypatch.setattr("cram_composer.data.pipeline.rows.shuffle._FILL", 1 / 256)  # 4 KiB buckets
+    monkeypatch.setattr("cram_composer.data.pipeline.rows.shuffle._FILL_FRACTION", 1 / 256)  # 4 KiB buckets
     config.shuffle_memory_mib = 1
     root = build(config, progress=False)
     for split in SPLITS:
@@ -251,7 +251,7 @@ def test_failure_says_where_the_work_is_and_a_start_after_it_succeeds(config, mo
     def full(work, described, identity):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work.root))
 
-    monkeypatch.setattr("cram_composer.data.pipeline.phases.write_description", full)
+    monkeypatch.setattr("cram_composer.data.pipeline.phases.write_manifest", full)
     with pytest.raises(CramError, match="the disk is full; free some space or choose another output"):
         build(config)
     assert "what was done until now is kept in" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.data.pipeline.document_store import Chunk, Texts, TextWriter
+from cram_composer.data.pipeline.document_store import Chunk, DocumentStore, DocumentWriter
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -29,13 +29,13 @@ def test_text_that_was_read_is_let_go(tmp_path):
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"RssFile:\s+(\d+) kB", status)[1]) / 1024
 
-    with TextWriter(tmp_path, 0) as writer:
+    with DocumentWriter(tmp_path, 0) as writer:
         for _ in range(48):
             writer.add(Chunk(0, 0, True, True, "x" * (1 << 20)))
-    texts = Texts(tmp_path, 0)
+    texts = DocumentStore(tmp_path, 0)
     before = mapped()
-    read = [texts.bytes_of(number) for number in range(len(texts))]
+    read = [texts.read_bytes(number) for number in range(len(texts))]
     assert mapped() > before + 40
     texts.release()
     assert mapped() < before + 8
-    assert texts.bytes_of(47) == read[47], "it can be read again"
+    assert texts.read_bytes(47) == read[47], "it can be read again"

@@ -92,20 +92,20 @@ def test_overwriting_leaves_no_shard_of_the_old_one(remote, s3):
 def test_shard_that_did_not_arrive_is_noticed_before_the_manifest(remote, s3, monkeypatch):
     from cram_composer.data.pipeline import publish
 
-    there = publish.open_storage
+    real_storage = publish.Storage
 
-    class Lying:
+    class StorageLosingShards:
         def __init__(self, uri: str) -> None:
-            self._real = there(uri)
+            self._real = real_storage(uri)
 
         def __getattr__(self, name: str):
             return getattr(self._real, name)
 
-        def sizes(self) -> dict[str, int]:
+        def list_sizes(self) -> dict[str, int]:
             s3.delete("set/train/00000/shard.00000.mds.zstd")
-            return self._real.sizes()
+            return self._real.list_sizes()
 
-    monkeypatch.setattr(publish, "open_storage", Lying)
+    monkeypatch.setattr(publish, "Storage", StorageLosingShards)
     with pytest.raises(CramError, match=r"train/00000/shard\.00000\.mds\.zstd: missing after its upload"):
         build(remote, progress=False)
     assert "manifest.json" not in objects(s3)

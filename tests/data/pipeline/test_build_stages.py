@@ -130,7 +130,7 @@ def test_likely_rows_come_first(tmp_path):
 
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_order_holds_over_buckets_and_partitions(texts, tmp_path, monkeypatch, partitions):
-    monkeypatch.setattr("cram_composer.data.pipeline.rows.shuffle._FILL", 1 / 256)  # 4 KiB buckets
+    monkeypatch.setattr("cram_composer.data.pipeline.rows.shuffle._FILL_FRACTION", 1 / 256)  # 4 KiB buckets
     root, manifest = built(
         texts, tmp_path / "b", StagesConfig(), ordering="fragment", partitions=partitions, jobs=1, shuffle_memory_mib=1
     )

@@ -28,11 +28,11 @@ from cram_composer.config.schema.data_build import (
     StagesConfig,
     TokenizerConfig,
 )
-from cram_composer.data.manifest import load_manifest, verify
+from cram_composer.data.manifest import load_manifest, verify_dataset
 from cram_composer.data.pipeline.build import build
 from cram_composer.data.pipeline.partition import partition_pieces
 from cram_composer.data.pipeline.sources import open_sources
-from cram_composer.data.pipeline.workspace import Work
+from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
 from tests.data.conftest import synthetic_documents
 from tests.data.pipeline.test_build import files_of
@@ -92,7 +92,7 @@ def test_partitions_hold_what_one_does(files, tmp_path):
     one = build(configuration(files, tmp_path / "one", 1), progress=False)
     three = build(configuration(files, tmp_path / "three", 3), progress=False)
     manifest = load_manifest(three)
-    verify(three, manifest)
+    verify_dataset(three, manifest)
     assert manifest["partitions"] == 3
     assert manifest["tokenizer_sha256"] == load_manifest(one)["tokenizer_sha256"]
     for split in ("train", "validation"):
@@ -190,14 +190,14 @@ def test_work_that_is_half_removed_is_not_gone_on_with(files, tmp_path, monkeypa
     config = replace(configuration(files, tmp_path / "out", 1), work=str(tmp_path / "work"))
     before = files_of(build(config, progress=False))
     assert not (tmp_path / "work").exists()
-    remove = Work.remove
+    remove = Workspace.remove
 
-    def killed(self: Work) -> None:
-        if self.any_done():  # between the move and the end of the removal
+    def killed(self: Workspace) -> None:
+        if self.has_results():  # between the move and the end of the removal
             raise ZeroDivisionError
         remove(self)
 
-    monkeypatch.setattr(Work, "remove", killed)
+    monkeypatch.setattr(Workspace, "remove", killed)
     with pytest.raises(ZeroDivisionError):
         build(replace(config, overwrite=True), progress=False)
     monkeypatch.undo()
@@ -213,7 +213,7 @@ def test_streams_are_splits_of_their_own(files, tmp_path):
     ]
     root = build(config, progress=False)
     manifest = load_manifest(root)
-    verify(root, manifest)
+    verify_dataset(root, manifest)
     assert manifest["streams"] == ["train-small", "train-large"]
     assert set(manifest["splits"]) == {"train-small", "train-large", "validation"}
     assert sum(manifest["splits"][split]["documents"] for split in manifest["splits"]) == 900

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from cram_composer.data.pipeline.sources.readers import DOCUMENT_ENDS, document_pieces
-from cram_composer.data.pipeline.text import PIECE_CHARACTERS, SPLITS, Piece, cut, split_documents
+from cram_composer.data.pipeline.text import PIECE_CHARACTERS, SPLITS, Piece, read_pieces, split_documents
 
 
 def documents_of(pieces) -> list[str]:
@@ -29,7 +29,7 @@ def documents_of(pieces) -> list[str]:
     ],
 )
 def test_cut_ends_documents_where_told(document, expected):
-    assert documents_of(cut(io.StringIO("one\ntwo\n\n\nthree"), DOCUMENT_ENDS[document])) == expected
+    assert documents_of(read_pieces(io.StringIO("one\ntwo\n\n\nthree"), DOCUMENT_ENDS[document])) == expected
 
 
 def test_long_documents_come_in_bounded_pieces_that_tear_no_word():
@@ -52,14 +52,14 @@ def test_lone_surrogates_become_something_a_tokenizer_takes():
     assert piece.text == "a?b"
 
 
-def split_of(texts: list[str], seed: int = 0) -> dict[str, int]:
+def splits_by_text(texts: list[str], seed: int = 0) -> dict[str, int]:
     return {p.text: p.split for p in split_documents((Piece(t, True) for t in texts), 0.3, seed)}
 
 
 def test_split_depends_on_nothing_but_text_and_seed(documents):
-    forwards = split_of(documents)
-    assert split_of(documents[::-1][:50]) == {t: forwards[t] for t in documents[-50:]}
-    assert split_of(documents, seed=1) != forwards
+    forwards = splits_by_text(documents)
+    assert splits_by_text(documents[::-1][:50]) == {t: forwards[t] for t in documents[-50:]}
+    assert splits_by_text(documents, seed=1) != forwards
     assert 0.2 < sum(forwards.values()) / len(forwards) < 0.4
 
 

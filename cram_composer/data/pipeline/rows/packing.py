@@ -1,6 +1,6 @@
-"""Packing: token ids of documents become rows of one length, kept in a file until they are put in order.
+"""Packing: token ids of documents become rows of equal length in a file.
 
-Two ways with one interface: `Packer` concatenates and chops, `BestFitPacker` keeps documents whole and pads.
+`Packer` concatenates and chops, `BestFitPacker` keeps documents whole and pads; both have the same interface.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-# Tokens that BestFitPacker chooses among. Packing them takes about 40 bytes a token for a moment; with rows of 128
-# tokens, more of them do not lower the share of padding by a thousandth.
+# Tokens that BestFitPacker packs together, which temporarily takes about 40 bytes per token. With rows of 128 tokens,
+# more of them do not lower the share of padding by a thousandth.
 _BUFFER_TOKENS = 1 << 20
 
 
-class Packer:
-    """Rows of one split. The documents' ids are concatenated and chopped (Geiping and Goldstein 2022, section 4.1).
+class ChopPacker:
+    """Concatenates the ids of documents and chops them into rows (Geiping and Goldstein 2022, section 4.1).
 
-    `counts` [vocab_size] is how often each id is in the rows; `rows` how many there are. What does not fill a row
-    at the end stays out and is `dropped_tokens`.
+    Attributes:
+        counts: [vocab_size], occurrences of each id in the rows.
+        rows: number of rows.
+        dropped_tokens: tokens at the end that do not fill a row.
     """
 
     padding_tokens = 0
@@ -49,23 +51,25 @@ class Packer:
         self._rest = tokens[len(full) :].copy()
 
     def add_documents(self, ids: list[NDArray], last: list[bool], sep_id: int) -> None:
-        """Append pieces of documents in order, `sep_id` after each piece that is the `last` of its document."""
-        self.add(_joined(ids, last, sep_id, self._dtype))
+        """Append pieces of documents in order, with `sep_id` after the last piece of each document."""
+        self.add(_join_documents(ids, last, sep_id, self._dtype))
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the file."""
         self._file.close()
 
 
 class BestFitPacker:
-    """Rows of one split, documents put whole where they fit best (Ding et al. 2024, arXiv 2404.10830).
+    """Packs whole documents into rows by best fit (Ding et al. 2024, arXiv 2404.10830) and fills rows with `pad_id`.
 
-    A document that is longer than a row is cut into full rows and a rest, which is packed like a document. Of about a
-    million tokens at a time, the longest go first, each into the row with the least room that is enough for it; within
-    a row they stand in the order they came in. What is left of a row is `pad_id`.
+    A document longer than a row is cut into full rows and a rest, which is packed like a document. Of about a million
+    tokens at a time, the longest documents go first, each into the fullest row with enough room; within a row they keep
+    their order. The same documents give the same rows, and no token is dropped.
 
-    `counts` [vocab_size] leaves padding out, `padding_tokens` is how much of it is in the `rows`; no token is dropped.
-    The same documents give the same rows.
+    Attributes:
+        counts: [vocab_size], occurrences of each id in the rows, without padding.
+        rows: number of rows.
+        padding_tokens: number of [PAD] in the rows.
     """
 
     dropped_tokens = 0
@@ -78,55 +82,55 @@ class BestFitPacker:
         self._sequence_length = sequence_length
         self._dtype = dtype
         self._pad_id = pad_id
-        self._open = np.zeros(0, dtype)  # what came of a document whose end did not; shorter than a row
-        self._tokens: list[NDArray] = []  # of whole documents, and of full rows of longer ones
-        self._lengths: list[NDArray] = []  # of each of them
-        self._waiting = 0  # tokens in self._tokens
+        self._unfinished = np.zeros(0, dtype)  # unfinished document; shorter than a row
+        self._tokens: list[NDArray] = []  # of whole documents and full rows of longer ones
+        self._lengths: list[NDArray] = []  # of each document in self._tokens
+        self._buffered_tokens = 0  # tokens in self._tokens
         self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
 
     def add_documents(self, ids: list[NDArray], last: list[bool], sep_id: int) -> None:
-        """Append pieces of documents in order, `sep_id` after each piece that is the `last` of its document."""
-        tokens = np.concatenate([self._open, _joined(ids, last, sep_id, self._dtype)])
+        """Append pieces of documents in order, with `sep_id` after the last piece of each document."""
+        tokens = np.concatenate([self._unfinished, _join_documents(ids, last, sep_id, self._dtype)])
         sizes = np.array([len(piece) for piece in ids], np.int64) + np.array(last, np.int64)
-        ends = (len(self._open) + np.cumsum(sizes))[np.array(last, bool)]
-        whole = int(ends[-1]) if len(ends) else 0
-        # Full rows of the unfinished document are cut off at once, so that no document is held whole.
-        used = whole + (len(tokens) - whole) // self._sequence_length * self._sequence_length
-        self._hold(tokens[:used], np.diff(ends, prepend=0, append=used))
-        self._open = tokens[used:].copy()
-        if self._waiting >= _BUFFER_TOKENS:
+        ends = (len(self._unfinished) + np.cumsum(sizes))[np.array(last, bool)]
+        finished = int(ends[-1]) if len(ends) else 0
+        # Full rows of the unfinished document are taken out at once, so that no document is buffered whole.
+        used = finished + (len(tokens) - finished) // self._sequence_length * self._sequence_length
+        self._buffer(tokens[:used], np.diff(ends, prepend=0, append=used))
+        self._unfinished = tokens[used:].copy()
+        if self._buffered_tokens >= _BUFFER_TOKENS:
             self._pack()
 
     def close(self) -> None:
-        """Finish the file."""
-        self._hold(self._open, np.array([len(self._open)]))
+        """Pack the remaining tokens and close the file."""
+        self._buffer(self._unfinished, np.array([len(self._unfinished)]))
         self._pack()
         self._file.close()
 
-    def _hold(self, tokens: NDArray, lengths: NDArray) -> None:
+    def _buffer(self, tokens: NDArray, lengths: NDArray) -> None:
         self._tokens.append(tokens)
         self._lengths.append(lengths[lengths > 0])
-        self._waiting += len(tokens)
+        self._buffered_tokens += len(tokens)
 
     def _pack(self) -> None:
-        """Write what is held."""
+        """Pack and write the buffered tokens."""
         tokens = np.concatenate(self._tokens)
-        lengths = _cut(np.concatenate(self._lengths), self._sequence_length)
-        self._tokens, self._lengths, self._waiting = [], [], 0
+        lengths = _cut_to_rows(np.concatenate(self._lengths), self._sequence_length)
+        self._tokens, self._lengths, self._buffered_tokens = [], [], 0
         row_of = best_fit(lengths, self._sequence_length)
         filled = np.bincount(row_of, lengths).astype(np.int64)  # tokens in each row
 
-        # Documents by row, and within a row as they came: both the tokens' places there and here follow from it.
+        # Documents by row, in their order within a row; source and target positions of the tokens follow from it.
         order = np.argsort(row_of, kind="stable")
         starts = np.cumsum(lengths) - lengths
-        lengths_there = lengths[order]
-        before = np.cumsum(lengths_there) - lengths_there
+        ordered_lengths = lengths[order]
+        before = np.cumsum(ordered_lengths) - ordered_lengths
         padding = self._sequence_length - filled
-        there = before + (np.cumsum(padding) - padding)[row_of[order]]
-        position = np.arange(lengths_there.sum())
+        target = before + (np.cumsum(padding) - padding)[row_of[order]]
+        position = np.arange(ordered_lengths.sum())
         rows = np.full(len(filled) * self._sequence_length, self._pad_id, self._dtype)
-        rows[position + np.repeat(there - before, lengths_there)] = tokens[
-            position + np.repeat(starts[order] - before, lengths_there)
+        rows[position + np.repeat(target - before, ordered_lengths)] = tokens[
+            position + np.repeat(starts[order] - before, ordered_lengths)
         ]
         rows.tofile(self._file)
         self.counts += np.bincount(tokens, minlength=len(self.counts))
@@ -135,9 +139,9 @@ class BestFitPacker:
 
 
 def best_fit(lengths: NDArray, capacity: int) -> NDArray:
-    """Best-fit decreasing: the row, int64 [N], that each of N items of `lengths` (1 to `capacity`) goes into.
+    """Assign items to rows by best-fit decreasing: the row, int64 [N], of N items of `lengths` (1 to `capacity`).
 
-    An item goes into the row with the least room that is enough; of several such rows, into the one used last.
+    An item goes into the fullest row with enough room; of several such rows, into the one used last.
     """
     rows_with: list[list[int]] = [[] for _ in range(capacity + 1)]  # by room
     rooms = 0  # bit r is set if a row has room r
@@ -164,9 +168,9 @@ def best_fit(lengths: NDArray, capacity: int) -> NDArray:
 
 
 def document_ids(rows: NDArray, sep_id: int, pad_id: int | None) -> NDArray:
-    """Number of the document within its row that each token of `rows` [B, L] is of: int64 [B, L], -1 at padding.
+    """Return the number of each token's document within its row, for `rows` [B, L]: int64 [B, L], -1 at padding.
 
-    [SEP] belongs to the document it ends. `pad_id` None: the rows hold no padding.
+    [SEP] belongs to the document it ends. `pad_id` is None if the rows hold no padding.
     """
     is_end = rows == sep_id
     numbers = np.cumsum(is_end, axis=1, dtype=np.int64) - is_end
@@ -175,14 +179,14 @@ def document_ids(rows: NDArray, sep_id: int, pad_id: int | None) -> NDArray:
     return numbers
 
 
-def _joined(ids: list[NDArray], last: list[bool], sep_id: int, dtype: np.dtype) -> NDArray:
+def _join_documents(ids: list[NDArray], last: list[bool], sep_id: int, dtype: np.dtype) -> NDArray:
     end, nothing = np.array([sep_id], dtype), np.zeros(0, dtype)
     parts = [part for piece, ends in zip(ids, last, strict=True) for part in (piece, end if ends else nothing)]
     return np.concatenate([nothing, *parts]).astype(dtype, copy=False)
 
 
-def _cut(lengths: NDArray, capacity: int) -> NDArray:
-    """Lengths of documents -> of what they are cut into: as many of `capacity` as there are in each, then its rest."""
+def _cut_to_rows(lengths: NDArray, capacity: int) -> NDArray:
+    """Return the lengths after cutting documents into pieces of `capacity` and a rest."""
     pieces = -(-lengths // capacity)
     cut = np.full(pieces.sum(), capacity, np.int64)
     cut[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * capacity
@@ -190,10 +194,10 @@ def _cut(lengths: NDArray, capacity: int) -> NDArray:
 
 
 def unigram_nats(train_counts: NDArray, validation_counts: NDArray, special_ids: list[int]) -> float:
-    """Cross-entropy (nats per token) on validation counts of the train counts' add-one-smoothed unigram distribution.
+    """Return the cross-entropy (nats per token) of the add-one-smoothed unigram distribution of the train counts.
 
-    Both count arrays are [vocab_size]; special tokens are left out of both. What a model must beat to have learnt more
-    than word frequencies.
+    It is measured on the validation counts; both are [vocab_size], and special tokens are left out. A model must beat
+    it to have learnt more than word frequencies.
     """
     ordinary = np.ones(len(train_counts), bool)
     ordinary[special_ids] = False

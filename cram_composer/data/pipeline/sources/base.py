@@ -1,4 +1,4 @@
-"""What every source is made of: parts (files, or one stream) that can be read from the start again and again."""
+"""Sources and their parts (files, or one stream), which can be read repeatedly from the start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from cram_composer.data.pipeline.text import Piece
 
 @dataclass(frozen=True)
 class Part:
-    """A file, or a stream that is not one (`path` None); `expected_bytes` of text, None where nobody knows."""
+    """A file or stream of a source.
+
+    Attributes:
+        pieces: opens the part and yields its pieces.
+        expected_bytes: of text; None if unknown.
+        path: None for a stream that is not a file.
+    """
 
     name: str
     pieces: Callable[[], Iterator[Piece]]
@@ -22,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """An entry of the manifest's `sources`; `origin` says where it comes from, besides its files."""
+    """A named text source with its licence; `origin` is what the manifest says about it besides its files."""
 
     name: str
     kind: str
@@ -33,7 +39,7 @@ class Source:
 
     @property
     def expected_bytes(self) -> int | None:
-        """Bytes of text to expect, roughly; None where nobody knows."""
+        """Estimated bytes of text; None if unknown."""
         sizes = [part.expected_bytes for part in self.parts]
         known = [size for size in sizes if size is not None]
         total = sum(known) if len(known) == len(sizes) else None
@@ -42,12 +48,12 @@ class Source:
         return self.max_characters if total is None else min(self.max_characters, total)
 
     def pieces(self) -> Iterator[Piece]:
-        """Everything to be used of the source, in order."""
+        """Yield all pieces in order, up to `max_characters`."""
         everything = chain.from_iterable(part.pieces() for part in self.parts)
         return iter(everything) if self.max_characters is None else head(everything, self.max_characters)
 
     def sample(self, characters: int) -> Iterator[Piece]:
-        """About so many characters: the head of each file, in proportion to its size; nothing is read whole for it."""
+        """Yield about this many characters: the head of each file, in proportion to its size."""
         total = sum(part.expected_bytes or 0 for part in self.parts)
         if total == 0 or self.max_characters is not None:
             return head(self.pieces(), characters)
@@ -56,7 +62,7 @@ class Source:
 
 
 def head(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
-    """The first pieces, up to the one that reaches `characters`; a document cut off there ends there."""
+    """Yield the first pieces, up to the one that reaches `characters`; a document cut off there ends there."""
     left = characters
     for piece in pieces:
         left -= len(piece.text)

@@ -14,13 +14,13 @@ from cram_composer.errors import CramError
 
 
 def open_files(config: FilesConfig) -> list[Source]:
-    """The files that `paths` names, each once, folders and globs in the order of their names. Raises CramError."""
-    paths = dict.fromkeys(path for text in config.paths for path in _matches(text))
+    """Open the files that `paths` names, each once, with folders and globs in sorted order. Raises CramError."""
+    paths = dict.fromkeys(path for text in config.paths for path in _expand_path(text))
     parts = [_part(path, config) for path in paths]
     return [Source(config.name or config.kind, config.kind, config.licence, parts, {}, config.max_characters)]
 
 
-def _matches(text: str) -> list[Path]:
+def _expand_path(text: str) -> list[Path]:
     path = expand(text)
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file() and format_of(p) is not None)

@@ -1,4 +1,4 @@
-"""Source kind `hub`: a Hugging Face data set, streamed, never stored whole."""
+"""Source kind `hub`: a streamed Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cram_composer.errors import CramError
 
 
 def open_hub(config: HubConfig) -> list[Source]:
-    """One stream. Without a `revision` the newest commit is looked up, so that every pass reads the same text."""
+    """Open a data set as one stream; without a `revision`, pin the newest commit for all passes."""
     try:
         import datasets  # noqa: F401
     except ImportError:
@@ -23,7 +23,7 @@ def open_hub(config: HubConfig) -> list[Source]:
     local = folder.is_dir()
     dataset = str(folder) if local else config.dataset
     revision = config.revision or (None if local else _newest_commit(dataset))
-    part = Part(dataset, partial(_pieces, dataset, revision, config))
+    part = Part(dataset, partial(_stream_pieces, dataset, revision, config))
     origin = {"dataset": config.dataset, "subset": config.subset, "split": config.split, "revision": revision}
     return [Source(config.name or config.dataset, config.kind, config.licence, [part], origin, config.max_characters)]
 
@@ -33,11 +33,11 @@ def _newest_commit(dataset: str) -> str | None:
 
     try:
         return HfApi().dataset_info(dataset, timeout=30).sha
-    except Exception as error:  # the library lets through whatever its transport raises
-        raise _failed(dataset, error) from error
+    except Exception as error:  # the library passes on errors of its transport
+        raise _read_error(dataset, error) from error
 
 
-def _pieces(dataset: str, revision: str | None, config: HubConfig) -> Iterator[Piece]:
+def _stream_pieces(dataset: str, revision: str | None, config: HubConfig) -> Iterator[Piece]:
     import datasets
 
     where = f"hub data set '{dataset}'"
@@ -52,11 +52,11 @@ def _pieces(dataset: str, revision: str | None, config: HubConfig) -> Iterator[P
             yield from document_pieces(column_text(row[config.text_column], config.text_column, where))
     except CramError:
         raise
-    except Exception as error:  # network, archive and format errors of every library underneath
-        raise _failed(dataset, error) from error
+    except Exception as error:  # errors of network, archives and formats from many libraries
+        raise _read_error(dataset, error) from error
 
 
-def _failed(dataset: str, error: Exception) -> CramError:
+def _read_error(dataset: str, error: Exception) -> CramError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return CramError(
         f"hub data set '{dataset}' cannot be read: {reason}; check its name and the network, or use local files "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from cram_composer.data.pipeline.text import PIECE_CHARACTERS, Piece, cut
+from cram_composer.data.pipeline.text import PIECE_CHARACTERS, Piece, read_pieces
 from cram_composer.errors import CramError
 
 _MAX_LINE_BYTES = 64 << 20
@@ -16,13 +16,13 @@ _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class Format(NamedTuple):
-    """A file format: how to read it, and roughly how many bytes of text a byte on disk holds."""
+    """A file format: its reader, and roughly the bytes of text per byte on disk."""
 
     read: Callable[[Path, str, str], Iterator[Piece]]
     expansion: float
 
 
-# How a line of a .txt file is told to end a document.
+# The lines of a .txt file that end a document.
 DOCUMENT_ENDS: dict[str, Callable[[str], bool]] = {
     "file": lambda line: False,
     "line": lambda line: line.endswith("\n"),
@@ -31,16 +31,16 @@ DOCUMENT_ENDS: dict[str, Callable[[str], bool]] = {
 
 
 def document_pieces(text: str) -> Iterator[Piece]:
-    """Pieces of one document that is in memory. Lone surrogates, which JSON can carry, become '?'."""
+    """Yield the pieces of one document in memory. Lone surrogates, which JSON allows, become '?'."""
     text = text.encode("utf-8", "replace").decode()
     if len(text) <= PIECE_CHARACTERS:
         yield Piece(text, True)
     else:
-        yield from cut(io.StringIO(text), DOCUMENT_ENDS["file"])
+        yield from read_pieces(io.StringIO(text), DOCUMENT_ENDS["file"])
 
 
 def column_text(value: Any, column: str, where: str) -> str:
-    """The text of a column's value; null is an empty document. Raises CramError for what is not text."""
+    """Return the text of a column's value, "" for null. Raises CramError for other types."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -49,27 +49,27 @@ def column_text(value: Any, column: str, where: str) -> str:
 
 
 def read_txt(path: Path, text_column: str, document: str) -> Iterator[Piece]:
-    """UTF-8 text; `document` is a key of DOCUMENT_ENDS."""
+    """Read UTF-8 text; `document` is a key of DOCUMENT_ENDS."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            yield from cut(file, DOCUMENT_ENDS[document])
+            yield from read_pieces(file, DOCUMENT_ENDS[document])
     except UnicodeDecodeError as error:
         raise CramError(f"{path}: not UTF-8 text ({error.reason}); convert it first") from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise _read_error(path, error) from None
 
 
 def read_jsonl(path: Path, text_column: str, document: str) -> Iterator[Piece]:
-    """A JSON object per line, plain or compressed; every line is a document."""
+    """Read a JSON object per line, plain or compressed; every line is a document."""
     import pyarrow
 
-    # Arrow's streams, unlike zstandard's, notice a file that ends inside a compressed frame.
+    # Arrow's streams, unlike zstandard's, raise an error for a file that ends inside a compressed frame.
     compression = _COMPRESSIONS.get(path.suffix)
     try:
         with io.BufferedReader(pyarrow.input_stream(path, compression=compression, buffer_size=0), 1 << 17) as file:
             yield from _json_lines(path, file, text_column)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise _read_error(path, error) from None
 
 
 def _json_lines(path: Path, file: BinaryIO, text_column: str) -> Iterator[Piece]:
@@ -82,7 +82,7 @@ def _json_lines(path: Path, file: BinaryIO, text_column: str) -> Iterator[Piece]
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:  # also what is not UTF-8
+        except ValueError as error:  # also for invalid UTF-8
             raise CramError(f"{path}:{number}: not valid JSON: {error}") from None
         except RecursionError:
             raise CramError(f"{path}:{number}: not usable JSON: nested too deeply") from None
@@ -93,7 +93,7 @@ def _json_lines(path: Path, file: BinaryIO, text_column: str) -> Iterator[Piece]
 
 
 def read_parquet(path: Path, text_column: str, document: str) -> Iterator[Piece]:
-    """A column of a Parquet file; every row is a document. Pages are read one by one, whatever the row-group size."""
+    """Read a column of a Parquet file page by page; every row is a document."""
     import pyarrow
     import pyarrow.parquet
 
@@ -106,10 +106,10 @@ def read_parquet(path: Path, text_column: str, document: str) -> Iterator[Piece]
                 for value in batch.column(0):
                     yield from document_pieces(column_text(value.as_py(), text_column, str(path)))
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise _unreadable(path, error) from None
+        raise _read_error(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> CramError:
+def _read_error(path: Path, error: Exception) -> CramError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return CramError(f"{path}: cannot be read: {reason}")
 
@@ -124,7 +124,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(path: Path) -> Format | None:
-    """The format that a file's name ends in, None for a name that no reader is for."""
+    """Return the format of a file by its name, None if there is no reader."""
     for suffix, format_ in FORMATS.items():
         if path.name.endswith(suffix):
             return format_

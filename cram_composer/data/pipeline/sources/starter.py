@@ -1,6 +1,6 @@
-"""Source kind `starter`: real English that two pip packages carry, so that a first run downloads nothing.
+"""Source kind `starter`: English text from two pip packages, so that a first run needs no download.
 
-Their text files are read where pip put them; neither package is imported.
+The text files are read from the installed packages without importing them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Package(NamedTuple):
 
 
 def open_starter(config: StarterConfig) -> list[Source]:
-    """State of the Union addresses and leads of Wikipedia articles. Raises CramError if pip has not installed them."""
+    """Open State of the Union addresses and Wikipedia leads. Raises CramError if their packages are not installed."""
     return [_open(package, config.max_characters) for package in _PACKAGES]
 
 

@@ -1,4 +1,4 @@
-"""What a stage did to the documents it was given, as numbers that add up over partitions."""
+"""Counts of the documents that a stage has processed, which add up over partitions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class StageCounts:
-    """Documents and characters that a stage was given and let through, and how many documents it touched and why."""
+    """Documents and characters that entered and left a stage, and documents changed or dropped by reason."""
 
     name: str
     documents_in: int = 0
@@ -18,7 +18,7 @@ class StageCounts:
     reasons: dict[str, int] = field(default_factory=dict)
 
     def merge(self, other: StageCounts) -> None:
-        """Add what the same stage did to other documents."""
+        """Add the counts of the same stage on other documents."""
         if other.name != self.name:
             raise ValueError(f"counts of stage {other.name} cannot be added to those of {self.name}")
         self.documents_in += other.documents_in
@@ -29,5 +29,5 @@ class StageCounts:
             self.reasons[reason] = self.reasons.get(reason, 0) + documents
 
     def as_dict(self) -> dict[str, Any]:
-        """For manifest.json; reasons sorted, so that the order in which partitions were merged does not show."""
+        """Return a dict for manifest.json, with sorted reasons so that the merge order does not matter."""
         return {**vars(self), "reasons": dict(sorted(self.reasons.items()))}

@@ -1,4 +1,4 @@
-"""Filters: each looks at one document and says why it is dropped, or None to keep it."""
+"""Filters: each returns the reason to drop a document, or None to keep it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def length(text: str, config: LengthConfig) -> str | None:
-    """By the number of characters."""
+    """Filter by the number of characters."""
     if len(text) < config.min_characters:
         return "too-short"
     if config.max_characters is not None and len(text) > config.max_characters:
@@ -31,9 +31,9 @@ def length(text: str, config: LengthConfig) -> str | None:
 
 
 def quality(text: str, config: QualityConfig) -> str | None:
-    """Gopher's rules for natural text (Rae et al. 2021, arXiv 2112.11446, section A1.1), the cheapest first.
+    """Apply Gopher's rules for natural text (Rae et al. 2021, arXiv 2112.11446, section A1.1), the cheapest first.
 
-    Words are what white space separates. The rule of the same list that asks for English stop words is in `language`.
+    Words are separated by white space. The rule of the same list about English stop words is in `language`.
     """
     words = text.split()
     count = len(words)
@@ -52,10 +52,10 @@ def quality(text: str, config: QualityConfig) -> str | None:
         return "hash-signs"
     if sum(map(text.count, _ELLIPSES)) > config.max_symbol_ratio * count:
         return "ellipses"
-    return _lines(text, config) or _alphabetic(words, config)
+    return _check_lines(text, config) or _check_words(words, config)
 
 
-def _lines(text: str, config: QualityConfig) -> str | None:
+def _check_lines(text: str, config: QualityConfig) -> str | None:
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     if sum(line.startswith(_BULLETS) for line in lines) > config.max_bullet_lines * len(lines):
         return "bullet-lines"
@@ -64,7 +64,7 @@ def _lines(text: str, config: QualityConfig) -> str | None:
     return None
 
 
-def _alphabetic(words: list[str], config: QualityConfig) -> str | None:
+def _check_words(words: list[str], config: QualityConfig) -> str | None:
     needed = config.min_alphabetic_words * len(words)
     # Most words are letters and nothing else, which is told faster than that there is a letter among others.
     mixed = [word for word in words if not word.isalpha()]
@@ -75,32 +75,32 @@ def _alphabetic(words: list[str], config: QualityConfig) -> str | None:
 
 
 def language(text: str, config: LanguageConfig) -> str | None:
-    """By the commonest words of the language and the script of its letters; text without letters has no script."""
+    """Filter by the commonest words of the language and the script of its letters, if there are any."""
     stop_words = tuple(config.stop_words)
-    # Where they are at all, they are soon; whole words end at a space.
+    # Stop words usually occur early; the head ends at a space so that no word is torn.
     head = text[: text.rfind(" ", 0, _HEAD_CHARACTERS) + 1]
-    if not any(_occurring(part, stop_words) >= config.min_stop_words for part in (head, text)):
+    if not any(_count_stop_words(part, stop_words) >= config.min_stop_words for part in (head, text)):
         return "few-stop-words"
     if text.isascii() and config.script == "LATIN":
         return None
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    _, other, wanted = np.bincount(_scripts(config.script)[points], minlength=3)
+    _, other, wanted = np.bincount(_script_table(config.script)[points], minlength=3)
     return "other-script" if wanted < config.min_script * (other + wanted) else None
 
 
-def _occurring(text: str, stop_words: tuple[str, ...]) -> int:
-    """How many of the stop words there are in a text."""
-    return len(_folded(stop_words).intersection(_WORD.findall(text.casefold())))
+def _count_stop_words(text: str, stop_words: tuple[str, ...]) -> int:
+    """Return the number of distinct stop words in a text."""
+    return len(_casefold_all(stop_words).intersection(_WORD.findall(text.casefold())))
 
 
 @lru_cache(maxsize=8)
-def _folded(words: tuple[str, ...]) -> frozenset[str]:
+def _casefold_all(words: tuple[str, ...]) -> frozenset[str]:
     return frozenset(map(str.casefold, words))
 
 
 @lru_cache(maxsize=8)
-def _scripts(script: str) -> NDArray[np.uint8]:
-    """[0x110000] by code point: 0 for what is no letter, 2 for a letter of `script`, 1 for another."""
+def _script_table(script: str) -> NDArray[np.uint8]:
+    """Return [0x110000] by code point: 0 for no letter, 2 for a letter of `script`, 1 for other letters."""
     table = np.zeros(0x110000, np.uint8)
     for point in range(0x110000):
         character = chr(point)
@@ -114,5 +114,5 @@ def _scripts(script: str) -> NDArray[np.uint8]:
     return table
 
 
-# In the order of StagesConfig, whose fields they are named after.
+# In the order of the StagesConfig fields of the same names.
 FILTERS: dict[str, Callable[[str, Any], str | None]] = {"length": length, "quality": quality, "language": language}

@@ -1,6 +1,6 @@
 """Byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909) of characters, and of bytes (Radford et al. 2019).
 
-Both are numbered alike in every process: the first pieces by code point, merges by frequency and then by number.
+Numbering is deterministic: the alphabet by code point, merges by frequency and then by number.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from cram_composer.data.pipeline.tokenizer.common import (
     MIN_COUNT,
     SPACE,
     SPECIAL_TOKENS,
-    alphabet,
-    check_room,
+    check_alphabet_fits,
+    configure_spaced_words,
+    most_frequent_characters,
     normalizer,
-    spaced,
 )
 from cram_composer.errors import CramError
 
 
 def bpe(sample: Path, config: TokenizerConfig, normalise: NormaliseConfig, show_progress: bool) -> Tokenizer:
-    """Merges of characters; a character outside the alphabet is [UNK]."""
-    tokenizer = spaced(Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk"], fuse_unk=True)), normalise)
-    characters = alphabet(sample, tokenizer.normalizer.normalize_str, config.limit_alphabet)
+    """Train BPE on characters; characters outside the alphabet are [UNK]."""
+    tokenizer = configure_spaced_words(Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk"], fuse_unk=True)), normalise)
+    characters = most_frequent_characters(sample, tokenizer.normalizer.normalize_str, config.limit_alphabet)
     first = sorted({*characters, SPACE})
-    check_room(config, len(SPECIAL_TOKENS) + len(first), len(characters))
+    check_alphabet_fits(config, len(SPECIAL_TOKENS) + len(first), len(characters))
     tokenizer.train([str(sample)], _trainer(config, first, show_progress))
     return tokenizer
 
 
 def byte_bpe(sample: Path, config: TokenizerConfig, normalise: NormaliseConfig, show_progress: bool) -> Tokenizer:
-    """Merges of bytes; nothing is unknown."""
-    first = sorted(pre_tokenizers.ByteLevel.alphabet())
+    """Train BPE on bytes; no character is unknown."""
+    first = sorted(pre_tokenizers.ByteLevel.most_frequent_characters())
     if len(SPECIAL_TOKENS) + len(first) > config.vocab_size:
         raise CramError(
             f"tokenizer.vocab_size: {config.vocab_size} entries cannot hold the {len(first)} bytes and "
@@ -44,7 +44,7 @@ def byte_bpe(sample: Path, config: TokenizerConfig, normalise: NormaliseConfig, 
     tokenizer.normalizer = normalizer(normalise, chinese_words=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # A space before the first word, but none after a [MASK]: ByteLevel's own option would put both.
+            # A space before the first word, but none after a [MASK]: ByteLevel's own option would add both.
             pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]

@@ -1,4 +1,4 @@
-"""What every kind of vocabulary shares: special tokens, normalisation, and the characters it is made of."""
+"""Parts shared by all kinds of tokenizers: special tokens, normalization, and the alphabet."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cram_composer.data.pipeline.stages.clean import TYPOGRAPHIC
 from cram_composer.errors import CramError
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-MIN_COUNT = 2  # a piece of a word that is there once is noise, and would fill the vocabulary of a small corpus
-SPACE = "▁"  # stands for the space before a word, so that text comes back as it was
+MIN_COUNT = 2  # pieces that occur once are noise, and would fill the vocabulary of a small corpus
+SPACE = "▁"  # stands for the space before a word, so that text can be restored
 # A word, a number or a run of other characters, each with the space before it (GPT-2's rule less its English suffixes).
 _WORDS = rf"{SPACE}?[\p{{L}}\p{{M}}]+|{SPACE}?\p{{N}}+|{SPACE}?[^{SPACE}\p{{L}}\p{{M}}\p{{N}}]+|{SPACE}"
 
 
 def normalizer(config: NormaliseConfig, chinese_words: bool = True) -> normalizers.Normalizer:
-    """What happens to text before it is split into words; with `chinese_words`, Chinese characters get spaces."""
+    """Build the normalizer; `chinese_words` puts spaces around Chinese characters."""
     bert = normalizers.BertNormalizer(
         lowercase=config.lowercase, strip_accents=config.strip_accents, handle_chinese_chars=chinese_words
     )
@@ -30,12 +30,12 @@ def normalizer(config: NormaliseConfig, chinese_words: bool = True) -> normalize
     return normalizers.Sequence([*steps, bert, normalizers.Replace(Regex(r"[^\x00-\x7F]+"), "")])
 
 
-def spaced(tokenizer: Tokenizer, normalise: NormaliseConfig) -> Tokenizer:
-    """Give a tokenizer words that carry the space before them, which its decoder turns back into text."""
+def configure_spaced_words(tokenizer: Tokenizer, normalise: NormaliseConfig) -> Tokenizer:
+    """Configure a tokenizer whose words carry the space before them, from which the decoder restores the text."""
     tokenizer.normalizer = normalizer(normalise, chinese_words=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # "first": what follows a [MASK] without a space is not given one
+            # "first": no space is added after a [MASK] without one
             pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False),
             pre_tokenizers.Split(Regex(_WORDS), "isolated"),
         ]
@@ -44,10 +44,10 @@ def spaced(tokenizer: Tokenizer, normalise: NormaliseConfig) -> Tokenizer:
     return tokenizer
 
 
-def alphabet(sample: Path, normalize: Callable[[str], str], limit: int) -> list[str]:
-    """The `limit` most frequent characters after normalisation, ties by code point, sorted.
+def most_frequent_characters(sample: Path, normalize: Callable[[str], str], limit: int) -> list[str]:
+    """Return the `limit` most frequent characters after normalization (ties by code point), sorted.
 
-    ASCII counts as seen: a character that a small corpus lacks may turn up in fine-tuning.
+    ASCII always counts as seen: characters missing from a small corpus may occur in fine-tuning.
     """
     counts = np.zeros(0x110000, np.int64)
     counts[ord("!") : ord("~") + 1] = 1
@@ -55,7 +55,7 @@ def alphabet(sample: Path, normalize: Callable[[str], str], limit: int) -> list[
         for line in file:
             points, times = np.unique(np.frombuffer(line.encode("utf-32-le"), np.uint32), return_counts=True)
             counts[points] += times
-    # Normalising whole texts is slow; it acts on one character at a time, so that the counts may come first.
+    # Normalizing whole texts is slow; it acts on single characters, so it can be applied to the counts.
     normalised = np.zeros_like(counts)
     for point in np.flatnonzero(counts):
         for character in normalize(chr(point)):
@@ -66,8 +66,8 @@ def alphabet(sample: Path, normalize: Callable[[str], str], limit: int) -> list[
     return [chr(point) for point in np.sort(kept)]
 
 
-def check_room(config: TokenizerConfig, first: int, characters: int) -> None:
-    """Raise CramError if the vocabulary cannot hold the `first` entries that are made of so many characters."""
+def check_alphabet_fits(config: TokenizerConfig, first: int, characters: int) -> None:
+    """Raise CramError if the vocabulary cannot hold the alphabet, which needs `first` entries."""
     if first > config.vocab_size:
         raise CramError(
             f"tokenizer.vocab_size: {config.vocab_size} entries cannot hold the text's {characters} characters; "

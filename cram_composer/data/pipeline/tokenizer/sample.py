@@ -1,4 +1,4 @@
-"""The sample of the train split's text that a tokenizer learns from."""
+"""The sample of train text that a tokenizer is trained on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cram_composer.data.pipeline.progress import Progress, say
+from cram_composer.data.pipeline.progress import Progress, print_status
 from cram_composer.data.pipeline.sources import Source
 from cram_composer.data.pipeline.text import SPLITS, Piece, split_documents
 
@@ -21,20 +21,20 @@ def write_sample(
     validation_fraction: float,
     seed: int,
     progress: Progress,
-    how: str = "head",
+    method: str = "head",
 ) -> None:
-    """Write up to `size` bytes of train documents to `path`, a piece per line, each source having its fair share.
+    """Write up to `size` bytes of train documents to `path`, a piece per line, with a fair share for each source.
 
-    With `how` "head" they are the first of every file. With "spread" all of the source is read, and pieces of text
-    (documents, or parts of long ones) are chosen by a hash of what they say; a source whose size nobody knows may have
-    no end, and gives its head all the same.
+    With `how="head"` they are the first documents of every file. With `how="spread"` the whole source is read, and
+    pieces (documents, or parts of long ones) are chosen by a hash of their text; a source of unknown size may be
+    endless, so its head is used.
     """
     with open(path, "wb+") as file:
         for source, share in zip(sources, _fair_shares([s.expected_bytes for s in sources], size), strict=True):
             expected = source.expected_bytes
-            if how == "spread" and expected is None:
-                say(True, f"tokenizer.sample: the size of {source.name} is not known; the sample takes its head")
-            if how == "spread" and expected is not None:
+            if method == "spread" and expected is None:
+                print_status(True, f"tokenizer.sample: the size of {source.name} is unknown; sampling its head")
+            if method == "spread" and expected is not None:
                 lines = _lines(source.pieces(), validation_fraction, seed)
                 _write_spread(file, lines, share, expected, seed, progress)
             else:
@@ -60,10 +60,10 @@ def _write_head(file: BinaryIO, lines: Iterator[bytes], share: int, progress: Pr
 def _write_spread(
     file: BinaryIO, lines: Iterator[bytes], share: int, expected: int, seed: int, progress: Progress
 ) -> None:
-    """Append the `share` bytes of lines with the smallest hashes, in the order they have in the source."""
+    """Append the `share` bytes of lines with the smallest hashes, in the order of the source."""
     begin = file.tell()
     key = seed.to_bytes(8, "little")
-    # Sizes are estimates: up to four times too much is taken at first, and thinned out when the file gets large.
+    # Sizes are estimates: up to four times too much is taken at first, and thinned out when the file grows.
     threshold = min(1 << 64, (4 * share << 64) // max(1, expected))
     hashes: list[int] = []
     sizes: list[int] = []
@@ -79,13 +79,15 @@ def _write_spread(
         sizes.append(len(line))
         written += len(line)
         if written > 3 * share:
-            hashes, sizes = _thin(file, begin, hashes, sizes, 2 * share)
+            hashes, sizes = _thin_out(file, begin, hashes, sizes, 2 * share)
             threshold, written = max(hashes, default=0), sum(sizes)
-    _thin(file, begin, hashes, sizes, share)
+    _thin_out(file, begin, hashes, sizes, share)
 
 
-def _thin(file: BinaryIO, begin: int, hashes: list[int], sizes: list[int], limit: int) -> tuple[list[int], list[int]]:
-    """Of the lines from `begin` on leave those with the smallest hashes, up to the one that reaches `limit` bytes."""
+def _thin_out(
+    file: BinaryIO, begin: int, hashes: list[int], sizes: list[int], limit: int
+) -> tuple[list[int], list[int]]:
+    """Keep the lines from `begin` on with the smallest hashes, up to the one that reaches `limit` bytes."""
     order = np.argsort(np.array(hashes, np.uint64), kind="stable")
     lengths = np.array(sizes, np.int64)
     before = np.cumsum(lengths[order]) - lengths[order]
@@ -107,7 +109,7 @@ def _thin(file: BinaryIO, begin: int, hashes: list[int], sizes: list[int], limit
 
 
 def _fair_shares(sizes: list[int | None], total: int) -> list[int]:
-    """Shares of `total`: everything of the small ones, and what they leave over to the large ones and the unknown."""
+    """Divide `total`: small sources are taken whole, large and unknown ones share the rest."""
     shares = [0] * len(sizes)
     known = [total if size is None else size for size in sizes]
     left = total

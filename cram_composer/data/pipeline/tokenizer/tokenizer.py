@@ -1,4 +1,4 @@
-"""The tokenizer of a data set: trained on a sample of its text, or an existing one; saved as a folder."""
+"""The tokenizer of a data set: trained on a sample of its text or adopted from a folder, and saved as a folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODEL_MAX_LENGTH = 512
 
 @dataclass(frozen=True)
 class BuiltTokenizer:
-    """A tokenizer in use: ids of its special tokens by role, and the hash of its tokenizer.json."""
+    """A tokenizer, the ids of its special tokens by role, and the hash of its tokenizer.json."""
 
     backend: Tokenizer
     vocab_size: int
@@ -43,15 +43,15 @@ class BuiltTokenizer:
 
     @property
     def dtype(self) -> np.dtype:
-        """The smallest of uint16 and uint32 that holds every id."""
+        """Smallest of uint16 and uint32 that holds every id."""
         return np.dtype(np.uint16 if self.vocab_size <= 65535 else np.uint32)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> BuiltTokenizer:
-    """Save a trained tokenizer as a folder for AutoTokenizer, with BERT's [CLS] A [SEP] B [SEP] for fine-tuning."""
+    """Save a trained tokenizer as a folder for AutoTokenizer, with BERT's [CLS] A [SEP] B [SEP] template."""
     from transformers import PreTrainedTokenizerFast
 
-    # Where words carry the space before them, so does the mask that stands for a word.
+    # If words carry the space before them, so does the mask that replaces a word.
     spaced = not isinstance(tokenizer.model, models.WordPiece)
     tokens = {
         role: AddedToken(token, lstrip=spaced and role == "mask", special=True)
@@ -66,7 +66,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> BuiltTokenizer:
     )
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_input_names=["input_ids", "attention_mask"],  # no token types: pairs are told apart by [SEP]
+        model_input_names=["input_ids", "attention_mask"],  # no token types: [SEP] separates pairs
         clean_up_tokenization_spaces=False,
         **{f"{role}_token": token for role, token in tokens.items()},
     )
@@ -74,7 +74,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> BuiltTokenizer:
 
 
 def adopt_tokenizer(config: TokenizerConfig, folder: Path) -> BuiltTokenizer:
-    """Copy the existing tokenizer at `config.path`, unchanged but for its maximum length. Raises CramError."""
+    """Copy the existing tokenizer at `config.path`, changing only its maximum length. Raises CramError."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     source = expand(config.path or "")
@@ -82,7 +82,7 @@ def adopt_tokenizer(config: TokenizerConfig, folder: Path) -> BuiltTokenizer:
         raise CramError(f"tokenizer.path: {source} is not a folder of a Hugging Face tokenizer")
     try:
         loaded = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except Exception as error:  # from_pretrained raises a great many types
+    except Exception as error:  # from_pretrained raises many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CramError(f"tokenizer.path: {source} cannot be loaded: {reason}") from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
@@ -102,9 +102,9 @@ def _save(wrapped: Any, folder: Path) -> BuiltTokenizer:
 
 
 def open_backend(folder: Path) -> Tokenizer:
-    """A saved tokenizer as documents are encoded with it: whole, unpadded, and with nothing special in their text."""
+    """Load a saved tokenizer for encoding documents: no truncation, no padding, no special tokens in the text."""
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = True  # "[MASK]" written in a document is text, not a mask
+    backend.encode_special_tokens = True  # "[MASK]" in a document is text, not a mask
     return backend

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, trainers
 
 from cram_composer.config.schema.data_build import NormaliseConfig, TokenizerConfig
-from cram_composer.data.pipeline.tokenizer.common import MIN_COUNT, SPACE, SPECIAL_TOKENS, alphabet, check_room, spaced
+from cram_composer.data.pipeline.tokenizer.common import (
+    MIN_COUNT,
+    SPACE,
+    SPECIAL_TOKENS,
+    check_alphabet_fits,
+    configure_spaced_words,
+    most_frequent_characters,
+)
 from cram_composer.data.pipeline.tokenizer.lattice import (
     LONGEST_PIECE,
     LONGEST_WORD,
@@ -38,14 +45,16 @@ def unigram(sample: Path, config: TokenizerConfig, normalise: NormaliseConfig, s
     For a vocabulary of 32768 the lattices of words and pieces take about 150 MiB, whatever the size of the sample.
     """
     unknown = SPECIAL_TOKENS["unk"]
-    counter = spaced(Tokenizer(models.WordLevel({unknown: 0}, unk_token=unknown)), normalise)
-    characters = alphabet(sample, counter.normalizer.normalize_str, config.limit_alphabet)
+    counter = configure_spaced_words(Tokenizer(models.WordLevel({unknown: 0}, unk_token=unknown)), normalise)
+    characters = most_frequent_characters(sample, counter.normalizer.normalize_str, config.limit_alphabet)
     single = sorted({*characters, SPACE})
-    check_room(config, len(SPECIAL_TOKENS) + len(single), len(characters))
+    check_alphabet_fits(config, len(SPECIAL_TOKENS) + len(single), len(characters))
     words, counts = _count_words(sample, counter, set(single), show_progress)
     pieces = _learn(words_by_length(words, counts), single, config.vocab_size - len(SPECIAL_TOKENS))
     vocabulary = [(token, 0.0) for token in SPECIAL_TOKENS.values()] + pieces
-    return spaced(Tokenizer(models.Unigram(vocabulary, unk_id=list(SPECIAL_TOKENS).index("unk"))), normalise)
+    return configure_spaced_words(
+        Tokenizer(models.Unigram(vocabulary, unk_id=list(SPECIAL_TOKENS).index("unk"))), normalise
+    )
 
 
 def _count_words(sample: Path, counter: Tokenizer, known: set[str], show_progress: bool) -> tuple[list[str], NDArray]:

@@ -1,4 +1,4 @@
-"""Vocabularies, one file per kind, each learnt from a sample of text and the same for the same sample."""
+"""Training of tokenizers by kind, deterministic for a given sample."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ KINDS: dict[str, Callable[[Path, TokenizerConfig, NormaliseConfig, bool], Tokeni
 def train_tokenizer(
     sample: Path, config: TokenizerConfig, normalise: NormaliseConfig, show_progress: bool = False
 ) -> Tokenizer:
-    """A tokenizer of `config.kind` learnt from the lines of `sample`; special tokens have the first ids.
+    """Train a tokenizer of `config.kind` on the lines of `sample`; special tokens get the first ids.
 
     The same sample gives the same tokenizer, whatever the process and the number of threads.
 
-    Raises CramError for a sample without text and for a vocabulary that cannot hold the alphabet.
+    Raises:
+        CramError: a sample without text, or a vocabulary that cannot hold the alphabet.
     """
     if not sample.stat().st_size:
         raise CramError("no text: the sources hold nothing for the train split to train a tokenizer on")

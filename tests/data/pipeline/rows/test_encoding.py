@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from cram_composer.config.schema.data_build import NormaliseConfig, TokenizerConfig
 from cram_composer.data.pipeline.rows import encoding
-from cram_composer.data.pipeline.rows.encoding import WholeEncoder, WordEncoder, cuts_at_spaces, encoder
+from cram_composer.data.pipeline.rows.encoding import TextEncoder, WordEncoder, build_encoder, cuts_at_spaces
 from cram_composer.data.pipeline.tokenizer.tokenizer import save_tokenizer
 from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS, train_tokenizer
 from tests.data.conftest import synthetic_documents
@@ -58,7 +58,7 @@ def tokenizer(kind: str, normalise: NormaliseConfig, texts: list[str], folder: P
 )
 def test_word_by_word_is_the_same_as_whole(kind, normalise, texts, tmp_path):
     backend = tokenizer(kind, normalise, texts, tmp_path)
-    encode = encoder(backend)
+    encode = build_encoder(backend)
     assert isinstance(encode, WordEncoder) == (kind != "byte-bpe" or not normalise.ascii_only)
     expected = [backend.encode(text, add_special_tokens=False).ids for text in texts]
     assert [ids.tolist() for ids in encode(texts)] == expected
@@ -66,13 +66,13 @@ def test_word_by_word_is_the_same_as_whole(kind, normalise, texts, tmp_path):
 
 
 def test_words_are_forgotten_when_there_are_too_many(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "_MOST_WORDS", 50)
+    monkeypatch.setattr(encoding, "_MAX_CACHED_WORDS", 50)
     backend = tokenizer("wordpiece", NormaliseConfig(), texts, tmp_path)
     encode = WordEncoder(backend)
     for text in texts:
         (ids,) = encode([text])
         assert ids.tolist() == backend.encode(text, add_special_tokens=False).ids
-        assert len(encode._known) <= 50
+        assert len(encode._cache) <= 50
 
 
 def other_pre_tokenizer(backend: Tokenizer) -> None:
@@ -88,8 +88,8 @@ def test_other_tokenizers_see_whole_texts(change, texts, tmp_path):
     backend = tokenizer("wordpiece", NormaliseConfig(), texts, tmp_path)
     assert cuts_at_spaces(backend)
     change(backend)
-    encode = encoder(backend)
-    assert isinstance(encode, WholeEncoder)
+    encode = build_encoder(backend)
+    assert isinstance(encode, TextEncoder)
     expected = [backend.encode(text, add_special_tokens=False).ids for text in texts]
     assert [ids.tolist() for ids in encode(texts)] == expected
 
@@ -98,5 +98,5 @@ def test_long_texts_are_cut_at_spaces():
     backend = Tokenizer(models.WordLevel({"word": 0}, unk_token="word"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     text = "word " * 30_000 + "word"
-    (ids,) = WholeEncoder(backend)([text])
+    (ids,) = TextEncoder(backend)([text])
     assert ids.tolist() == [0] * 30_001

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from cram_composer.data.pipeline.rows import packing
-from cram_composer.data.pipeline.rows.packing import BestFitPacker, Packer, best_fit, document_ids, unigram_nats
+from cram_composer.data.pipeline.rows.packing import BestFitPacker, ChopPacker, best_fit, document_ids, unigram_nats
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_rows_are_the_stream_chopped(tmp_path, dtype):
     random = np.random.default_rng(0)
-    packer = Packer(tmp_path / "rows", 8, 100, np.dtype(dtype))
+    packer = ChopPacker(tmp_path / "rows", 8, 100, np.dtype(dtype))
     stream: list[int] = []
     for length in (0, 3, 5, 40, 1, 7, 0, 13):
         ids = random.integers(0, 100, length).tolist()
@@ -72,7 +72,7 @@ def best_fit_rows(folder: Path, documents: list[list[int]], length: int, whole: 
 
 def test_chop_takes_pieces_of_documents(tmp_path):
     documents = random_documents(50, 30)
-    packer = Packer(tmp_path / "rows", 8, 100, np.dtype(np.uint16))
+    packer = ChopPacker(tmp_path / "rows", 8, 100, np.dtype(np.uint16))
     for ids, last in in_pieces(documents):
         packer.add_documents(ids, last, SEP)
     packer.close()
@@ -139,7 +139,7 @@ def test_a_document_without_an_end_is_not_lost_or_held_whole(tmp_path):
     packer = BestFitPacker(tmp_path / "rows", 32, 100, np.dtype(np.uint16), PAD)
     for _ in range(10):
         packer.add_documents([[9] * 50], [False], SEP)
-        assert len(packer._open) < 32
+        assert len(packer._unfinished) < 32
     packer.close()
     rows = np.fromfile(tmp_path / "rows", np.uint16)
     assert (rows == 9).sum() == 500

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from cram_composer.data.pipeline.rows.shuffle import (
     RowFile,
-    blocks,
-    borders,
     buckets_needed,
-    deal_at_random,
-    deal_by_key,
-    gather,
+    distribute_at_random,
+    distribute_by_key,
+    group_into_blocks,
+    range_limits,
+    read_buckets,
     sample_keys,
 )
 
@@ -36,8 +36,8 @@ def shuffle(folder: Path, rows: int, memory_rows: int, seed: int = 0) -> NDArray
     buckets = buckets_needed(rows, ROW_BYTES, memory_rows * ROW_BYTES, 1)
     for left_over in dealt.iterdir():
         left_over.unlink()
-    deal_at_random(rows_file(folder, np.arange(rows)), dealt, "0", buckets, [seed, 0])
-    shuffled_rows = np.concatenate(list(gather(dealt, ["0"], range(buckets), LENGTH, DTYPE, [seed, 1])))
+    distribute_at_random(rows_file(folder, np.arange(rows)), dealt, "0", buckets, [seed, 0])
+    shuffled_rows = np.concatenate(list(read_buckets(dealt, ["0"], range(buckets), LENGTH, DTYPE, [seed, 1])))
     assert (shuffled_rows == shuffled_rows[:, :1]).all(), "a row was torn"
     return shuffled_rows[:, 0]
 
@@ -53,12 +53,14 @@ def test_rows_of_many_partitions_come_in_the_order_of_their_keys(tmp_path):
         (tmp_path / str(partition)).mkdir()
         files.append(rows_file(tmp_path / str(partition), random.integers(0, 5000, 4000)))
         samples.append(sample_keys(files[-1], by_key, [partition]))
-    limits = borders(np.concatenate(samples), 10)
+    limits = range_limits(np.concatenate(samples), 10)
     for partition, file in enumerate(files):
-        deal_by_key(file, by_key, limits, tmp_path, str(partition), [partition])
+        distribute_by_key(file, by_key, limits, tmp_path, str(partition), [partition])
     names = ["0", "1", "2"]
-    sizes = [sum(len(rows) for rows in gather(tmp_path, names, range(b, b + 1), LENGTH, DTYPE, [])) for b in range(10)]
-    rows = np.concatenate(list(gather(tmp_path, names, range(10), LENGTH, DTYPE, [])))
+    sizes = [
+        sum(len(rows) for rows in read_buckets(tmp_path, names, range(b, b + 1), LENGTH, DTYPE, [])) for b in range(10)
+    ]
+    rows = np.concatenate(list(read_buckets(tmp_path, names, range(10), LENGTH, DTYPE, [])))
     assert (np.diff(by_key(rows)) >= 0).all()
     everything = np.concatenate([np.fromfile(file.path, DTYPE)[::LENGTH] for file in files])
     assert sorted(rows[:, 0]) == sorted(everything)
@@ -67,8 +69,8 @@ def test_rows_of_many_partitions_come_in_the_order_of_their_keys(tmp_path):
 
 def test_equal_keys_are_spread_over_buckets(tmp_path):
     file = rows_file(tmp_path, np.full(3000, 5))
-    limits = borders(sample_keys(file, by_key, [1]), 4)
-    deal_by_key(file, by_key, limits, tmp_path, "0", [1])
+    limits = range_limits(sample_keys(file, by_key, [1]), 4)
+    distribute_by_key(file, by_key, limits, tmp_path, "0", [1])
     sizes = [(tmp_path / f"{bucket:06d}.0").stat().st_size // ROW_BYTES for bucket in range(4)]
     assert sum(sizes) == 3000
     assert max(sizes) < 1.2 * min(sizes)
@@ -107,6 +109,6 @@ def test_blocks_are_full_but_for_the_last():
     rows = np.arange(70).reshape(35, 2)
     sizes = [3, 20, 0, 1, 11]
     arrays = iter(np.split(rows, np.cumsum(sizes)[:-1]))
-    found = list(blocks(arrays, 8))
+    found = list(group_into_blocks(arrays, 8))
     assert [len(block) for block in found] == [8, 8, 8, 8, 3]
     assert np.concatenate(found).tolist() == rows.tolist()

@@ -6,7 +6,12 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from cram_composer.data.pipeline.stages.buckets import BucketWriter, later_owners, pairs, shares
+from cram_composer.data.pipeline.stages.buckets import (
+    BucketWriter,
+    divide_into_shares,
+    earlier_pairs,
+    find_later_owners,
+)
 from cram_composer.errors import CramError
 
 
@@ -57,7 +62,7 @@ def test_later_owners(tmp_path):
         owners[key].add(owner)
     for bucket in range(4):
         expected = {owner for key, group in owners.items() if key % 4 == bucket for owner in group - {min(group)}}
-        assert later_owners([paths[bucket] for paths in files]).tolist() == sorted(expected)
+        assert find_later_owners([paths[bucket] for paths in files]).tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("candidates", [1, 2, 3, 100])
@@ -77,7 +82,7 @@ def test_pairs(tmp_path, candidates, apart):
                 nearest = group[max(i - candidates + 1, 0) : i]
                 chosen = {*group[:1], *nearest} - {position}
                 expected += [(position, found) for found in chosen if position - found >= apart]
-        later, earlier = pairs([paths[bucket] for paths in files], candidates, apart)
+        later, earlier = earlier_pairs([paths[bucket] for paths in files], candidates, apart)
         assert list(zip(later.tolist(), earlier.tolist(), strict=True)) == sorted(expected)
         assert later.dtype == earlier.dtype == np.uint64
 
@@ -90,26 +95,28 @@ def test_a_bucket_that_is_too_large_is_looked_at_in_shares(tmp_path):
     writer = BucketWriter(tmp_path, "x", 1, 1 << 20)
     writer.add(keys, owners)
     writer.close()
-    parts = shares(writer.paths, 10_000)
+    parts = divide_into_shares(writer.paths, 10_000)
     assert len(parts) == 3000 * 16 // 10_000 + 1
-    found = [later_owners(writer.paths, share) for share in parts]
+    found = [find_later_owners(writer.paths, share) for share in parts]
     assert all(map(len, found))
-    assert sorted(np.concatenate(found)) == later_owners(writer.paths).tolist()
-    in_shares = [pair for share in parts for pair in zip(*map(list, pairs(writer.paths, share=share)), strict=True)]
-    assert sorted(in_shares) == sorted(zip(*map(list, pairs(writer.paths)), strict=True))
+    assert sorted(np.concatenate(found)) == find_later_owners(writer.paths).tolist()
+    in_shares = [
+        pair for share in parts for pair in zip(*map(list, earlier_pairs(writer.paths, share=share)), strict=True)
+    ]
+    assert sorted(in_shares) == sorted(zip(*map(list, earlier_pairs(writer.paths)), strict=True))
 
 
 def test_no_records(tmp_path):
     [path] = write(tmp_path, "keys", [], 1)
-    assert later_owners([path]).tolist() == later_owners([]).tolist() == []
-    assert [array.tolist() for array in pairs([path, path])] == [[], []]
+    assert find_later_owners([path]).tolist() == find_later_owners([]).tolist() == []
+    assert [array.tolist() for array in earlier_pairs([path, path])] == [[], []]
 
 
 def test_lost_and_cut_off_files_are_reported(tmp_path):
     [path] = write(tmp_path, "keys", [[1, 2], [3, 4]], 1)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CramError, match=r"keys\.00000: cut off"):
-        later_owners([path])
+        find_later_owners([path])
     path.unlink()
     with pytest.raises(CramError, match=r"keys\.00000: missing"):
-        pairs([path])
+        earlier_pairs([path])

@@ -5,7 +5,7 @@ import random
 
 import xxhash
 
-from cram_composer.data.pipeline.stages.examples import Examples, removed_span, shortened
+from cram_composer.data.pipeline.stages.examples import Examples, shorten, show_removed_span
 
 
 def offers(count: int) -> list[tuple[str, str | None, str, int]]:
@@ -55,22 +55,22 @@ def test_nothing_is_nothing():
 
 def test_long_texts_are_shortened():
     text = "".join(chr(0x4E00 + i) for i in range(1000))
-    short = shortened(text, 100)
+    short = shorten(text, 100)
     assert len(short) == 100
     beginning, end = short.split(" […] ")
     assert text.startswith(beginning)
     assert text.endswith(end)
     assert len(end) > 20
-    assert shortened(text, 1000) == text
+    assert shorten(text, 1000) == text
 
 
 def test_removed_spans_are_shown_in_their_place():
     text = "zuvor, früher: das hier ist doppelt, danach".encode()
     start, end = text.index(b"das"), text.index(b", danach")
-    assert removed_span(text, start, end) == "zuvor, früher: ⟦das hier ist doppelt⟧, danach"
-    assert removed_span(text, start, end, 36) == "üher: ⟦das hier ist doppelt⟧, dana"
+    assert show_removed_span(text, start, end) == "zuvor, früher: ⟦das hier ist doppelt⟧, danach"
+    assert show_removed_span(text, start, end, 36) == "üher: ⟦das hier ist doppelt⟧, dana"
     long = "é".encode() * 3000
-    shown = removed_span(long, 1000, 5000, 120)
+    shown = show_removed_span(long, 1000, 5000, 120)
     assert shown.startswith("é" * 20 + "⟦é")
     assert shown.endswith("é⟧" + "é" * 20)
     assert len(shown) == 122

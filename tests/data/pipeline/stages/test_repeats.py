@@ -7,8 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cram_composer.data.pipeline.stages.buckets import BucketWriter, pairs
-from cram_composer.data.pipeline.stages.repeats import EarlierText, Span, anchors, cut, gram_length, repeated_spans
+from cram_composer.data.pipeline.stages.buckets import BucketWriter, earlier_pairs
+from cram_composer.data.pipeline.stages.repeats import (
+    PartitionText,
+    Span,
+    find_anchors,
+    gram_length,
+    remove_spans,
+    repeated_spans,
+)
 
 EVERY = 1 << 30  # candidates: as many as there are
 Corpus = list[list[bytes]]  # partitions of documents
@@ -41,17 +48,17 @@ def spans_of(
     buckets = 3
     starts = [np.cumsum([0, *map(len, documents)])[:-1].astype(np.uint64) for documents in corpus]
     texts = [
-        EarlierText(np.frombuffer(b"".join(documents), np.uint8), begin)
+        PartitionText(np.frombuffer(b"".join(documents), np.uint8), begin)
         for documents, begin in zip(corpus, starts, strict=True)
     ]
     for partition, documents in enumerate(corpus):
         writer = BucketWriter(folder, f"{partition:05d}", buckets, 4000)
         for text, start in zip(documents, starts[partition], strict=True):
-            keys, offsets = anchors(text, length)
+            keys, offsets = find_anchors(text, length)
             writer.add(keys, offsets + (np.uint64(partition << 40) + start))
         writer.close()
     files = [[folder / f"{p:05d}.{bucket:05d}" for p in range(len(corpus))] for bucket in range(buckets)]
-    found = [pairs(bucket, candidates, apart) for bucket in files]
+    found = [earlier_pairs(bucket, candidates, apart) for bucket in files]
     later, earlier = (np.concatenate(columns) for columns in zip(*found, strict=True))
     result = []
     for partition, documents in enumerate(corpus):
@@ -124,7 +131,7 @@ def test_equal_spans_share_an_anchor(length):
             for _ in range(2):
                 before = random_text(rng, alphabet, rng.randrange(3 * length)).encode()
                 after = random_text(rng, alphabet, rng.randrange(3 * length)).encode()
-                keys, offsets = anchors(before + span + after, length)
+                keys, offsets = find_anchors(before + span + after, length)
                 inside = (offsets >= len(before)) & (offsets + gram_length(length) <= len(before) + length)
                 found.append(set(zip(keys[inside].tolist(), (offsets[inside] - len(before)).tolist(), strict=True)))
             assert found[0] & found[1]
@@ -133,7 +140,7 @@ def test_equal_spans_share_an_anchor(length):
 @pytest.mark.parametrize("length", [16, 40, 75])
 def test_anchors_do_not_depend_on_blocks(length, monkeypatch):
     text = (random_text(random.Random(0), "abc ", 3000) + "x" * 500).encode()
-    keys, offsets = anchors(text, length)
+    keys, offsets = find_anchors(text, length)
     gram = gram_length(length)
     by_gram: dict[int, set[bytes]] = {}
     for key, offset in zip(keys.tolist(), offsets.tolist(), strict=True):
@@ -142,13 +149,13 @@ def test_anchors_do_not_depend_on_blocks(length, monkeypatch):
     assert len(by_gram) == len({text[o : o + gram] for o in offsets.tolist()})
     for block in (1, 7, 64, 1000):
         monkeypatch.setattr("cram_composer.data.pipeline.stages.repeats._BLOCK", block)
-        again = anchors(text, length)
+        again = find_anchors(text, length)
         assert again[0].tolist() == keys.tolist()
         assert again[1].tolist() == offsets.tolist()
 
 
 def test_anchors_are_the_same_everywhere():
-    keys, offsets = anchors(b"The quick brown fox jumps over the lazy dog. Pack my box with five dozen jugs.", 50)
+    keys, offsets = find_anchors(b"The quick brown fox jumps over the lazy dog. Pack my box with five dozen jugs.", 50)
     assert offsets.dtype == np.uint32
     assert dict(zip(offsets.tolist(), keys.tolist(), strict=True)) == {
         8: 2368530809776574968,
@@ -162,7 +169,7 @@ def test_anchors_are_as_dense_as_winnowing_says():
     text = random_text(random.Random(1), string.ascii_letters, 200_000).encode()
     for length in (16, 50, 75, 100):
         window = length - gram_length(length) + 1
-        assert len(anchors(text, length)[0]) / len(text) == pytest.approx(2 / (window + 1), rel=0.03)
+        assert len(find_anchors(text, length)[0]) / len(text) == pytest.approx(2 / (window + 1), rel=0.03)
 
 
 def whole_characters(text: bytes, gone: list[bool]) -> list[bool]:
@@ -186,7 +193,7 @@ def check_against_brute_force(seed: int, alphabet: str, length: int, folder: Pat
             gone = whole_characters(text, gone)
             assert flags(text, spans) == gone
             assert spans == sorted(spans)
-            kept = cut(text, spans)
+            kept = remove_spans(text, spans)
             assert kept == bytes(b for b, is_gone in zip(text, gone, strict=True) if not is_gone)
             # With fewer candidates nothing goes that should stay.
             few = flags(text, fewer)
@@ -223,7 +230,7 @@ def test_the_first_copy_stays(tmp_path):
     a, b, c, d = (fresh(seed, 200) for seed in range(4))
     corpus = [[a + b, c], [b[50:150] + d, b"xy" + c + b"z", b"<" + a + b + b">"]]
     spans = spans_of(corpus, 75, tmp_path)
-    kept = [[cut(text, s) for text, s in zip(*both, strict=True)] for both in zip(corpus, spans, strict=True)]
+    kept = [[remove_spans(text, s) for text, s in zip(*both, strict=True)] for both in zip(corpus, spans, strict=True)]
     assert kept == [[a + b, c], [d, b"xyz", b"<>"]]
 
 
@@ -254,7 +261,7 @@ def test_matches_end_with_their_documents(tmp_path):
 
 def test_text_of_equal_hash_is_compared(tmp_path):
     a, b = fresh(1, 100), fresh(2, 100)
-    texts = EarlierText(np.frombuffer(a, np.uint8), np.zeros(1, np.uint64))
+    texts = PartitionText(np.frombuffer(a, np.uint8), np.zeros(1, np.uint64))
     wrong = repeated_spans(b, np.array([3]), np.array([5], np.uint64), 1 << 40, lambda partition: texts, 75)
     assert wrong == []
 
@@ -265,14 +272,14 @@ def test_spans_begin_and_end_between_characters(tmp_path):
     first, second = ("α" + body + "β").encode(), ("γ" + body + "δ").encode()
     [[spans, again]] = spans_of([[first, second]], 75, tmp_path)
     assert spans == []
-    assert cut(second, again).decode() == "γδ"
+    assert remove_spans(second, again).decode() == "γδ"
 
 
 def test_a_text_shorter_than_the_length_has_no_anchor():
-    assert len(anchors(b"", 75)[0]) == len(anchors(fresh(0, 74), 75)[0]) == 0
-    assert len(anchors(fresh(0, 75), 75)[0]) == 1
+    assert len(find_anchors(b"", 75)[0]) == len(find_anchors(fresh(0, 74), 75)[0]) == 0
+    assert len(find_anchors(fresh(0, 75), 75)[0]) == 1
 
 
 def test_cut():
-    assert cut(b"0123456789", [(0, 2), (4, 5), (8, 10)]) == b"23567"
-    assert cut(b"0123456789", []) == b"0123456789"
+    assert remove_spans(b"0123456789", [(0, 2), (4, 5), (8, 10)]) == b"23567"
+    assert remove_spans(b"0123456789", []) == b"0123456789"

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cram_composer.config.schema.data_build import FilesConfig, NormaliseConfig, TokenizerConfig
 from cram_composer.data.pipeline.progress import Progress
-from cram_composer.data.pipeline.rows.encoding import encoder
+from cram_composer.data.pipeline.rows.encoding import build_encoder
 from cram_composer.data.pipeline.sources import Source, open_sources
 from cram_composer.data.pipeline.sources.base import Part
 from cram_composer.data.pipeline.text import Piece, split_documents
@@ -178,7 +178,7 @@ def test_all_of_ascii_is_known_and_no_piece_is_useless(folder):
 def test_special_tokens_written_in_a_document_are_text(sample, tmp_path, kind):
     settings = TokenizerConfig(kind=kind, vocab_size=400)
     built = save_tokenizer(train_tokenizer(sample, settings, NormaliseConfig()), tmp_path)
-    (ids,) = encoder(built.backend)(["a [MASK] b [SEP] [PAD]"])
+    (ids,) = build_encoder(built.backend)(["a [MASK] b [SEP] [PAD]"])
     assert not set(ids.tolist()) & {0, 2, 3, 4}
 
 
@@ -232,9 +232,7 @@ def test_a_spread_sample_of_a_source_of_unknown_size_is_its_head(tmp_path, capfd
     source = Source("stream", "hub", None, [Part("stream", lambda: iter(pieces))], {})
     write_sample([source], tmp_path / "sample", 100, 1e-9, 0, Progress("", None, False), "spread")
     assert (tmp_path / "sample").read_text().splitlines()[:2] == ["text 0", "text 1"]
-    assert capfd.readouterr().err == (
-        "data: tokenizer.sample: the size of stream is not known; the sample takes its head\n"
-    )
+    assert capfd.readouterr().err == ("data: tokenizer.sample: the size of stream is unknown; sampling its head\n")
 
 
 def test_too_small_a_vocabulary(sample):

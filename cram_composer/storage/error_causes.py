@@ -1,6 +1,6 @@
-"""What the errors of object stores mean, told by their code, HTTP status and class name.
+"""Classification of storage errors by provider error code, HTTP status and exception class name.
 
-So no provider's client is imported that is not used, and one table serves them all.
+Matching names instead of types avoids importing the clients of unused providers.
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ CAUSES = ("missing", "credentials", "bucket", "unreachable", "disk-full", "other
 
 
 @dataclass(frozen=True)
-class Fault:
-    """What an error means: one of CAUSES, and the error in a few words."""
+class StorageFailure:
+    """A classified storage error.
+
+    Attributes:
+        cause: one of CAUSES.
+        summary: the error in a few words.
+    """
 
     cause: str
-    words: str
+    summary: str
 
 
-_LOCAL = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE)
-_CODES = {
+_LOCAL_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE)
+_CAUSE_BY_CODE = {
     "missing": ("NoSuchKey", "ObjectNotFound", "BlobNotFound"),
     "bucket": (
         *("NoSuchBucket", "InvalidBucketName", "BucketNotFound", "ContainerNotFound", "PermanentRedirect"),
@@ -38,7 +43,7 @@ _CODES = {
         *("AuthenticationFailed", "AuthorizationFailure", "NotAuthenticated", "InvalidAuthenticationInfo"),
     ),
 }
-_CLASSES = {
+_CAUSE_BY_CLASS = {
     "credentials": (
         *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"),
         *("TokenRetrievalError", "SSOError", "MetadataRetrievalError", "ClientAuthenticationError"),
@@ -50,8 +55,8 @@ _CLASSES = {
         *("ServiceResponseError", "HTTPError", "HTTPException", "EndpointConnectionError"),
     ),
 }
-_WORDS = {
-    "InvalidAccessKeyId": "the access key is not known there",
+_SUMMARIES = {
+    "InvalidAccessKeyId": "the access key is unknown",
     "SignatureDoesNotMatch": "the secret key is wrong",
     "ExpiredToken": "the credentials have expired",
     "ExpiredTokenException": "the credentials have expired",
@@ -61,22 +66,22 @@ _WORDS = {
 }
 
 
-def fault_of(error: BaseException) -> Fault:
-    """What an error of any provider means, by the first link of its chain of causes that says."""
-    for link in chain(error):
+def classify_error(error: BaseException) -> StorageFailure:
+    """Classify an error of any provider by the first exception of its chain of causes that is recognised."""
+    for link in exception_chain(error):
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
-            return Fault("disk-full", "the disk is full")
-        if isinstance(link, OSError) and link.errno in _LOCAL:
-            return Fault("other", f"{link.filename}: {link.strerror}")
+            return StorageFailure("disk-full", "the disk is full")
+        if isinstance(link, OSError) and link.errno in _LOCAL_ERRNOS:
+            return StorageFailure("other", f"{link.filename}: {link.strerror}")
         cause = _cause(link)
         if cause is not None:
-            return Fault(cause, _words(link))
-    return Fault("other", _words(error))
+            return StorageFailure(cause, _summarize(link))
+    return StorageFailure("other", _summarize(error))
 
 
 def _cause(error: BaseException) -> str | None:
-    code, status = code_of(error), _status(error)
-    for cause, codes in _CODES.items():
+    code, status = error_code(error), _http_status(error)
+    for cause, codes in _CAUSE_BY_CODE.items():
         if code in codes:
             return cause
     if status in (401, 403):
@@ -87,7 +92,7 @@ def _cause(error: BaseException) -> str | None:
         return "unreachable"
     if status is None:
         names = {kind.__name__ for kind in type(error).__mro__}
-        for cause, classes in _CLASSES.items():
+        for cause, classes in _CAUSE_BY_CLASS.items():
             if names & set(classes):
                 return cause
         if isinstance(error, FileNotFoundError) and error.filename is not None:  # of a folder, not a store's wrapper
@@ -95,8 +100,8 @@ def _cause(error: BaseException) -> str | None:
     return None
 
 
-def code_of(error: BaseException) -> str | None:
-    """A provider's own word for the error: botocore keeps it in `response`, the others in an attribute."""
+def error_code(error: BaseException) -> str | None:
+    """Return the provider's error code: botocore keeps it in `response`, the other clients in an attribute."""
     response = getattr(error, "response", None)
     code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
     for found in (code, getattr(error, "error_code", None), getattr(error, "code", None)):
@@ -105,7 +110,7 @@ def code_of(error: BaseException) -> str | None:
     return None
 
 
-def _status(error: BaseException) -> int | None:
+def _http_status(error: BaseException) -> int | None:
     response = getattr(error, "response", None)
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
     for found in (
@@ -119,17 +124,17 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _words(error: BaseException) -> str:
-    code = code_of(error)
+def _summarize(error: BaseException) -> str:
+    code = error_code(error)
     name = code if code and not code.isdigit() else type(error).__name__
     text = " ".join(str(error).split())[:200]
-    if name in _WORDS:
-        return f"{_WORDS[name]} ({name})"
+    if name in _SUMMARIES:
+        return f"{_SUMMARIES[name]} ({name})"
     return code if name == code and code else (f"{text} ({name})" if text else name)
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it was raised from, outermost first."""
+def exception_chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and its chain of causes, outermost first."""
     link: BaseException | None = error
     while link is not None:
         yield link

@@ -1,7 +1,7 @@
 """Shared memory that Streaming leaves behind when a process is killed.
 
-Streaming names its blocks /dev/shm/NNNNNN_name and frees them when its process ends by itself. After a `kill -9` they
-stay, and a data set with a remote then refuses to open ("Reused local directory").
+Streaming names its blocks /dev/shm/NNNNNN_name and frees them at a regular exit. After a `kill -9` they remain, and a
+data set with a remote then refuses to open ("Reused local directory").
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ _SHM = Path("/dev/shm")
 _NAME = re.compile(r"(\d{6})_[a-z_]+")
 
 
-def remove_stale_memory() -> list[str]:
-    """Remove the blocks of every prefix that no process on this machine has mapped; returns the prefixes removed."""
+def remove_stale_shared_memory() -> list[str]:
+    """Remove the blocks of every prefix that no process on this machine has mapped; return these prefixes."""
     if not _SHM.is_dir():
         return []
     blocks: dict[str, list[Path]] = {}
@@ -26,7 +26,7 @@ def remove_stale_memory() -> list[str]:
     stale = sorted(blocks.keys() - _mapped_prefixes()) if blocks else []
     for prefix in stale:
         for path in blocks[prefix]:
-            with contextlib.suppress(OSError):  # another user's, or gone since
+            with contextlib.suppress(OSError):  # another user's, or removed meanwhile
                 path.unlink()
     return stale
 
@@ -34,6 +34,6 @@ def remove_stale_memory() -> list[str]:
 def _mapped_prefixes() -> set[str]:
     mapped: set[str] = set()
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # ended meanwhile, or another user's, whose blocks we cannot remove either
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's, whose blocks cannot be removed either
             mapped.update(re.findall(r"/dev/shm/(\d{6})_", (process / "maps").read_text()))
     return mapped

@@ -15,7 +15,7 @@ import pytest
 
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.data.loading.open_dataset import open_train
-from cram_composer.data.loading.prepare import prepare
+from cram_composer.data.loading.prepare import prepare_dataset
 from cram_composer.data.loading.stream import RowStream
 from cram_composer.errors import CramError
 from tests.data.data_sets import number_of, write_data_set
@@ -32,7 +32,7 @@ def config(root: Path, remote: Path | str | None = None, **settings) -> DataConf
 
 def opened(config: DataConfig, before: Callable[[], object] = lambda: None) -> RowStream:
     """A stream; `before` happens between the pre-flight and the first row."""
-    data = prepare(config, True, lambda: None)
+    data = prepare_dataset(config, True, lambda: None)
     before()
     return open_train(data, config, seed=1)
 
@@ -89,7 +89,7 @@ def test_a_compressed_data_set_is_unpacked_where_it_is(tmp_path: Path, workers: 
 
 
 LOCAL: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (Path.unlink, "is not there any more"),
+    "missing": (Path.unlink, "no longer exists"),
     "truncated": (lambda path: os.truncate(path, 40), "cannot be read"),
     "empty": (lambda path: path.write_bytes(b""), "cannot be read"),
     "garbage": (lambda path: path.write_bytes(os.urandom(path.stat().st_size)), "cannot be read"),
@@ -107,7 +107,7 @@ def test_a_local_shard_that_is_damaged_while_training_is_one_line(tmp_path: Path
 
 
 REMOTE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (Path.unlink, "there is no such object"),
+    "missing": (Path.unlink, "no such object"),
     "truncated": (lambda path: os.truncate(path, 40), "40 bytes instead of"),
     "flipped": (damage, "its xxh64 hash differs from the one in index.json (fetched twice)"),
 }
@@ -234,7 +234,7 @@ def test_a_server_that_stops_answering_ends_in_one_line_by_the_deadline(
     finally:
         seaweed.resume()
     # The process that fetches the shard says the one; one that waited for it may be first to say the other.
-    assert (uri in line and "cannot be reached" in line) or "nobody could fetch it" in line
+    assert (uri in line and "cannot be reached" in line) or "not fetched by any process" in line
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,4 +1,4 @@
-"""What is planned: a run's configuration, what is known of its data, and its model without any numbers in it."""
+"""A run to be planned: its configuration, facts about its data, and its model and loader."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from cram_composer.config import compose
 from cram_composer.config.schema.data_build import DataBuildConfig
 from cram_composer.config.schema.run import DataConfig, RunConfig
 from cram_composer.config.validation.run import check_row_length
-from cram_composer.data.loading.mixture import choose_streams
-from cram_composer.data.loading.prepare import places
+from cram_composer.data.loading.mixture import select_streams
+from cram_composer.data.loading.prepare import resolve_location
 from cram_composer.data.loading.stream import RowStream, TrainLoader
 from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest
 from cram_composer.data.masking import MaskedLMCollator, build_collator
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
 
-_SPECIAL_TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}  # of a tokenizer that is not there yet
+_SPECIAL_TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}  # of a tokenizer that does not exist yet
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the size of a run depends on: `rows_per_epoch` is None where the data set is not built."""
+    """Properties of a data set that determine the size of a run; `rows_per_epoch` is None if it is not built."""
 
     sequence_length: int
     vocab_size: int
     special_tokens: Mapping[str, int]
     packing: str
     rows_per_epoch: int | None
-    source: str  # where this is known from
+    source: str  # where these facts come from
 
 
-def data_facts(config: DataConfig) -> DataFacts:
-    """The manifest's where the data set is on this machine, otherwise those that its build will have."""
-    root, remote = places(config)
+def read_data_facts(config: DataConfig) -> DataFacts:
+    """Read the facts from the manifest of a local data set, or from the configuration of its build."""
+    root, remote = resolve_location(config)
     if (root / MANIFEST).is_file():
         manifest = load_manifest(root)
         return DataFacts(
@@ -66,8 +66,8 @@ def data_facts(config: DataConfig) -> DataFacts:
 
 
 def epoch_rows(config: DataConfig, manifest: Manifest) -> int:
-    """Rows of an epoch, as Streaming weighs the streams; those of blocks that a `repeat` cuts are rounded."""
-    streams = choose_streams(config, manifest)
+    """Return the rows of an epoch under Streaming's stream weights; blocks that a `repeat` cuts are rounded."""
+    streams = select_streams(config, manifest)
     total = 0.0
     for stream in streams:
         counts = manifest["splits"][stream.split]
@@ -79,8 +79,8 @@ def epoch_rows(config: DataConfig, manifest: Manifest) -> int:
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """A run on `devices` devices."""
+class RunSpec:
+    """A run on `devices` devices, with the facts about its data."""
 
     config: RunConfig
     facts: DataFacts
@@ -88,7 +88,7 @@ class ModelSpec:
 
     @property
     def collator(self) -> MaskedLMCollator:
-        """The run's collator; tokens stand for words, which it takes a tokenizer to know and which are as many."""
+        """The run's collator; it masks tokens, as many as words, since words need a tokenizer."""
         tokens = self.facts.special_tokens
         return build_collator(
             self.config.objective.model_copy(update={"unit": "token"}),
@@ -99,9 +99,9 @@ class ModelSpec:
             tokens["sep"] if self.config.model.document_masking else None,
         )
 
-    def loader(self, microbatch: int | None = None) -> TrainLoader:
-        """The loader of one device, over random rows; with `microbatch`, of one microbatch of that many rows."""
-        stream = _RandomRows(self.facts)
+    def build_loader(self, microbatch: int | None = None) -> TrainLoader:
+        """Build the loader of one device over random rows; with `microbatch`, of one microbatch of that many rows."""
+        stream = _RandomRowStream(self.facts)
         return TrainLoader(
             cast(RowStream, stream),
             self.collator,
@@ -112,8 +112,8 @@ class ModelSpec:
             rank=0,
         )
 
-    def model(self, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> MaskedLMTrainingModel:
-        """The run's model with fresh weights. Raises CramError, one line."""
+    def build_model(self, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> MaskedLMTrainingModel:
+        """Build the run's model with fresh weights. Raises CramError."""
         check_row_length(self.config, self.facts.sequence_length)
         facts = self.facts
         network = build_model(
@@ -122,24 +122,24 @@ class ModelSpec:
         return MaskedLMTrainingModel(network, autocast_dtype, compile)
 
 
-class _RandomRows:
-    """Rows of random tokens, as many as are asked for: what a step costs does not depend on the text."""
+class _RandomRowStream:
+    """Any number of rows of random tokens: the cost of a step does not depend on the text."""
 
     def __init__(self, facts: DataFacts) -> None:
         self._facts = facts
         self._random = np.random.default_rng(0)
 
     def take(self, rows: int) -> NDArray[np.int64]:
-        """[rows, sequence_length]"""
+        """Return rows [rows, sequence_length]."""
         return self._random.integers(0, self._facts.vocab_size, (rows, self._facts.sequence_length))
 
 
-def without_numbers() -> FakeTensorMode:
-    """A context whose tensors have shapes, dtypes and storages and no content: a model of any size, in no memory."""
+def fake_tensors() -> FakeTensorMode:
+    """Return a context of tensors without content, which take no memory: shapes, dtypes and storages only."""
     return FakeTensorMode()
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
+    """Return all divisors in ascending order."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return sorted({*small, *(number // n for n in small)})
