@@ -57,7 +57,7 @@ class TinyRuns:
                 file.unlink()
         (killed / "record.json").write_text(json.dumps(record(killed) | {"status": "running"}))
         self(killed.name, *overrides)
-        assert record(killed)["segments"][-1]["started_at_step"] == at
+        assert record(killed)["attempts"][-1]["started_at_step"] == at
         return killed
 
 

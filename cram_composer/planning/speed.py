@@ -22,7 +22,7 @@ from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.models.flops import flops_per_token
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.planning.model_spec import ModelSpec
-from cram_composer.train.trainer import QuietTrainer
+from cram_composer.train.trainer import LowOverheadTrainer
 
 _WARM_UP = 2  # steps of each size, in the first of which its graphs are compiled
 _MICROBATCHES = (1, 3)  # of the two sizes of step that are timed
@@ -75,7 +75,7 @@ def calibrate(spec: ModelSpec, device: DeviceChoice, steps: int) -> Speed:
     sizes = [count for count in _MICROBATCHES for _ in range(_WARM_UP)]
     sizes += [count for _ in range(steps) for count in _MICROBATCHES]
     timed = _TimedSteps(loader, sizes)
-    trainer = QuietTrainer(
+    trainer = LowOverheadTrainer(
         model=model,
         optimizers=optimizer,
         train_dataloader=training_data(loader),

@@ -62,7 +62,7 @@ from cram_composer.train.finish import finish, write_record
 from cram_composer.train.loggers import build_loggers
 from cram_composer.train.prewarm import join, run_in_background
 from cram_composer.train.session import Session
-from cram_composer.train.trainer import QuietTrainer
+from cram_composer.train.trainer import LowOverheadTrainer
 
 # Composer insists on a duration in its own units; the budget callback is what ends a run.
 _NO_END = "1000000000ba"
@@ -223,7 +223,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, earlier: 
     with strategy.trainer_context(), warnings.catch_warnings():
         # It is passed on purpose: Composer's own cannot count a wall-clock budget.
         warnings.filterwarnings("ignore", message="Specifying the ProgressBarLogger")
-        trainer = QuietTrainer(
+        trainer = LowOverheadTrainer(
             model=model,
             optimizers=optimizer,
             train_dataloader=training_data(loader),
