@@ -93,7 +93,7 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from cram_composer.train.finish import export_run
+    from cram_composer.train.export import export_run
 
     print(export_run(options.run, options.output))
     return 0

@@ -18,7 +18,7 @@ class SophiaG(SophiaH):
     The library's Hutchinson estimate of h differentiates the gradients, which torch's attention kernels and compiled
     layers cannot do. Here `curvature` is asked for it every `hessian_frequency` steps: it takes the parameters and
     returns one non-negative tensor for each, or None for no estimate this time. It is set once the run has a model on a
-    device (algorithms/optimizer_support.py); without one h stays 0, and every entry of the update is clipped to 1.
+    device (algorithms/optimizer_hooks.py); without one h stays 0, and every entry of the update is clipped to 1.
     """
 
     def __init__(self, params: Any, *, rho: float, hessian_frequency: int, **options: Any) -> None:

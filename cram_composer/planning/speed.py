@@ -13,8 +13,8 @@ from composer.utils import reproducibility
 from transformers import PreTrainedModel
 
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
-from cram_composer.algorithms.optimizer_hooks import optimizer_support
-from cram_composer.algorithms.registry import Parts, build_algorithms
+from cram_composer.algorithms.optimizer_hooks import optimizer_hooks
+from cram_composer.algorithms.registry import AlgorithmContext, build_algorithms
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.data.loading.data_spec import training_data
 from cram_composer.data.loading.stream import TrainLoader
@@ -71,7 +71,7 @@ def calibrate(spec: ModelSpec, device: DeviceChoice, steps: int) -> Speed:
     budget = Budget(Limits(steps=1))
     steady = dataclasses.replace(config.algorithms, batch_size_ramp=None, seq_length_warmup=None)
     guard = NonFiniteGuard("skip-step", len(_MICROBATCHES) * (_WARM_UP + steps), lambda state, logger: False)
-    parts = Parts(budget, loader, 1, config.seed, lambda: guard.norm)
+    context = AlgorithmContext(budget, loader, 1, config.seed, lambda: guard.norm)
     sizes = [count for count in _MICROBATCHES for _ in range(_WARM_UP)]
     sizes += [count for _ in range(steps) for count in _MICROBATCHES]
     timed = _TimedSteps(loader, sizes)
@@ -79,7 +79,7 @@ def calibrate(spec: ModelSpec, device: DeviceChoice, steps: int) -> Speed:
         model=model,
         optimizers=optimizer,
         train_dataloader=training_data(loader),
-        algorithms=[*optimizer_support(optimizer, model, budget), *build_algorithms(steady, parts), guard],
+        algorithms=[*optimizer_hooks(optimizer, model, budget), *build_algorithms(steady, context), guard],
         callbacks=[timed],
         progress_bar=False,
         max_duration=f"{len(sizes)}ba",

@@ -1,17 +1,76 @@
-"""Composer's Trainer with an engine that dispatches each event only to the algorithms and callbacks that handle it."""
+"""Composer's Trainer for a run, with an engine that skips events that nothing handles."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 from unittest import mock
 
 from composer import Trainer
-from composer.core import Callback, Engine, Event
+from composer.core import Algorithm, Callback, Engine, Event
 from composer.core.engine import Traces
 from composer.loggers import LoggerDestination
+from composer.utils import reproducibility
+
+from cram_composer.budget.budget import Budget
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.data.loading.data_spec import training_data
+from cram_composer.device import DeviceChoice
+from cram_composer.evaluation.held_out import due_by_progress, held_out_evaluator
+from cram_composer.runs.checkpoints import SavedCheckpoint
+from cram_composer.runs.folder import RunFolder
+from cram_composer.train.data import Batches
+from cram_composer.train.loggers import build_loggers
+from cram_composer.train.model import ModelSetup
 
 _DEBUG = "ENGINE_DEBUG"  # Composer's variable: log one line per event and visit
+# Composer requires a duration in its own units; the budget callback ends the run.
+_NO_END = "1000000000ba"
+
+
+def build_trainer(
+    config: RunConfig,
+    device: DeviceChoice,
+    folder: RunFolder,
+    budget: Budget,
+    setup: ModelSetup,
+    batches: Batches,
+    algorithms: list[Algorithm],
+    callbacks: list[Callback],
+    checkpoint: SavedCheckpoint | None,
+) -> Trainer:
+    """Construct the Trainer, which wraps the model and loads `checkpoint` with its random-number state."""
+    precision, _ = setup.strategy.precision()
+    due = due_by_progress(config.eval.interval, budget)
+    with setup.strategy.trainer_context(), warnings.catch_warnings():
+        # The run passes its own because Composer's cannot count a wall-clock budget.
+        warnings.filterwarnings("ignore", message="Specifying the ProgressBarLogger")
+        trainer = LowOverheadTrainer(
+            model=setup.model,
+            optimizers=setup.optimizer,
+            train_dataloader=training_data(batches.loader),
+            eval_dataloader=held_out_evaluator("eval", batches.in_loop, config.eval.batch_size, due),
+            algorithms=algorithms,
+            callbacks=callbacks,
+            loggers=build_loggers(config.logging, folder, budget),
+            progress_bar=False,
+            max_duration=_NO_END,
+            device=device.name,
+            precision=precision,
+            device_train_microbatch_size=config.train.device_train_microbatch_size,
+            seed=config.seed,
+            run_name=folder.path.name,
+            load_path=str(checkpoint.path) if checkpoint else None,
+            load_progress_bar=False,
+            spin_dataloaders=False,  # DataPosition restores the position without reading
+            **setup.strategy.trainer_arguments(),
+        )
+    setup.strategy.after_init(trainer)
+    if checkpoint is not None and trainer._rng_state is not None:
+        # Composer restores these only while it spins the dataloader.
+        reproducibility.load_rng_state(trainer._rng_state)
+    return trainer
 
 
 class LowOverheadTrainer(Trainer):
