@@ -49,7 +49,7 @@ def main() -> None:
     ingredients = [name for name in recipe_names() if load_recipe(name, "effects").card.kind == "ingredient"]
     names = options.recipes or [name for name in ingredients if name not in options.base]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cram_composer.train.build", "pytorch_optimizer"])
+    context.set_forkserver_preload(["cram_composer.train.loop", "pytorch_optimizer"])
     wanted = [
         _Wanted(name, seed, _recipes(options.base, name), options.set, options.folder)
         for name in (None, *names)

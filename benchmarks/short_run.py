@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from cram_composer.train.session import Run
+    from cram_composer.train.session import Session
 
 # Every step is alike, and nothing is evaluated, saved or drawn between them.
 STEADY = [
@@ -41,7 +41,7 @@ def arguments(text: str | None, steps: int, rounds: int) -> argparse.ArgumentPar
     return parser
 
 
-def build_run(yaml: str, settings: Sequence[str], folder: Path) -> tuple[Run, float]:
+def build_run(yaml: str, settings: Sequence[str], folder: Path) -> tuple[Session, float]:
     """The parts of a run in `folder`, whose `trainer.fit()` trains without the final evaluation and checkpoint.
 
     Also the MiB that were resident before it was built, but after everything was imported.
@@ -68,7 +68,7 @@ def resident(peak: bool = False) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def memory(run: Run, before: float) -> float:
+def memory(run: Session, before: float) -> float:
     """MiB: the most that was allocated on a GPU, on a CPU what resident memory grew by at the most since `before`."""
     import torch
 
@@ -81,7 +81,7 @@ def step_by_hand(
     model: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     microbatches: Sequence[dict[str, torch.Tensor]],
-    run: Run,
+    run: Session,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """One step as a person would write it without Composer; `no_sync` is DDP's, for all microbatches but the last."""

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.short_run import STEADY, arguments, build_run, in_a_process, memory, spread, step_by_hand
 
 if TYPE_CHECKING:
-    from cram_composer.train.session import Run
+    from cram_composer.train.session import Session
 
 _WARM_UP = 5  # steps in which everything is compiled
 _MATRICES = (512, 1024, 2048, 4096)
@@ -86,7 +86,7 @@ def _measure(side: str, yaml: str, steps: int, rounds: int, settings: list[str])
     return {"mib": memory(run, before)}
 
 
-def _turns(run: Run, steps: int) -> dict[str, Any]:
+def _turns(run: Session, steps: int) -> dict[str, Any]:
     """Seconds of a step by either, block by block, and what else `_row` says."""
     from composer.core import Callback, State
     from composer.loggers import Logger
@@ -155,7 +155,7 @@ def _turns(run: Run, steps: int) -> dict[str, Any]:
     }
 
 
-def _bare_loop(run: Run, model: Any) -> Callable[[], None]:
+def _bare_loop(run: Session, model: Any) -> Callable[[], None]:
     """One step of what a person would write in ten lines, on batches that are there already."""
     from cram_composer.optim.factory import build_optimizer
 
@@ -177,7 +177,7 @@ def _bare_loop(run: Run, model: Any) -> Callable[[], None]:
     return step
 
 
-def _product(run: Run, size: int) -> Callable[[], None]:
+def _product(run: Session, size: int) -> Callable[[], None]:
     import torch
 
     dtype = torch.bfloat16 if run.device.precision == "bf16" else torch.float32
@@ -191,7 +191,7 @@ def _product(run: Run, size: int) -> Callable[[], None]:
     return product
 
 
-def _seconds(run: Run, work: Callable[[], None], times: int) -> float:
+def _seconds(run: Session, work: Callable[[], None], times: int) -> float:
     """Of one of `times` calls, until the device has done them."""
     start = time.perf_counter()
     for _ in range(times):
@@ -200,7 +200,7 @@ def _seconds(run: Run, work: Callable[[], None], times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
-def _wait(run: Run) -> None:
+def _wait(run: Session) -> None:
     import torch
 
     if run.device.name == "gpu":

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.short_run import STEADY, build_run, in_a_process, spread
 
 if TYPE_CHECKING:
-    from cram_composer.train.session import Run
+    from cram_composer.train.session import Session
 
 _WARM_UP = 10
 _SIDES = ("CramBERT here", "BERT here", "BERT, Trainer", "BERT, Trainer, compiled")
@@ -70,7 +70,7 @@ def _tokens_per_second(side: str, yaml: str, steps: int, settings: list[str]) ->
         return tokens / statistics.median(seconds[_WARM_UP:])
 
 
-def _trainer(run: Run, steps: int, compiled: bool, scratch: str) -> list[float]:
+def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[float]:
     """Seconds of every step of a Trainer, with the rows, the model's sizes and the settings of `run`."""
     import torch
     from transformers import (

@@ -28,7 +28,7 @@ class TinyRuns:
         self._data = data
         self._runs = runs
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["cram_composer.train.build", "tests.conftest", "pytorch_optimizer"])
+        self._context.set_forkserver_preload(["cram_composer.train.loop", "tests.conftest", "pytorch_optimizer"])
 
     def __call__(self, name: str, *overrides: str) -> Path:
         """Train with the configuration `overrides`, or go on; returns the run's folder, which is `name`."""
@@ -57,7 +57,7 @@ class TinyRuns:
                 file.unlink()
         (killed / "record.json").write_text(json.dumps(record(killed) | {"status": "running"}))
         self(killed.name, *overrides)
-        assert record(killed)["segments"][-1]["started_at_step"] == at
+        assert record(killed)["attempts"][-1]["started_at_step"] == at
         return killed
 
 
@@ -91,13 +91,13 @@ def run_tiny(composed: Composed, path: Path) -> None:
     from cram_composer.device import choose_device
     from cram_composer.runs.folder import RunFolder
     from cram_composer.train import finish
-    from cram_composer.train.build import run
+    from cram_composer.train.loop import run
 
     warnings.filterwarnings("error", message="required_on_load")  # an algorithm that Composer takes for its own
     folder = RunFolder(path)
     folder.lock()
     # Both take longer than all the rest.
-    with mock.patch.object(finish, "_draw_page"), mock.patch("cpuinfo.get_cpu_info", return_value={}):
+    with mock.patch.object(finish, "_write_report"), mock.patch("cpuinfo.get_cpu_info", return_value={}):
         status = run(composed, choose_device(composed.config, 1), folder, folder.read_record(), time.monotonic())
     folder.unlock()
     assert status == 0

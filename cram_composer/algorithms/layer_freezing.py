@@ -9,7 +9,7 @@ import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from cram_composer.algorithms.layer_hooks import around_layers
+from cram_composer.algorithms.layer_hooks import wrap_layer_calls
 from cram_composer.budget.budget import Budget
 from cram_composer.config.schema.algorithms import LayerFreezingConfig
 from cram_composer.models.training_model import MaskedLMTrainingModel
@@ -49,7 +49,7 @@ class LayerFreezing(Algorithm):
         """Set up the layers, or settle how many are frozen in this step."""
         if event == Event.INIT:
             network = cast(MaskedLMTrainingModel, state.model).model
-            self._layers = around_layers(network, self._run, "algorithms.layer_freezing")
+            self._layers = wrap_layer_calls(network, self._run, "algorithms.layer_freezing")
             return
         frozen = int(self._share() * self._layers + 1e-9)
         if frozen != self._frozen:

@@ -126,8 +126,8 @@ def gauss_newton_bartlett(
     return [count * gradient.square() for gradient in summed]
 
 
-def optimizer_support(optimizer: torch.optim.Optimizer, model: nn.Module, budget: Budget) -> list[Algorithm]:
-    """The algorithms that `optimizer` needs beside those of the run."""
+def optimizer_hooks(optimizer: torch.optim.Optimizer, model: nn.Module, budget: Budget) -> list[Algorithm]:
+    """Build the algorithms that `optimizer` needs; no configuration key switches them on."""
     if hasattr(optimizer, "curvature"):
         return [SampledCurvature(optimizer)]
     if "train_mode" not in optimizer.param_groups[0]:

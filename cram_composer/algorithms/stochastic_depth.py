@@ -10,7 +10,7 @@ import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from cram_composer.algorithms.layer_hooks import around_layers
+from cram_composer.algorithms.layer_hooks import wrap_layer_calls
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.schedules import ramp
 from cram_composer.config.schema.algorithms import StochasticDepthConfig
@@ -55,7 +55,7 @@ class StochasticLayers(Algorithm):
         """Set up the layers, or draw what this step leaves out."""
         if event == Event.INIT:
             model = cast(MaskedLMTrainingModel, state.model)
-            self._layers = around_layers(model.model, self._run, "algorithms.stochastic_depth")
+            self._layers = wrap_layer_calls(model.model, self._run, "algorithms.stochastic_depth")
             return
         step = int(state.timestamp.batch)
         rate = 0.0 if step == 0 else ramp(self._budget.progress, 0.0, self._config.drop_rate, self._config.drop_warmup)

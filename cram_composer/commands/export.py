@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Export the run and print the folder."""
-    from cram_composer.train.finish import export_run
+    from cram_composer.train.export import export_run
 
     print(export_run(options.run_folder, options.output))
     return 0

@@ -45,8 +45,13 @@ def uncompile(regions: list[nn.Module]) -> None:
 
 
 def encoder_layers(model: nn.Module) -> list[nn.Module]:
-    """CramBERT's layers; of another model, the members of the list of modules that holds the most parameters."""
+    """The members of `layer_list`; empty where there is none."""
+    return list(layer_list(model) or [])
+
+
+def layer_list(model: nn.Module) -> nn.ModuleList | None:
+    """CramBERT's layers; of another model, the list of modules that holds the most parameters."""
     if isinstance(model, CramBertForMaskedLM):
-        return list(model.encoder.layers)
+        return model.encoder.layers
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[]))
+    return max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=None)

@@ -12,8 +12,8 @@ from composer.utils import reproducibility
 from transformers import PreTrainedModel
 
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
-from cram_composer.algorithms.optimizer_hooks import optimizer_support
-from cram_composer.algorithms.registry import Parts, build_algorithms
+from cram_composer.algorithms.optimizer_hooks import optimizer_hooks
+from cram_composer.algorithms.registry import AlgorithmContext, build_algorithms
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.data.loading.data_spec import build_data_spec
 from cram_composer.data.loading.stream import TrainLoader
@@ -21,7 +21,7 @@ from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.models.flops import flops_per_token
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.planning.run_spec import RunSpec
-from cram_composer.train.trainer import QuietTrainer
+from cram_composer.train.trainer import LowOverheadTrainer
 
 _WARM_UP = 2  # steps of each size; the first one compiles
 _MICROBATCHES = (1, 3)  # of the two timed step sizes
@@ -70,15 +70,15 @@ def measure_speed(spec: RunSpec, device: DeviceChoice, steps: int) -> Speed:
     budget = Budget(Limits(steps=1))
     steady = config.algorithms.model_copy(update={"batch_size_ramp": None, "seq_length_warmup": None})
     guard = NonFiniteGuard("skip-step", len(_MICROBATCHES) * (_WARM_UP + steps), lambda state, logger: False)
-    parts = Parts(budget, loader, 1, config.seed, lambda: guard.norm)
+    context = AlgorithmContext(budget, loader, 1, config.seed, lambda: guard.norm)
     sizes = [count for count in _MICROBATCHES for _ in range(_WARM_UP)]
     sizes += [count for _ in range(steps) for count in _MICROBATCHES]
     timed = _StepTimer(loader, sizes)
-    trainer = QuietTrainer(
+    trainer = LowOverheadTrainer(
         model=model,
         optimizers=optimizer,
         train_dataloader=build_data_spec(loader),
-        algorithms=[*optimizer_support(optimizer, model, budget), *build_algorithms(steady, parts), guard],
+        algorithms=[*optimizer_hooks(optimizer, model, budget), *build_algorithms(steady, context), guard],
         callbacks=[timed],
         progress_bar=False,
         max_duration=f"{len(sizes)}ba",

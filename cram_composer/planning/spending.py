@@ -10,7 +10,7 @@ from typing import Any, cast
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from cram_composer.algorithms.registry import REGISTRY, Parts
+from cram_composer.algorithms.registry import REGISTRY, AlgorithmContext
 from cram_composer.budget.budget import build_budget
 from cram_composer.errors import CramError
 from cram_composer.planning.run_spec import RunSpec
@@ -49,9 +49,9 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
     config, devices = spec.config, spec.devices
     loader = spec.build_loader()
     budget = build_budget(config.budget, devices)
-    parts = Parts(budget, loader, devices, config.seed)
+    context = AlgorithmContext(budget, loader, devices, config.seed)
     ramps: list[Algorithm] = [
-        REGISTRY[name](settings, parts)
+        REGISTRY[name](settings, context)
         for name in ("seq_length_warmup", "batch_size_ramp")
         if (settings := getattr(config.algorithms, name)) is not None
     ]

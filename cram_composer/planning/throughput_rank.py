@@ -126,19 +126,18 @@ def main(settings: dict[str, Any]) -> int:
     config = steady(composed.config, size, settings["smallest"], settings["weak"], steps)
     device = choose_device(config, int(os.environ["LOCAL_WORLD_SIZE"]))
     folder = RunFolder(Path(settings["folder"]))
-    built = build(dataclasses.replace(composed, config=config), device, folder, None)
+    session = build(dataclasses.replace(composed, config=config), device, folder, None)
     times = StepTimes(steps)
-    built.trainer.state.callbacks.append(times)
+    session.trainer.state.callbacks.append(times)
     try:
-        built.trainer.fit()
+        session.trainer.fit()
     finally:
-        built.clock.close_clock()
-        built.heartbeat.stop()
-    if built.clock.signal:
-        return 128 + built.clock.signal
+        session.callbacks.stop_clocks()
+    if session.callbacks.clock.signal:
+        return 128 + session.callbacks.clock.signal
     ranks = dist.all_gather_object(times.summary())
-    can_be_alone = isinstance(built.trainer.state.model, DistributedDataParallel)
-    tokens = config.train.batch_size * built.data.manifest["sequence_length"]
+    can_be_alone = isinstance(session.trainer.state.model, DistributedDataParallel)
+    tokens = config.train.batch_size * session.data.manifest["sequence_length"]
     if dist.get_global_rank() == 0:
         found = {name: statistics.fmean(rank[name] for rank in ranks) for name in ranks[0]}
         if size == 1:
@@ -152,7 +151,7 @@ def main(settings: dict[str, Any]) -> int:
             "device": device.name,
         }
         write_json(folder.path / MEASURED, measured)
-    built.trainer.close()
+    session.trainer.close()
     return 0
 
 

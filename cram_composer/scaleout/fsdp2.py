@@ -38,9 +38,9 @@ class Fsdp2(Strategy):
 
     def prepare_model(self, model: MaskedLMTrainingModel) -> None:
         # Embedding and decoder, which are tied, and the norms around the layers stay in the outermost group.
-        layers = {id(layer) for layer in encoder_layers(model.model)}
+        # Composer asks when algorithms have wrapped the layers.
         network: Any = model.model
-        network.fsdp_wrap_fn = lambda module: id(module) in layers
+        network.fsdp_wrap_fn = lambda module: any(module is layer for layer in encoder_layers(network))
         # It differentiates with respect to the weights, which are not there: layers see gathered copies.
         model.precompiles = False
 

@@ -11,7 +11,7 @@ from cram_composer.errors import CramError
 _SAID = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "Socket Timeout")
 
 
-def lost_rank(error: BaseException) -> CramError | None:
+def peer_failure(error: BaseException) -> CramError | None:
     """The line for an error of a collective whose other side is gone or does not answer; None for any other error."""
     if dist.get_world_size() == 1 or not isinstance(error, RuntimeError):
         return None

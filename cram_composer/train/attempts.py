@@ -1,4 +1,4 @@
-"""The starts of a run: what each of them spent, and what a kill or a rollback made lost."""
+"""Attempts of a run: the budget that each one spent, and the time lost to kills and rollbacks."""
 
 from __future__ import annotations
 
@@ -20,39 +20,45 @@ from cram_composer.train.session import Session
 
 
 class Attempt:
-    """One start of a run: its steps, and its wall-clock by a clock that is not the ledger's."""
+    """One attempt at a run: its steps, and its wall-clock time by a clock independent of the ledger."""
 
-    def __init__(self, built: Session) -> None:
-        self._run = built
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._started = 0.0
         self._entry: dict[str, Any] = {
-            "started_at_step": int(built.trainer.state.timestamp.batch),
-            "spent_before": built.ledger.elapsed(),
+            "started_at_step": int(session.trainer.state.timestamp.batch),
+            "spent_before": session.ledger.elapsed(),
             "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "world_size": dist.get_world_size(),
         }
-        if built.attempts and "reason" not in built.attempts[-1]:
-            built.attempts[-1].update(ended_at_step=self._entry["started_at_step"], reason="killed")
-        built.attempts.append(self._entry)
+        if session.attempts and "reason" not in session.attempts[-1]:
+            session.attempts[-1].update(ended_at_step=self._entry["started_at_step"], reason="killed")
+        session.attempts.append(self._entry)
 
     def start(self) -> None:
-        """The loop begins."""
+        """Note the start of the loop."""
         self._started = time.perf_counter()
 
     def close(self, reason: str) -> None:
-        """The loop is over: stop the clock and note how it ended."""
+        """Stop the clocks and note why the loop ended."""
         wall = time.perf_counter() - self._started
-        step = int(self._run.trainer.state.timestamp.batch)
-        self._run.clock.close_clock()
-        self._run.heartbeat.stop()
+        step = int(self._session.trainer.state.timestamp.batch)
+        self._session.callbacks.stop_clocks()
         self._entry.update(ended_at_step=step, reason=reason, wall_seconds=wall)
         if dist.get_global_rank() == 0:
-            # An interrupted run saved its last step; whatever follows a failure's last checkpoint is lost.
-            self._run.folder.write_clock(self._run.ledger, step, clean=reason == "interrupted")
+            # An interrupted run has saved its last step; after a failure, the time since the last checkpoint is lost.
+            self._session.folder.write_clock(self._session.ledger, step, clean=reason == "interrupted")
 
 
-def restore_ledger(ledger: Ledger, folder: RunFolder, saved: SavedCheckpoint | None) -> None:
-    """Take over what earlier starts of this run spent; what came after the checkpoint is lost, and counts."""
+def restore_ledger(
+    ledger: Ledger, folder: RunFolder, saved: SavedCheckpoint | None, previous: dict[str, Any] | None
+) -> None:
+    """Continue the ledger of earlier attempts; time spent after the checkpoint `saved` counts as lost.
+
+    `previous` is the record of those attempts, whose seconds outside the budget are added.
+    """
+    for phase, seconds in (previous or {}).get("ledger", {}).get("outside", {}).items():
+        ledger.outside[phase] += seconds
     clock = folder.read_clock()
     kept: dict[str, float] = {}
     if saved is not None:
@@ -64,14 +70,17 @@ def restore_ledger(ledger: Ledger, folder: RunFolder, saved: SavedCheckpoint | N
 
 
 def rollback_to_checkpoint(folder: RunFolder, ledger: Ledger, strategy: Strategy) -> Callable[[State, Logger], bool]:
-    """What the non-finite guard calls: back to the last checkpoint's weights, the time since then being lost."""
+    """Make the non-finite guard's rollback: restore the last checkpoint's weights and count the time since as lost.
+
+    The returned function is False if there is no checkpoint.
+    """
 
     def rollback(state: State, logger: Logger) -> bool:
         loaded = restore_weights(state, logger, folder.checkpoints, strategy)
         if loaded is None:
             return False
         spent, kept = ledger.elapsed(), loaded["callbacks"]["BudgetCallback"]["inside"]
-        # The phase that is open goes on counting in a restored ledger, so its seconds are kept and not lost.
+        # The open phase continues in a restored ledger, so its seconds are not lost.
         ledger.restore(kept, lost=0.0)
         ledger.restore(kept, lost=max(0.0, spent - ledger.elapsed()))
         return True

@@ -1,28 +1,110 @@
-"""Callbacks that write the run folder while the loop runs: the clock's heartbeat, the trace, the metrics."""
+"""Callbacks of a run: heartbeat and trace, and the list of all callbacks in their order."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 from composer.core import Callback, State
-from composer.loggers import Logger, LoggerDestination
+from composer.loggers import Logger
 from composer.utils import dist
 
+from cram_composer.algorithms.averaging.swa import with_swa
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.callback import BudgetCallback
+from cram_composer.budget.early_stop import EarlyStop
+from cram_composer.budget.forecast import EpochForecast
 from cram_composer.budget.ledger import Ledger
+from cram_composer.budget.schedules import build_schedule
 from cram_composer.budget.trace import TRACE, BatchShape, JsonLines, TraceStep
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.units import parse_duration
+from cram_composer.data.loading.stream import TrainLoader
 from cram_composer.errors import CramError
-from cram_composer.runs.folder import METRICS, RunFolder
+from cram_composer.runs.branch_points import BranchPointSaver
+from cram_composer.runs.folder import RunFolder
+from cram_composer.runs.mirror import RunMirror
+from cram_composer.scaleout.strategy import Strategy
+from cram_composer.train.checkpointing import DataPosition, RollingCheckpoints
+from cram_composer.train.signals import Signals
 
 _HEARTBEAT_SECONDS = 5.0
+_TEN_MINUTES = 600.0
+
+
+@dataclass(frozen=True)
+class RunCallbacks:
+    """The callbacks of a run, the signals they react to and the mirror they feed.
+
+    Attributes:
+        ordered: all callbacks, in the order in which Composer runs them.
+        mirror: on rank 0 with `runs_remote`.
+    """
+
+    ordered: list[Callback]
+    heartbeat: Heartbeat
+    trace: TraceWriter
+    checkpoints: RollingCheckpoints
+    clock: BudgetCallback
+    early_stop: EarlyStop | None
+    signals: Signals
+    mirror: RunMirror | None
+
+    def stop_clocks(self) -> None:
+        """Stop the budget and the heartbeat."""
+        self.clock.close_clock()
+        self.heartbeat.stop()
+
+
+def build_callbacks(
+    config: RunConfig, folder: RunFolder, budget: Budget, ledger: Ledger, loader: TrainLoader, strategy: Strategy
+) -> RunCallbacks:
+    """Build the callbacks that keep the budget and write the run folder."""
+    heartbeat = Heartbeat(folder, ledger)
+    signals = Signals(heartbeat.beat)
+    mirror = None
+    if config.runs_remote is not None and dist.get_global_rank() == 0:
+        mirror = RunMirror(folder, config.runs_remote, config.checkpoint.keep)
+    checkpoints = RollingCheckpoints(
+        folder,
+        budget,
+        ledger,
+        interval=_checkpoint_interval(config, budget),
+        keep=config.checkpoint.keep,
+        strategy=strategy,
+        branch_points=BranchPointSaver(folder.path, config.checkpoint.branch_at),
+        on_saved=mirror.enqueue if mirror is not None else None,
+    )
+    schedule = with_swa(build_schedule(config.schedule), config.algorithms.swa)
+    clock = BudgetCallback(budget, ledger, schedule, lambda: signals.received, checkpoints.save)
+    trace = TraceWriter(folder, budget, clock, ledger, loader)
+    early_stop = None
+    if config.train.early_stop:
+        early_stop = EarlyStop(config.train.early_stop, budget, lambda: trace.recent_losses)
+    ordered = [
+        heartbeat,
+        trace,
+        EpochForecast(budget, ledger, loader.stream.rows_per_epoch, loader.data_seq_length),
+        *([early_stop] if early_stop else []),
+        DataPosition(loader),
+        checkpoints,
+        clock,  # last, so that the work of the others counts for the step that it belongs to
+    ]
+    return RunCallbacks(ordered, heartbeat, trace, checkpoints, clock, early_stop, signals, mirror)
+
+
+def _checkpoint_interval(config: RunConfig, budget: Budget) -> float:
+    """The configured interval in seconds; by default ten minutes or a tenth of the budget, whichever is shorter."""
+    if config.checkpoint.interval is not None:
+        return parse_duration(config.checkpoint.interval)
+    return min(_TEN_MINUTES, (budget.limits.seconds or math.inf) / 10.0)
 
 
 class Heartbeat(Callback):
-    """Write the clock every few seconds from a thread, since a kill may come in the middle of a long compilation."""
+    """Write the clock every few seconds from a thread, because a kill may come during a long compilation."""
 
     def __init__(self, folder: RunFolder, ledger: Ledger) -> None:
         self._folder = folder
@@ -44,7 +126,7 @@ class Heartbeat(Callback):
         self._step = int(state.timestamp.batch)
 
     def stop(self) -> None:
-        """Stop beating; waits for a beat under way."""
+        """Stop beating, after any beat in progress."""
         self._done.set()
         if self._thread is not None:
             self._thread.join()
@@ -53,7 +135,7 @@ class Heartbeat(Callback):
         """Write the clock now, on rank 0."""
         if dist.get_global_rank() != 0:
             return
-        with contextlib.suppress(OSError):  # a full disk must not end the run here: the next checkpoint says so
+        with contextlib.suppress(OSError):  # the next checkpoint reports a full disk
             self._folder.write_clock(self._ledger, self._step, clean=False)
 
     def _run(self) -> None:
@@ -62,7 +144,12 @@ class Heartbeat(Callback):
 
 
 class TraceWriter(Callback):
-    """Write a trace line per step and hand throughput and stall to the loggers."""
+    """Write a trace line per step and log throughput and data stall.
+
+    Attributes:
+        recent_losses: finite losses of the last 100 steps.
+        last_step_seconds: duration of the latest step, None before the first.
+    """
 
     def __init__(
         self, folder: RunFolder, budget: Budget, clock: BudgetCallback, ledger: Ledger, shape: BatchShape
@@ -78,7 +165,7 @@ class TraceWriter(Callback):
         self.last_step_seconds: float | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Drop what an earlier process wrote after its last checkpoint."""
+        """Drop lines that an earlier attempt wrote after its last checkpoint."""
         self._tokens_before = int(state.timestamp.token)
         self._rows_before = int(state.timestamp.sample)
         if dist.get_global_rank() == 0:
@@ -143,39 +230,5 @@ class TraceWriter(Callback):
         self.recent_losses = list(state["recent_losses"])
 
     def close(self, state: State, logger: Logger) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class MetricsFile(LoggerDestination):
-    """metrics.jsonl: what is measured now and then (evaluation, above all); the trace has what every step has."""
-
-    def __init__(self, folder: RunFolder, budget: Budget) -> None:
-        self._file = JsonLines(folder.path / METRICS)
-        self._budget = budget
-        self._state: State | None = None
-
-    def fit_start(self, state: State, logger: Logger) -> None:
-        """Drop what an earlier process wrote after its last checkpoint."""
-        self._state = state
-        self._file.cut(int(state.timestamp.batch))
-
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Write the evaluation's results."""
-        found = {
-            name.removeprefix("metrics/"): float(value)
-            for name, value in metrics.items()
-            if name.startswith("metrics/")
-        }
-        if found and self._state is not None:
-            timestamp = self._state.timestamp
-            where = {
-                "step": max(0, int(timestamp.batch) - 1),
-                "elapsed": self._budget.elapsed,
-                "tokens": int(timestamp.token),
-            }
-            self._file.append(where | found)
-
-    def post_close(self) -> None:
         """Close the file."""
         self._file.close()

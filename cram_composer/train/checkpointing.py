@@ -1,15 +1,11 @@
-"""Rolling checkpoints: written by wall time, verified before use, with a fallback to the one before; signals."""
+"""Rolling checkpoints, saved by wall time, and what a resumed or rolled-back run restores from them."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import sys
-import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,8 +16,9 @@ from composer.utils import dist
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.ledger import Ledger
 from cram_composer.data.loading.stream import TrainLoader
+from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BranchPointSaver
-from cram_composer.runs.checkpoints import checkpoint_files, newest_checkpoint, sha256
+from cram_composer.runs.checkpoints import SavedCheckpoint, checkpoint_files, newest_checkpoint, sha256
 from cram_composer.runs.folder import RunFolder
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.storage.files import write_json
@@ -30,10 +27,10 @@ _SAVING = ".saving-"
 
 
 class RollingCheckpoints(Callback):
-    """Save every `interval` seconds of budget and keep the newest `keep`.
+    """Save every `interval` seconds of budget and keep the newest `keep` checkpoints.
 
-    A checkpoint is a `.pt` file and a `.json` beside it with its size and SHA-256, each written under a temporary name
-    and renamed, the `.json` last: a file without one is an interrupted save.
+    A checkpoint is a `.pt` file and a `.json` beside it with its size and SHA-256. Each is written under a temporary
+    name and renamed, the `.json` last: a `.pt` file without one is an interrupted save.
     """
 
     def __init__(
@@ -46,12 +43,12 @@ class RollingCheckpoints(Callback):
         keep: int,
         strategy: Strategy,
         branch_points: BranchPointSaver,
-        saved: Callable[[Path], None] | None = None,
+        on_saved: Callable[[Path], None] | None = None,
     ) -> None:
         self._folder = folder
         self._strategy = strategy
         self._branch_points = branch_points
-        self._saved = saved  # called on rank 0 with every checkpoint
+        self._on_saved = on_saved  # called on rank 0 with the path of every checkpoint
         self._budget = budget
         self._ledger = ledger
         self._interval = interval
@@ -60,14 +57,14 @@ class RollingCheckpoints(Callback):
         self._last_seconds = 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Remove what a kill left of an unfinished save."""
+        """Remove the files of interrupted saves."""
         if dist.get_global_rank() == 0:
             for unfinished in self._folder.checkpoints.glob(f"{_SAVING}*"):
                 unfinished.unlink(missing_ok=True)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Save when it is time and there is time."""
-        # budget.elapsed is the reading that all ranks agreed on, so that they all save after the same step.
+        """Save if a checkpoint is due and fits into the budget."""
+        # All ranks agree on budget.elapsed, so they all save after the same step.
         elapsed, limit = self._budget.elapsed, self._budget.limits.seconds
         if self._last_at is None:
             self._last_at = elapsed
@@ -77,11 +74,11 @@ class RollingCheckpoints(Callback):
             self.save(state)
 
     def save(self, state: State) -> None:
-        """Save now; counted as checkpoint time while the clock runs. Collective: call it on all ranks."""
-        spent = self._ledger.elapsed()  # what the checkpoint says too
+        """Save now, as checkpoint time while the clock runs. Collective."""
+        spent = self._ledger.elapsed()  # the checkpoint holds the same
         with self._ledger.during("checkpoint"):
             self._write(state)
-            # The slowest rank's figure would be fairer, but only rank 0 writes, and this one decides on all ranks.
+            # Rank 0 writes, so its time decides on all ranks.
             seconds = torch.tensor([self._ledger.elapsed() - spent], dtype=torch.float64)
             seconds = state.device.tensor_to_device(seconds)
             dist.broadcast(seconds, src=0)
@@ -93,8 +90,8 @@ class RollingCheckpoints(Callback):
         self._branch_points.drop_passed(progress)
         if dist.get_global_rank() == 0:
             self._folder.write_clock(self._ledger, int(state.timestamp.batch), clean=True)
-            if self._saved is not None:
-                self._saved(self._path(state))
+            if self._on_saved is not None:
+                self._on_saved(self._path(state))
 
     def _path(self, state: State) -> Path:
         return self._folder.checkpoints / f"step-{int(state.timestamp.batch):08d}.pt"
@@ -112,23 +109,40 @@ class RollingCheckpoints(Callback):
                 digest = sha256(file)
             os.replace(temporary, final)
             write_json(final.with_suffix(".json"), {"step": step, "bytes": final.stat().st_size, "sha256": digest})
-            # A newer step than this one is a damaged checkpoint that this run passed over when it resumed.
-            whole = [path for path in checkpoint_files(directory) if path.name <= final.name]
-            for old in set(checkpoint_files(directory)) - set(whole[: self._keep]):
+            # A newer step than this one is a damaged checkpoint that this run skipped when it resumed.
+            valid = [path for path in checkpoint_files(directory) if path.name <= final.name]
+            for old in set(checkpoint_files(directory)) - set(valid[: self._keep]):
                 old.with_suffix(".json").unlink(missing_ok=True)
                 old.unlink(missing_ok=True)
 
 
+def find_checkpoint(folder: RunFolder) -> SavedCheckpoint | None:
+    """Find the newest valid checkpoint, with one warning for each damaged one. Collective.
+
+    Raises:
+        CramError: ranks see different checkpoints.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        saved = newest_checkpoint(folder.checkpoints)
+    if len(set(dist.all_gather_object(saved.step if saved else None))) > 1:
+        raise CramError(f"{folder.checkpoints}: ranks see different checkpoints; runs_dir must be on a shared disk")
+    return saved
+
+
 def load_state(path: Path) -> dict[str, Any]:
-    """The state dict of a checkpoint of ours, on the CPU."""
+    """Load the state dict of a checkpoint of this project on the CPU."""
     # Composer's checkpoints hold its own time objects; this file was written by this project in this run folder.
     return torch.load(path, map_location="cpu", weights_only=False)["state"]
 
 
 def restore_weights(state: State, logger: Logger, directory: Path, strategy: Strategy) -> dict[str, Any] | None:
-    """Put the newest checkpoint's weights, optimizer and algorithms into a running `state`; the data goes on.
+    """Restore weights, optimizer and algorithms of a running `state` from the newest checkpoint. Collective.
 
-    Collective. Returns the checkpoint's state, None when there is no checkpoint.
+    The position in the data stays, so the same batch does not come again.
+
+    Returns:
+        The checkpoint's state; None if there is no checkpoint.
     """
     saved = newest_checkpoint(directory)
     if saved is None:
@@ -143,56 +157,15 @@ def restore_weights(state: State, logger: Logger, directory: Path, strategy: Str
 
 
 class DataPosition(Callback):
-    """The run's place in the data: one for all ranks, and good for any number of them."""
+    """Position in the data of the whole run, identical on all ranks and valid for any number of them."""
 
     def __init__(self, loader: TrainLoader) -> None:
         self._loader = loader
 
     def state_dict(self) -> dict[str, Any]:
-        """The place."""
+        """The position."""
         return self._loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the place."""
+        """Continue at the position of a checkpoint."""
         self._loader.load_state_dict(state)
-
-
-class Signals:
-    """What ends the run between two steps, with a checkpoint; a step over 25 s is abandoned.
-
-    SIGTERM, SIGINT, and SIGUSR2, which submitit has Slurm send 90 s before the end of a job's time.
-    """
-
-    def __init__(self, at_once: Callable[[], None]) -> None:
-        self._at_once = at_once
-        self._before: dict[int, Any] = {}
-        self._timer: threading.Timer | None = None
-        self.received = 0
-
-    def install(self) -> None:
-        """Take them over, from Composer's handlers too."""
-        ends = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-        self._before = {number: signal.signal(number, self._handle) for number in ends}
-
-    def uninstall(self) -> None:
-        """The loop is over: nothing is left to save, and a signal ends the process as it did before."""
-        if self._timer is not None:
-            self._timer.cancel()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            # Ctrl-C reaches a process twice: from the terminal, and as the launcher's SIGTERM right after.
-            return
-        self.received = number
-        print(f"\n{signal.Signals(number).name}: saving after this step", file=sys.stderr, flush=True)
-        self._timer = threading.Timer(25.0, self._give_up)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _give_up(self) -> None:
-        print("the step was not over and saved within 25 s: the last checkpoint stands", file=sys.stderr, flush=True)
-        with contextlib.suppress(Exception):
-            self._at_once()
-        os._exit(128 + self.received)

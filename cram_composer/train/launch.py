@@ -33,7 +33,7 @@ def start(composed: Composed, path: Path) -> int:
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if device.name == "cpu" and device.compile != "off":
         probe_vector_instructions()
-    from cram_composer.train.build import run  # Composer, which takes seconds: time for the answer
+    from cram_composer.train.loop import run  # imports Composer, which takes seconds: time for the probe
 
     if first and remote is not None:
         remote.check_access()

@@ -1,50 +1,34 @@
-"""The loggers that a run's configuration asks for."""
+"""Loggers of a run: metrics.jsonl, the progress bar, TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
-from composer.loggers import LoggerDestination, TensorboardLogger
+from composer.core import State
+from composer.loggers import Logger, LoggerDestination, ProgressBarLogger, TensorboardLogger
 from composer.utils import dist
 
 from cram_composer.budget.budget import Budget
+from cram_composer.budget.trace import JsonLines
 from cram_composer.config.schema.run import LoggingConfig
+from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
-from cram_composer.runs.folder import RunFolder
-from cram_composer.train.callbacks import MetricsFile
-from cram_composer.train.progress_bar import BudgetProgressBar
+from cram_composer.runs.folder import METRICS, RunFolder
 
-_A_STEP_EVERY = 1.0  # second; the trace has every step
-
-
-class PacedTensorboard(TensorboardLogger):
-    """TensorBoard with every evaluation, and one step in a second: some twenty scalars a step would cost short steps.
-
-    Args:
-        log_dir: the folder of the event files.
-    """
-
-    def __init__(self, log_dir: str) -> None:
-        super().__init__(log_dir=log_dir, rank_zero_only=True)
-        self._step: int | None = None
-        self._writes = False
-        self._next = 0.0
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Write all that a step logs, or nothing of it."""
-        if step != self._step:
-            now = time.monotonic()
-            self._step, self._writes = step, now >= self._next
-            if self._writes:
-                self._next = now + _A_STEP_EVERY
-        if self._writes or any(name.startswith("metrics/") for name in metrics):
-            super().log_metrics(metrics, step)
+_SECONDS_PER_STEP = 1.0  # of TensorBoard; the trace has every step
+_SECONDS_PER_LINE = 30.0  # of the progress bar without a terminal
 
 
 def build_loggers(config: LoggingConfig, folder: RunFolder, budget: Budget) -> list[LoggerDestination]:
-    """metrics.jsonl always, on rank 0; the rest as configured. Raises CramError for what a logger does not take."""
+    """Build metrics.jsonl on rank 0 and the configured loggers.
+
+    Raises:
+        CramError: a package is missing, or a logger rejects its arguments.
+    """
     loggers: list[LoggerDestination] = []
     if dist.get_global_rank() == 0:
         loggers.append(MetricsFile(folder, budget))
@@ -52,7 +36,7 @@ def build_loggers(config: LoggingConfig, folder: RunFolder, budget: Budget) -> l
             loggers.append(BudgetProgressBar(budget))
         if config.tensorboard:
             loggers.append(PacedTensorboard(str(folder.path / "tensorboard")))
-    # These two exchange their run's id among the ranks, and log on rank 0 only by themselves.
+    # On every rank: these exchange their run id among the ranks and log on rank 0 only.
     if config.wandb is not None:
         from composer.loggers import WandBLogger
 
@@ -71,3 +55,131 @@ def _optional(name: str, logger: Callable[..., LoggerDestination], arguments: di
         raise CramError(f"logging.{name}: {error}") from None
     except ImportError:
         raise CramError(f"logging.{name}: the package is not installed; pip install 'cram-composer[{name}]'") from None
+
+
+class MetricsFile(LoggerDestination):
+    """Write evaluation results to metrics.jsonl; the trace holds what is logged every step."""
+
+    def __init__(self, folder: RunFolder, budget: Budget) -> None:
+        self._file = JsonLines(folder.path / METRICS)
+        self._budget = budget
+        self._state: State | None = None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Drop lines that an earlier attempt wrote after its last checkpoint."""
+        self._state = state
+        self._file.cut(int(state.timestamp.batch))
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Write the metrics of an evaluation."""
+        found = {
+            name.removeprefix("metrics/"): float(value)
+            for name, value in metrics.items()
+            if name.startswith("metrics/")
+        }
+        if found and self._state is not None:
+            timestamp = self._state.timestamp
+            where = {
+                "step": max(0, int(timestamp.batch) - 1),
+                "elapsed": self._budget.elapsed,
+                "tokens": int(timestamp.token),
+            }
+            self._file.append(where | found)
+
+    def post_close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class PacedTensorboard(TensorboardLogger):
+    """TensorBoard with every evaluation and at most one step per second.
+
+    A step logs about twenty scalars, which would slow down short steps.
+
+    Args:
+        log_dir: folder of the event files.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir=log_dir, rank_zero_only=True)
+        self._step: int | None = None
+        self._writes = False
+        self._next = 0.0
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write all metrics of a step or none."""
+        if step != self._step:
+            now = time.monotonic()
+            self._step, self._writes = step, now >= self._next
+            if self._writes:
+                self._next = now + _SECONDS_PER_STEP
+        if self._writes or any(name.startswith("metrics/") for name in metrics):
+            super().log_metrics(metrics, step)
+
+
+class BudgetProgressBar(ProgressBarLogger):
+    """Show budget left, loss, tokens/s, learning rate and data stall; without a terminal, one line every 30 s."""
+
+    def __init__(self, budget: Budget, stream: TextIO = sys.stderr) -> None:
+        super().__init__(stream=stream)
+        self._budget = budget
+        self._terminal = os.isatty(stream.fileno())
+        self._last_line = time.monotonic()
+        self._latest: dict[str, float] = {}
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Reserve a line for the bar if there is a terminal."""
+        if self._terminal:
+            super().init(state, logger)
+        else:
+            self.state = state
+
+    def _log_hparams_to_console(self) -> None:
+        # The run folder holds the configuration.
+        self.hparams_already_logged_to_console = True
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Remember the latest values."""
+        self._latest.update({name: value for name, value in metrics.items() if isinstance(value, (int, float))})
+
+    def epoch_start(self, state: State, logger: Logger) -> None:
+        """Do nothing: a resumed run is in the middle of its only epoch."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Open the bar, in percent of the budget."""
+        if self.show_pbar and self._terminal and self.train_pbar is None:
+            self.train_pbar = self._build_pbar(state, is_train=True)
+            self.train_pbar.pbar.bar_format = "cram {percentage:3.0f}%|{bar:20}| {postfix}"
+            self.train_pbar.pbar.total = 1.0
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Move the bar."""
+        if self.train_pbar is not None:
+            self.train_pbar.pbar.n = self._budget.progress
+            self.train_pbar.pbar.set_postfix_str(self._summary(state))
+        elif self.show_pbar and time.monotonic() - self._last_line >= _SECONDS_PER_LINE:
+            self._last_line = time.monotonic()
+            print(f"cram {100 * self._budget.progress:3.0f}% {self._summary(state)}", file=self.stream, flush=True)
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        """Open no second bar: evaluations are short, and `eval_end` shows their result."""
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """Show the held-out loss."""
+        metrics = state.eval_metrics.get(state.dataloader_label or "", {})
+        if self.show_pbar and "loss" in metrics:
+            loss, accuracy = float(metrics["loss"].compute()), float(metrics["accuracy"].compute())
+            self._log_to_console(
+                f"step {int(state.timestamp.batch)}: held-out loss {loss:.3f} nats, accuracy {100 * accuracy:.1f} %"
+            )
+
+    def _summary(self, state: State) -> str:
+        latest = self._latest
+        left = f"step {int(state.timestamp.batch)}"
+        if self._budget.limits.seconds is not None:
+            left += f", {format_duration(max(0.0, self._budget.limits.seconds - self._budget.elapsed))} left"
+        return (
+            f"{left}, loss {latest.get('loss/train/total', float('nan')):.3f}, "
+            f"{latest.get('throughput/tokens_per_second', 0.0):,.0f} tok/s, lr {latest.get('lr', 0.0):.2e}, "
+            f"stall {100 * latest.get('throughput/stall', 0.0):.1f} %"
+        )

@@ -1,4 +1,4 @@
-"""The parts of a training run that is built: what training drives and finishing reads."""
+"""The parts of a training run, as `train.build` puts them together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from composer import Trainer
 
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.budget.budget import Budget
-from cram_composer.budget.callback import BudgetCallback
-from cram_composer.budget.early_stop import EarlyStop
 from cram_composer.budget.ledger import Ledger
 from cram_composer.config import Composed
 from cram_composer.config.schema.run import RunConfig
@@ -18,18 +16,25 @@ from cram_composer.data.loading.prepare import PreparedDataset
 from cram_composer.data.loading.stream import Batch, TrainLoader
 from cram_composer.device import DeviceChoice
 from cram_composer.models.training_model import MaskedLMTrainingModel
-from cram_composer.runs.folder import RunFolder
-from cram_composer.runs.mirror import RunMirror
+from cram_composer.runs.folder import RunFolder, environment
 from cram_composer.scaleout.strategy import Strategy
-from cram_composer.train.callbacks import Heartbeat, TraceWriter
-from cram_composer.train.checkpointing import RollingCheckpoints, Signals
+from cram_composer.train.callbacks import RunCallbacks
 
 
 @dataclass
 class Session:
-    """One process's part of a run."""
+    """One process's part of a run.
 
-    config: RunConfig
+    Attributes:
+        final_batches: this rank's batches of the evaluation after training.
+        parameters: weights of the model, tied ones counted once.
+        flops_per_token: forward and backward, at full row length.
+        attempts: earlier attempts of the run and this one, as in record.json.
+        branched_from: the run and step that this run continues, see runs/branch.py.
+        energy: joules of the GPUs and their source, None if not measured.
+        extra: "metrics" of the final evaluation, with "fills".
+    """
+
     composed: Composed
     folder: RunFolder
     device: DeviceChoice
@@ -37,28 +42,27 @@ class Session:
     budget: Budget
     ledger: Ledger
     loader: TrainLoader
+    final_batches: list[Batch]
     model: MaskedLMTrainingModel
     strategy: Strategy
-    trainer: Trainer
-    clock: BudgetCallback
-    trace: TraceWriter
-    heartbeat: Heartbeat
-    checkpoints: RollingCheckpoints
-    remote: RunMirror | None  # on rank 0, with runs_remote
+    parameters: int
+    flops_per_token: float
     guard: NonFiniteGuard
-    early_stop: EarlyStop | None
-    signals: Signals
-    final_batches: list[Batch]
-    parameters: int  # weights of the model, tied ones once
-    flops_per_token: float  # at full row length, forward and backward
-    attempts: list[dict[str, Any]]  # earlier starts of the run and this one, see record.json
-    environment: dict[str, Any]
-    branched_from: dict[str, Any] | None  # the run and the step that it goes on from, see branch.py
+    callbacks: RunCallbacks
+    trainer: Trainer
+    attempts: list[dict[str, Any]]
+    branched_from: dict[str, Any] | None
+    environment: dict[str, Any] = field(default_factory=environment)
     energy: dict[str, Any] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)  # metrics of the final evaluation, and fills
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration as validated."""
+        return self.composed.config
 
     def kernels(self) -> dict[str, str]:
-        """What computes: attention, loss and norm kernels, precision, compilation."""
+        """Kernels of attention, loss and norms, precision, compilation and strategy, by name."""
         layernorm = [algorithm.kernel for algorithm in self.trainer.state.algorithms if hasattr(algorithm, "kernel")]
         return {
             "attention": self.model.attention,

@@ -1,94 +1,129 @@
-"""Composer's trainer, without what takes time in every step of a run and changes nothing in it."""
+"""Composer's Trainer for a run, with an engine that skips events that nothing handles."""
 
 from __future__ import annotations
 
-import datetime
 import os
-from functools import cached_property
+import warnings
 from typing import Any
+from unittest import mock
 
 from composer import Trainer
-from composer.core import Callback, Engine, Event, State
+from composer.core import Algorithm, Callback, Engine, Event
 from composer.core.engine import Traces
 from composer.loggers import LoggerDestination
-from composer.utils import dist
+from composer.utils import reproducibility
 
-_DEBUG = "ENGINE_DEBUG"  # Composer's variable, for a line of its log at every visit
+from cram_composer.budget.budget import Budget
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.data.loading.data_spec import build_data_spec
+from cram_composer.device import DeviceChoice
+from cram_composer.evaluation.held_out import build_held_out_evaluator, due_at_progress_interval
+from cram_composer.runs.checkpoints import SavedCheckpoint
+from cram_composer.runs.folder import RunFolder
+from cram_composer.train.data import Batches
+from cram_composer.train.loggers import build_loggers
+from cram_composer.train.model import ModelSetup
+
+_DEBUG = "ENGINE_DEBUG"  # Composer's variable: log one line per event and visit
+# Composer requires a duration in its own units; the budget callback ends the run.
+_NO_END = "1000000000ba"
 
 
-class QuietTrainer(Trainer):
-    """As Composer's, whose arguments it takes."""
+def build_trainer(
+    config: RunConfig,
+    device: DeviceChoice,
+    folder: RunFolder,
+    budget: Budget,
+    setup: ModelSetup,
+    batches: Batches,
+    algorithms: list[Algorithm],
+    callbacks: list[Callback],
+    checkpoint: SavedCheckpoint | None,
+) -> Trainer:
+    """Construct the Trainer, which wraps the model and loads `checkpoint` with its random-number state."""
+    precision, _ = setup.strategy.precision()
+    due = due_at_progress_interval(config.eval.interval, budget)
+    with setup.strategy.trainer_context(), warnings.catch_warnings():
+        # The run passes its own because Composer's cannot count a wall-clock budget.
+        warnings.filterwarnings("ignore", message="Specifying the ProgressBarLogger")
+        trainer = LowOverheadTrainer(
+            model=setup.model,
+            optimizers=setup.optimizer,
+            train_dataloader=build_data_spec(batches.loader),
+            eval_dataloader=build_held_out_evaluator("eval", batches.in_loop, config.eval.batch_size, due),
+            algorithms=algorithms,
+            callbacks=callbacks,
+            loggers=build_loggers(config.logging, folder, budget),
+            progress_bar=False,
+            max_duration=_NO_END,
+            device=device.name,
+            precision=precision,
+            device_train_microbatch_size=config.train.device_train_microbatch_size,
+            seed=config.seed,
+            run_name=folder.path.name,
+            load_path=str(checkpoint.path) if checkpoint else None,
+            load_progress_bar=False,
+            spin_dataloaders=False,  # DataPosition restores the position without reading
+            **setup.strategy.trainer_arguments(),
+        )
+    setup.strategy.after_init(trainer)
+    if checkpoint is not None and trainer._rng_state is not None:
+        # Composer restores these only while it spins the dataloader.
+        reproducibility.load_rng_state(trainer._rng_state)
+    return trainer
+
+
+class LowOverheadTrainer(Trainer):
+    """Composer's Trainer with a `LowOverheadEngine`; takes the Trainer's arguments."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.state.__class__ = QuietState
-        QuietEngine.replace(self.engine)
-
-    def _accumulate_time_across_ranks(
-        self, num_samples: int | float, num_tokens: int, batch_time: datetime.timedelta
-    ) -> tuple[int, int, datetime.timedelta]:
-        """Sums over the ranks, and the seconds of the first: by way of tensors only where there are several."""
-        if dist.get_world_size() == 1:
-            return int(num_samples), num_tokens, batch_time
-        return super()._accumulate_time_across_ranks(num_samples, num_tokens, batch_time)
+        # The Trainer has no argument for its engine and constructs it by this name (Composer 0.32).
+        with mock.patch("composer.trainer.trainer.Engine", LowOverheadEngine):
+            super().__init__(**arguments)
 
 
-class QuietState(State):
-    """Looks only once through all modules of the model for one that is sharded, not after every step."""
+class LowOverheadEngine(Engine):
+    """Dispatch each event only to the algorithms and callbacks that handle it.
 
-    @cached_property
-    def fsdp_enabled(self) -> bool:
-        """Indicates if FSDP is enabled."""
-        return super().fsdp_enabled
+    A step has seven events and six more per microbatch; most have no handler. Composer's engine visits every callback
+    at each of them, formats a debug line per visit and hands the loggers a list of the algorithms that ran. For a small
+    model that is about 2 % of a step (`python -m benchmarks.trainer`).
 
+    With a profiler, with ENGINE_DEBUG set, or with `enabled` set to False, it behaves as Composer's engine.
 
-class QuietEngine(Engine):
-    """Goes at an event to the algorithms and callbacks that answer to it, and past all others.
-
-    A step has seven events, and six more for each microbatch, most of which nothing here answers to. Composer visits
-    everything at each of them nevertheless, puts together a line for its log that it hardly ever writes, and notes for
-    the loggers which algorithms ran: two hundredths of the time of a small model's steps.
-
-    With a profiler, or where Composer's log asks for its lines, it is Composer's engine.
-
-    A trainer makes its own engine, so this is made of one: `QuietEngine.replace(trainer.engine)`.
+    Attributes:
+        enabled: dispatch to handlers only.
     """
 
-    _callbacks: list[Callback]  # those that were there when `_answering` was made
-    _answering: dict[Event, list[Callback]]
-    _is_quiet: bool
-
-    @classmethod
-    def replace(cls, engine: Engine) -> None:
-        """Make an engine one of these."""
-        engine.__class__ = cls
-        assert isinstance(engine, cls)
-        engine._callbacks, engine._answering = [], {}
-        engine._is_quiet = engine.state.profiler is None and _DEBUG not in os.environ
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.enabled = self.state.profiler is None and _DEBUG not in os.environ
+        self._callbacks: list[Callback] = []  # the callbacks that `_handlers` was made from
+        self._handlers: dict[Event, list[Callback]] = {}
 
     def run_event(self, event: Event | str) -> Traces:
-        """As Composer's, and in its order; traces are empty."""
-        if not self._is_quiet or self._is_closed:
-            return super().run_event(event)
+        """Run the handlers of `event` in Composer's order. Returns no traces."""
         event, state = Event(event), self.state
+        if not self.enabled or self._is_closed or event == Event.INIT:  # INIT has an order and checks of its own
+            return super().run_event(event)
         algorithms = [algorithm for algorithm in state.algorithms if algorithm.match(event, state)]
         if algorithms:
             for algorithm in self._compile(algorithms, event):
                 algorithm.apply(event, state, self.logger)
         if self._callbacks != state.callbacks:
-            self._callbacks, self._answering = list(state.callbacks), {}
-        answering = self._answering.get(event)
-        if answering is None:
-            answering = self._answering[event] = _in_order(self._callbacks, event.value)
-        for callback in answering:
+            self._callbacks, self._handlers = list(state.callbacks), {}
+        handlers = self._handlers.get(event)
+        if handlers is None:
+            handlers = self._handlers[event] = _handlers(self._callbacks, event.value)
+        for callback in handlers:
             callback.run_event(event, state, self.logger)
         return {}
 
 
-def _in_order(callbacks: list[Callback], event: str) -> list[Callback]:
-    """Those that answer; loggers last, so that they write what the others hand them."""
-    answering = [callback for callback in callbacks if _overrides(callback, "run_event") or _overrides(callback, event)]
-    return sorted(answering, key=lambda callback: isinstance(callback, LoggerDestination))
+def _handlers(callbacks: list[Callback], event: str) -> list[Callback]:
+    """Callbacks that handle `event`, loggers last so that they see the others' metrics."""
+    handlers = [callback for callback in callbacks if _overrides(callback, "run_event") or _overrides(callback, event)]
+    return sorted(handlers, key=lambda callback: isinstance(callback, LoggerDestination))
 
 
 def _overrides(callback: Callback, method: str) -> bool:

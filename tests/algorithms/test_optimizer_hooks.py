@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from composer.core import Event, Timestamp
 
-from cram_composer.algorithms.optimizer_hooks import gauss_newton_bartlett, optimizer_support
+from cram_composer.algorithms.optimizer_hooks import gauss_newton_bartlett, optimizer_hooks
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.optim import build_optimizer
 from tests.models.tiny_models import training_batch
@@ -21,7 +21,7 @@ BUDGET = Budget(Limits(steps=10))
 @pytest.mark.parametrize("name", ON_CPU)
 def test_other_optimizers_need_nothing(name: str):
     model = small_model()
-    needed = optimizer_support(build_optimizer(small_settings(name), model), model, BUDGET)
+    needed = optimizer_hooks(build_optimizer(small_settings(name), model), model, BUDGET)
     names = [type(algorithm).__name__ for algorithm in needed]
     assert names == {"schedule-free": ["ScheduleFreeWeights"], "sophia": ["SampledCurvature"]}.get(name, [])
 
@@ -30,7 +30,7 @@ def test_schedule_free_is_evaluated_at_its_average():
     """The three sequences of arXiv 2405.15682, algorithm 1, with a constant rate and no second moment to speak of."""
     model = small_model()
     optimizer = build_optimizer(small_settings("schedule-free", lr=0.01, betas=[0.8, 0.0], eps=0.0), model)
-    (support,) = optimizer_support(optimizer, model, BUDGET)
+    (hook,) = optimizer_hooks(optimizer, model, BUDGET)
     name = "model.encoder.layers.0.attention.out.weight"
     y = model.get_parameter(name)
     x = z = y.detach().clone()
@@ -39,7 +39,7 @@ def test_schedule_free_is_evaluated_at_its_average():
         assert y.grad is not None
         z = z - 0.01 * y.grad  # the library leaves the normalised gradient here
         x = (1 - 1 / t) * x + z / t
-        torch.testing.assert_close(support.average()[name], x, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(hook.average()[name], x, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(y.detach(), 0.2 * z + 0.8 * x, rtol=1e-4, atol=1e-6)
 
 
@@ -49,15 +49,15 @@ def test_a_run_does_not_depend_on_how_often_it_is_evaluated():
     for evaluate in (False, True):
         model = small_model()
         optimizer = build_optimizer(small_settings("schedule-free"), model)
-        (support,) = optimizer_support(optimizer, model, BUDGET)
+        (hook,) = optimizer_hooks(optimizer, model, BUDGET)
         state = SimpleNamespace(model=model)
         for seed in range(4):
             step(model, optimizer, seed)
             if evaluate:
-                average = support.state_dict()["average"]
-                support.apply(Event.EVAL_START, state, None)
+                average = hook.state_dict()["average"]
+                hook.apply(Event.EVAL_START, state, None)
                 assert all(torch.equal(p, average[name]) for name, p in model.named_parameters())
-                support.apply(Event.EVAL_END, state, None)
+                hook.apply(Event.EVAL_END, state, None)
         trained.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(once, often) for once, often in zip(*trained, strict=True))
 
@@ -65,8 +65,8 @@ def test_a_run_does_not_depend_on_how_often_it_is_evaluated():
 def test_schedule_free_before_its_first_step():
     model = small_model()
     optimizer = build_optimizer(small_settings("schedule-free"), model)
-    (support,) = optimizer_support(optimizer, model, BUDGET)
-    assert all(torch.equal(support.average()[name], p) for name, p in model.named_parameters())
+    (hook,) = optimizer_hooks(optimizer, model, BUDGET)
+    assert all(torch.equal(hook.average()[name], p) for name, p in model.named_parameters())
     assert not optimizer.state, "or torch takes the optimizer for one that has started, and loads nothing"
 
 
@@ -143,10 +143,10 @@ def test_sophias_update_and_how_often_it_asks_for_the_curvature():
 def test_the_labels_are_drawn_by_step_for_the_last_microbatch_that_went_through_the_model():
     model = small_model()
     optimizer = build_optimizer(small_settings("sophia"), model)
-    (support,) = optimizer_support(optimizer, model, BUDGET)
+    (hook,) = optimizer_hooks(optimizer, model, BUDGET)
     state = run_state(model, training_batch(rows=2))
-    support.apply(Event.FIT_START, state, None)
-    support.apply(Event.BEFORE_FORWARD, state, None)
+    hook.apply(Event.FIT_START, state, None)
+    hook.apply(Event.BEFORE_FORWARD, state, None)
     state.batch = None  # Composer puts the whole batch back, which is on the CPU
     before, estimates = torch.get_rng_state(), []
     for at in (3, 3, 4):

@@ -11,6 +11,7 @@ from composer.core import Event
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from cram_composer.algorithms.layer_freezing import LayerFreezing
+from cram_composer.algorithms.norms.low_precision_layernorm import lower_norms
 from cram_composer.algorithms.stochastic_depth import StochasticLayers
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.config.schema.algorithms import LayerFreezingConfig, StochasticDepthConfig
@@ -50,11 +51,11 @@ def in_and_out(stack: Stack) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """What every layer is given and what comes out of it, in a training forward."""
     found, embedded = [], stack.model.model.encoder.embeddings.register_forward_hook(lambda m, a, out: out.clone())
     for layer in stack.layers():
-        vars(layer)["around"].append(lambda call, x, *rest: found.append((x, call(x, *rest))) or found[-1][1])
+        layer.wrappers.append(lambda call, x, *rest: found.append((x, call(x, *rest))) or found[-1][1])
     stack.model(training_batch())
     embedded.remove()
     for layer in stack.layers():
-        vars(layer)["around"].pop()
+        layer.wrappers.pop()
     return found
 
 
@@ -113,9 +114,9 @@ def contexts(stack: Stack) -> list:
     """What layers are given besides hidden states."""
     seen: list = []
     layer = stack.layers()[0]
-    vars(layer)["around"].append(lambda call, x, *rest: seen.append(rest[0]) or call(x, *rest))
+    layer.wrappers.append(lambda call, x, *rest: seen.append(rest[0]) or call(x, *rest))
     stack.model(training_batch())
-    vars(layer)["around"].pop()
+    layer.wrappers.pop()
     return seen
 
 
@@ -183,3 +184,30 @@ def test_it_goes_with_layer_freezing():
     stack.model(batch).loss.backward()
     got = [any(p.grad is not None for p in layer.parameters()) for layer in stack.layers()]
     assert got == [False, False, False, True]
+
+
+def test_a_copy_of_the_model_has_weights_and_layers_of_its_own():
+    stack = Stack(drop_rate=0.0)
+    stack.begin(1)
+    network = stack.model.model
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        for p in copied.parameters():
+            p.zero_()
+    ids = training_batch()["input_ids"]
+    assert not copied(input_ids=ids).logits.any() and network(input_ids=ids).logits.any()
+    for layer in copied.eval().encoder.layers:
+        assert not layer.layer.training and layer.layer.attention is layer.attention
+    for layer in network.encoder.layers:
+        assert layer.layer.training
+
+
+def test_submodules_that_are_replaced_later_run():
+    stack = Stack(drop_rate=0.0)
+    stack.begin(1)
+    assert lower_norms(stack.model)
+    ran: list[int] = []
+    for index, layer in enumerate(stack.layers()):
+        layer.attention_norm.register_forward_hook(lambda m, a, o, index=index: ran.append(index))
+    stack.model(training_batch())
+    assert ran == list(range(LAYERS))

@@ -21,7 +21,7 @@ from unittest import mock
 from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
 from tests.tiny_runs import record
 
-_MODULES = ["cram_composer.train.build", "composer.distributed.fsdp2", "pytorch_optimizer", "tests.conftest"]
+_MODULES = ["cram_composer.train.loop", "composer.distributed.fsdp2", "pytorch_optimizer", "tests.conftest"]
 STEPS = 6
 _ZERO = "scaleout.deepspeed.zero_optimization.stage"
 STRATEGIES = {
@@ -168,7 +168,7 @@ def _train(rank: int, data: Path, path: Path, overrides: list[str], ranks: int) 
     from cram_composer.device import choose_device
     from cram_composer.runs.folder import RunFolder
     from cram_composer.train import finish
-    from cram_composer.train.build import run
+    from cram_composer.train.loop import run
     from tests.conftest import REPOSITORY, SMALL
 
     composed = compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", [*SMALL, f"data.local={data}", *overrides])
@@ -177,7 +177,7 @@ def _train(rank: int, data: Path, path: Path, overrides: list[str], ranks: int) 
     if rank == 0:
         folder.lock()
     # Both take longer than all the rest.
-    with mock.patch.object(finish, "_draw_page"), mock.patch("cpuinfo.get_cpu_info", return_value={}):
+    with mock.patch.object(finish, "_write_report"), mock.patch("cpuinfo.get_cpu_info", return_value={}):
         status = run(composed, choose_device(composed.config, ranks), folder, folder.read_record(), time.monotonic())
     folder.unlock()
     assert status == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.scaleout.peer_failure import lost_rank
+from cram_composer.scaleout.peer_failure import peer_failure
 from tests.conftest import environment, train_command
 from tests.scaleout.ranks import STRATEGIES
 from tests.tiny_runs import losses, record
@@ -19,13 +19,13 @@ from tests.tiny_runs import losses, record
 
 def test_only_what_a_lost_connection_says_is_taken_for_one(monkeypatch: pytest.MonkeyPatch):
     gone = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2611\nmore")
-    assert lost_rank(gone) is None, "there is no other rank"
+    assert peer_failure(gone) is None, "there is no other rank"
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr("composer.utils.dist.get_world_size", lambda: 4)
-    line = str(lost_rank(gone))
+    line = str(peer_failure(gone))
     assert "another rank has ended" in line and "the same command goes on" in line and "\n" not in line
-    assert lost_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
-    assert lost_rank(KeyboardInterrupt()) is None
+    assert peer_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert peer_failure(KeyboardInterrupt()) is None
 
 
 @pytest.mark.slow

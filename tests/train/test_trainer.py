@@ -1,26 +1,28 @@
-"""The engine calls what answers to an event, and nothing else; a run has it, and is alone with itself."""
+"""The low-overhead engine: which handlers it calls, in which order, and that a run uses it."""
 
 from __future__ import annotations
 
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import MagicMock
 
+import composer.trainer.trainer as composer_trainer
 import pytest
 from composer.core import Algorithm, Callback, Engine, Event, State, Time, Timestamp
 from composer.loggers import Logger, LoggerDestination
 
-from cram_composer.train.trainer import QuietEngine
+from cram_composer.train.trainer import LowOverheadEngine
 from tests.conftest import REPOSITORY
 
 
 class Named(Algorithm):
-    """Answers before and after a loss."""
+    """Handles the events before and after a loss."""
 
     def __init__(self, name: str, calls: list[str]) -> None:
         self._name = name
@@ -34,7 +36,7 @@ class Named(Algorithm):
 
 
 class Notes(Callback):
-    """Answers after a loss, and at the end of a step."""
+    """Handles the events after a loss and at the end of a step."""
 
     def __init__(self, calls: list[str]) -> None:
         self._calls = calls
@@ -47,7 +49,7 @@ class Notes(Callback):
 
 
 class Writes(LoggerDestination):
-    """A logger that answers at the end of a step."""
+    """A logger that handles the end of a step."""
 
     def __init__(self, calls: list[str]) -> None:
         self._calls = calls
@@ -56,12 +58,12 @@ class Writes(LoggerDestination):
         self._calls.append("written")
 
 
-class SaysNothing(Callback):
-    """Answers to nothing."""
+class Idle(Callback):
+    """Handles no event."""
 
 
 class Everything(Callback):
-    """Takes all events by itself."""
+    """Overrides `run_event` and so handles every event."""
 
     def __init__(self) -> None:
         self.seen: list[Event] = []
@@ -70,26 +72,41 @@ class Everything(Callback):
         self.seen.append(event)
 
 
+Make = Callable[..., LowOverheadEngine]
+
+
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def make_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Engines of a state with one idle callback."""
     monkeypatch.delenv("ENGINE_DEBUG", raising=False)
-    state = SimpleNamespace(
-        profiler=None,
-        algorithms=[],
-        callbacks=[SaysNothing()],
-        dataloader=[],
-        max_duration=Time(1, "ba"),
-        timestamp=Timestamp(),
-    )
-    made = Engine(cast(State, state), cast(Logger, SimpleNamespace(log_traces=lambda traces: None)))
-    QuietEngine.replace(made)
-    yield made
-    made._is_closed = True
+    made: list[LowOverheadEngine] = []
+
+    def make(profiler: Any = None) -> LowOverheadEngine:
+        state = SimpleNamespace(
+            profiler=profiler,
+            algorithms=[],
+            callbacks=[Idle()],
+            dataloader=[],
+            max_duration=Time(1, "ba"),
+            timestamp=Timestamp(),
+        )
+        logger = SimpleNamespace(log_traces=lambda traces: None)
+        made.append(LowOverheadEngine(cast(State, state), cast(Logger, logger)))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine._is_closed = True
+
+
+@pytest.fixture
+def engine(make_engine: Make) -> Any:
+    return make_engine()
 
 
 @pytest.fixture
 def visits(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """Events at which Composer's own engine goes over everything."""
+    """Events that Composer's own engine runs."""
     found: list[Event] = []
     original = Engine.run_event
 
@@ -105,18 +122,26 @@ def test_calls_are_those_of_composers_engine_and_in_its_order(engine: Any, visit
     """Algorithms first, the last of them first after what came before; loggers behind other callbacks."""
     calls: list[str] = []
     engine.state.algorithms = [Named("a", calls), Named("b", calls)]
-    engine.state.callbacks = [Writes(calls), Notes(calls), SaysNothing()]
+    engine.state.callbacks = [Writes(calls), Notes(calls), Idle()]
     events = [Event.BEFORE_LOSS, Event.AFTER_LOSS, Event.BEFORE_BACKWARD, Event.BATCH_END, Event.BATCH_CHECKPOINT]
     for event in events:
         assert engine.run_event(event) == {}
     assert visits == []
-    quiet = calls.copy()
-    assert quiet == ["a before_loss", "b before_loss", "b after_loss", "a after_loss", "loss", "end", "written"]
+    handled = calls.copy()
+    assert handled == ["a before_loss", "b before_loss", "b after_loss", "a after_loss", "loss", "end", "written"]
     calls.clear()
-    engine.__class__ = Engine
+    engine.enabled = False
     for event in events:
         engine.run_event(event)
-    assert visits == events and calls == quiet
+    assert visits == events and calls == handled
+
+
+def test_init_is_composers_event(engine: Any, visits: list[Event]) -> None:
+    """Callbacks come before algorithms there, and those of another trainer are refused."""
+    engine.run_event(Event.INIT)
+    assert visits == [Event.INIT]
+    with pytest.raises(RuntimeError, match="open callback"):
+        engine.run_event(Event.INIT)
 
 
 def test_a_callback_that_comes_later_and_takes_all_events(engine: Any) -> None:
@@ -135,24 +160,23 @@ def test_a_closed_engine_takes_no_event(engine: Any) -> None:
         engine.run_event(Event.BEFORE_FORWARD)
 
 
-def test_a_profiler_sees_every_event(engine: Any, visits: list[Event]) -> None:
-    engine.state.profiler = MagicMock()
-    QuietEngine.replace(engine)
+def test_a_profiler_sees_every_event(make_engine: Make, visits: list[Event]) -> None:
+    profiler = MagicMock()
+    engine = make_engine(profiler)
     engine.run_event(Event.BEFORE_FORWARD)
     engine.run_event(Event.AFTER_FORWARD)
     assert visits == [Event.BEFORE_FORWARD, Event.AFTER_FORWARD]
-    engine.state.profiler.marker.return_value.finish.assert_called_once()
+    profiler.marker.return_value.finish.assert_called_once()
 
 
-def test_composers_lines_of_its_log_are_there_when_asked_for(
-    engine: Any, visits: list[Event], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_engine_debug_restores_composers_debug_lines(
+    make_engine: Make, visits: list[Event], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG, "composer.core.engine")
-    engine.run_event(Event.AFTER_LOSS)
+    make_engine().run_event(Event.AFTER_LOSS)
     assert not caplog.messages
     monkeypatch.setenv("ENGINE_DEBUG", "1")
-    QuietEngine.replace(engine)
-    engine.run_event(Event.BEFORE_FORWARD)
+    make_engine().run_event(Event.BEFORE_FORWARD)
     assert visits[-1] == Event.BEFORE_FORWARD
     assert any("event=BEFORE_FORWARD" in line for line in caplog.messages)
 
@@ -170,14 +194,20 @@ from tests.tiny_runs import compose_tiny
 composed = compose_tiny(Path(sys.argv[1]))
 built = training.build(composed, choose_device(composed.config, 1), RunFolder(Path(sys.argv[2])), None)
 print(type(built.trainer.engine).__name__, training.get_cpu_model.cache_info().misses)
-print(torch.distributed.is_initialized(), built.trainer.state.fsdp_enabled)
+print(torch.distributed.is_initialized())
 microbatch = built.trainer._train_data_spec.microbatch_transforms(next(iter(built.loader)))
 print(copy.deepcopy(microbatch)["labels"] is microbatch["labels"])
 """
+
+
+def test_composer_is_the_version_whose_trainer_looks_its_engine_up_by_name() -> None:
+    """After an upgrade, see that the name which LowOverheadTrainer patches is still the one that is constructed."""
+    assert version("mosaicml") == "0.32.1"
+    assert composer_trainer.Engine is Engine
 
 
 def test_a_run_has_this_engine_and_asks_once_for_the_processor(tiny_data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILT, str(tiny_data), str(tmp_path / "run")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-3:] == ["QuietEngine 1", "False False", "True"]
+    assert result.stdout.splitlines()[-3:] == ["LowOverheadEngine 1", "False", "True"]

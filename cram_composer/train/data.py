@@ -1,0 +1,114 @@
+"""The data of a run: the prepared data set, held-out batches and the training loader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from composer.utils import dist
+
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.validation.run import check_row_length
+from cram_composer.data.loading.open_dataset import open_train, open_validation
+from cram_composer.data.loading.prepare import PreparedDataset, prepare_dataset
+from cram_composer.data.loading.stream import Batch, TrainLoader, evaluation_batches
+from cram_composer.data.masking import build_collator, evaluation_collator, word_joins
+from cram_composer.errors import CramError
+from cram_composer.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Batches:
+    """This rank's batches.
+
+    Attributes:
+        loader: of training.
+        in_loop: of the evaluations during training.
+        final: of the evaluation after training.
+    """
+
+    loader: TrainLoader
+    in_loop: list[Batch]
+    final: list[Batch]
+
+
+def prepare_data(config: RunConfig, folder: RunFolder) -> PreparedDataset:
+    """Build or find the data set and copy its tokenizer into the run folder. Collective."""
+    data = prepare_dataset(config.data, dist.get_local_rank() == 0, _long_timeout_barrier())
+    # The loader forks from here on, which the tokenizers library warns about; nothing is tokenized any more.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    check_row_length(config, data.manifest["sequence_length"])
+    if dist.get_global_rank() == 0:
+        folder.copy_tokenizer(data.tokenizer)
+    return data
+
+
+def open_batches(config: RunConfig, data: PreparedDataset) -> Batches:
+    """Open both splits for this rank.
+
+    Raises:
+        CramError: the validation split is smaller than one batch per device.
+    """
+    in_loop, final, cached = _held_out_batches(config, data)
+    return Batches(_train_loader(config, data, cached), in_loop, final)
+
+
+def _long_timeout_barrier() -> Callable[[], None]:
+    """A barrier of all ranks that waits through a data build of hours; NCCL's times out after ten minutes."""
+    if dist.get_world_size() == 1:
+        return lambda: None
+    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=2))
+    return lambda: torch.distributed.barrier(group)
+
+
+def _held_out_batches(config: RunConfig, data: PreparedDataset) -> tuple[list[Batch], list[Batch], int]:
+    """Batches for the evaluations in the loop and at the end, and the bytes of the cache that their shards use."""
+    rank, world_size = dist.get_global_rank(), dist.get_world_size()
+    collator = evaluation_collator(**_token_ids(config, data), shift=config.objective.shift)
+    settings = config.eval
+    rows, cached = open_validation(data, max(settings.rows, settings.final_rows))
+    final = evaluation_batches(rows[: settings.final_rows], collator, settings.batch_size, rank, world_size)
+    if not final:
+        raise CramError(
+            f"{data.root}: {len(rows)} validation rows are less than one batch of eval.batch_size = "
+            f"{settings.batch_size} on {world_size} device(s); lower it or build a larger validation split"
+        )
+    in_loop = evaluation_batches(rows[: settings.rows], collator, settings.batch_size, rank, world_size)
+    if settings.interval > 0.0 and not in_loop:
+        raise CramError(
+            f"eval.rows: {settings.rows} are less than one batch of eval.batch_size = {settings.batch_size} on "
+            f"{world_size} device(s); raise it, or set eval.interval=0"
+        )
+    return in_loop, final, cached
+
+
+def _train_loader(config: RunConfig, data: PreparedDataset, cached: int) -> TrainLoader:
+    rank, world_size = dist.get_global_rank(), dist.get_world_size()
+    words = config.objective.unit != "token"
+    joins = word_joins(data.tokenizer, data.manifest["vocab_size"]) if words else None
+    collator = build_collator(config.objective, **_token_ids(config, data), joins=joins)
+    return TrainLoader(
+        open_train(data, config.data, seed=config.seed, rank=rank, world_size=world_size, reserved=cached),
+        collator,
+        rows=config.train.batch_size // world_size,
+        microbatch=config.train.device_train_microbatch_size,
+        seq_length=data.manifest["sequence_length"],
+        seed=config.seed,
+        rank=rank,
+    )
+
+
+def _token_ids(config: RunConfig, data: PreparedDataset) -> dict[str, Any]:
+    """Token ids for a collator; the padding and separator ids are None where the collator must ignore them."""
+    tokens = data.manifest["special_tokens"]
+    return {
+        "vocab_size": data.manifest["vocab_size"],
+        "special_ids": tuple(tokens.values()),
+        "mask_id": tokens["mask"],
+        "pad_id": tokens["pad"] if data.manifest["packing"] == "best-fit" else None,
+        "sep_id": tokens["sep"] if config.model.document_masking else None,
+    }

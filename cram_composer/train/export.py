@@ -1,0 +1,98 @@
+"""Export of a run's model as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from transformers import PreTrainedModel
+
+from cram_composer.algorithms.averaging.weight_average import WeightAverage, saved_average
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.errors import CramError
+from cram_composer.models.card import model_card
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
+from cram_composer.models.factory import build_model
+from cram_composer.runs.checkpoints import newest_checkpoint
+from cram_composer.runs.folder import RECORD, RunFolder
+from cram_composer.storage.files import read_json
+from cram_composer.train.checkpointing import load_state
+from cram_composer.train.session import Session
+
+
+def export_run(path: Path, destination: Path | None) -> Path:
+    """Export a run's newest checkpoint, with the averaged weights if it has any.
+
+    Args:
+        path: a run folder.
+        destination: the folder to write; None for `export` in the run folder.
+
+    Raises:
+        CramError: no run folder, or no usable checkpoint.
+    """
+    record = RunFolder(path).read_record()
+    if record is None:
+        raise CramError(f"{path}: not a run folder (it has no {RECORD})")
+    network = _load_network(path, record)
+    return _write_export(network, record, record["data"], path / "tokenizer", destination or path / "export")
+
+
+def export_session(session: Session) -> list[dict[str, Any]]:
+    """Export the model that a run has trained; returns its predictions for `export.sentences`."""
+    path, tokenizer = session.folder.path, session.data.tokenizer
+    record = read_json(path / RECORD)
+    averages = []
+    if session.strategy.is_replicated:
+        network = session.model.model
+        algorithms = session.trainer.state.algorithms
+        averages = [algorithm for algorithm in algorithms if isinstance(algorithm, WeightAverage)]
+    else:
+        network = _load_network(path, record)  # this rank holds a part of the weights; the checkpoint is complete
+    for average in averages:
+        average.swap_in(session.trainer.state.model)
+    _write_export(network, record, session.data.manifest, tokenizer, path / "export")
+    predictions = _fill_masks(network, tokenizer, session.config.export.sentences)
+    for average in averages:
+        average.swap_out(session.trainer.state.model)
+    return predictions
+
+
+def _write_export(
+    network: PreTrainedModel, record: dict[str, Any], manifest: Mapping[str, Any], tokenizer: Path, destination: Path
+) -> Path:
+    form = exported_form(network)
+    card = model_card(record, manifest, custom_code=isinstance(form, CramBertForMaskedLM))
+    target = export_model(form, tokenizer, destination, card)
+    verify_export(target, network)
+    return target
+
+
+def _fill_masks(network: PreTrainedModel, tokenizer_dir: Path, sentences: list[str]) -> list[dict[str, Any]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    predictions = fill_masks(network, tokenizer, [text.replace("[MASK]", tokenizer.mask_token) for text in sentences])
+    return [{"sentence": s, "predictions": p} for s, p in zip(sentences, predictions, strict=True)]
+
+
+def _load_network(path: Path, record: dict[str, Any]) -> PreTrainedModel:
+    """Load the model of a run's newest checkpoint, with the averaged weights if it has any."""
+    saved = newest_checkpoint(path / "checkpoints")
+    if saved is None:
+        raise CramError(f"{path}: no usable checkpoint to export")
+    config: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), record["config"]))  # type: ignore[assignment]
+    manifest = record["data"]
+    network = build_model(
+        config.model, manifest["vocab_size"], manifest["special_tokens"], shift=config.objective.shift
+    )
+    state = load_state(saved.path)
+    averages = saved_average(state["algorithms"])
+    weights = averages or state["model"]
+    prefix = "model."
+    network.load_state_dict(
+        {name.removeprefix(prefix): tensor for name, tensor in weights.items()}, strict=averages is None
+    )
+    return network

@@ -1,0 +1,99 @@
+"""Train until the budget is spent, then finish."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+from composer.utils import dist
+
+from cram_composer.budget.energy import EnergyMeter
+from cram_composer.config import Composed
+from cram_composer.device import DeviceChoice
+from cram_composer.errors import CramError
+from cram_composer.runs.folder import RunFolder
+from cram_composer.scaleout.peer_failure import peer_failure
+from cram_composer.train.attempts import Attempt
+from cram_composer.train.build import build
+from cram_composer.train.finish import finish
+from cram_composer.train.record import write_record
+from cram_composer.train.session import Session
+
+_UPLOAD_SECONDS = 60.0  # for a run that a signal has ended
+
+
+def run(
+    composed: Composed, device: DeviceChoice, folder: RunFolder, previous: dict[str, Any] | None, started: float
+) -> int:
+    """Train to the end of the budget and finish.
+
+    Args:
+        composed: the configuration.
+        device: the device of this process.
+        folder: locked by this process group.
+        previous: the record of earlier attempts, None for a new run.
+        started: time.monotonic() at the start of this attempt.
+
+    Returns:
+        The exit status of the process.
+    """
+    session = build(composed, device, folder, previous)
+    attempt = Attempt(session)
+    session.ledger.outside["setup"] += time.monotonic() - started - session.data.build_seconds
+    write_record(session, "running")
+    _print_start(session)
+    energy = EnergyMeter(session.trainer.state.device)
+    energy.start()
+    attempt.start()
+    try:
+        session.trainer.fit()
+    except BaseException as error:
+        attempt.close("failed")
+        failure = peer_failure(error)
+        write_record(session, "failed", _reason(failure or error))
+        if failure is not None:
+            raise failure from error
+        raise
+    status, reason = _outcome(session)
+    attempt.close(status)
+    session.callbacks.signals.uninstall()
+    session.energy = energy.stop()
+    if status == "interrupted":
+        return _interrupt(session, reason)
+    with session.ledger.outside_budget("final_checkpoint"):
+        session.callbacks.checkpoints.save(session.trainer.state)
+    return finish(session, status, reason)
+
+
+def _print_start(session: Session) -> None:
+    if dist.get_global_rank() == 0:
+        kernels = ", ".join(f"{name} {value}" for name, value in session.kernels().items())
+        parameters = f"{session.parameters:,} parameters on {session.device.name}"
+        print(f"{session.folder.path}: {parameters}; {kernels}", flush=True)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, with its type unless it is one of this project."""
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    return first_line if isinstance(error, CramError) else f"{type(error).__name__}: {first_line}"
+
+
+def _outcome(session: Session) -> tuple[str, str | None]:
+    """Status and reason of a loop that has ended without an error."""
+    callbacks = session.callbacks
+    if callbacks.clock.signal:
+        return "interrupted", signal.Signals(callbacks.clock.signal).name
+    if callbacks.early_stop is not None and callbacks.early_stop.reason is not None:
+        return "stopped-early", callbacks.early_stop.reason
+    return "finished", None
+
+
+def _interrupt(session: Session, reason: str | None) -> int:
+    """Record that a signal has ended the run, which has saved, and upload; returns the exit status."""
+    write_record(session, "interrupted", reason)
+    if dist.get_global_rank() == 0:
+        print(f"{reason}: saved at step {int(session.trainer.state.timestamp.batch)}; the same command continues it")
+    if session.callbacks.mirror is not None:
+        session.callbacks.mirror.flush(_UPLOAD_SECONDS)
+    return 128 + session.callbacks.clock.signal

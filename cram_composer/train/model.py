@@ -1,0 +1,55 @@
+"""The model of a run, its optimizer and its scale-out strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from composer.utils import dist
+
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.device import DeviceChoice
+from cram_composer.models.factory import build_model
+from cram_composer.models.training_model import MaskedLMTrainingModel
+from cram_composer.optim.factory import build_optimizer
+from cram_composer.scaleout.registry import build_strategy
+from cram_composer.scaleout.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class ModelSetup:
+    """A model and everything that decides how its weights are computed and updated.
+
+    Attributes:
+        model: not sharded yet.
+        optimizer: each group has its configured rate as "peak_lr".
+        strategy: how several devices train the model.
+        parameters: number of weights, tied ones counted once.
+    """
+
+    model: MaskedLMTrainingModel
+    optimizer: torch.optim.Optimizer
+    strategy: Strategy
+    parameters: int
+
+
+def set_up_model(config: RunConfig, device: DeviceChoice, manifest: Mapping[str, Any]) -> ModelSetup:
+    """Build the model with fresh weights, drawn from torch's global generator, and its optimizer."""
+    network = build_model(
+        config.model, manifest["vocab_size"], manifest["special_tokens"], shift=config.objective.shift
+    )
+    strategy = build_strategy(config, device, dist.get_world_size())
+    _, autocast_dtype = strategy.precision()
+    compile_mode, changed = strategy.compile_mode()
+    model = MaskedLMTrainingModel(network, autocast_dtype, compile_mode)
+    if changed is not None:
+        model.compile_state = f"{compile_mode} ({changed})"
+    strategy.prepare_model(model)
+    model.use_loss(config.model.loss_kernel, device.name)
+    model.use_attention(config.model.attention_kernel, device.name, device.precision)
+    optimizer = build_optimizer(config.optimizer, model)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return ModelSetup(model, optimizer, strategy, sum(parameter.numel() for parameter in network.parameters()))
