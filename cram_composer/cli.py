@@ -20,6 +20,7 @@ from cram_composer.commands import (
     reproduce,
     runs,
     scaling_law,
+    schema,
     sweep,
     throughput,
 )
@@ -30,6 +31,7 @@ _COMMANDS = (
     train_command,
     explain,
     recipes,
+    schema,
     export,
     report,
     reproduce,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from cram_composer.commands.arguments import Commands, add_command
-from cram_composer.config.recipe_page import recipe_page
 from cram_composer.config.recipes import KINDS, load_recipe, recipe_names
+from cram_composer.reference.recipe_page import recipe_page
 
 
 def add(commands: Commands) -> None:

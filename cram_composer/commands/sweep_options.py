@@ -30,7 +30,7 @@ def budget_override(text: str | None) -> list[str]:
     """The override that replaces every limit of the file's budget, whatever its unit."""
     if text is None:
         return []
-    from cram_composer.config.compose import parse_override
+    from cram_composer.config.layers import parse_override
     from cram_composer.config.schema.run import BudgetConfig
 
     _, value = parse_override(f"budget={text}")

@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from cram_composer.budget.schedules import build_schedule
 from cram_composer.commands.arguments import Commands, add_command, add_yaml
-from cram_composer.config import compose
+from cram_composer.config import compose_run
 from cram_composer.config.paths import expand
-from cram_composer.config.schema.run import RunConfig
-from cram_composer.config.validation.run import check_run
 
 
 def add(commands: Commands) -> None:
@@ -20,10 +17,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check the configuration, then start or resume the run."""
-    composed = compose(RunConfig, options.yaml, options.overrides)
-    config: RunConfig = composed.config
-    check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
-    build_schedule(config.schedule)  # rejects keys that the schedule does not read
+    composed = compose_run(options.yaml, options.overrides, int(os.environ.get("WORLD_SIZE", "1")))
     from cram_composer.train.launch import start
 
+    config = composed.config
     return start(composed, expand(config.runs_dir) / (config.run_name or options.yaml.stem))

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from cram_composer.config.layers import COMMAND_LINE, leaves, nest, parse_override, read_yaml, spell_out
+from cram_composer.config.layers import COMMAND_LINE, flatten, parse_override, read_yaml, spell_out, unflatten
 from cram_composer.config.messages import config_error, set_in
 from cram_composer.config.paths import find_shared
 from cram_composer.config.recipes import Recipe, check_architecture, check_compatible, load_recipe
@@ -97,7 +97,7 @@ def compose(schema: type[_S], path: Path | str, overrides: list[str]) -> Compose
     except ValidationError as error:
         raise config_error(error, schema, merged.source_of) from None
     plain = config.model_dump(mode="json")
-    provenance = {key: merged.sources.get(key, DEFAULT) for key in leaves(plain)}
+    provenance = {key: merged.sources.get(key, DEFAULT) for key in flatten(plain)}
     if isinstance(config, RunConfig):
         check_architecture(recipes, config.model)
         check_unused(config.model, merged.source_of, list(dict.fromkeys(source for source, _ in layers)))
@@ -116,9 +116,9 @@ class _Merged:
     def add(self, source: str, values: dict[str, Any]) -> None:
         """Merge one layer."""
         indexed = {key: value for key, value in values.items() if any(part.isdigit() for part in key.split("."))}
-        nested = spell_out(nest({key: value for key, value in values.items() if key not in indexed}))
+        nested = spell_out(unflatten({key: value for key, value in values.items() if key not in indexed}))
         self._reset_other_choices(source, nested)
-        before = leaves(OmegaConf.to_container(self.values))
+        before = flatten(OmegaConf.to_container(self.values))
         try:
             self.values = OmegaConf.merge(self.values, nested)  # type: ignore[assignment]
             for key, value in indexed.items():
@@ -127,8 +127,8 @@ class _Merged:
             key = getattr(error, "full_key", None) or next(iter(values))
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}{set_in(source)}") from None
         lists = {key[: key.index(next(f".{part}" for part in key.split(".") if part.isdigit()))] for key in indexed}
-        after = leaves(OmegaConf.to_container(self.values))
-        for key in (leaves(nested).keys() | lists) & after.keys():
+        after = flatten(OmegaConf.to_container(self.values))
+        for key in (flatten(nested).keys() | lists) & after.keys():
             self._replace(key, source, before)
         for key in before.keys() - after.keys():
             self._forget(key, before[key])
@@ -159,7 +159,7 @@ class _Merged:
                 continue
             if settings["name"] == present.get("name", default):
                 continue
-            for key, value in leaves(OmegaConf.to_container(present)).items():
+            for key, value in flatten(OmegaConf.to_container(present)).items():
                 dotted = f"{section}.{key}"
                 if key.partition(".")[0] not in (*kept, "name") and self.sources.get(dotted) != source:
                     self._forget(dotted, value)

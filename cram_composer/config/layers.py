@@ -13,6 +13,7 @@ from cram_composer.config.schema.run import CLOCKS
 from cram_composer.errors import ConfigError
 
 COMMAND_LINE = "command line"
+BUDGET_SHORTHAND = ["24h", "90m", "1h30m"]
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def parse_override(item: str) -> tuple[str, Any]:
     return key, parsed["value"]
 
 
-def nest(values: dict[str, Any]) -> dict[str, Any]:
+def unflatten(values: dict[str, Any]) -> dict[str, Any]:
     """Turn dotted keys into nested dicts; a key that is both a value and a section is a ConfigError."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
@@ -77,11 +78,11 @@ def _spelled_out_budget(budget: Any) -> dict[str, Any]:
     return budget
 
 
-def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Map dotted keys to everything that is not a non-empty mapping; a list is one value."""
     if isinstance(value, dict) and (value or not prefix):
         found: dict[str, Any] = {}
         for key, item in value.items():
-            found |= leaves(item, f"{prefix}.{key}" if prefix else str(key))
+            found |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
         return found
     return {prefix: value}

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cram_composer.config.layers import leaves, read_yaml
+from cram_composer.config.layers import flatten, read_yaml
 from cram_composer.config.messages import config_error, nearest, set_in
 from cram_composer.config.paths import shared_dir
 from cram_composer.config.schema.introspect import annotations_at, literals
@@ -30,9 +30,9 @@ class Recipe:
     values: dict[str, Any]
 
     @property
-    def leaves(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The values it sets, by dotted key."""
-        return leaves(self.values)
+        return flatten(self.values)
 
 
 def recipe_names() -> list[str]:
@@ -93,7 +93,7 @@ def exclusion(first: Recipe, second: Recipe) -> str | None:
         return None
     if first.card.kind == "preset":
         return "both are presets"
-    mine, others = first.leaves, second.leaves
+    mine, others = first.settings, second.settings
     clashing = sorted(key for key in mine.keys() & others.keys() if mine[key] != others[key])
     if not clashing:
         return None

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from cram_composer.budget.trace import TRACE
 from cram_composer.config import Composed
-from cram_composer.config.layers import leaves, nest
+from cram_composer.config.layers import flatten, unflatten
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.units import format_duration, parse_duration
 from cram_composer.errors import CramError
@@ -170,7 +170,7 @@ def _check_constant_rate(record: dict[str, Any], point: BranchPoint) -> None:
 
 def _check_progress_dependent(record: dict[str, Any], before: float, after: float) -> None:
     """Raise CramError for settings that would jump at the branch point because they depend on budget progress."""
-    values = leaves(record["config"])
+    values = flatten(record["config"])
     for key, name in _PROGRESS_DEPENDENT.items():
         if any(value not in (None, [], {}) for other, value in values.items() if f"{other}.".startswith(f"{key}.")):
             raise CramError(
@@ -187,7 +187,7 @@ def _check_progress_dependent(record: dict[str, Any], before: float, after: floa
 
 def _rescaled_ramps(record: dict[str, Any], scale: float) -> dict[str, Any]:
     """Rescale the ends of finished ramps to the branch's budget."""
-    values = leaves(record["config"])
+    values = flatten(record["config"])
     ends = {f"{key}.{name}": values.get(f"{key}.{name}") for key, name in _RAMP_ENDS.items()}
     return {key: until * scale for key, until in ends.items() if until is not None}
 
@@ -217,7 +217,7 @@ def _write_folder(
     path: Path, trunk: Path, record: dict[str, Any], point: BranchPoint, changes: dict[str, Any]
 ) -> Composed:
     """Write the run folder of a branch under a temporary name and rename it."""
-    wanted = leaves(record["config"])
+    wanted = flatten(record["config"])
     wanted |= {"run_name": path.name, "runs_dir": str(path.parent.resolve()), "checkpoint.branch_at": []}
     wanted |= {f"budget.{key}": None for key in record["config"]["budget"]} | changes
     values, composed = recompose(wanted, record["provenance"])
@@ -230,7 +230,7 @@ def _write_folder(
             if (trunk / name).is_file():
                 shutil.copyfile(trunk / name, scratch / name)
         shutil.copytree(trunk / "tokenizer", scratch / "tokenizer")
-        write_atomic(scratch / BRANCH_YAML, OmegaConf.to_yaml(OmegaConf.create(nest(values))))
+        write_atomic(scratch / BRANCH_YAML, OmegaConf.to_yaml(OmegaConf.create(unflatten(values))))
         write_json(scratch / RECORD, _branch_record(record, composed, trunk, point, path.name))
         os.rename(scratch, path)
     except BaseException:

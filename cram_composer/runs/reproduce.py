@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from cram_composer.budget.trace import read_trace
 from cram_composer.config.compose import Composed, compose
-from cram_composer.config.layers import leaves, nest
+from cram_composer.config.layers import flatten, unflatten
 from cram_composer.config.schema.introspect import has_key
 from cram_composer.config.schema.run import BudgetConfig, RunConfig
 from cram_composer.errors import CramError
@@ -57,7 +57,7 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
     folder = run.parent if run.name == RECORD else run
     record = read_reproducible_record(folder)
     name = f"{record['run_name']}-again"
-    wanted = leaves(record["config"]) | {"run_name": name}
+    wanted = flatten(record["config"]) | {"run_name": name}
     if replay:
         steps = len(read_trace(folder))
         if record["status"] != "finished":
@@ -72,11 +72,11 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
     values, composed = recompose(wanted, record["provenance"])
     devices = record["world_size"]
     heading = f"# As {folder} was configured (hash {record['config_hash']}){', its schedule replayed' * replay}."
-    write_atomic(target, f"{heading}\n{OmegaConf.to_yaml(OmegaConf.create(nest(values)))}")
+    write_atomic(target, f"{heading}\n{OmegaConf.to_yaml(OmegaConf.create(unflatten(values)))}")
     return Reproduction(
         target,
         f"composer {f'-n {devices} ' if devices > 1 else ''}train.py {target}",
-        list(_list_differences(wanted, leaves(composed.plain), "as the run had it", "here")),
+        list(_list_differences(wanted, flatten(composed.plain), "as the run had it", "here")),
         [*_environment_differences(record), *_data_differences(record, composed)],
     )
 
@@ -104,7 +104,7 @@ def recompose(wanted: dict[str, Any], provenance: dict[str, str]) -> tuple[dict[
     }
     chosen = {key: value for key, value in chosen.items() if has_key(RunConfig, key)}
     composed = _compose_values(chosen)
-    now = leaves(composed.plain)
+    now = flatten(composed.plain)
     changed = {key: v for key, v in wanted.items() if now.get(key, _ABSENT) != v and has_key(RunConfig, key)}
     if changed:
         chosen |= changed
@@ -132,7 +132,7 @@ def _parent_keys(key: str) -> Iterator[str]:
 def _compose_values(values: dict[str, Any]) -> Composed:
     with tempfile.TemporaryDirectory(prefix="cram-reproduce-") as scratch:
         path = Path(scratch) / "run.yaml"
-        path.write_text(OmegaConf.to_yaml(OmegaConf.create(nest(values))))
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(unflatten(values))))
         try:
             return compose(RunConfig, path, [])
         except CramError as error:
@@ -156,7 +156,7 @@ def _format_value(value: Any) -> str:
 
 def _environment_differences(record: dict[str, Any]) -> Iterator[str]:
     then, now = (
-        {key: value for key, value in leaves(found).items() if key not in _RUNTIME_KEYS}
+        {key: value for key, value in flatten(found).items() if key not in _RUNTIME_KEYS}
         for found in (record["environment"], environment())
     )
     yield from _list_differences(then, now, "then", "now")
@@ -170,5 +170,5 @@ def _data_differences(record: dict[str, Any], composed: Composed) -> Iterator[st
     if not (folder / MANIFEST).is_file():
         yield f"data: not at {folder} yet; to compare it later, run the same command with another --output"
         return
-    then, now = leaves(record["data"]), leaves(summarize(load_manifest(folder)))
+    then, now = flatten(record["data"]), flatten(summarize(load_manifest(folder)))
     yield from (f"data.{line}" for line in _list_differences(then, now, "then", "now"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cram_composer.config import compose
-from cram_composer.config.compose import parse_override
+from cram_composer.config.layers import parse_override
 from cram_composer.config.paths import find_shared
 from cram_composer.config.recipes import load_recipe
 from cram_composer.config.schema.run import RunConfig

@@ -78,11 +78,6 @@ def _held_out_batches(config: RunConfig, data: PreparedDataset) -> tuple[list[Ba
             f"{settings.batch_size} on {world_size} device(s); lower it or build a larger validation split"
         )
     in_loop = evaluation_batches(rows[: settings.rows], collator, settings.batch_size, rank, world_size)
-    if settings.interval > 0.0 and not in_loop:
-        raise CramError(
-            f"eval.rows: {settings.rows} are less than one batch of eval.batch_size = {settings.batch_size} on "
-            f"{world_size} device(s); raise it, or set eval.interval=0"
-        )
     return in_loop, final, cached
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from cram_composer.config import compose
-from cram_composer.config.recipe_page import recipe_page
-from cram_composer.config.recipes import check_compatible, exclusion, leaves, load_recipe, recipe_names
+from cram_composer.config.layers import flatten
+from cram_composer.config.recipes import check_compatible, exclusion, load_recipe, recipe_names
 from cram_composer.config.schema.model import ModelConfig
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import ConfigError, CramError
 from cram_composer.models.factory import build_model
+from cram_composer.reference.recipe_page import recipe_page
 from tests.conftest import REPOSITORY
 from tests.tiny_runs import TinyRuns, record
 
@@ -86,11 +87,11 @@ def test_an_ingredient_changes_what_it_names_and_nothing_else(recipe):
     run = REPOSITORY / "yamls" / "cram-1gpu.yaml"  # which sets nothing that an ingredient is about
     before = compose(RunConfig, run, [f"recipes=[{','.join(listed[:-1])}]"])
     after = compose(RunConfig, run, [f"recipes=[{','.join(listed)}]"])
-    old, new = leaves(before.plain), leaves(after.plain)
+    old, new = flatten(before.plain), flatten(after.plain)
     changed = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)} - {"recipes"}
-    sections = {key.rsplit(".", 1)[0] for key in recipe.leaves}
-    assert all(key in recipe.leaves or key.rsplit(".", 1)[0] in sections or key in sections for key in changed)
-    assert all(new[key] == value for key, value in recipe.leaves.items()), "the YAML does not undo it"
+    sections = {key.rsplit(".", 1)[0] for key in recipe.settings}
+    assert all(key in recipe.settings or key.rsplit(".", 1)[0] in sections or key in sections for key in changed)
+    assert all(new[key] == value for key, value in recipe.settings.items()), "the YAML does not undo it"
     assert changed or recipe.name in {"batch-size-ramp", "gradient-clipping"}, "crammed-bert has these already"
 
 

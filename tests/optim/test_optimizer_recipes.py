@@ -7,7 +7,7 @@ import pytest
 from cram_composer.budget.schedules import SCHEDULES, build_schedule
 from cram_composer.config import compose
 from cram_composer.config.compose import Composed
-from cram_composer.config.layers import leaves
+from cram_composer.config.layers import flatten
 from cram_composer.config.recipes import load_recipe, recipe_names
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.validation.run import check_run
@@ -29,7 +29,7 @@ def composed(*recipes: str) -> Composed:
 
 def changed(name: str) -> set[str]:
     """Keys whose values a recipe changes on crammed-bert."""
-    before, after = (leaves(composed(*names).plain) for names in (["crammed-bert"], ["crammed-bert", name]))
+    before, after = (flatten(composed(*names).plain) for names in (["crammed-bert"], ["crammed-bert", name]))
     return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} - {"recipes"}
 
 

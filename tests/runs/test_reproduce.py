@@ -10,7 +10,7 @@ import pytest
 
 from cram_composer.cli import main
 from cram_composer.config.compose import compose
-from cram_composer.config.layers import leaves
+from cram_composer.config.layers import flatten
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import CramError
 from cram_composer.runs import reproduce as module
@@ -64,9 +64,9 @@ def record(folder: Path, overrides: list[str], **replaced: Any) -> dict[str, Any
 def test_configuration_is_the_same_except_for_the_name(tmp_path: Path, overrides: list[str]) -> None:
     values = record(tmp_path / "first", overrides)
     made = reproduce(tmp_path / "first")
-    again = leaves(compose(RunConfig, made.path, []).plain)
+    again = flatten(compose(RunConfig, made.path, []).plain)
     assert made.config_differences == []
-    assert again == leaves(values["config"]) | {"run_name": "first-again"}
+    assert again == flatten(values["config"]) | {"run_name": "first-again"}
     assert compose(RunConfig, made.path, ["run_name=first"]).hash == values["config_hash"]
 
 

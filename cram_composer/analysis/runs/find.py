@@ -11,7 +11,7 @@ from typing import Any
 
 from cram_composer.analysis.report.page import flatten
 from cram_composer.analysis.runs.run import RunData
-from cram_composer.config.compose import parse_override
+from cram_composer.config.layers import parse_override
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RECORD
 

@@ -43,7 +43,7 @@ def _card(recipe: Recipe, others: Sequence[Recipe], sets: bool) -> str:
     }
     if sets:
         facts["Sets"] = ", ".join(
-            f"`{key}={_value(value)}`" for key, value in recipe.leaves.items() if value is not None
+            f"`{key}={_value(value)}`" for key, value in recipe.settings.items() if value is not None
         )
         facts["Excludes"] = _excluded(recipe, others)
     lines += [f"- {name}: {value}" for name, value in facts.items() if value]
