@@ -11,7 +11,7 @@ from typing import Any
 from cram_composer.config.schema.data_build import DataBuildConfig, SourceConfig
 from cram_composer.data.manifest import MANIFEST
 from cram_composer.data.pipeline.deduplicate import DUPLICATE_STAGES, bucket_count
-from cram_composer.data.pipeline.executors import Executor, cancel_left_over
+from cram_composer.data.pipeline.executors import SLURM_FOLDER, Executor
 from cram_composer.data.pipeline.ingest import cleaned, needs_all_documents
 from cram_composer.data.pipeline.progress import Progress, say
 from cram_composer.data.pipeline.publish import check_splits, merge_indexes, upload_description, write_description
@@ -22,6 +22,7 @@ from cram_composer.data.pipeline.tokenizer.tokenizer import BuiltTokenizer, adop
 from cram_composer.data.pipeline.tokenizer.vocabulary import train_tokenizer
 from cram_composer.data.pipeline.workspace import Work
 from cram_composer.errors import CramError
+from cram_composer.jobs.slurm import cancel_left_over
 from cram_composer.storage.client import is_remote, open_storage
 
 _UNKNOWN_BYTES = 10 << 30  # taken to be in a source whose size nobody knows
@@ -41,7 +42,8 @@ def run_pipeline(work: Work, config: DataBuildConfig, described: dict[str, Any],
     sources = open_sources(_pinned(config, work.plan(), key).sources)
     # From here on every task reads the same commit of a data set on the hub.
     config = replace(config, sources=[*_with_revisions(config, sources)])
-    cancel_left_over(work.root, progress)
+    if cancelled := cancel_left_over(work.root / SLURM_FOLDER):
+        say(progress, f"cancelled {cancelled} Slurm jobs of the last start")
     if not work.begin(asdict(config), [*key, _inputs(sources)]):
         say(progress, f"going on with the build in {work.root}")
     _check_disk(work, sources)
