@@ -7,7 +7,7 @@ import random
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,9 +207,9 @@ def slurm_here(monkeypatch: pytest.MonkeyPatch) -> SlurmHere:
             found.asked.append(settings)
             super().update_parameters(timeout_min=settings["timeout_min"])  # by itself it ends a job after 2 minutes
 
-        def map_array(self, function: Callable[..., Any], *arguments: Any) -> Any:
-            found.sizes.append(len(arguments[0]))
-            return super().map_array(function, *arguments)
+        def submit_array(self, fns: Sequence[Callable[[], Any]]) -> Any:
+            found.sizes.append(len(fns))
+            return super().submit_array(fns)
 
     monkeypatch.setattr(submitit, "AutoExecutor", Local)
     return found

@@ -1,1 +1,1 @@
-"""Process pools and Slurm arrays for data builds, sweeps and evaluations."""
+"""Run jobs in processes of their own, on this machine or as Slurm arrays."""

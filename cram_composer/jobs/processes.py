@@ -1,18 +1,56 @@
-"""Processes that end with the one that started them."""
+"""Child processes: CPU cores, ending with the parent, and running a command to its end."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-ENDS_WITH_PARENT = "CRAM_ENDS_WITH_PARENT"  # in the environment of the runs of a sweep: its process id
+from cram_composer.errors import CramError
+
+ENDS_WITH_PARENT = "CRAM_ENDS_WITH_PARENT"  # environment variable of a command: process id of the parent
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def end_with_parent(number: int) -> None:
     """Have Linux send signal `number` to this process when the thread that started it ends, killed or not.
 
-    Elsewhere there is no such thing, and nothing is done.
+    Does nothing on other systems.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def available_cores() -> tuple[int, ...]:
+    """Return the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def run_command(command: Sequence[str], log: Path) -> None:
+    """Run a command to its end, with its output appended to a log; a SIGTERM to this process is passed on to it.
+
+    The command finds the id of this process in the environment variable CRAM_ENDS_WITH_PARENT.
+
+    Raises:
+        CramError: it ended with another status than 0; the last line of the log is quoted.
+    """
+    environment = {**os.environ, ENDS_WITH_PARENT: str(os.getpid())}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        open(log, "ab") as output,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment) as process,
+    ):
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        status = process.wait()
+        signal.signal(signal.SIGTERM, before)
+    if status != 0:
+        lines = log.read_text(errors="replace").splitlines()
+        last = next((line for line in reversed(lines) if line.strip()), "")
+        ending = f"signal {-status}" if status < 0 else f"status {status}"
+        raise CramError(f"ended with {ending}: {last.removeprefix('error: ')[:300]}")

@@ -1,67 +1,118 @@
-"""Arrays of Slurm jobs through submitit, with one clear line for what Slurm refuses."""
+"""Jobs as arrays of Slurm jobs, through submitit."""
 
 from __future__ import annotations
 
 import contextlib
 import getpass
+import os
+import re
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cram_composer.errors import CramError
+from cram_composer.jobs.runner import POLL_SECONDS, Call, JobResult, Runner
+from cram_composer.storage.files import read_json, write_json
 
 _CANCEL_SECONDS = 120.0
+_IDS = "jobs.json"  # in the folder of a runner: its jobs' ids
 
 
-def submit(
-    folder: Path, settings: dict[str, Any], function: Callable[..., Any], *arguments: Sequence[Any], asked_by: str
-) -> list[Any]:
-    """Submit one array with a job for each set of arguments, and return submitit's jobs.
+class SlurmRunner(Runner):
+    """Submits all jobs that are ready as one array."""
 
-    Args:
-        folder: shared by all nodes; gets the jobs' files and logs.
-        settings: submitit's parameters, such as timeout_min or slurm_partition.
-        function: importable; called with one item of every sequence.
-        arguments: sequences of the same length.
-        asked_by: what an error is blamed on.
+    def __init__(self, folder: Path, settings: Mapping[str, Any], asked_by: str) -> None:
+        """Prepare arrays in `folder`, which all nodes share, with submitit's `settings`, such as timeout_min."""
+        self._folder = folder
+        self._settings = settings
+        self._asked_by = asked_by
+        self._ids: list[str] = []
+        self._jobs: dict[int, Any] = {}
+
+    def running(self) -> dict[int, float]:
+        return dict.fromkeys(self._jobs, 0.0)
+
+    def start(self, ready: Mapping[int, Call]) -> list[int]:
+        """Submit an array. Raises CramError if Slurm is missing or refuses it."""
+        if not ready:
+            return []
+        import submitit
+
+        try:
+            executor = submitit.AutoExecutor(folder=self._folder, cluster="slurm")
+            executor.update_parameters(**self._settings)
+            jobs = executor.submit_array(list(ready.values()))
+        except Exception as error:  # of several types: no Slurm, an unknown setting or partition, too large an array
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise CramError(
+                f"{self._asked_by}: executor=slurm cannot be used: {reason} (array of {len(ready)} jobs)"
+            ) from error
+        self._jobs.update(zip(ready, jobs, strict=True))
+        self._ids += [job.job_id for job in jobs]
+        write_json(self._folder / _IDS, self._ids)
+        return list(ready)
+
+    def finished(self) -> list[JobResult]:
+        # A job that has left its result has ended, before sacct, which is asked once in ten minutes, says so.
+        ended = [index for index, job in self._jobs.items() if job.paths.result_pickle.exists() or job.done()]
+        if not ended:
+            time.sleep(POLL_SECONDS)
+        return [self._result(index, self._jobs.pop(index)) for index in ended]
+
+    def _result(self, index: int, job: Any) -> JobResult:
+        import submitit
+
+        error = job.exception()
+        if error is None:
+            return JobResult(index, job.result())
+        # What follows the frames of the job's traceback or, if it has none, its log; then comes advice about submitit.
+        lines = re.split(r"\n[ \t].*", str(error).partition("You can check")[0])[-1].strip("-\n")
+        reason = " ".join(lines.split()).removeprefix(f"{CramError.__module__}.{CramError.__name__}: ")[:300]
+        killed = not isinstance(error, submitit.core.utils.FailedJobError)
+        return JobResult(index, error=f"{reason}; logs in {self._folder}", killed=killed)
+
+    def cancel(self) -> None:
+        _cancel(list(self._jobs.values()))
+        self._jobs = {}
+
+
+def allotted_cpus() -> int:
+    """Return the number of CPUs of the Slurm job that this process is."""
+    return int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+
+
+def left_over(folder: Path) -> list[str]:
+    """Return the ids of the jobs that a SlurmRunner of `folder` had in Slurm's queue when it was killed.
 
     Raises:
-        CramError: there is no Slurm, it has no such setting, or takes no such array.
+        CramError: Slurm does not list its queue.
     """
-    import submitit
-
-    try:
-        executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
-        executor.update_parameters(**settings)
-    except Exception as error:  # submitit raises several types for a missing Slurm and for unknown settings
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CramError(f"{asked_by}: executor=slurm cannot be used: {reason}") from error
-    try:
-        return list(executor.map_array(function, *arguments))
-    except Exception as error:  # what sbatch said: an unknown partition, a larger array than is allowed
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CramError(f"{asked_by}: Slurm takes no array of {len(arguments[0])} jobs: {reason[:300]}") from error
-
-
-def still_queued(ids: Sequence[str]) -> list[str]:
-    """Those of the array jobs `ids` that wait or run; none where Slurm cannot be asked."""
-    asked = ["squeue", "--noheader", "--format=%F", f"--user={getpass.getuser()}"]
-    try:
-        said = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout.split()
-    except (OSError, subprocess.TimeoutExpired):
+    if not (folder / _IDS).is_file():
         return []
-    return [one for one in ids if one in said]
+    command = ["squeue", "--noheader", "--format=%F", f"--user={getpass.getuser()}"]
+    try:
+        queued = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    except OSError:  # no Slurm on this machine
+        return []
+    except subprocess.SubprocessError as error:
+        raise CramError(f"{folder}: may have jobs in Slurm's queue: {error}; try again when squeue works") from error
+    return [job_id for job_id in read_json(folder / _IDS) if job_id.partition("_")[0] in queued]
 
 
-def is_over(job: Any) -> bool:
-    """Whether a job has ended; one that has left its result is over before Slurm, asked once a minute, says so."""
-    return bool(job.paths.result_pickle.exists() or job.done())
+def cancel_left_over(folder: Path) -> int:
+    """Cancel the jobs of `left_over`, and return how many they were."""
+    ids = left_over(folder)
+    if ids:
+        from submitit import SlurmJob
+
+        _cancel([SlurmJob(folder=folder, job_id=job_id) for job_id in ids])
+    return len(ids)
 
 
-def cancel(jobs: Sequence[Any]) -> None:
-    """Cancel jobs and wait until they are over, so that no two write the same files."""
+def _cancel(jobs: Sequence[Any]) -> None:
+    """Cancel submitit's jobs and wait until they have ended, so that no two write the same files."""
     with contextlib.suppress(OSError):  # no scancel here
         for job in jobs:
             job.cancel(check=False)

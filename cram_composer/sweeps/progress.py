@@ -16,7 +16,6 @@ from cram_composer.budget.trace import TRACE
 from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RunFolder
-from cram_composer.sweeps.execution import Ended
 from cram_composer.sweeps.plan import Trial
 from cram_composer.train.launch import check_same
 
@@ -69,7 +68,7 @@ def progress(run: Path) -> float:
         return 0.0
 
 
-class Standing:
+class SweepProgress:
     """Every run of a sweep and how it stands."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
@@ -94,7 +93,7 @@ class Standing:
         """A line for every run that failed."""
         return [f"{trial.path}: {error}; log in {trial.log}" for trial, error in self._failed.items()]
 
-    def __enter__(self) -> Standing:
+    def __enter__(self) -> SweepProgress:
         self._started = self._said = time.monotonic()
         self._earlier = sum(progress(trial.path) for trial in self.left)
         if sys.stderr.isatty():
@@ -118,18 +117,18 @@ class Standing:
             shown = ", ".join(f"{trial.path.name} {progress(trial.path):.0%}" for trial in trials)
             self._say(f"{self._count()}; now {shown or 'nothing'}{self._time_left()}")
 
-    def ended(self, ended: Ended) -> None:
-        """A run is over."""
-        if ended.error:
-            self._failed[ended.trial] = ended.error
-            self._say(f"{self._count()}: {ended.trial.path.name}: failed: {ended.error}")
+    def ended(self, trial: Trial, error: str) -> None:
+        """Record and print the outcome of a run; `error` is empty if it did not fail."""
+        if error:
+            self._failed[trial] = error
+            self._say(f"{self._count()}: {trial.path.name}: failed: {error}")
             return
-        self._look(ended.trial)
-        loss = self._over.get(ended.trial)
+        self._look(trial)
+        loss = self._over.get(trial)
         how = "stopped early" if loss is None else f"held-out loss {loss:.4f}"
-        if ended.trial not in self._over:  # finished on another machine, and only its copy in runs_remote says so
-            how = self._failed[ended.trial] = "it was over already, but its record is not here"
-        self._say(f"{self._count()}: {ended.trial.path.name}: {how}")
+        if trial not in self._over:  # finished on another machine, and only its copy in runs_remote says so
+            how = self._failed[trial] = "it was over already, but its record is not here"
+        self._say(f"{self._count()}: {trial.path.name}: {how}")
 
     def _look(self, trial: Trial) -> None:
         record = record_of(trial)

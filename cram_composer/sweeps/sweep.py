@@ -13,9 +13,11 @@ from filelock import FileLock, Timeout
 from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
-from cram_composer.sweeps.execution import places_here, run_here, run_on_slurm
+from cram_composer.jobs.local import LocalRunner
+from cram_composer.jobs.runner import Runner
+from cram_composer.sweeps.execution import local_slots, slurm_runner, train_all
 from cram_composer.sweeps.plan import Trial, baseline_of, plan_trials, same_settings
-from cram_composer.sweeps.progress import Standing, not_over, record_of
+from cram_composer.sweeps.progress import SweepProgress, not_over, record_of
 
 REPORT = "report.html"
 
@@ -48,29 +50,29 @@ def sweep(
         CramError: a variant that cannot be composed, nobody to ask, no agreement.
     """
     trials = plan_trials(config, asked_by, folder)
-    standing = Standing(trials)
+    progress = SweepProgress(trials)
     if jobs is not None and slurm is not None:
         raise CramError(
             "--jobs: how many jobs of an array run at a time, Slurm decides; slurm_array_parallelism=N limits it"
         )
-    if train and standing.left:
-        left = standing.left
+    if train and progress.left:
+        left = progress.left
         device = left[0].composed.config.device
-        places = [] if slurm is not None else places_here(device, jobs)
-        print(_announcement(trials, left, len(places)), flush=True)
+        slots = [] if slurm is not None else local_slots(device, jobs)
+        print(_announcement(trials, left, len(slots)), flush=True)
         for line in same_settings(trials):
             print(f"note: {line}", flush=True)
         if not agreed:
             _ask()
         _prepare_data(left)
-        with _alone(folder), standing:
-            if slurm is None:
-                endings = run_here(left, places, standing.running)
-            else:
-                endings = run_on_slurm(left, slurm, device != "cpu", folder / "slurm", standing.running)
-            for ended in endings:
-                standing.ended(ended)
-    failures = [*standing.failures, *(_incomplete_copies(trials, set(standing.left)) if train else [])]
+        with _locked(folder), progress:
+            runner: Runner = LocalRunner(slots)
+            if slurm is not None:
+                runner = slurm_runner(left, slurm, device != "cpu", folder / "slurm")
+            with runner:
+                for trial, error in train_all(left, runner, progress.running):
+                    progress.ended(trial, error)
+    failures = [*progress.failures, *(_incomplete_copies(trials, set(progress.left)) if train else [])]
     return compared(trials, baseline_of(config, trials), folder / REPORT), failures
 
 
@@ -151,7 +153,7 @@ def _ask() -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Keep another sweep out of the folder. Raises CramError where one is at work."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")

@@ -19,9 +19,10 @@ from cram_composer.config import compose
 from cram_composer.config.schema.run import BudgetConfig, RunConfig
 from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.errors import CramError
-from cram_composer.sweeps.execution import places_here
+from cram_composer.storage.files import read_json
+from cram_composer.sweeps.execution import local_slots
 from cram_composer.sweeps.plan import plan_trials
-from cram_composer.sweeps.progress import Standing, progress
+from cram_composer.sweeps.progress import SweepProgress, progress
 from tests.conftest import SMALL, SlurmHere
 from tests.servers import Bucket
 
@@ -176,9 +177,9 @@ def test_what_was_killed_early_is_over_and_not_compared(tmp_path: Path, capsys: 
         trial.path.mkdir(parents=True)
         record = {"status": status, "config": trial.composed.plain, "config_hash": trial.composed.hash}
         (trial.path / "record.json").write_text(json.dumps(record | {"metrics": {"validation_loss": 5.0}}))
-    standing = Standing(trials)
-    assert standing.left == []
-    assert [standing._state(trial) for trial in trials] == ["done", "stopped early"]
+    shown = SweepProgress(trials)
+    assert shown.left == []
+    assert [shown._state(trial) for trial in trials] == ["done", "stopped early"]
 
 
 @pytest.mark.slow
@@ -230,7 +231,7 @@ def test_a_slurm_array_has_a_job_for_every_run(
     status, text, errors = sweep("--yes", "--slurm", "timeout_min=30", capsys=capsys)
     assert status == 0, errors
     assert len(json.loads(Path("runs/sweeps/own/slurm/jobs.json").read_text())) == 2
-    monkeypatch.setattr("cram_composer.jobs.slurm.still_queued", lambda ids: ids[:1])
+    monkeypatch.setattr("cram_composer.sweeps.execution.left_over", lambda folder: read_json(folder / "jobs.json")[:1])
     write_sweep(seeds=2, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
     again, _, errors = sweep("--yes", "--slurm", "timeout_min=30", capsys=capsys)
     assert again == 2 and "are still in the queue" in errors
@@ -239,20 +240,20 @@ def test_a_slurm_array_has_a_job_for_every_run(
     assert "page: runs/sweeps/own/report.html" in text
 
 
-def test_places_share_out_the_cores() -> None:
+def test_slots_share_the_cores() -> None:
     cores = sorted(os.sched_getaffinity(0))
-    assert [place.cores for place in places_here("cpu", None)] == [tuple(cores)]
-    two = places_here("cpu", len(cores))
-    assert [place.cores for place in two] == [(core,) for core in cores]
+    assert [slot.cores for slot in local_slots("cpu", None)] == [tuple(cores)]
+    two = local_slots("cpu", len(cores))
+    assert [slot.cores for slot in two] == [(core,) for core in cores]
     with pytest.raises(CramError, match=f"--jobs 1000: there are {len(cores)} CPU cores here"):
-        places_here("cpu", 1000)
+        local_slots("cpu", 1000)
 
 
-def test_every_gpu_is_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_gpu_is_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    assert [place.gpu for place in places_here("auto", None)] == ["0", "1", "2"]
-    assert [place.gpu for place in places_here("cuda", 2)] == ["0", "1"]
+    assert [slot.gpu for slot in local_slots("auto", None)] == ["0", "1", "2"]
+    assert [slot.gpu for slot in local_slots("cuda", 2)] == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert [place.gpu for place in places_here("auto", None)] == ["4", "7"]
-    assert [place.gpu for place in places_here("cpu", None)] == [None]
+    assert [slot.gpu for slot in local_slots("auto", None)] == ["4", "7"]
+    assert [slot.gpu for slot in local_slots("cpu", None)] == [None]

@@ -10,7 +10,7 @@ from typing import Any
 from cram_composer.config.schema.data_build import DataBuildConfig, HubConfig, SourceConfig
 from cram_composer.data.manifest import MANIFEST
 from cram_composer.data.pipeline.deduplicate import DUPLICATE_STAGES, bucket_count
-from cram_composer.data.pipeline.executors import Executor, cancel_left_over
+from cram_composer.data.pipeline.executors import SLURM_FOLDER, Executor
 from cram_composer.data.pipeline.ingest import clean_sources, needs_all_documents
 from cram_composer.data.pipeline.progress import Progress, print_status
 from cram_composer.data.pipeline.publish import check_splits, merge_indexes, upload_manifest, write_manifest
@@ -21,6 +21,7 @@ from cram_composer.data.pipeline.tokenizer.tokenizer import BuiltTokenizer, adop
 from cram_composer.data.pipeline.tokenizer.vocabulary import train_tokenizer
 from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
+from cram_composer.jobs.slurm import cancel_left_over
 from cram_composer.storage.client import Storage, is_remote
 
 _UNKNOWN_BYTES = 10 << 30  # taken to be in a source whose size nobody knows
@@ -42,7 +43,8 @@ def run_pipeline(
     sources = open_sources(_pinned(config, work.read_plan(), key).sources)
     # From here on every task reads the same commit of a data set on the hub.
     config = config.model_copy(update={"sources": [*_with_revisions(config, sources)]})
-    cancel_left_over(work.root, progress)
+    if cancelled := cancel_left_over(work.root / SLURM_FOLDER):
+        print_status(progress, f"cancelled {cancelled} Slurm jobs of the last start")
     if not work.begin(config.model_dump(mode="json"), [*key, _inputs(sources)]):
         print_status(progress, f"going on with the build in {work.root}")
     _check_disk(work, sources)

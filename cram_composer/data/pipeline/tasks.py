@@ -51,9 +51,13 @@ TASKS: dict[str, Task] = {
 
 
 def run_task(root: Path, phase: str, partition: int, progress: bool = False) -> None:
-    """Do one task of the build in `root`. A CramError is also left in a file, for a coordinator far away."""
+    """Run one task of the build in `root`.
+
+    Raises:
+        CramError: why it failed, in one line; also written to `failed/PHASE.PARTITION.txt`.
+    """
     work = Workspace(root)
-    failure = failure_file(root, phase, partition)
+    failure = root / "failed" / f"{phase}.{partition:05d}.txt"
     failure.unlink(missing_ok=True)
     try:
         work.mark_done(phase, partition, TASKS[phase](work, partition, progress))
@@ -76,8 +80,3 @@ def described(error: Exception, root: Path) -> CramError:
         return CramError(f"{error.filename or root}: {error.strerror or error}")
     first_line = (str(error).splitlines() or [""])[0]
     return CramError(f"{type(error).__name__}: {first_line}")
-
-
-def failure_file(root: Path, phase: str, partition: int) -> Path:
-    """Where a task says why it failed."""
-    return root / "failed" / f"{phase}.{partition:05d}.txt"

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from cram_composer.config.schema.evaluation import ProtocolConfig
 from cram_composer.config.units import format_duration
 from cram_composer.device import device_kind, fast_precision
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.execution import Ended, run_here, run_on_slurm
+from cram_composer.evaluation.fine_tuning.execution import run_jobs
 from cram_composer.evaluation.fine_tuning.jobs import Job, plan_jobs
 from cram_composer.evaluation.fine_tuning.results import Key, Result, append_result, read_results
 from cram_composer.evaluation.fine_tuning.table import console_table, model_row
@@ -68,13 +67,14 @@ def evaluate_models(
     progress = _Progress(len(planned), len(planned) - len(left))
     failures = []
     if left:
-        for ended in _run(left, device, jobs, slurm, folder, progress.report):
-            for result in ended.results:
-                append_result(path, result)
-                found[result.key] = result
-            if ended.error:
-                failures.append(ended.error)
-            progress.ended(ended)
+        with closing(run_jobs(left, device, jobs, slurm, folder / "slurm", progress.report)) as ended:
+            for job, results, error in ended:
+                for result in results:
+                    append_result(path, result)
+                    found[result.key] = result
+                if error:
+                    failures.append(error)
+                progress.ended(job, results, error)
     progress.close()
     rows = []
     for model in models:
@@ -90,24 +90,6 @@ def _to_do(planned: list[Job], found: dict[Key, Result]) -> list[Job]:
     left = [job for job in planned if any(key not in found for key in job.keys)]
     starts = {job.start for job in left if job.start is not None and not (job.start / "config.json").is_file()}
     return [job for job in planned if job in left or job.keep in starts]
-
-
-def _run(
-    jobs: list[Job],
-    device: str,
-    processes: int | None,
-    slurm: dict[str, Any] | None,
-    folder: Path,
-    report: Callable[[float], None],
-) -> Any:
-    if slurm is not None:
-        return run_on_slurm(jobs, slurm, device, folder / "slurm", report)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if device == "cuda":
-        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    else:
-        devices = ["cpu"] * min(processes or min(cores, 8), len(jobs))
-    return run_here(jobs, devices, max(1, cores // len(devices)), report)
 
 
 def precision_on(asked: str, device: str) -> str:
@@ -158,22 +140,22 @@ class _Progress:
             left = gone / done * (self._total - self._done - done)
             self._say(f"{self._done + done:.1f} of {self._total} jobs, about {format_duration(left)} left")
 
-    def ended(self, ended: Ended) -> None:
-        """Say how a job ended."""
+    def ended(self, job: Job, results: Sequence[Result], error: str) -> None:
+        """Print the outcome of a job."""
         self._ended += 1
         where = f"{self._done + self._ended} of {self._total}"
-        if ended.error:
-            self._say(f"{where}: failed: {ended.error}")
+        if error:
+            self._say(f"{where}: failed: {error}")
             return
         shown = "; ".join(
             f"{split} {metric} {value:.1f}"
-            for result in ended.results
+            for result in results
             for split, scores in result.scores.items()
             for metric, value in scores.items()
         )
-        first = ended.results[0]
+        first = results[0]
         self._say(
-            f"{where}: {ended.job.title}: {shown} ({format_duration(first.seconds)}, "
+            f"{where}: {job.title}: {shown} ({format_duration(first.seconds)}, "
             f"{first.examples_per_second:,.0f} examples/s)"
         )
 

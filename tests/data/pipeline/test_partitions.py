@@ -297,7 +297,7 @@ def test_processes_end_with_the_one_that_started_them(files, tmp_path):
         "import sys; from pathlib import Path; from tests.data.pipeline.test_partitions import configuration\n"
         "from cram_composer.data.pipeline.build import build\n"
         "config = configuration([Path(p) for p in sys.argv[2:]], Path(sys.argv[1]), 4); config.jobs = 2\n"
-        "import cram_composer.data.pipeline.executors as e\n"
+        "import cram_composer.jobs.local as e\n"
         "wait = e.wait\n"
         "def told(*a, **k):\n"
         "    import multiprocessing; print(*[p.pid for p in multiprocessing.active_children()], flush=True)\n"

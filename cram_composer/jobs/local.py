@@ -1,0 +1,146 @@
+"""Jobs in worker processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from cram_composer.errors import CramError
+from cram_composer.jobs.runner import POLL_SECONDS, Call, JobResult, Runner
+
+# Workers run one job after another, and are forked from a server that has imported their libraries once. Not
+# submitit.LocalExecutor: it starts an interpreter per job, which would import torch anew for tasks of milliseconds,
+# runs all jobs at a time, and lets them outlive their parent. Not a fork of this process: its libraries have threads.
+_START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+_CANCEL_SECONDS = 60.0  # a training run saves a checkpoint in half of that
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one job at a time: the GPU that it sees (None: those of this process) and its CPU cores (empty: all)."""
+
+    gpu: str | None = None
+    cores: tuple[int, ...] = ()
+
+
+def visible_gpus(count: int) -> list[str]:
+    """Return the names, for CUDA_VISIBLE_DEVICES, of the `count` GPUs that this process sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(count)]
+
+
+class LocalRunner(Runner):
+    """Runs one job on each slot at a time, in a worker process that is kept for the next."""
+
+    def __init__(self, slots: Sequence[Slot], preload: Sequence[str] = ()) -> None:
+        self._slots = slots
+        self._preload = list(preload)  # modules that workers share
+        self._workers: dict[int, _Worker] = {}  # by slot
+        self._jobs: dict[int, int] = {}  # running, by slot
+
+    def __enter__(self) -> Runner:
+        if self._preload and _START_METHOD == "forkserver":
+            forkserver.set_forkserver_preload(self._preload)
+            forkserver.ensure_running()  # it imports while this process prepares the jobs
+        return self
+
+    def running(self) -> dict[int, float]:
+        return {job: self._workers[slot].progress.value for slot, job in self._jobs.items()}
+
+    def start(self, ready: Mapping[int, Call]) -> list[int]:
+        idle = [slot for slot in range(len(self._slots)) if slot not in self._jobs]
+        started = dict(zip(idle, ready, strict=False))
+        for slot, job in started.items():
+            if slot not in self._workers or self._workers[slot].connection.poll():  # killed while idle
+                self._workers[slot] = _Worker(self._slots[slot])
+            self._workers[slot].progress.value = 0.0
+            with contextlib.suppress(OSError):  # killed just now: its job is reported as killed
+                self._workers[slot].connection.send(ready[job])
+        self._jobs.update(started)
+        return list(started.values())
+
+    def finished(self) -> list[JobResult]:
+        busy: dict[Any, int] = {self._workers[slot].connection: slot for slot in self._jobs}
+        return [self._result(busy[connection]) for connection in wait(list(busy), POLL_SECONDS)]
+
+    def _result(self, slot: int) -> JobResult:
+        job = self._jobs.pop(slot)
+        try:
+            return JobResult(job, *self._workers[slot].connection.recv())
+        except (EOFError, OSError):
+            del self._workers[slot]
+            return JobResult(job, error="its process was killed (out of memory?)", killed=True)
+
+    def cancel(self) -> None:
+        for slot, worker in self._workers.items():
+            worker.connection.close()  # which ends an idle worker
+            if slot in self._jobs:
+                worker.process.terminate()
+        for worker in self._workers.values():
+            worker.process.join(_CANCEL_SECONDS)
+            worker.process.kill()
+        self._workers, self._jobs = {}, {}
+
+
+class _Worker:
+    """A process that runs jobs, its connection, and the progress of its job."""
+
+    def __init__(self, slot: Slot) -> None:
+        context: Any = get_context(_START_METHOD)
+        self.connection, theirs = context.Pipe()
+        self.progress = context.RawValue("d", 0.0)
+        environment = {**os.environ, **({} if slot.gpu is None else {"CUDA_VISIBLE_DEVICES": slot.gpu})}
+        self.process = context.Process(target=_serve, args=(theirs, environment, slot.cores, self.progress))
+        self.process.start()
+        theirs.close()  # so that the connection ends with the process
+
+
+_progress: Any = None  # in a worker: the progress of its job, shared with the parent
+
+
+def report_progress(progress: float) -> None:
+    """Report from within a job its progress in [0, 1]; ignored outside of a local worker."""
+    if _progress is not None:
+        _progress.value = progress
+
+
+def _serve(connection: Connection, environment: dict[str, str], cores: tuple[int, ...], progress: Any) -> None:
+    """Run jobs in a worker until the parent closes the connection."""
+    global _progress
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides what it means
+    os.environ.update(environment)  # a forked worker has the environment in which the server was started
+    if cores:
+        os.sched_setaffinity(0, cores)
+    _progress = progress
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            connection.send(_outcome(connection.recv()))
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent to end, killed or not, and end this process.
+
+    Linux would send no signal: it takes the server that forked the workers, and ends after them, for their parent.
+    """
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def _outcome(call: Call) -> tuple[Any, str]:
+    try:
+        return call(), ""
+    except CramError as error:
+        return None, str(error)
+    except Exception as error:  # of any library
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

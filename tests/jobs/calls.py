@@ -1,0 +1,56 @@
+"""Calls that jobs make in the tests; a module of its own, which worker processes import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from cram_composer.errors import CramError
+from cram_composer.jobs.local import report_progress
+
+
+def sleep(seconds: float, value: Any = None) -> Any:
+    time.sleep(seconds)
+    return value
+
+
+def process_id() -> int:
+    return os.getpid()
+
+
+def surroundings(name: str) -> tuple[str | None, list[int]]:
+    """An environment variable, and the CPU cores."""
+    return os.environ.get(name), sorted(os.sched_getaffinity(0))
+
+
+def fail(message: str) -> None:
+    raise CramError(message)
+
+
+def crash() -> None:
+    raise ValueError("two\nlines")
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for(path: Path) -> None:
+    """Make `path`.waiting with the process id, and wait for `path`."""
+    path.with_suffix(".waiting").write_text(str(os.getpid()))
+    while not path.exists():
+        time.sleep(0.02)
+
+
+def report(progress: float, until: Path) -> None:
+    report_progress(progress)
+    wait_for(until)
+
+
+def append(path: Path, word: str) -> str:
+    with open(path, "a") as file:
+        file.write(f"{word} ")
+    return path.read_text()
