@@ -15,7 +15,7 @@ from cram_composer.evaluation.fine_tuning.suite import _to_do
 from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
 from cram_composer.evaluation.fine_tuning.table import console_table, model_row
 from cram_composer.evaluation.fine_tuning.tasks import GLUE
-from cram_composer.evaluation.pretrained import find_pretrained
+from cram_composer.evaluation.model_source import find_model
 from tests.evaluation.fine_tuning.superglue_rows import superglue_rows
 from tests.models.tiny_models import save_tokenizer, tiny_model
 
@@ -125,7 +125,7 @@ def test_rte_goes_on_from_mnli_and_says_so(model, data, tmp_path, capsys):
 
 def test_mnli_is_trained_again_where_its_model_is_gone(model, data, tmp_path):
     protocol = ProtocolConfig(tasks=["mnli", "rte"], seeds=2, mnli_start=True)
-    jobs = plan_jobs([find_pretrained(str(model))], protocol, data, "fp32", tmp_path)
+    jobs = plan_jobs([find_model(str(model))], protocol, data, "fp32", tmp_path)
     assert [(job.task.name, job.seed) for job in jobs] == [("mnli", 1), ("mnli", 2), ("rte", 1), ("rte", 2)]
     done = {key: None for job in jobs[:3] for key in job.keys}
     assert _to_do(jobs, done) == [jobs[0], jobs[3]]
@@ -134,7 +134,7 @@ def test_mnli_is_trained_again_where_its_model_is_gone(model, data, tmp_path):
 
 def test_a_task_may_have_seeds_of_its_own(model, data, tmp_path):
     protocol = ProtocolConfig(tasks=["cola", "rte"], seeds=1, overrides={"rte": TaskSettingsConfig(seeds=3)})
-    jobs = plan_jobs([find_pretrained(str(model))], protocol, data, "fp32", tmp_path)
+    jobs = plan_jobs([find_model(str(model))], protocol, data, "fp32", tmp_path)
     assert [job.task.name for job in jobs] == ["cola", "rte", "rte", "rte"]
 
 

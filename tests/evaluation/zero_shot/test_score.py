@@ -13,7 +13,7 @@ from cram_composer.config.paths import protocol_file
 from cram_composer.config.protocols import compose_protocol, protocol_kind
 from cram_composer.config.schema.evaluation import PROTOCOLS, ProtocolConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.results import read_lines
+from cram_composer.evaluation.fine_tuning.results import read_result_lines
 from cram_composer.evaluation.zero_shot.score import SUITES, PartResult
 from tests.evaluation.tiny_folders import TEXT, byte_level, masked_lm, save, wordpiece, wrapped
 
@@ -51,7 +51,7 @@ def test_minimal_pairs_of_two_models_and_again_for_nothing(model, pairs, tmp_pat
     arguments = [model, f"untrained:{model}", "--suite", "minimal-pairs", "--data", pairs, "--output", tmp_path]
     status, table, progress = eval_(*arguments, capsys=capsys)
     assert status == 0, progress
-    lines = read_lines(tmp_path / "zero-shot.jsonl", PartResult)
+    lines = read_result_lines(tmp_path / "zero-shot.jsonl", PartResult)
     assert [line.part for line in lines] == ["p0", "p1", "p2"] * 2
     rows = json.loads((tmp_path / "minimal-pairs.json").read_text())["rows"]
     for row in rows:
@@ -99,8 +99,8 @@ def test_a_model_that_cannot_be_scored_does_not_take_the_others_with_it(model, p
     arguments = [headless, model, "--suite", "minimal-pairs", "--data", pairs, "--output", tmp_path / "out"]
     status, table, error = eval_(*arguments, capsys=capsys)
     assert status == 1
-    assert "no masked LM" in error and f"{headless}: 3 of 3 parts are not scored" in table
-    assert {line.model for line in read_lines(tmp_path / "out" / "zero-shot.jsonl", PartResult)} == {str(model)}
+    assert "not a masked LM" in error and f"{headless}: 3 of 3 parts are not scored" in table
+    assert {line.model for line in read_result_lines(tmp_path / "out" / "zero-shot.jsonl", PartResult)} == {str(model)}
 
 
 def without_mask(folder: Path) -> None:
