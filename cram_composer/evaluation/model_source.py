@@ -49,7 +49,7 @@ class ModelSource:
 
     @property
     def has_token_types(self) -> bool:
-        """Whether the model uses token types, which tell the texts of a pair apart."""
+        """True if the model uses token types, which tell the texts of a pair apart."""
         return "token_type_ids" in self.load_tokenizer().model_input_names and bool(
             getattr(self._load_config(), "type_vocab_size", 0)
         )

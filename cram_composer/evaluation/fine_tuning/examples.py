@@ -29,7 +29,7 @@ class Split(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the split has the official number of rows."""
+        """True if the split has the official number of rows."""
         return self.rows == self.official
 
     @property

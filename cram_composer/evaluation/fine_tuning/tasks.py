@@ -53,7 +53,7 @@ class Task:
 
     @property
     def is_regression(self) -> bool:
-        """Whether labels are numbers."""
+        """True if labels are numbers."""
         return not self.labels
 
     @property

@@ -130,7 +130,7 @@ def test_room_is_made_sure_of(source: Path, tmp_path: Path, monkeypatch: pytest.
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=6000))
     line = refused(tmp_path / "cache", source)
-    assert "free; free some space, choose another folder with data.local, or set data.cache_limit" in line
+    assert "free; make room, choose another folder with data.local, or set data.cache_limit" in line
     prepared(tmp_path / "cache", source, cache_limit="5000b")
     assert "is less than five times the largest shard" in refused(tmp_path / "cache", source, cache_limit="1kb")
 

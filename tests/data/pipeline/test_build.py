@@ -203,10 +203,11 @@ def test_existing_tokenizer_is_used(built, config):
 def test_kill_leaves_nothing_that_looks_finished_and_the_next_start_goes_on(config, corpus, built, capsys):
     program = (
         "import sys, time; from cram_composer.config.schema.data_build import *\n"
-        "from cram_composer.data.pipeline.build import build, pipeline\n"
+        "from cram_composer.data.pipeline import phases\n"
+        "from cram_composer.data.pipeline.build import build\n"
         "def stop(*arguments):\n"
         "    print('ready', flush=True); time.sleep(600)\n"
-        "pipeline.write_description = stop\n"
+        "phases.write_manifest = stop\n"
         "build(DataBuildConfig(name='test', output=sys.argv[1], \n"
         "    sources=[SourceConfig(paths=[sys.argv[2]], licence='none')], tokenizer=TokenizerConfig(vocab_size=400),\n"
         "    packing=PackingConfig(sequence_length=32, block_rows=16), validation_fraction=0.1), progress=False)"

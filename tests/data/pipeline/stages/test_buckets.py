@@ -115,7 +115,7 @@ def test_no_records(tmp_path):
 def test_lost_and_cut_off_files_are_reported(tmp_path):
     [path] = write(tmp_path, "keys", [[1, 2], [3, 4]], 1)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CramError, match=r"keys\.00000: cut off"):
+    with pytest.raises(CramError, match=r"keys\.00000: truncated"):
         find_later_owners([path])
     path.unlink()
     with pytest.raises(CramError, match=r"keys\.00000: missing"):
