@@ -1,4 +1,4 @@
-"""Muon: which weights it takes, and that each projection of a fused matrix is orthogonalised on its own."""
+"""Muon: its parameters, and separate orthogonalisation of the projections of a fused matrix."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def update_of(model: nn.Module, name: str, gradient: torch.Tensor, **settings) -
     return (before - parameter.detach()) / LR
 
 
-def test_it_takes_the_matrices_of_the_layers_and_leaves_the_rest_to_adamw():
+def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest():
     model = small_model(head_transform=True, tie_word_embeddings=False, attention_bias=True)
     optimizer = build_optimizer(small_settings("muon"), model)
     taken = {id(p) for group in optimizer.param_groups if group["use_muon"] for p in group["params"]}
@@ -100,7 +100,7 @@ def test_the_update_has_about_the_size_of_adamws(shape: tuple[int, int]):
     assert update.square().mean().sqrt() == pytest.approx(0.2, rel=0.25)
 
 
-def test_matrices_may_have_a_rate_of_their_own_and_share_the_decay():
+def test_matrices_with_their_own_rate_share_the_decay():
     model = small_model()
     optimizer = build_optimizer(small_settings("muon", lr=0.01, matrix_lr=0.04, weight_decay=0.3), model)
     rates = {(group["use_muon"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups}

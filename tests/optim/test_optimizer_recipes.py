@@ -1,4 +1,4 @@
-"""Recipes of optimizers, groups and schedules: each composes, says all that its choice reads, and changes no more."""
+"""Recipes of optimizers, groups and schedules compose, set all keys they need, and change no others."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_recipe_goes_with_every_preset(preset: str):
 
 
 @pytest.mark.parametrize("name", OF_OPTIMIZERS)
-def test_it_leaves_nothing_to_a_preset(name: str):
+def test_recipe_sets_all_keys_of_its_optimizer(name: str):
     """Every key of the section is set, to null where the optimizer does not read it."""
     values = RECIPES[name].values["optimizer"]
     reads = OPTIMIZER_DEFAULTS[values["name"]].keys() | {"name", "lr"}
@@ -77,7 +77,7 @@ def test_it_leaves_nothing_to_a_preset(name: str):
 
 
 @pytest.mark.parametrize("name", OF_OPTIMIZERS)
-def test_it_changes_the_optimizer_and_nothing_else(name: str):
+def test_recipe_changes_only_the_optimizer(name: str):
     sections = {key.partition(".")[0] for key in changed(name)}
     assert sections == ({"optimizer", "schedule"} if name == "schedule-free" else {"optimizer"})
 
@@ -87,7 +87,7 @@ def test_layerwise_decay_changes_one_key():
 
 
 @pytest.mark.parametrize("name", OF_SCHEDULES)
-def test_a_schedule_says_all_that_it_reads_and_changes_nothing_else(name: str):
+def test_schedule_recipe_sets_all_its_keys_and_no_others(name: str):
     values = RECIPES[name].values["schedule"]
     assert values.keys() == {field.name for field in fields(ScheduleConfig)}
     reads = set(SCHEDULES[values["name"]].__kwdefaults__ or {}) | {"name"}
@@ -104,7 +104,7 @@ def test_schedules_differ_from_each_other_and_from_crammed_berts():
 
 
 @pytest.mark.parametrize("pair", ["lion,muon", "schedule-wsd,schedule-free", "schedule-free,ema", "lawa,schedule-free"])
-def test_what_excludes_each_other(pair: str):
+def test_conflicting_recipes(pair: str):
     with pytest.raises(ConfigError, match="exclude each other"):
         composed("crammed-bert", pair)
 

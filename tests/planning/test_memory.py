@@ -80,7 +80,7 @@ def test_microbatches_make_activations_in_proportion(data: Path):
         )
 
 
-def test_a_model_that_looks_into_its_input_is_run_on_real_rows(data: Path):
+def test_model_with_data_dependent_control_flow_runs_on_real_rows(data: Path):
     plan = spec(data, "recipes=[]", "model={architecture: hf, hf_name: bert}")
     step = measure_step_memory(plan, "fp32")
     assert step.activations(4) == pytest.approx(measure_activation_peak(plan, plan.build_model(), 4), rel=0.02)

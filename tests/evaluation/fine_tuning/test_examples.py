@@ -1,4 +1,4 @@
-"""Rows of every task are read from real-format files, and what is wrong with a file is one line."""
+"""Reading rows of every task from files of every format; errors are one line."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_wrong_row_is_one_line(task: str, change: dict, message: str, tmp_path
 
 @pytest.mark.parametrize("suffix", [".jsonl.zst", ".parquet"])
 @pytest.mark.parametrize("task", SUPERGLUE)
-def test_superglue_is_read_as_candidates(task: str, suffix: str, tmp_path: Path):
+def test_superglue_is_read_as_examples(task: str, suffix: str, tmp_path: Path):
     split = next(iter(SUPERGLUE[task].sizes))
     write(tmp_path, task, split, suffix, superglue_rows(task))
     found = read_split(SUPERGLUE[task], split, tmp_path)
@@ -98,7 +98,7 @@ def test_superglue_is_read_as_candidates(task: str, suffix: str, tmp_path: Path)
     assert {len(example.texts) for example in found.examples} == {2}
 
 
-def test_candidates_are_what_the_rows_say(tmp_path: Path):
+def test_superglue_examples_match_their_rows(tmp_path: Path):
     def examples(task: str) -> list[Example]:
         write(tmp_path, task, "train", ".jsonl", superglue_rows(task, 2))
         return read_split(SUPERGLUE[task] if task != "axg" else AXG, "train", tmp_path).examples
@@ -154,7 +154,7 @@ def test_a_wrong_row_of_superglue_is_one_line(task: str, change: dict, message: 
     assert str(refused.value).startswith(f"{path}, {message}") and "\n" not in str(refused.value)
 
 
-def test_what_is_not_there_is_one_line(tmp_path: Path):
+def test_missing_files_are_one_line(tmp_path: Path):
     path = write(tmp_path, "cola", "train", ".jsonl", rows("cola"))
     with pytest.raises(CramError, match=r"rte: no such folder; found in .*: cola$"):
         read_split(GLUE["rte"], "train", tmp_path)

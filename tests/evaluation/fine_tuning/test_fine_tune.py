@@ -1,4 +1,4 @@
-"""Fine-tuning learns what can be learnt, in the order and at the rates of the protocol, and scores as others do."""
+"""Fine-tuning learns, follows the protocol in order and rates, and computes the right metrics."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["sst2", "cola", "stsb"])
-def test_what_can_be_learnt_is(name: str, folder: Path):
+def test_learnable_tasks_are_learnt(name: str, folder: Path):
     task = GLUE[name]
     rows = {"train": encoded(96, task.is_regression), "validation": encoded(32, task.is_regression)}
     torch.manual_seed(1)
@@ -76,7 +76,7 @@ def test_what_can_be_learnt_is(name: str, folder: Path):
     assert min(outcome.scores["validation"].values()) > 80.0
 
 
-def test_a_seed_settles_everything(folder: Path):
+def test_seed_determines_the_result(folder: Path):
     def run(seed: int) -> float:
         torch.manual_seed(seed)
         model = find_model(str(folder)).load_classifier(2, dropout=0.1)
@@ -86,7 +86,7 @@ def test_a_seed_settles_everything(folder: Path):
     assert run(1) == run(1) != run(2)
 
 
-def test_a_loss_that_is_no_number_is_one_line(folder: Path):
+def test_non_finite_loss_is_one_line(folder: Path):
     model = find_model(str(folder)).load_classifier(2, dropout=0.0)
     with torch.no_grad():
         model.classifier.out.weight.fill_(math.nan)
@@ -95,7 +95,7 @@ def test_a_loss_that_is_no_number_is_one_line(folder: Path):
         fine_tune(model, GLUE["sst2"], rows, settings(), 3, torch.device("cpu"), "fp32")
 
 
-def test_every_row_is_seen_once_an_epoch_among_rows_of_its_length():
+def test_every_row_is_in_one_batch_per_epoch_with_rows_of_similar_length():
     rows = encoded(1000)
     batches = training_batches(rows, 8, torch.Generator().manual_seed(0))
     assert torch.cat(batches).sort().values.tolist() == list(range(1000))
@@ -118,7 +118,7 @@ def test_batches_are_padded_to_their_longest_row():
     assert batch["labels"].tolist() == [1, 0]
 
 
-def test_pairs_are_encoded_and_cut(folder: Path):
+def test_pairs_are_encoded_and_truncated(folder: Path):
     tokenizer = find_model(str(folder)).load_tokenizer()
     pairs = [Example(("the river", "the sea . . . . . . . . . ."), 0), Example(("a king", "the river"), 1)]
     rows = encode(Split("train", pairs, 2, 2), tokenizer, 8, token_types=True)
@@ -151,14 +151,14 @@ def test_rates_rise_to_the_peak_and_fall_to_zero(schedule: str):
     assert lr_factor(settings(schedule=schedule, warmup=0.0), 0, 1) == 1.0
 
 
-def test_a_task_may_have_settings_of_its_own():
+def test_task_with_its_own_settings():
     protocol = settings(overrides={"rte": TaskSettingsConfig(lr=1e-5, epochs=3)})
     own = task_settings(protocol, "rte")
     assert (own.lr, own.epochs, own.batch_size) == (1e-5, 3, 8)
     assert (task_settings(protocol, "cola").lr, protocol.lr) == (3e-3, 3e-3)
 
 
-def test_the_protocol_is_written_out_whole():
+def test_protocol_file_lists_all_settings():
     file = shared_dir() / "yamls" / "eval" / "glue.yaml"
     composed = compose(ProtocolConfig, file, [])
     assert composed.config == ProtocolConfig()
@@ -174,7 +174,7 @@ def scored(task: str, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, f
     return compute_metrics(GLUE[task], logits, made([[2]] * len(labels), labels.tolist()))
 
 
-def test_scores_are_those_of_their_definitions():
+def test_metrics_equal_their_definitions():
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 2.0], [1.0, 0.0]])  # predicts 0 1 0 1 0
     labels = torch.tensor([0, 1, 1, 1, 1])
     assert scored("sst2", logits, labels) == {"accuracy": pytest.approx(60.0)}
@@ -187,7 +187,7 @@ def test_scores_are_those_of_their_definitions():
     assert scored("mnli", torch.eye(3), torch.tensor([0, 1, 1])) == {"accuracy": pytest.approx(200 / 3)}
 
 
-def test_scores_of_groups_are_those_of_their_definitions():
+def test_group_metrics_equal_their_definitions():
     """Three questions of two or three answers; the odds of being right are second less first logit."""
     odds = torch.tensor([0.5, -1.0, -0.2, -0.1, 2.0, 1.0, -3.0])
     rows = made(

@@ -1,4 +1,4 @@
-"""Log-probabilities of masked tokens are those of a plain forward, however rows are put into batches."""
+"""Log-probabilities of masked tokens equal those of a plain forward pass, for any batching."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows(count: int = 30) -> list[MaskedRow]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_the_decoder_sees_the_asked_places_alone_and_says_the_same(kind: str):
+def test_decoder_sees_only_the_requested_positions(kind: str):
     model = masked_lm(kind, 80).eval()
     ids = torch.randint(5, 80, (3, 12), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
@@ -52,7 +52,7 @@ def test_the_decoder_sees_the_asked_places_alone_and_says_the_same(kind: str):
 
 
 @torch.inference_mode()
-def test_a_model_without_a_decoder_to_hook_is_read_everywhere(monkeypatch: pytest.MonkeyPatch):
+def test_model_without_a_hookable_decoder(monkeypatch: pytest.MonkeyPatch):
     model = masked_lm("bert", 80).eval()
     ids = torch.randint(5, 80, (3, 12), generator=torch.Generator().manual_seed(2))
     places = torch.tensor([[0, 2], [3, 5]])

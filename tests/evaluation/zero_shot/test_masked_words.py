@@ -1,4 +1,4 @@
-"""Bits per character: of the words a seed chooses, whatever the tokenizer, and never cheaper for knowing less."""
+"""Bits per character: the same words for every tokenizer, and no advantage from unknown text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_bits_per_character_are_those_of_a_computation_by_hand(tmp_path: Path):
+def test_bits_per_character_equal_a_computation_by_hand(tmp_path: Path):
     """Two windows, four masked words: pieces, logits of the bare model, an [UNK] spelled out."""
     save(tmp_path / "model")
     windows = [Window(("the", "king", "flows", "."), (1, 3)), Window(("a", "river", "xΩ"), (1, 2))]
@@ -64,7 +64,7 @@ def test_bits_per_character_are_those_of_a_computation_by_hand(tmp_path: Path):
     assert found["low"] <= found["bits_per_character"] <= found["high"]
 
 
-def test_tokenizers_mask_the_same_words_whole_and_nothing_else():
+def test_tokenizers_mask_exactly_the_same_words():
     for tokenizer in (wrapped(wordpiece()), wrapped(wordpiece(lowercase=False)), wrapped(byte_level())):
         for window in (Window(tuple(TEXT[0].split()), (0, 5, 11)), Window(tuple(TEXT[2].split()), (1, 2))):
             (row,) = window_cost(window, tokenizer, 64).rows
@@ -80,7 +80,7 @@ def test_tokenizers_mask_the_same_words_whole_and_nothing_else():
             assert hidden == "".join(window.words[number] for number in window.masked).lower()
 
 
-def test_what_a_tokenizer_does_not_know_is_spelled_out():
+def test_unknown_text_is_charged_by_the_byte():
     """A word of letters apart: [UNK] covers it whole. A zero-width space is dropped. Bytes know everything."""
     (row,), cut, characters, size = window_cost(WINDOW, wrapped(wordpiece()), 64)
     assert row.targets.count(1) == 1 and not cut
@@ -89,7 +89,7 @@ def test_what_a_tokenizer_does_not_know_is_spelled_out():
     assert window_cost(WINDOW, wrapped(byte_level()), 64)[1:] == (False, 0, 0)
 
 
-def test_knowing_less_is_not_cheaper(tmp_path: Path):
+def test_tokenizers_with_unknown_text_do_not_score_better(tmp_path: Path):
     """The same model, with a vocabulary that lacks most letters: cheap to predict, dear to spell out."""
     windows = [Window(tuple(sentence.split()), (1, 3, 4)) for sentence in TEXT]
     whole, poor = wordpiece(), wordpiece()
@@ -142,7 +142,7 @@ def test_the_seed_chooses_the_words(text: Path):
     assert abs(masked / words - 0.3) < 4 * math.sqrt(0.3 * 0.7 / words)
 
 
-def test_one_text_in_any_format_is_one_text(tmp_path: Path):
+def test_text_does_not_depend_on_the_file_format(tmp_path: Path):
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"body": one}) + "\n" for one in TEXT))
     with pa.output_stream(str(tmp_path / "lines.jsonl.zst"), compression="zstd") as file:
         file.write((tmp_path / "lines.jsonl").read_bytes())
@@ -174,7 +174,7 @@ def test_the_interval_is_that_of_windows(tmp_path: Path):
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
-def test_what_a_tokenizer_does_not_keep_is_said(tmp_path: Path):
+def test_losses_of_a_tokenizer_are_noted(tmp_path: Path):
     save(tmp_path / "lower")
     save(tmp_path / "cased", tokenizer=wordpiece(lowercase=False))
     part = TextSample("t", [Window(("the", "king"), (1,))])

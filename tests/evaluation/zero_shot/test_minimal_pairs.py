@@ -1,4 +1,4 @@
-"""Pseudo-log-likelihoods are those of their definition and of minicons; accuracies are those of the pairs."""
+"""Pseudo-log-likelihoods equal their definition and minicons; accuracies of pairs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pll(folder: Path, sentence: str, within_word: bool) -> float:
 
 
 @pytest.mark.parametrize("score", ["pll", "within-word-l2r"])
-def test_scores_are_those_of_a_loop_over_positions(score: str, tmp_path: Path):
+def test_scores_equal_a_loop_over_positions(score: str, tmp_path: Path):
     save(tmp_path)
     found = sentence_scores(scorer(tmp_path, 100), SENTENCES, SENTENCES, score)
     expected = [pll(tmp_path, sentence, score == "within-word-l2r") for sentence in SENTENCES]
@@ -54,7 +54,7 @@ def test_scores_are_those_of_a_loop_over_positions(score: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "crambert", "crambert-shift"])
-def test_scores_are_those_of_minicons(kind: str, tmp_path: Path):
+def test_scores_equal_minicons(kind: str, tmp_path: Path):
     save(tmp_path, kind)
     ours = scorer(tmp_path, 200)
     theirs = MaskedLMScorer(str(tmp_path), "cpu", trust_remote_code=True)

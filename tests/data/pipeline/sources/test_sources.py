@@ -198,7 +198,7 @@ def test_parquet_columns(tmp_path):
         (SourceConfig(kind="hub", dataset="x/y", document="line"), "the key 'document' has no effect"),
     ],
 )
-def test_sources_that_make_no_sense(config, message):
+def test_invalid_sources_are_refused(config, message):
     with pytest.raises(CramError, match=re.escape(message)):
         open_sources([config])
 
