@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models
 from cram_composer.config.schema.data_build import NormaliseConfig, TokenizerConfig
 from cram_composer.data.masking import IGNORED, MaskedLMCollator, word_joins
 from cram_composer.data.masking.units import MAX_WORD_TOKENS, span_lengths, span_starts, word_starts
-from cram_composer.data.pipeline.tokenizer.tokenizer import open_backend, save_tokenizer, train_tokenizer
-from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS
+from cram_composer.data.pipeline.tokenizer.tokenizer import open_backend, save_tokenizer
+from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS, train_tokenizer
 from cram_composer.errors import CramError
 
 SPECIAL = (0, 1, 2, 3, 4)

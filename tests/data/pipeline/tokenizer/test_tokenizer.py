@@ -16,13 +16,9 @@ from cram_composer.data.pipeline.rows.encoding import build_encoder
 from cram_composer.data.pipeline.sources import Source, open_sources
 from cram_composer.data.pipeline.sources.base import Part
 from cram_composer.data.pipeline.text import Piece, split_documents
-from cram_composer.data.pipeline.tokenizer.tokenizer import (
-    adopt_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
-    write_sample,
-)
-from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS
+from cram_composer.data.pipeline.tokenizer.sample import write_sample
+from cram_composer.data.pipeline.tokenizer.tokenizer import adopt_tokenizer, save_tokenizer
+from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS, train_tokenizer
 from cram_composer.errors import CramError
 
 REPOSITORY = Path(__file__).resolve().parents[4]
@@ -59,7 +55,7 @@ def test_vocabulary_is_the_same_in_every_process_and_with_any_number_of_threads(
     program = (
         "import sys, hashlib; from pathlib import Path\n"
         "from cram_composer.config.schema.data_build import NormaliseConfig, TokenizerConfig\n"
-        "from cram_composer.data.pipeline.tokenizer.tokenizer import train_tokenizer\n"
+        "from cram_composer.data.pipeline.tokenizer.vocabulary import train_tokenizer\n"
         "for limit in (1000, 40):\n"
         "    settings = TokenizerConfig(kind=sys.argv[2], vocab_size=400, limit_alphabet=limit)\n"
         "    text = train_tokenizer(Path(sys.argv[1]), settings, NormaliseConfig()).to_str()\n"
