@@ -41,7 +41,7 @@ def evaluate_models(
     """Do what is not yet in FOLDER/results.jsonl, and write FOLDER/PROTOCOL.json with a row for each model.
 
     Args:
-        names: run folders, model folders, or names of the hub; see `find_pretrained`.
+        names: run folders, model folders, or names of the hub; see `find_model`.
         protocol: how to fine-tune and on what.
         data: folder of the tasks' files, or None for the hub.
         folder: of the results, to which later evaluations append.
