@@ -29,11 +29,11 @@ from benchmarks.short_run import spread
 from cram_composer.config.schema.evaluation import ProtocolConfig
 from cram_composer.device import fast_precision
 from cram_composer.evaluation.fine_tuning.benchmarks import find_task
-from cram_composer.evaluation.fine_tuning.encode import Encoded, encode
+from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode
 from cram_composer.evaluation.fine_tuning.examples import read_split
 from cram_composer.evaluation.fine_tuning.fine_tune import evaluate, fine_tune
 from cram_composer.evaluation.fine_tuning.tasks import Task
-from cram_composer.evaluation.pretrained import Pretrained, find_pretrained
+from cram_composer.evaluation.model_source import ModelSource, find_model
 
 
 def main() -> None:
@@ -50,8 +50,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = ProtocolConfig(epochs=options.epochs)
-    task, model = find_task(options.task, "task"), find_pretrained(options.model)
-    tokenizer = model.tokenizer()
+    task, model = find_task(options.task, "task"), find_model(options.model)
+    tokenizer = model.load_tokenizer()
     rows = {}
     for name in task.sizes:
         split = read_split(task, name, options.data)
@@ -76,13 +76,13 @@ def main() -> None:
     )
 
 
-def _fresh(model: Pretrained, task: Task, settings: ProtocolConfig, seed: int) -> PreTrainedModel:
+def _fresh(model: ModelSource, task: Task, settings: ProtocolConfig, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
-    return model.classifier(task.num_labels, settings.dropout)
+    return model.load_classifier(task.num_labels, settings.dropout)
 
 
 def _ours(
-    model: Pretrained, task: Task, rows: dict[str, Encoded], settings: ProtocolConfig, seed: int, options: Any
+    model: ModelSource, task: Task, rows: dict[str, EncodedRows], settings: ProtocolConfig, seed: int, options: Any
 ) -> tuple[float, float]:
     """Examples/s of training, and the first metric; of several jobs, the sum, and the metric of the one with `seed`."""
     if options.jobs == 1:
@@ -98,9 +98,9 @@ def _ours(
 
 
 def _job(
-    model: Pretrained,
+    model: ModelSource,
     task: Task,
-    rows: dict[str, Encoded],
+    rows: dict[str, EncodedRows],
     settings: ProtocolConfig,
     seed: int,
     threads: int,
@@ -113,7 +113,7 @@ def _job(
 
 
 def _trainer(
-    model: Pretrained, task: Task, rows: dict[str, Encoded], settings: ProtocolConfig, seed: int, options: Any
+    model: ModelSource, task: Task, rows: dict[str, EncodedRows], settings: ProtocolConfig, seed: int, options: Any
 ) -> tuple[float, float]:
     """The same of the Trainer; its model is scored by our code."""
     network = _fresh(model, task, settings, seed)
@@ -145,7 +145,7 @@ def _trainer(
             network,
             arguments,
             train_dataset=_Rows(rows["train"]),  # type: ignore[arg-type]
-            data_collator=DataCollatorWithPadding(model.tokenizer(), **padding),
+            data_collator=DataCollatorWithPadding(model.load_tokenizer(), **padding),
         )
         done = trainer.train().metrics
     found = evaluate(network, task, rows[task.scored[0]], settings, torch.device("cpu"), options.precision)
@@ -155,7 +155,7 @@ def _trainer(
 class _Rows(torch.utils.data.Dataset):
     """Rows as the Trainer takes them."""
 
-    def __init__(self, rows: Encoded) -> None:
+    def __init__(self, rows: EncodedRows) -> None:
         parts = rows.lengths.tolist()
         self._columns = {"input_ids": [part.tolist() for part in rows.ids.split(parts)]}
         if rows.types is not None:

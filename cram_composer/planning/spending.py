@@ -1,4 +1,4 @@
-"""What a budget buys: simulates the run's budget and ramps at a given speed."""
+"""Simulation of a budget: the steps and tokens that the run and its ramps get at a given speed."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def newest_checkpoint(directory: Path, quiet: bool = False) -> SavedCheckpoint |
 
 
 def checkpoint_problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint, None if its size and hash are those written beside it."""
+    """Describe the damage of a checkpoint; None if its size and hash match its `.json`."""
     try:
         expected = read_json(path.with_suffix(".json"))
         size = path.stat().st_size

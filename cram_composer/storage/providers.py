@@ -157,7 +157,7 @@ class OCI(ObjectStore):
         self._store = OCIObjectStore(bucket)
         self._client = self._store.client
         self._client.base_client.timeout = (connect, read)
-        self._namespace_and_bucket = (self._store.namespace, bucket)
+        self._location = (self._store.namespace, bucket)
         # Composer's own calls keep the client's retry strategy, so only the calls made here are bounded.
         self._one_attempt = {"retry_strategy": importlib.import_module("oci.retry").NoneRetryStrategy()}
 
@@ -183,7 +183,7 @@ class OCI(ObjectStore):
 
     def delete(self, key: str) -> None:
         try:
-            self._client.delete_object(*self._namespace_and_bucket, key, **self._one_attempt)
+            self._client.delete_object(*self._location, key, **self._one_attempt)
         except Exception as error:
             _raise_unless_missing(error)
 
@@ -191,9 +191,7 @@ class OCI(ObjectStore):
         self._list(prefix=prefix, limit=1)
 
     def _list(self, **options: Any) -> Any:
-        return self._client.list_objects(
-            *self._namespace_and_bucket, fields="name,size", **self._one_attempt, **options
-        ).data
+        return self._client.list_objects(*self._location, fields="name,size", **self._one_attempt, **options).data
 
 
 class Azure(ObjectStore):

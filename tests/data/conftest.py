@@ -1,4 +1,4 @@
-"""A small corpus and a build configuration that every test of the data build starts from."""
+"""A small corpus and build configuration for the tests of the data build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished data sets written straight from rows: any number of shards and streams, compressed or not."""
+"""Finished data sets written directly from rows, with any number of shards and streams, compressed or not."""
 
 from __future__ import annotations
 

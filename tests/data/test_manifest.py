@@ -89,14 +89,14 @@ def test_manifest_that_cannot_be_used(tmp_path, content, message):
         load_manifest(tmp_path)
 
 
-def test_summary_is_short(root):
+def test_summarize_drops_files_and_configuration(root):
     short = summarize(load_manifest(root))
     assert "config" not in short
     assert "files" not in short["sources"][0]
     assert short["splits"] == load_manifest(root)["splits"]
 
 
-def test_the_compressed_form_is_what_is_checked_and_every_stream_is(tmp_path):
+def test_compressed_files_of_every_stream_are_checked(tmp_path):
     root = write_data_set(tmp_path / "data", {"train-web": 64, "train-wiki": 64}, compression="zstd")
     manifest = load_manifest(root)
     verify_dataset(root, manifest)

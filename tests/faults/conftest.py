@@ -78,7 +78,7 @@ def order(sources: Path) -> list[str]:
 
     data = prepare_dataset(DataConfig(local=str(sources / "none")), True, lambda: None)
     blocks = open_block_dataset(data, [SelectedStream("train")], shuffle=True, seed=_SEED)
-    shards = [blocks.shards[blocks.shard_of(int(block))] for block in blocks.epoch_order(0)]
+    shards = [blocks.shards[blocks.shard_of_block(int(block))] for block in blocks.epoch_order(0)]
     return [f"train/{shard.file_pairs[0][0].basename}" for shard in shards]
 
 

@@ -1,4 +1,4 @@
-"""What is decayed, and whose learning rate differs."""
+"""Parameter groups: weight decay and learning rates."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_frozen_parameters_are_left_out():
     assert group["params"] == [model.bias] and group["weight_decay"] == 0.0
 
 
-def test_embeddings_may_go_without_decay_and_have_a_rate_of_their_own():
+def test_embeddings_without_decay_and_with_their_own_rate():
     plain = by_name(small_model())
     changed = by_name(small_model(), config=GroupsConfig(decay_embeddings=False, embedding_lr=0.5))
     assert {name for name in plain if plain[name] != changed[name]} == {EMBEDDING}

@@ -1,4 +1,4 @@
-"""Muon: which weights it takes, and that each projection of a fused matrix is orthogonalised on its own."""
+"""Muon: its parameters, and separate orthogonalisation of the projections of a fused matrix."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def update_of(model: nn.Module, name: str, gradient: torch.Tensor, **settings) -
     return (before - parameter.detach()) / LR
 
 
-def test_it_takes_the_matrices_of_the_layers_and_leaves_the_rest_to_adamw():
+def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest():
     model = small_model(head_transform=True, tie_word_embeddings=False, attention_bias=True)
     optimizer = build_optimizer(small_settings("muon"), model)
     taken = {id(p) for group in optimizer.param_groups if group["use_muon"] for p in group["params"]}

@@ -1,4 +1,4 @@
-"""Recipes of optimizers, groups and schedules: each composes, says all that its choice reads, and changes no more."""
+"""Recipes of optimizers, groups and schedules compose, set all keys they need, and change no others."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_recipe_states_its_rate_relative_to_adamws(name: str):
 
 
 @pytest.mark.parametrize("name", OF_OPTIMIZERS)
-def test_it_changes_the_optimizer_and_nothing_else(name: str):
+def test_recipe_changes_only_the_optimizer(name: str):
     sections = {key.partition(".")[0] for key in changed(name)}
     assert sections == ({"optimizer", "schedule"} if name == "schedule-free" else {"optimizer"})
 
@@ -95,6 +95,6 @@ def test_schedules_differ_from_each_other_and_from_crammed_berts():
 
 
 @pytest.mark.parametrize("pair", ["lion,muon", "schedule-wsd,schedule-free", "schedule-free,ema", "lawa,schedule-free"])
-def test_what_excludes_each_other(pair: str):
+def test_conflicting_recipes(pair: str):
     with pytest.raises(ConfigError, match="exclude each other"):
         composed("crammed-bert", pair)

@@ -1,4 +1,4 @@
-"""Every optimizer: it learns, resumes exactly, follows the schedule, and leaves alone what it is not to touch."""
+"""Every optimizer learns, resumes exactly, follows the schedule, and leaves other parameters alone."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def train(run: Run, steps: range) -> None:
 
 
 @pytest.mark.parametrize("name", ON_CPU)
-def test_it_lowers_the_loss_in_ten_steps(name: str):
+def test_optimizer_lowers_the_loss_in_ten_steps(name: str):
     run = small_run(name)
     losses = [step(*run) for _ in range(11)]
     assert losses[10] < losses[0] - 0.3, losses
@@ -110,7 +110,7 @@ def test_the_schedule_reaches_every_group(name: str):
 
 
 @pytest.mark.parametrize("name", ON_CPU)
-def test_a_step_that_the_guard_drops_changes_no_weight_and_no_moment(name: str):
+def test_step_skipped_by_the_guard_changes_nothing(name: str):
     model, optimizer = small_run(name, weight_decay=0.1)
     step(model, optimizer)
     step(model, optimizer)
@@ -139,7 +139,7 @@ def test_a_step_that_the_guard_drops_changes_no_weight_and_no_moment(name: str):
 
 
 @pytest.mark.parametrize("name", ON_CPU)
-def test_a_first_step_that_is_dropped_does_no_harm(name: str):
+def test_skipped_first_step_is_harmless(name: str):
     model, optimizer = small_run(name)
     before = weights(model)
     optimizer.step(lambda: 0.0)  # no gradients
@@ -204,7 +204,7 @@ def test_8_bits_are_for_all_but_embeddings(monkeypatch: pytest.MonkeyPatch):
         assert (group["lr"], group["betas"], group["eps"]) == (0.002, (0.8, 0.9), 1e-7)
 
 
-def test_shampoo_takes_no_notice_of_a_ranks_own_random_numbers_and_leaves_them_alone():
+def test_shampoo_is_independent_of_the_global_random_state():
     """Its inverse roots start from random vectors; weights of two ranks that differ would drift apart."""
     stepped = []
     for seed in (1, 2):

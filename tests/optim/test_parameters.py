@@ -1,4 +1,4 @@
-"""What each parameter is and how deep it sits, in CramBERT and in models of transformers."""
+"""Role and depth of each parameter, in CramBERT and in models of transformers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_roles_and_depths_of_crambert():
     assert not parameters["model.encoder.final_norm.weight"].in_layer
 
 
-def test_a_fused_matrix_knows_its_projections():
+def test_projections_of_fused_matrices():
     parameters = described(small_model())
     parts = {name.removeprefix(LAYER): p.parts for name, p in parameters.items() if name.startswith(LAYER)}
     assert {name: count for name, count in parts.items() if count > 1} == {
@@ -52,7 +52,7 @@ def test_a_fused_matrix_knows_its_projections():
     assert described(small_model(ffn="gelu"))[LAYER + "feedforward.w_in.weight"].parts == 1
 
 
-def test_lists_of_embeddings_are_no_layers():
+def test_lists_of_embeddings_are_not_layers():
     parameters = described(small_model(value_embeddings=1))
     values = [parameter for name, parameter in parameters.items() if "value_embeddings" in name]
     assert [(value.role, value.depth, value.in_layer) for value in values] == [("embedding", 0, False)]

@@ -1,4 +1,4 @@
-"""Optimizers in whole runs, under Composer's trainer: checkpoints, an evaluation, an export, two ranks."""
+"""Optimizers in whole runs under Composer's trainer: checkpoints, an evaluation, an export, two ranks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_schedule_free_exports_its_average(train: Train, tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "setting", "ranks"), [("shampoo", "precondition_frequency=4", None), ("sophia", "hessian_frequency=4", 2)]
 )
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+def test_interrupted_run_equals_an_uninterrupted_one(
     name: str, setting: str, ranks: int | None, train: Train, tiny_data: Path, tmp_path: Path
 ):
     """The two whose state is more than tensors: Shampoo's blocks, and on two ranks the random labels of Sophia."""

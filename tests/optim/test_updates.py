@@ -1,4 +1,4 @@
-"""The updates are those of the papers: each against its formula, written out here for one weight tensor."""
+"""Updates equal the formulas of the papers, written out here for one weight tensor."""
 
 from __future__ import annotations
 

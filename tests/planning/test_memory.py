@@ -80,7 +80,7 @@ def test_microbatches_make_activations_in_proportion(data: Path):
         )
 
 
-def test_a_model_that_looks_into_its_input_is_run_on_real_rows(data: Path):
+def test_model_with_data_dependent_control_flow_runs_on_real_rows(data: Path):
     plan = spec(data, "recipes=[]", "model={architecture: hf, hf_name: bert}")
     step = measure_step_memory(plan, "fp32")
     assert step.activations(4) == pytest.approx(measure_activation_peak(plan, plan.build_model(), 4), rel=0.02)
@@ -124,7 +124,7 @@ def test_adamw_in_8_bits_is_counted(data: Path):
 def test_weights_are_counted_once_and_averages_are_copies(data: Path):
     plain, averaged = spec(data), spec(data, "recipes=[crammed-bert,ema]")
     step = measure_step_memory(plain, "fp32")
-    elements = sum(parameter.numel() for parameter in plain.model().parameters())
+    elements = sum(parameter.numel() for parameter in plain.build_model().parameters())
     assert (step.parameters, step.weights, step.gradients) == (elements, 4 * elements, 4 * elements)
     assert step.outside_layers + 2 * step.largest_layer == step.weights
     assert measure_step_memory(averaged, "fp32").averages == step.weights

@@ -36,7 +36,7 @@ def same(length: int) -> float:
     return length / LENGTH
 
 
-def test_flops_buy_tokens(data: Path):
+def test_tokens_from_flops(data: Path):
     plan = spec(data, 2, *PLAIN, "budget=100s", "train.batch_size=64")
     network = plan.build_model().model
     per_token = flops_per_token(network, LENGTH, 4)  # a quarter of the row is masked
@@ -104,13 +104,13 @@ def test_compilation_and_evaluations_come_out_of_the_budget(data: Path):
         "{a: {proportion: 0.25}, b: {proportion: 0.75}}",
     ],
 )
-def test_an_epoch_is_as_long_as_the_stream_says(data: Path, mixture: str):
+def test_rows_per_epoch_equal_those_of_the_stream(data: Path, mixture: str):
     config = spec(data, 1, f"data.mixture={mixture}").config
     opened = open_train(prepare_dataset(config.data, True, lambda: None), config.data, seed=0)
     assert read_data_facts(config.data).rows_per_epoch == opened.rows_per_epoch
 
 
-def test_data_that_is_not_built_has_the_size_its_build_says(tmp_path: Path):
+def test_facts_of_an_unbuilt_data_set_come_from_its_build(tmp_path: Path):
     plan = spec(tmp_path / "nothing", 1, "data.build=yamls/data/fineweb-edu.yaml", *PLAIN, "budget=1m")
     facts = plan.facts
     assert (facts.sequence_length, facts.vocab_size, facts.rows_per_epoch) == (128, 32768, None)

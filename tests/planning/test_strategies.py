@@ -42,7 +42,7 @@ def test_by_hand_on_four_devices(strategy: str, held: float, host: float):
     assert (found.activations, found.host, found.verdict) == (1.8e6, host * 1e6, None)
 
 
-def test_one_device_has_nothing_to_share_and_no_buckets():
+def test_one_device_has_no_sharding_and_no_buckets():
     assert by("ddp", devices=1).total == by("fsdp2", devices=1).total == (4.0 + 4.0 + 8.0 + 1.8) * 1e6
 
 

@@ -84,39 +84,39 @@ class RunData:
 
 
 def load_run(path: Path, curves: bool = True) -> RunData:
-    """Read a run folder, which may still be written to.
+    """Read a run folder, also while the run is still writing to it.
 
     Args:
         path: the folder.
-        curves: read the trace and the metrics; without, they are empty, but those of a run that has not ended.
+        curves: read the trace and the metrics; if False, only those of a running run are read.
 
     Raises:
-        CramError: the folder is missing, is not a run, or was written in a format this version does not read.
+        CramError: not a run folder, or a record of an unknown format.
     """
     record = read_record(path)
-    curves = curves or record.get("status") == "running"  # how far it is, only its trace knows
+    curves = curves or record.get("status") == "running"  # only its trace holds its progress
     trace_lines, trace_bad = _read_lines(path / "trace.jsonl") if curves else ([], 0)
     metric_lines, metrics_bad = _read_lines(path / "metrics.jsonl") if curves else ([], 0)
     trace = {name: _column(trace_lines, name) for name in TRACE_COLUMNS}
     return RunData(
         path=path,
-        record=_as_of_now(record, trace, path) if record.get("status") == "running" else record,
+        record=_add_present_progress(record, trace, path) if record.get("status") == "running" else record,
         trace=trace,
         metrics=metric_lines,
-        evaluated=_read_whole(evaluations) if (evaluations := path / "evaluations.json").is_file() else {},
+        evaluated=_read_json(evaluations) if (evaluations := path / "evaluations.json").is_file() else {},
         unreadable_lines=trace_bad + metrics_bad,
     )
 
 
-def _read_whole(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return read_json(path)
     except ValueError as error:
         raise CramError(f"{path} is not valid JSON ({error}); restore it or give another run") from None
 
 
-def _as_of_now(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:
-    """A running run's record dates from its start; how far it is, the trace and the clock beside it know."""
+def _add_present_progress(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:
+    """Update the record of a running run, which dates from its start, from its trace and clock."""
     clock = path / "clock.json"
     inside = read_json(clock)["inside"] if clock.is_file() else {}
     spent = sum(inside.values())

@@ -175,7 +175,7 @@ def check_disk_space(root: Path, shards: dict[str, Shard], kept: int, cache_limi
     free = shutil.disk_usage(root).free
     if free < needed:
         raise CramError(
-            f"{root}: the shards take {format_bytes(needed)} of disk and {format_bytes(free)} are free; free some, "
+            f"{root}: the shards take {format_bytes(needed)} of disk and {format_bytes(free)} are free; make room, "
             "choose another folder with data.local, or set data.cache_limit"
         )
 

@@ -1,1 +1,1 @@
-"""GLUE and SuperGLUE: tasks, fine-tuning jobs, results."""
+"""Fine-tuning on GLUE and SuperGLUE: tasks, jobs, results."""

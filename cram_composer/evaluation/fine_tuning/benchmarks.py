@@ -1,4 +1,4 @@
-"""The benchmarks that can be evaluated, and their tasks by name."""
+"""The benchmarks and their tasks by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BENCHMARKS: dict[str, dict[str, Task]] = {"glue": GLUE, "superglue": SUPERGLUE}
 
 
 def find_task(name: str, asked_by: str, benchmark: str = "glue") -> Task:
-    """The task `name` of a benchmark; `asked_by` is what to blame if there is none. Raises CramError."""
+    """Find a task of a benchmark; `asked_by` is the option that an error blames. Raises CramError."""
     tasks = BENCHMARKS[benchmark]
     if name not in tasks:
         nearest = difflib.get_close_matches(name, tasks, n=1, cutoff=0.0)[0]

@@ -1,4 +1,4 @@
-"""Rows of token ids for fine-tuning, and batches of rows of about the same length."""
+"""Token ids of rows for fine-tuning, and batches of rows of similar length."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from transformers import PreTrainedTokenizerBase
 
 from cram_composer.evaluation.fine_tuning.examples import Split
 
-LENGTH_MULTIPLE = 8  # rows are padded to one, which matrix kernels like
-_POOLED_BATCHES = 50  # batches whose rows are sorted together: order stays random beyond them
-_AT_A_TIME = 8192  # rows are tokenized at a time: the tokenizer's lists take many times the memory of the ids
+LENGTH_MULTIPLE = 8  # rows are padded to a multiple, which suits matrix kernels
+_POOLED_BATCHES = 50  # batches whose rows are sorted together; the order of such pools stays random
+_ROWS_PER_CALL = 8192  # rows tokenized per call: the tokenizer's lists take many times the memory of the ids
 
 
-class Encoded(NamedTuple):
-    """Rows of a split, one for each candidate, without padding.
+class EncodedRows(NamedTuple):
+    """Unpadded rows of a split, one per example.
 
-    `ids` int32 holds one row after another, row r from starts[r] to starts[r + 1]; `types`, where the model has token
-    types, goes with it. `labels` [N] are int64, or fp32 of a regression; `groups` int64 [N] and `credits` fp32 [N] are
-    the candidates'.
+    Attributes:
+        ids: int32, all rows concatenated; row r is ids[starts[r]:starts[r + 1]].
+        types: token types of `ids`, None if the model has none.
+        labels: int64 [N], or fp32 for a regression.
+        groups: int64 [N], numbers of the examples' groups.
+        credits: fp32 [N].
     """
 
     ids: torch.Tensor
@@ -33,7 +36,7 @@ class Encoded(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return len(self.labels)
 
     @property
@@ -42,12 +45,12 @@ class Encoded(NamedTuple):
         return self.starts.diff()
 
 
-def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool) -> Encoded:
-    """Encode every candidate; of pairs too long, the longer text is cut."""
-    candidates = split.candidates
+def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool) -> EncodedRows:
+    """Encode every example; in pairs that are too long, the longer text is truncated."""
+    examples = split.examples
     ids, types, lengths = [], [], []
-    for start in range(0, len(candidates), _AT_A_TIME):
-        texts = (candidate.texts for candidate in candidates[start : start + _AT_A_TIME])
+    for start in range(0, len(examples), _ROWS_PER_CALL):
+        texts = (example.texts for example in examples[start : start + _ROWS_PER_CALL])
         columns = [list(column) for column in zip(*texts, strict=True)]
         rows = tokenizer(*columns, truncation=True, max_length=max_length, return_token_type_ids=token_types)
         lengths += [len(row) for row in rows["input_ids"]]
@@ -55,18 +58,18 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, to
         if token_types:
             types.append(torch.tensor(list(itertools.chain.from_iterable(rows["token_type_ids"])), dtype=torch.uint8))
     groups: dict[object, int] = {}
-    return Encoded(
+    return EncodedRows(
         torch.cat(ids),
         torch.cat(types) if token_types else None,
         torch.tensor([0, *itertools.accumulate(lengths)]),
-        torch.tensor([candidate.label for candidate in candidates]),
-        torch.tensor([groups.setdefault(candidate.group, len(groups)) for candidate in candidates]),
-        torch.tensor([candidate.credit for candidate in candidates]),
+        torch.tensor([example.label for example in examples]),
+        torch.tensor([groups.setdefault(example.group, len(groups)) for example in examples]),
+        torch.tensor([example.credit for example in examples]),
     )
 
 
-def training_batches(rows: Encoded, batch_size: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """Row numbers of one epoch's batches: shuffled, rows of a batch of like length, every row once."""
+def training_batches(rows: EncodedRows, batch_size: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Return the row numbers of one epoch's batches: shuffled, with rows of similar length in a batch."""
     lengths, order = rows.lengths, torch.randperm(rows.size, generator=generator)
     batches: list[torch.Tensor] = []
     for pool in order.split(batch_size * _POOLED_BATCHES):
@@ -74,13 +77,13 @@ def training_batches(rows: Encoded, batch_size: int, generator: torch.Generator)
     return [batches[at] for at in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def scoring_batches(rows: Encoded, batch_size: int) -> list[torch.Tensor]:
-    """Row numbers of all rows, the longest first: what is too much for the memory is too much at once."""
+def scoring_batches(rows: EncodedRows, batch_size: int) -> list[torch.Tensor]:
+    """Return the row numbers of all batches, longest rows first, so that a lack of memory shows immediately."""
     return list(rows.lengths.argsort(descending=True, stable=True).split(batch_size))
 
 
-def collate(rows: Encoded, batch: torch.Tensor, pad: int) -> dict[str, torch.Tensor]:
-    """The rows of a batch: input_ids, attention_mask and, where there are, token_type_ids int64 [B, L]; labels [B]."""
+def collate(rows: EncodedRows, batch: torch.Tensor, pad: int) -> dict[str, torch.Tensor]:
+    """Pad the rows of a batch: input_ids, attention_mask, token_type_ids if any, int64 [B, L]; labels [B]."""
     starts, lengths = rows.starts[batch, None], rows.lengths[batch, None]
     at = torch.arange(-(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
     inside = at < lengths
@@ -95,13 +98,13 @@ def collate(rows: Encoded, batch: torch.Tensor, pad: int) -> dict[str, torch.Ten
     return made
 
 
-def moved(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on `device`."""
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Move the batch to `device`."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def epochs(rows: Encoded, batch_size: int, count: int, seed: int) -> Iterator[torch.Tensor]:
-    """Row numbers of the batches of `count` epochs, settled by `seed`."""
+def epoch_batches(rows: EncodedRows, batch_size: int, count: int, seed: int) -> Iterator[torch.Tensor]:
+    """Yield the row numbers of the batches of `count` epochs, determined by `seed`."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
         yield from training_batches(rows, batch_size, generator)

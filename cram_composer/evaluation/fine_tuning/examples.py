@@ -1,4 +1,4 @@
-"""Rows of a task's split, from local files with the hub's column names or from the hub, checked one by one."""
+"""Reading and checking the rows of a task's split from local files or from the hub, with the hub's column names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.tasks import Candidate, Task, class_label
+from cram_composer.evaluation.fine_tuning.tasks import Example, Task, class_label
 
 T = TypeVar("T")
 
@@ -20,65 +20,65 @@ _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class Split(NamedTuple):
-    """A split: the candidates of its `rows` rows, in their order; `official` is the published number of rows."""
+    """The examples of a split's `rows` rows in order; `official` is the published number of rows."""
 
     name: str
-    candidates: list[Candidate]
+    examples: list[Example]
     rows: int
     official: int
 
     @property
-    def is_whole(self) -> bool:
-        """Whether it has the official number of rows."""
+    def is_complete(self) -> bool:
+        """True if the split has the official number of rows."""
         return self.rows == self.official
 
     @property
     def digest(self) -> str:
-        """Of all that is in it, in its order."""
+        """Hash of the examples in order."""
         digest = hashlib.sha256()
-        for candidate in self.candidates:
-            digest.update(json.dumps(candidate).encode())
+        for example in self.examples:
+            digest.update(json.dumps(example).encode())
         return digest.hexdigest()[:16]
 
 
 def read_split(task: Task, name: str, data: Path | None) -> Split:
-    """A split from `data`/TASK/SPLIT.jsonl[.zst|.gz], .tsv or .parquet, or from the hub without `data`.
+    """Read a split from `data`/TASK/SPLIT.jsonl[.zst|.gz], .tsv or .parquet, or from the hub without `data`.
 
     Raises:
-        CramError: there is no such file, a column is missing, a text is none, a label is out of range.
+        CramError: a missing file or column, a value that is not text, or a label out of range.
     """
-    where, rows = _from_hub(task, name) if data is None else _from_files(task, name, data)
-    candidates: list[Candidate] = []
+    origin, rows = _from_hub(task, name) if data is None else _from_files(task, name, data)
+    examples: list[Example] = []
     count = 0
     for row in rows:
-        _check(task, row, f"{where}, row {count + 1}")
+        _check_columns(task, row, f"{origin}, row {count + 1}")
         try:
-            candidates += _plain(task, row) if task.candidates is None else task.candidates(row, count)
+            examples += _example_of_texts(task, row) if task.make_examples is None else task.make_examples(row, count)
         except ValueError as error:
-            raise CramError(f"{where}, row {count + 1}: {error}, as {task.title} has them") from None
+            raise CramError(f"{origin}, row {count + 1}: {error}, as {task.title} has them") from None
         count += 1
     if not count:
-        raise CramError(f"{where}: has no rows")
-    return Split(name, candidates, count, task.sizes[name])
+        raise CramError(f"{origin}: has no rows")
+    return Split(name, examples, count, task.sizes[name])
 
 
-def _check(task: Task, row: Mapping[str, Any], where: str) -> None:
+def _check_columns(task: Task, row: Mapping[str, Any], origin: str) -> None:
     missing = [column for column in task.columns if row.get(column) is None]
     if missing:
         raise CramError(
-            f"{where}: {task.title} needs the columns {', '.join(task.columns)}; "
+            f"{origin}: {task.title} needs the columns {', '.join(task.columns)}; "
             f"there is no {' and no '.join(missing)} (found: {', '.join(map(str, row))})"
         )
     for column in task.texts:
         if not isinstance(row[column], str):
-            raise CramError(f"{where}: column '{column}' holds {type(row[column]).__name__}, not text")
+            raise CramError(f"{origin}: column '{column}' holds {type(row[column]).__name__}, not text")
 
 
-def _plain(task: Task, row: Mapping[str, Any]) -> list[Candidate]:
-    """The texts and the label of a row. Raises ValueError."""
+def _example_of_texts(task: Task, row: Mapping[str, Any]) -> list[Example]:
+    """Return the example of a row that consists of its texts and a label. Raises ValueError."""
     texts = tuple(row[column] for column in task.texts)
     if not task.is_regression:
-        return [Candidate(texts, class_label(row["label"], task.labels))]
+        return [Example(texts, class_label(row["label"], task.labels))]
     low, high = task.score_range
     try:
         number = float(row["label"])
@@ -86,7 +86,7 @@ def _plain(task: Task, row: Mapping[str, Any]) -> list[Candidate]:
         number = math.nan
     if not low <= number <= high:
         raise ValueError(f"label {row['label']!r} is no number from {low:g} to {high:g}")
-    return [Candidate(texts, number)]
+    return [Example(texts, number)]
 
 
 def _from_files(task: Task, name: str, data: Path) -> tuple[str, Iterator[Mapping[str, Any]]]:
@@ -94,7 +94,7 @@ def _from_files(task: Task, name: str, data: Path) -> tuple[str, Iterator[Mappin
     for suffix, read in _READERS.items():
         path = folder / f"{name}{suffix}"
         if path.is_file():
-            return str(path), readable(path, read)
+            return str(path), read_file(path, read)
     if not folder.is_dir():
         present = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
         raise CramError(f"{folder}: no such folder; found in {data}: {', '.join(present) or 'nothing'}")
@@ -102,8 +102,8 @@ def _from_files(task: Task, name: str, data: Path) -> tuple[str, Iterator[Mappin
     raise CramError(f"{folder}: no split '{name}' ({', '.join(name + s for s in _READERS)}); found: {found}")
 
 
-def readable(path: Path, read: Callable[[Path], Iterator[T]]) -> Iterator[T]:
-    """What `read` makes of a file. Raises CramError, with the file's name, for what the system or a format refuses."""
+def read_file(path: Path, read: Callable[[Path], Iterator[T]]) -> Iterator[T]:
+    """Yield what `read` reads from a file. Raises CramError with the file's name for errors of system and format."""
     import pyarrow
 
     try:
@@ -112,8 +112,8 @@ def readable(path: Path, read: Callable[[Path], Iterator[T]]) -> Iterator[T]:
         raise CramError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
-def numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a .jsonl[.zst|.gz] file with the numbers of their lines. Raises CramError for other lines."""
+def read_jsonl_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield line numbers and JSON objects of a .jsonl[.zst|.gz] file. Raises CramError for other lines."""
     import pyarrow
 
     with pyarrow.input_stream(path, compression=_COMPRESSIONS.get(path.suffix)) as file:
@@ -130,11 +130,11 @@ def numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
-    return (row for _, row in numbered_objects(path))
+    return (row for _, row in read_jsonl_objects(path))
 
 
 def _read_tsv(path: Path) -> Iterator[Mapping[str, Any]]:
-    with open(path, encoding="utf-8", newline="") as file:  # GLUE's files quote nothing, and have quotes in texts
+    with open(path, encoding="utf-8", newline="") as file:  # GLUE's files use no quoting, and have quotes in texts
         yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
@@ -163,11 +163,11 @@ def _from_hub(task: Task, name: str) -> tuple[str, Iterator[Mapping[str, Any]]]:
             "the hub's data need the package datasets: pip install 'cram-composer[hub]', or give the folder of the "
             "files with --data"
         ) from None
-    where = f"{task.hub} ({task.hub_name or task.name}, {name}) of the hub"
+    origin = f"{task.hub} ({task.hub_name or task.name}, {name}) of the hub"
     try:
         rows = load_dataset(task.hub, task.hub_name or task.name, split=name, revision=task.hub_revision)
     except (OSError, ValueError) as error:
         raise CramError(
-            f"{where}: cannot be had ({str(error).splitlines()[0]}); give the folder of the files with --data"
+            f"{origin}: cannot be loaded ({str(error).splitlines()[0]}); give the folder of the files with --data"
         ) from None
-    return where, iter(rows)
+    return origin, iter(rows)

@@ -1,4 +1,4 @@
-"""Fine-tune a model on one task with one seed, and score it: the unit of work of an evaluation."""
+"""Fine-tune a model on one task with one seed and score it: one job of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from cram_composer.config.schema.evaluation import ProtocolConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.encode import Encoded, collate, epochs, moved, scoring_batches
-from cram_composer.evaluation.fine_tuning.metrics import score
+from cram_composer.evaluation.fine_tuning.encode import EncodedRows, collate, epoch_batches, scoring_batches, to_device
+from cram_composer.evaluation.fine_tuning.metrics import compute_metrics
 from cram_composer.evaluation.fine_tuning.tasks import Task
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
@@ -23,7 +23,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scores in percent, by scored split and metric, and what it took."""
+    """Scores in percent by split and metric, and the cost."""
 
     scores: dict[str, dict[str, float]]
     steps: int
@@ -33,7 +33,7 @@ class Outcome:
 
 
 def task_settings(protocol: ProtocolConfig, task: str) -> ProtocolConfig:
-    """The protocol with what it overrides for one task."""
+    """Return the protocol with its overrides for one task."""
     own = protocol.overrides.get(task)
     return protocol.model_copy(update=own.model_dump(exclude_none=True) if own is not None else {})
 
@@ -41,41 +41,41 @@ def task_settings(protocol: ProtocolConfig, task: str) -> ProtocolConfig:
 def fine_tune(
     model: PreTrainedModel,
     task: Task,
-    rows: dict[str, Encoded],
+    rows: dict[str, EncodedRows],
     settings: ProtocolConfig,
     seed: int,
     device: torch.device,
     precision: str,
     report: Callable[[float], None] = lambda progress: None,
 ) -> Outcome:
-    """Train `model` on rows["train"] and score it on the splits that the task is scored on.
+    """Train `model` on rows["train"] and score it on the task's scored splits.
 
     Args:
-        model: with a fresh head; changed in place.
-        task: whose metrics are taken.
+        model: with a new head; changed in place.
+        task: the task.
         rows: by split.
         settings: of this task, see `task_settings`.
-        seed: of the order of rows and of dropout.
+        seed: determines the order of rows and dropout.
         device: to train on.
         precision: "bf16", "fp16" or "fp32"; weights stay in fp32.
-        report: called with the share of steps that are done.
+        report: called with the fraction of steps done.
 
     Raises:
-        CramError: the loss is not a number.
+        CramError: the loss is not finite.
     """
     torch.manual_seed(seed)
     started = time.monotonic()
     model.train().to(device)  # type: ignore[arg-type]
-    train, pad = rows["train"], _pad(model)
+    train, pad = rows["train"], _pad_id(model)
     steps = settings.epochs * math.ceil(train.size / settings.batch_size)
-    optimizer = _optimizer(model, settings, device)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(settings, step, steps))
+    optimizer = _build_optimizer(model, settings, device)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(settings, step, steps))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     recent = torch.zeros((), device=device)
     first_recent = steps - max(1, steps // 10)
-    for step, batch in enumerate(epochs(train, settings.batch_size, settings.epochs, seed)):
+    for step, batch in enumerate(epoch_batches(train, settings.batch_size, settings.epochs, seed)):
         with autocast(device, precision):
-            loss = model(**moved(collate(train, batch, pad), device)).loss
+            loss = model(**to_device(collate(train, batch, pad), device)).loss
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -95,20 +95,25 @@ def fine_tune(
 
 @torch.inference_mode()
 def evaluate(
-    model: PreTrainedModel, task: Task, rows: Encoded, settings: ProtocolConfig, device: torch.device, precision: str
+    model: PreTrainedModel,
+    task: Task,
+    rows: EncodedRows,
+    settings: ProtocolConfig,
+    device: torch.device,
+    precision: str,
 ) -> dict[str, float]:
-    """Every metric of `task` on `rows`, in percent."""
+    """Compute every metric of `task` on `rows`, in percent."""
     model.eval()
     logits = torch.empty(rows.size, task.num_labels)
     for batch in scoring_batches(rows, settings.eval_batch_size):
         with autocast(device, precision):
-            inputs = moved(collate(rows, batch, _pad(model)), device)
+            inputs = to_device(collate(rows, batch, _pad_id(model)), device)
             logits[batch] = model(**inputs).logits.float().cpu()
-    return score(task, logits, rows)
+    return compute_metrics(task, logits, rows)
 
 
-def rate(settings: ProtocolConfig, step: int, steps: int) -> float:
-    """The learning rate of `step` (from 0) of `steps` over its peak: a linear warmup, then the schedule's way to 0."""
+def lr_factor(settings: ProtocolConfig, step: int, steps: int) -> float:
+    """Return the learning rate of `step` (from 0) of `steps` relative to its peak: linear warmup, then the schedule."""
     warmup = settings.warmup * steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -121,13 +126,13 @@ def rate(settings: ProtocolConfig, step: int, steps: int) -> float:
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """The forward in `precision`, which is no change in fp32."""
+    """Return a context for forward passes in `precision`; it does nothing for fp32."""
     dtype = _DTYPES[precision]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _optimizer(model: PreTrainedModel, settings: ProtocolConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW; biases and norms are not decayed."""
+def _build_optimizer(model: PreTrainedModel, settings: ProtocolConfig, device: torch.device) -> torch.optim.AdamW:
+    """Build AdamW without weight decay for biases and norms."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -135,5 +140,5 @@ def _optimizer(model: PreTrainedModel, settings: ProtocolConfig, device: torch.d
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), eps=settings.eps, fused=True)
 
 
-def _pad(model: PreTrainedModel) -> int:
+def _pad_id(model: PreTrainedModel) -> int:
     return int(model.config.pad_token_id or 0)

@@ -12,12 +12,12 @@ import torch
 from cram_composer.config.schema.evaluation import ProtocolConfig
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.benchmarks import find_task
-from cram_composer.evaluation.fine_tuning.encode import Encoded, encode
+from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode
 from cram_composer.evaluation.fine_tuning.examples import read_split
 from cram_composer.evaluation.fine_tuning.fine_tune import evaluate, fine_tune, task_settings
-from cram_composer.evaluation.fine_tuning.results import Key, Result, settings_hash
+from cram_composer.evaluation.fine_tuning.results import Result, ResultKey, settings_hash
 from cram_composer.evaluation.fine_tuning.tasks import Task
-from cram_composer.evaluation.pretrained import Pretrained
+from cram_composer.evaluation.model_source import ModelSource
 
 _FROM_MNLI = ("rte", "mrpc", "stsb")
 
@@ -30,7 +30,7 @@ class Job:
     folder in which this one's is kept; `after` is the job whose model it goes on from.
     """
 
-    model: Pretrained
+    model: ModelSource
     task: Task
     riders: tuple[Task, ...]
     seed: int
@@ -47,13 +47,13 @@ class Job:
         return f"{self.model.name}, {self.task.title}, seed {self.seed}"
 
     @property
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[ResultKey]:
         """Of the results that it makes."""
         return [(self.model.hash, self.hashes[task.name], task.name, self.seed) for task in (self.task, *self.riders)]
 
 
 def plan_jobs(
-    models: Sequence[Pretrained], protocol: ProtocolConfig, data: Path | None, precision: str, folder: Path
+    models: Sequence[ModelSource], protocol: ProtocolConfig, data: Path | None, precision: str, folder: Path
 ) -> list[Job]:
     """All jobs of the protocol, in an order in which a job that another goes on from comes before it.
 
@@ -109,7 +109,7 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
     rows, sizes, partial = _rows(job.model, job.settings.benchmark, job.task.name, job.settings.max_length, job.data)
     torch.manual_seed(job.seed)
     source = job.model if job.start is None else replace(job.model, source=str(job.start), untrained=False)
-    model = source.classifier(job.task.num_labels, job.settings.dropout)
+    model = source.load_classifier(job.task.num_labels, job.settings.dropout)
     outcome = fine_tune(model, job.task, rows, job.settings, job.seed, device, job.precision, report)
     if job.keep is not None:
         model.save_pretrained(job.keep)
@@ -156,16 +156,16 @@ def _digests(task: Task, data: Path | None) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4)  # the seeds of a task follow each other
 def _rows(
-    model: Pretrained, benchmark: str, name: str, max_length: int, data: Path | None
-) -> tuple[dict[str, Encoded], dict[str, int], list[str]]:
+    model: ModelSource, benchmark: str, name: str, max_length: int, data: Path | None
+) -> tuple[dict[str, EncodedRows], dict[str, int], list[str]]:
     """The encoded splits of a task, their sizes, and the names of those that have not the official size."""
-    task, tokenizer = find_task(name, "job", benchmark), model.tokenizer()
+    task, tokenizer = find_task(name, "job", benchmark), model.load_tokenizer()
     encoded, sizes, partial = {}, {}, []
     for part in task.sizes:
         split = read_split(task, part, data)
         encoded[part] = encode(split, tokenizer, model.row_length(max_length), token_types=model.has_token_types)
         sizes[part] = split.rows
-        if not split.is_whole:
+        if not split.is_complete:
             partial.append(part)
     return encoded, sizes, partial
 

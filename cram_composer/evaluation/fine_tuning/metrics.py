@@ -1,4 +1,4 @@
-"""What GLUE and SuperGLUE score predictions with, in percent as tables show them; by torchmetrics where it has them."""
+"""Metrics of GLUE and SuperGLUE in percent, by torchmetrics where available."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from cram_composer.evaluation.fine_tuning.encode import Encoded
+from cram_composer.evaluation.fine_tuning.encode import EncodedRows
 from cram_composer.evaluation.fine_tuning.tasks import Task
 
-# Of predictions and labels [N]; the number is that of labels.
-_OF_ROWS: dict[str, Callable[[int], Metric]] = {
+# Metrics of predictions and labels [N], by the number of labels.
+_ROW_METRICS: dict[str, Callable[[int], Metric]] = {
     "accuracy": lambda labels: MulticlassAccuracy(labels, average="micro"),
     "f1": lambda labels: BinaryF1Score(),
     "macro_f1": lambda labels: MulticlassF1Score(labels, average="macro"),
@@ -27,28 +27,30 @@ _OF_ROWS: dict[str, Callable[[int], Metric]] = {
 }
 
 
-def _exact_match(logits: torch.Tensor, rows: Encoded) -> torch.Tensor:
-    """The share of groups all of whose candidates are classified as they should be."""
-    return _worst(logits.argmax(dim=-1) == rows.labels, rows.groups).mean()
+def _exact_match(logits: torch.Tensor, rows: EncodedRows) -> torch.Tensor:
+    """Return the share of groups whose examples are all classified correctly."""
+    return _group_minimum(logits.argmax(dim=-1) == rows.labels, rows.groups).mean()
 
 
-def _parity(logits: torch.Tensor, rows: Encoded) -> torch.Tensor:
-    """The share of groups whose candidates are all classified alike."""
+def _parity(logits: torch.Tensor, rows: EncodedRows) -> torch.Tensor:
+    """Return the share of groups whose examples are all classified alike."""
     predicted = logits.argmax(dim=-1)
-    return torch.maximum(_worst(predicted == 0, rows.groups), _worst(predicted == 1, rows.groups)).mean()
+    return torch.maximum(
+        _group_minimum(predicted == 0, rows.groups), _group_minimum(predicted == 1, rows.groups)
+    ).mean()
 
 
-def _choice_accuracy(logits: torch.Tensor, rows: Encoded) -> torch.Tensor:
-    """The share of groups whose chosen candidate is right."""
-    return rows.labels[_chosen(logits, rows.groups)].float().mean()
+def _choice_accuracy(logits: torch.Tensor, rows: EncodedRows) -> torch.Tensor:
+    """Return the share of groups whose chosen example is right."""
+    return rows.labels[_best_examples(logits, rows.groups)].float().mean()
 
 
-def _choice_credit(logits: torch.Tensor, rows: Encoded) -> torch.Tensor:
-    """The mean credit of the chosen candidates."""
-    return rows.credits[_chosen(logits, rows.groups)].mean()
+def _choice_credit(logits: torch.Tensor, rows: EncodedRows) -> torch.Tensor:
+    """Return the mean credit of the chosen examples."""
+    return rows.credits[_best_examples(logits, rows.groups)].mean()
 
 
-_OF_GROUPS: dict[str, Callable[[torch.Tensor, Encoded], torch.Tensor]] = {
+_GROUP_METRICS: dict[str, Callable[[torch.Tensor, EncodedRows], torch.Tensor]] = {
     "exact_match": _exact_match,
     "parity": _parity,
     "choice_accuracy": _choice_accuracy,
@@ -56,36 +58,36 @@ _OF_GROUPS: dict[str, Callable[[torch.Tensor, Encoded], torch.Tensor]] = {
 }
 
 
-def score(task: Task, logits: torch.Tensor, rows: Encoded) -> dict[str, float]:
-    """Every metric of a task, in percent.
+def compute_metrics(task: Task, logits: torch.Tensor, rows: EncodedRows) -> dict[str, float]:
+    """Compute every metric of a task in percent.
 
     Args:
-        task: what was predicted.
+        task: the task.
         logits: fp32 [N, num_labels].
-        rows: what should have been.
+        rows: with the expected labels.
 
     Returns:
-        By metric. A correlation with constant predictions, which has no value, counts as 0, as Matthews' does.
+        by metric. A correlation with constant predictions is undefined and counts as 0, like Matthews'.
     """
     predicted = logits.squeeze(-1) if task.is_regression else logits.argmax(dim=-1)
     if task.is_regression and bool((predicted == predicted[0]).all()):
         return dict.fromkeys(task.metrics, 0.0)
     found = {}
     for name in task.metrics:
-        if name in _OF_ROWS:
-            found[name] = 100.0 * float(_OF_ROWS[name](task.num_labels)(predicted, rows.labels))
+        if name in _ROW_METRICS:
+            found[name] = 100.0 * float(_ROW_METRICS[name](task.num_labels)(predicted, rows.labels))
         else:
-            found[name] = 100.0 * float(_OF_GROUPS[name](logits, rows))
+            found[name] = 100.0 * float(_GROUP_METRICS[name](logits, rows))
     return found
 
 
-def _worst(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """The least of a group's values, fp32 [groups]."""
+def _group_minimum(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return the minimum of each group's values, fp32 [groups]."""
     return torch.ones(int(groups.max()) + 1).scatter_reduce(0, groups, values.float(), "amin")
 
 
-def _chosen(logits: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """For every group the row whose odds of being right are best, the first of equals; int64 [groups]."""
+def _best_examples(logits: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return for each group the first row with the highest odds of being right; int64 [groups]."""
     odds = logits[:, 1] - logits[:, 0]
     count = int(groups.max()) + 1
     best = torch.full((count,), -torch.inf).scatter_reduce(0, groups, odds, "amax")

@@ -1,4 +1,4 @@
-"""Results of an evaluation: one line per task and seed, appended to one file, and what is made of them."""
+"""Results of an evaluation: one line per task and seed in a file, and their averages."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from cram_composer.config.schema.evaluation import ProtocolConfig
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.benchmarks import BENCHMARKS
 
-# What of a protocol decides a score; its name, its tasks and its number of seeds do not.
-NOT_OF_A_SCORE = ("kind", "name", "benchmark", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")
+# Protocol settings that do not affect a score.
+IRRELEVANT_TO_SCORES = ("kind", "name", "benchmark", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")
 
-Key = tuple[str, str, str, int]  # model's hash, settings' hash, task, seed
+ResultKey = tuple[str, str, str, int]  # model's hash, settings' hash, task, seed
 
 
 @dataclass(frozen=True)
 class Result:
-    """One task with one seed."""
+    """Scores of one task with one seed."""
 
     model: str
     model_hash: str
@@ -33,7 +33,7 @@ class Result:
     seed: int
     scores: dict[str, dict[str, float]]  # percent, by split and metric
     rows: dict[str, int]  # by split
-    partial: list[str]  # splits that have not the official number of rows
+    partial: list[str]  # splits without the official number of rows
     mnli_start: bool
     steps: int
     seconds: float
@@ -43,33 +43,33 @@ class Result:
     precision: str
 
     @property
-    def key(self) -> Key:
-        """What makes it a result of its own."""
+    def key(self) -> ResultKey:
+        """Identity of the result."""
         return self.model_hash, self.settings_hash, self.task, self.seed
 
 
 def settings_hash(settings: ProtocolConfig, digests: dict[str, str], precision: str) -> str:
-    """Of everything that decides a task's scores but the model and the seed; `digests` are those of the splits."""
-    values = {key: value for key, value in settings.model_dump(mode="json").items() if key not in NOT_OF_A_SCORE}
+    """Hash everything that determines a task's scores except model and seed; `digests` are those of the splits."""
+    values = {key: value for key, value in settings.model_dump(mode="json").items() if key not in IRRELEVANT_TO_SCORES}
     text = json.dumps([values, digests, precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Keyed(Protocol):
+class KeyedResult(Protocol):
     """A dataclass that is a line of a results file."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes it a result of its own."""
+        """Identity of the result."""
 
 
-R = TypeVar("R", bound=Keyed)
+R = TypeVar("R", bound=KeyedResult)
 
 
-def append_result(path: Path, result: Keyed) -> None:
-    """Add a line to the results file, whole or not at all: a torn last line of a kill is ended first."""
+def append_result(path: Path, result: KeyedResult) -> None:
+    """Append a line to the results file atomically; a torn last line of a killed process is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(asdict(result), ensure_ascii=False, allow_nan=False) + "\n"
     with open(path, "ab+") as file:
@@ -83,15 +83,15 @@ def append_result(path: Path, result: Keyed) -> None:
 
 
 def read_results(path: Path) -> list[Result]:
-    """The results of fine-tuning in a file; see `read_lines`."""
-    return read_lines(path, Result)
+    """Read the fine-tuning results in a file; see `read_result_lines`."""
+    return read_result_lines(path, Result)
 
 
-def read_lines(path: Path, kind: type[R]) -> list[R]:
-    """What is in a results file, the last of several lines for the same; a torn line is left out.
+def read_result_lines(path: Path, kind: type[R]) -> list[R]:
+    """Read a results file; of several lines with the same key, the last one counts. A torn line is skipped.
 
     Raises:
-        CramError: a whole line is no result.
+        CramError: a complete line is not a result.
     """
     found: dict[tuple[Any, ...], R] = {}
     if not path.is_file():
@@ -110,11 +110,11 @@ def read_lines(path: Path, kind: type[R]) -> list[R]:
 
 
 def averages(results: Iterable[Result], protocol: ProtocolConfig) -> dict[str, dict[str, Any]]:
-    """Named averages of medians over seeds: `mean` (None without results) and `missing`, the tasks without results.
+    """Compute named averages of medians over seeds: `mean` (None without results) and `missing`, tasks without results.
 
     GLUE has two. "nine-number mean" is the paper's (Geiping and Goldstein 2022, arXiv 2212.14034, table 3): one number
-    per task, the first of its metrics, and two for MNLI. "eight-task mean" counts the numbers of a task as their mean.
-    Other benchmarks have the latter alone, as "mean of tasks".
+    per task, its first metric, and two for MNLI. "eight-task mean" uses the mean of a task's numbers. Other benchmarks
+    have only the latter, as "mean of tasks".
     """
     by_task: dict[str, list[Result]] = {}
     for result in results:

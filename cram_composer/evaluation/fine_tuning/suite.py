@@ -17,9 +17,9 @@ from cram_composer.device import device_kind, fast_precision
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.execution import run_jobs
 from cram_composer.evaluation.fine_tuning.jobs import Job, plan_jobs
-from cram_composer.evaluation.fine_tuning.results import Key, Result, append_result, read_results
+from cram_composer.evaluation.fine_tuning.results import Result, ResultKey, append_result, read_results
 from cram_composer.evaluation.fine_tuning.table import console_table, model_row
-from cram_composer.evaluation.pretrained import Pretrained, find_pretrained
+from cram_composer.evaluation.model_source import ModelSource, find_model
 from cram_composer.storage.files import read_json, write_json
 
 NO_GPU = "use --device cpu"  # where one was asked for
@@ -40,7 +40,7 @@ def evaluate_models(
     """Do what is not yet in FOLDER/results.jsonl, and write FOLDER/PROTOCOL.json with a row for each model.
 
     Args:
-        names: run folders, model folders, or names of the hub; see `find_pretrained`.
+        names: run folders, model folders, or names of the hub; see `find_model`.
         protocol: how to fine-tune and on what.
         data: folder of the tasks' files, or None for the hub.
         folder: of the results, to which later evaluations append.
@@ -54,12 +54,12 @@ def evaluate_models(
     Raises:
         CramError: bad models, data or settings; nothing has been trained then.
     """
-    models = [find_pretrained(name) for name in names]
+    models = [find_model(name) for name in names]
     models = list({model.hash: model for model in models}.values())
     device = device_kind(device, NO_GPU)
     precision = precision_on(protocol.precision, device)
     for model in models:
-        model.check()
+        model.check_loadable()
     planned = plan_jobs(models, protocol, data, precision, folder)
     path = folder / "results.jsonl"
     found = {result.key: result for result in read_results(path)}
@@ -85,7 +85,7 @@ def evaluate_models(
     return console_table(protocol, rows), failures
 
 
-def _to_do(planned: list[Job], found: dict[Key, Result]) -> list[Job]:
+def _to_do(planned: list[Job], found: dict[ResultKey, Result]) -> list[Job]:
     """The jobs without results; of those with, the ones whose model another goes on from and that is gone."""
     left = [job for job in planned if any(key not in found for key in job.keys)]
     starts = {job.start for job in left if job.start is not None and not (job.start / "config.json").is_file()}
@@ -99,7 +99,7 @@ def precision_on(asked: str, device: str) -> str:
     return fast_precision(device) if asked == "auto" else asked
 
 
-def add_to_runs(models: Sequence[Pretrained], protocol: str, rows: Sequence[dict[str, Any]]) -> None:
+def add_to_runs(models: Sequence[ModelSource], protocol: str, rows: Sequence[dict[str, Any]]) -> None:
     """Keep the rows, one for each model, in the folders of those that are runs, as scores by `protocol`."""
     for model, row in zip(models, rows, strict=True):
         if not model.untrained and (Path(model.name) / "record.json").is_file():

@@ -1,8 +1,8 @@
 """The tasks of SuperGLUE (Wang et al. 2019, arXiv 1905.00537) as classification of one or two texts.
 
-What is not that by itself becomes it, row by row: every alternative of COPA, every answer of MultiRC and every entity
-of ReCoRD is classified as right or wrong, and the choice is the one whose odds of being right are best. The paper's
-own baselines read the words in question of WiC and WSC from their positions; here they are written into the texts.
+Other tasks are converted row by row: every alternative of COPA, every answer of MultiRC and every entity of ReCoRD is
+classified as right or wrong, and the one with the highest odds of being right is chosen. The paper's own baselines read
+the target words of WiC and WSC from their positions; here they are written into the texts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from cram_composer.evaluation.fine_tuning.tasks import Candidate, Task, class_label
+from cram_composer.evaluation.fine_tuning.tasks import Example, Task, class_label
 
 _FALSE_TRUE = ("false", "true")
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -21,53 +21,53 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PLACEHOLDER = "@placeholder"
 
 
-def _copa(row: Mapping[str, Any], number: int) -> list[Candidate]:
-    asked = {"cause": "What was the cause?", "effect": "What happened as a result?"}
-    if row["question"] not in asked:
+def _copa(row: Mapping[str, Any], number: int) -> list[Example]:
+    questions = {"cause": "What was the cause?", "effect": "What happened as a result?"}
+    if row["question"] not in questions:
         raise ValueError(f"column 'question' holds {row['question']!r}, neither cause nor effect")
     right = class_label(row["label"], ("choice1", "choice2"))
-    premise = f"{row['premise']} {asked[row['question']]}"
-    return [Candidate((premise, row[f"choice{at + 1}"]), int(at == right), number) for at in range(2)]
+    premise = f"{row['premise']} {questions[row['question']]}"
+    return [Example((premise, row[f"choice{at + 1}"]), int(at == right), number) for at in range(2)]
 
 
-def _multirc(row: Mapping[str, Any], number: int) -> list[Candidate]:
+def _multirc(row: Mapping[str, Any], number: int) -> list[Example]:
     place = row["idx"]
     if not isinstance(place, Mapping) or not {"paragraph", "question"} <= place.keys():
         raise ValueError("column 'idx' needs the numbers 'paragraph' and 'question'")
-    asked = f"{row['question']} {row['answer']}"
+    question = f"{row['question']} {row['answer']}"
     group = (place["paragraph"], place["question"])
-    return [Candidate((row["paragraph"], asked), class_label(row["label"], _FALSE_TRUE), group)]
+    return [Example((row["paragraph"], question), class_label(row["label"], _FALSE_TRUE), group)]
 
 
-def _record(row: Mapping[str, Any], number: int) -> list[Candidate]:
+def _record(row: Mapping[str, Any], number: int) -> list[Example]:
     entities, answers = (_list_of_texts(row, column) for column in ("entities", "answers"))
     if _PLACEHOLDER not in row["query"]:
         raise ValueError(f"column 'query' has no {_PLACEHOLDER}")
     made = []
     for entity in dict.fromkeys(entities):
         query = row["query"].replace(_PLACEHOLDER, entity)
-        right = any(_normalised(entity) == _normalised(answer) for answer in answers)
+        right = any(_normalize_answer(entity) == _normalize_answer(answer) for answer in answers)
         credit = max((_token_f1(entity, answer) for answer in answers), default=0.0)
-        made.append(Candidate((row["passage"], query), int(right), number, credit))
+        made.append(Example((row["passage"], query), int(right), number, credit))
     return made
 
 
-def _wic(row: Mapping[str, Any], number: int) -> list[Candidate]:
-    return [Candidate((f"{row['word']}: {row['sentence1']}", row["sentence2"]), class_label(row["label"], _FALSE_TRUE))]
+def _wic(row: Mapping[str, Any], number: int) -> list[Example]:
+    return [Example((f"{row['word']}: {row['sentence1']}", row["sentence2"]), class_label(row["label"], _FALSE_TRUE))]
 
 
-def _wsc(row: Mapping[str, Any], number: int) -> list[Candidate]:
+def _wsc(row: Mapping[str, Any], number: int) -> list[Example]:
     words, place = row["text"].split(), str(row["span2_index"])
     if not place.isdigit() or int(place) >= len(words):
         raise ValueError(f"column 'span2_index' holds {place!r}, no number of a word of the text")
     at = int(place)
     marked = " ".join([*words[:at], f"*{words[at]}*", *words[at + 1 :]])
-    return [Candidate((marked, row["span1_text"]), class_label(row["label"], _FALSE_TRUE))]
+    return [Example((marked, row["span1_text"]), class_label(row["label"], _FALSE_TRUE))]
 
 
-def _axg(row: Mapping[str, Any], number: int) -> list[Candidate]:
-    # Rows come in pairs that differ in the gender of a pronoun alone.
-    return [Candidate((row["premise"], row["hypothesis"]), class_label(row["label"], _ENTAILMENT), number // 2)]
+def _axg(row: Mapping[str, Any], number: int) -> list[Example]:
+    # Rows come in pairs that differ only in the gender of a pronoun.
+    return [Example((row["premise"], row["hypothesis"]), class_label(row["label"], _ENTAILMENT), number // 2)]
 
 
 def _list_of_texts(row: Mapping[str, Any], column: str) -> list[str]:
@@ -77,21 +77,21 @@ def _list_of_texts(row: Mapping[str, Any], column: str) -> list[str]:
     return found
 
 
-def _normalised(text: str) -> str:
-    """Lower case without punctuation, articles and doubled spaces, as answers to ReCoRD are compared."""
+def _normalize_answer(text: str) -> str:
+    """Normalize an answer for comparison as in ReCoRD: lower case, no punctuation, articles or repeated spaces."""
     kept = "".join(sign for sign in text.lower() if sign not in string.punctuation)
     return " ".join(_ARTICLES.sub(" ", kept).split())
 
 
 def _token_f1(found: str, answer: str) -> float:
-    """The harmonic mean of precision and recall of words (Zhang et al. 2018, arXiv 1810.12885, section 5)."""
-    words, right = _normalised(found).split(), _normalised(answer).split()
+    """Return the harmonic mean of precision and recall of words (Zhang et al. 2018, arXiv 1810.12885, section 5)."""
+    words, right = _normalize_answer(found).split(), _normalize_answer(answer).split()
     shared = sum((collections.Counter(words) & collections.Counter(right)).values())
     return 2.0 * shared / (len(words) + len(right)) if shared else 0.0
 
 
 def _task(name: str, title: str, texts: tuple[str, ...], labels: tuple[str, ...], **more: Any) -> Task:
-    # The data set has a script, which `datasets` no longer runs; the hub's own conversion is on a branch.
+    # The data set is a script, which `datasets` no longer runs; the hub's conversion is on a branch.
     return Task(name, title, texts, labels, hub="aps/super_glue", hub_revision="refs/convert/parquet", **more)
 
 
@@ -121,8 +121,8 @@ SUPERGLUE: dict[str, Task] = {
             _FALSE_TRUE,
             metrics=("choice_accuracy",),
             sizes={"train": 400, "validation": 100},
-            others=("label",),
-            candidates=_copa,
+            other_columns=("label",),
+            make_examples=_copa,
         ),
         _task(
             "multirc",
@@ -131,8 +131,8 @@ SUPERGLUE: dict[str, Task] = {
             _FALSE_TRUE,
             metrics=("f1", "exact_match"),
             sizes={"train": 27243, "validation": 4848},
-            others=("idx", "label"),
-            candidates=_multirc,
+            other_columns=("idx", "label"),
+            make_examples=_multirc,
         ),
         _task(
             "record",
@@ -141,8 +141,8 @@ SUPERGLUE: dict[str, Task] = {
             _FALSE_TRUE,
             metrics=("choice_credit", "choice_accuracy"),
             sizes={"train": 100730, "validation": 10000},
-            others=("entities", "answers"),
-            candidates=_record,
+            other_columns=("entities", "answers"),
+            make_examples=_record,
         ),
         _task(
             "rte",
@@ -159,8 +159,8 @@ SUPERGLUE: dict[str, Task] = {
             _FALSE_TRUE,
             metrics=("accuracy",),
             sizes={"train": 5428, "validation": 638},
-            others=("label",),
-            candidates=_wic,
+            other_columns=("label",),
+            make_examples=_wic,
         ),
         _task(
             "wsc",
@@ -169,8 +169,8 @@ SUPERGLUE: dict[str, Task] = {
             _FALSE_TRUE,
             metrics=("accuracy",),
             sizes={"train": 554, "validation": 104},
-            others=("span2_index", "label"),
-            candidates=_wsc,
+            other_columns=("span2_index", "label"),
+            make_examples=_wsc,
             hub_name="wsc.fixed",
         ),
         _task(
@@ -192,8 +192,8 @@ SUPERGLUE: dict[str, Task] = {
             sizes={"test": 356},
             scored=("test",),
             trained_on="rte",
-            others=("label",),
-            candidates=_axg,
+            other_columns=("label",),
+            make_examples=_axg,
         ),
     )
 }

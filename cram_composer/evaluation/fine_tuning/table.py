@@ -1,4 +1,4 @@
-"""What an evaluation found, a row for each model: as a value for JSON and the run's page, and as text."""
+"""Result tables of an evaluation, a row per model, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cram_composer.config.schema.evaluation import ProtocolConfig
 from cram_composer.evaluation.fine_tuning.benchmarks import BENCHMARKS
 from cram_composer.evaluation.fine_tuning.fine_tune import task_settings
 from cram_composer.evaluation.fine_tuning.published import PUBLISHED
-from cram_composer.evaluation.fine_tuning.results import NOT_OF_A_SCORE, Result, averages
+from cram_composer.evaluation.fine_tuning.results import IRRELEVANT_TO_SCORES, Result, averages
 from cram_composer.evaluation.fine_tuning.tasks import Task
 
 _SHORT = {
@@ -24,18 +24,18 @@ _SHORT = {
 def model_row(
     protocol: ProtocolConfig, name: str, model_hash: str, results: Sequence[Result], row_length: int
 ) -> dict[str, Any]:
-    """A model's row.
+    """Build a model's row of the table.
 
     Args:
-        protocol: what was asked for.
+        protocol: the requested protocol.
         name: of the model.
         model_hash: of the model.
-        results: of the model by this protocol.
-        row_length: tokens of a row that the model takes, at most the protocol's.
+        results: of the model under this protocol.
+        row_length: row length that the model supports, at most the protocol's.
 
     Returns:
         JSON: model, model_hash, `numbers` (a list of task, title, split, metric, median, low, high, values by seed,
-        partial), `averages` by name with the tasks that are missing, `notes` on what is not as in the protocol.
+        partial), `averages` by name with the missing tasks, and `notes` on deviations from the protocol.
     """
     numbers = []
     for task in _tasks(protocol):
@@ -71,12 +71,12 @@ def model_row(
     }
 
 
-_SAID_ELSEWHERE = (*NOT_OF_A_SCORE, "mnli_start", "precision")
+_REPORTED_ELSEWHERE = (*IRRELEVANT_TO_SCORES, "mnli_start", "precision")
 
 
 def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int) -> list[str]:
-    """What is not as the protocol has it, and what rules it breaks."""
-    notes = _not_the_papers(protocol)
+    """List deviations from the protocol and from the rules of a cram."""
+    notes = _differences_from_paper(protocol)
     by_task = {task.name: [r for r in results if r.task == task.name] for task in _tasks(protocol)}
     missing = [task.title for task in _tasks(protocol) if not by_task[task.name]]
     if missing:
@@ -98,29 +98,29 @@ def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int)
     return notes
 
 
-def _not_the_papers(protocol: ProtocolConfig) -> list[str]:
-    """For GLUE, one line with the settings that are not those behind the published rows, which are the defaults."""
+def _differences_from_paper(protocol: ProtocolConfig) -> list[str]:
+    """For GLUE, list in one line the settings that differ from the defaults, which published results use."""
     if protocol.benchmark != "glue":
         return []
     papers = ProtocolConfig()
-    names = [name for name in ProtocolConfig.model_fields if name not in _SAID_ELSEWHERE]
+    names = [name for name in ProtocolConfig.model_fields if name not in _REPORTED_ELSEWHERE]
     changed = [
-        f"{name} {_plain(getattr(protocol, name))} (there {_plain(getattr(papers, name))})"
+        f"{name} {_format_value(getattr(protocol, name))} (there {_format_value(getattr(papers, name))})"
         for name in names
         if getattr(protocol, name) != getattr(papers, name)
     ]
     for task, own in protocol.overrides.items():
-        if own_settings := [f"{name} {_plain(value)}" for name, value in own if value is not None]:
+        if own_settings := [f"{name} {_format_value(value)}" for name, value in own if value is not None]:
             changed.append(f"for {BENCHMARKS['glue'][task].title} {', '.join(own_settings)}")
     return [f"not fine-tuned as in the published rows: {'; '.join(changed)}"] if changed else []
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as text, with the published ones below those of GLUE, and what they differ in."""
+    """Format the rows as text; for GLUE, add published rows and how they differ."""
     titles = list(dict.fromkeys(number["title"] for row in rows for number in row["numbers"]))
     names = list(dict.fromkeys(name for row in rows for name in row["averages"]))
     cells = [["", *titles, *names]]
@@ -132,12 +132,12 @@ def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> s
     shared = [note for note in rows[0]["notes"] if all(note in row["notes"] for row in rows)] if rows else []
     notes = shared + [f"{row['model']}: {note}" for row in rows for note in row["notes"] if note not in shared]
     if protocol.benchmark == "glue":
-        keys = {number["title"]: _key(number) for row in rows for number in row["numbers"]}
+        keys = {number["title"]: _published_key(number) for row in rows for number in row["numbers"]}
         for one in PUBLISHED:
             shown = [f"{one.numbers[keys[title]]:.1f}" if keys[title] in one.numbers else "" for title in titles]
             means = [f"{one.mean:.1f}" if name == "nine-number mean" else "" for name in names]
             cells.append([one.name, *shown, *means])
-        notes += _beside(protocol, rows)
+        notes += _published_notes(protocol, rows)
     legend = "median over seeds (lowest to highest); * a split without its official rows; "
     return "\n".join([*table_lines(cells, right=range(1, len(cells[0]))), "", legend + _legend(protocol), *notes])
 
@@ -153,13 +153,13 @@ def _legend(protocol: ProtocolConfig) -> str:
     )
 
 
-def _beside(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """In what the published rows differ from these."""
+def _published_notes(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Describe the published rows and how they differ from these."""
     lines = [f"{one.name} ({one.mean:.1f}): {one.source}" for one in PUBLISHED]
     lines.append("published rows: all eight tasks, the median of 5 seeds")
     if protocol.seeds != 5:
         lines[-1] += f"; these: {protocol.seeds} seed{'s' * (protocol.seeds != 1)}"
-    scored = {_key(number) for row in rows for number in row["numbers"]}
+    scored = {_published_key(number) for row in rows for number in row["numbers"]}
     for one in PUBLISHED:
         shared = [key for key in one.numbers if key in scored]
         if shared and len(shared) < len(one.numbers):
@@ -169,8 +169,8 @@ def _beside(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> list[st
     return lines
 
 
-def _key(number: dict[str, Any]) -> str:
-    """How PUBLISHED calls a number; only the first metric of a task has one."""
+def _published_key(number: dict[str, Any]) -> str:
+    """Return the key of a number in PUBLISHED; only the first metric of a task has one."""
     task = BENCHMARKS["glue"][number["task"]]
     if number["metric"] != task.metrics[0]:
         return ""

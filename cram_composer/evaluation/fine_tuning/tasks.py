@@ -1,4 +1,4 @@
-"""The tasks of GLUE (Wang et al. 2018, arXiv 1804.07461): columns and labels as on the hub, official sizes, metrics."""
+"""The tasks of GLUE (Wang et al. 2018, arXiv 1804.07461): columns and labels of the hub, official sizes, metrics."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
-class Candidate(NamedTuple):
-    """What a model sees of a row by itself: one or two texts, and the label, a class or a number to come close to.
+class Example(NamedTuple):
+    """An input of the model, one or two texts, with its label: a class, or a number for a regression.
 
-    Candidates of one `group` are scored together: the answers to a question, of which any or just one may be right.
-    `credit`, from 0 to 1, is what choosing this one is worth where that is more than its label says.
+    Examples of one `group` are scored together: the answers to a question, of which any or exactly one may be right.
+    `credit`, from 0 to 1, is the value of choosing this example if it exceeds that of its label.
     """
 
     texts: tuple[str, ...]
@@ -22,17 +22,18 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A task on one text or on pairs.
+    """A task on single texts or pairs.
 
-    `labels` are the names of the label ids 0, 1, ...; a task without labels is a regression within `score_range`.
-    `sizes` holds the official number of rows of every split that is used; `scored` are the splits that are scored, in
-    the order in which tables show them. A task that is `trained_on` another has no training rows: the model of that
-    task is scored on it. The first metric of METRICS that a task names decides between seeds.
-
-    A task whose rows are not just its texts and a label has more columns, `others`, and `candidates`: a function of a
-    row and its number, from 0, which raises ValueError where they do not hold what they should.
-
-    On the hub it is the configuration `hub_name` (its own name, if empty) of the data set `hub`.
+    Attributes:
+        labels: names of the label ids 0, 1, ...; empty for a regression within `score_range`.
+        metrics: names in `metrics`; the first one is the task's main metric.
+        sizes: official number of rows of every split in use.
+        scored: splits that are scored, in the order of tables.
+        trained_on: a task without training rows is scored with the model fine-tuned on this task.
+        other_columns: further columns, for tasks with `make_examples`.
+        make_examples: converts a row and its number, from 0, to examples; raises ValueError for invalid values.
+        hub: the data set on the hub.
+        hub_name: its configuration; empty for the task's name.
     """
 
     name: str
@@ -44,30 +45,30 @@ class Task:
     scored: tuple[str, ...] = ("validation",)
     score_range: tuple[float, float] = field(default=(0.0, 0.0))
     trained_on: str = ""
-    others: tuple[str, ...] = ()
-    candidates: Callable[[Mapping[str, Any], int], list[Candidate]] | None = None
+    other_columns: tuple[str, ...] = ()
+    make_examples: Callable[[Mapping[str, Any], int], list[Example]] | None = None
     hub: str = "nyu-mll/glue"
     hub_revision: str | None = None
     hub_name: str = ""
 
     @property
     def is_regression(self) -> bool:
-        """Whether labels are numbers to come close to."""
+        """True if labels are numbers."""
         return not self.labels
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What a row must have."""
-        return (*self.texts, *(self.others if self.candidates is not None else ("label",)))
+        """Columns that a row must have."""
+        return (*self.texts, *(self.other_columns if self.make_examples is not None else ("label",)))
 
     @property
     def num_labels(self) -> int:
-        """Outputs of a model for it."""
+        """Number of outputs of the model."""
         return max(1, len(self.labels))
 
 
 def class_label(value: Any, names: Sequence[str]) -> int:
-    """The class that `value` means, also where a file holds numbers as text. Raises ValueError."""
+    """Return the class that `value` means, also if numbers are stored as text. Raises ValueError."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -1,1 +1,1 @@
-"""Scores without fine-tuning: minimal pairs and masked words."""
+"""Evaluation without fine-tuning: minimal pairs and masked words."""

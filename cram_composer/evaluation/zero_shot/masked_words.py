@@ -1,20 +1,22 @@
-"""Bits per character of masked words: how well a model knows a text, comparable across tokenizers.
+"""Bits per character of masked words: a measure of how well a model predicts text, comparable across tokenizers.
 
-Text is cut at white space into words, and words into windows by their characters; a seed chooses the words to mask. No
-tokenizer has a say in any of it: all models predict the same words from the same windows. A word is hidden by as many
-[MASK] as it has pieces, all at once, and costs the sum of what its pieces cost; that sum over all masked words, in
-bits, is divided by their characters, which are the same for all.
+Text is split at white space into words, and words into windows by their characters; a seed chooses the words to mask.
+This is independent of tokenizers: all models predict the same words from the same windows. A word is hidden by as many
+[MASK] as it has pieces, all at once, and costs the sum of the costs of its pieces; the sum over all masked words in
+bits is divided by their characters, which are the same for all models.
 
-What a tokenizer could gain by knowing less is charged:
+Tokenizers that discard information are charged for it:
 
 - The text under an [UNK] piece costs `unknown_bits_per_byte` for every byte of its UTF-8, on top of predicting [UNK]:
-  at 8 bits, as much as spelling it out without any model. So does a character that no piece covers.
-- A piece that holds a part of a neighbouring word too is masked and charged whole.
+at 8
+  bits, as much as spelling it out without any model. So does a character that no piece covers.
+- A piece that also covers part of a neighbouring word is masked and charged whole.
 - A window that has more pieces than the model reads is halved between words until every part fits, so that its words
-  are predicted from less context; no word is cut. A word too long even alone is charged as unknown.
+are
+  predicted from less context; no word is cut. A single word that is too long is charged as unknown.
 
-What is not charged, and said beside the numbers: a tokenizer that lower-cases or drops accents predicts less. The
-number of pieces of a hidden word is given away, and pieces of one word are predicted without each other.
+Not charged, but noted beside the numbers: a tokenizer that lower-cases or drops accents predicts less. The number of
+pieces of a hidden word is revealed, and pieces of one word are predicted independently.
 """
 
 from __future__ import annotations
@@ -36,25 +38,25 @@ from cram_composer.config.schema.data_build import FilesConfig
 from cram_composer.config.schema.evaluation import MaskedWordsConfig
 from cram_composer.data.pipeline.sources import open_sources
 from cram_composer.errors import CramError
-from cram_composer.evaluation.zero_shot.masked_scoring import MaskedRow, Scorer
+from cram_composer.evaluation.zero_shot.masked_scoring import MaskedRow, MaskedScorer
 
-_INTERVAL = (2.5, 97.5)  # percentiles of the resamples
+_INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
 
 
 class Window(NamedTuple):
-    """Words that are read together, and the numbers of those to mask, of which there is at least one."""
+    """Words that are read together, and the indices of the masked ones (at least one)."""
 
     words: tuple[str, ...]
     masked: tuple[int, ...]
 
     @property
     def characters(self) -> int:
-        """Of the masked words."""
+        """Characters of the masked words."""
         return sum(len(self.words[number]) for number in self.masked)
 
 
 @dataclass(frozen=True)
-class Text:
+class TextSample:
     """The windows of a text."""
 
     name: str
@@ -62,41 +64,41 @@ class Text:
 
     @property
     def digest(self) -> str:
-        """Of the words and the choice of them."""
+        """Hash of the words and the choice of masked ones."""
         return hashlib.sha256(json.dumps(self.windows).encode()).hexdigest()[:16]
 
 
-class Cost(NamedTuple):
-    """What is to be predicted of a window's masked words, and what is charged whatever the model says."""
+class WindowCost(NamedTuple):
+    """The rows to predict for a window's masked words, and the text that is charged regardless of the model."""
 
     rows: list[MaskedRow]
-    cut: bool  # read in parts
+    cut: bool  # the window was read in parts
     unknown_characters: int
     unknown_bytes: int
 
 
-def read_parts(protocol: MaskedWordsConfig, data: Path) -> list[Text]:
-    """The text of a file or a folder of files, about `protocol.characters` of it: a list of one.
+def read_parts(protocol: MaskedWordsConfig, data: Path) -> list[TextSample]:
+    """Read about `protocol.characters` of the text of a file or a folder of files, as a list of one.
 
     Raises:
-        CramError: no such file, one that cannot be read, or no word to mask in it.
+        CramError: a missing or unreadable file, or no word to mask.
     """
     (source,) = open_sources([FilesConfig(paths=[str(data)], text_column=protocol.text_column)])
     chosen = random.Random(protocol.seed)
     windows = []
     for piece in source.sample(protocol.characters):
-        # One form of accents for all, whether a tokenizer composes them or not.
+        # Normalizes accents, whether a tokenizer composes them or not.
         for words in cut_windows(unicodedata.normalize("NFC", piece.text), protocol.window_characters):
             masked = tuple(number for number in range(len(words)) if chosen.random() < protocol.mlm_probability)
             if masked:
                 windows.append(Window(words, masked))
     if not windows:
         raise CramError(f"--data {data}: empty: no word of it is masked, at mlm_probability {protocol.mlm_probability}")
-    return [Text(data.name, windows)]
+    return [TextSample(data.name, windows)]
 
 
 def cut_windows(text: str, characters: int) -> Iterator[tuple[str, ...]]:
-    """Runs of whole words, each as long as fits into `characters` with a space between words, but at least a word."""
+    """Yield runs of whole words that fit in `characters` with a space between words, but at least one word."""
     words: list[str] = []
     size = 0
     for word in text.split():
@@ -109,14 +111,14 @@ def cut_windows(text: str, characters: int) -> Iterator[tuple[str, ...]]:
         yield tuple(words)
 
 
-def score_part(text: Text, scorer: Scorer, protocol: MaskedWordsConfig) -> dict[str, Any]:
-    """Bits per character of the masked words.
+def score_part(text: TextSample, scorer: MaskedScorer, protocol: MaskedWordsConfig) -> dict[str, Any]:
+    """Compute bits per character of the masked words.
 
     Returns:
-        JSON: bits_per_character with low and high (95 % of resamples of the windows), nats_per_piece, unknown_share (of
-        the characters), the numbers of characters, words, pieces and windows, cut_windows, notes.
+        JSON: bits_per_character with low and high (95 % of bootstrap samples of windows), nats_per_piece, unknown_share
+        (of the characters), the numbers of characters, words, pieces and windows, cut_windows, notes.
     """
-    costs = [cost_of(window, scorer.tokenizer, scorer.max_length) for window in text.windows]
+    costs = [window_cost(window, scorer.tokenizer, scorer.max_length) for window in text.windows]
     scores = iter(scorer([row for cost in costs for row in cost.rows]))
     nats = [-math.fsum(math.fsum(next(scores)) for _ in cost.rows) for cost in costs]
     pieces = sum(len(row.positions) for cost in costs for row in cost.rows)
@@ -135,22 +137,22 @@ def score_part(text: Text, scorer: Scorer, protocol: MaskedWordsConfig) -> dict[
         "pieces": pieces,
         "windows": len(text.windows),
         "cut_windows": sum(cost.cut for cost in costs),
-        "notes": _losses(scorer.tokenizer),
+        "notes": _tokenizer_losses(scorer.tokenizer),
     }
 
 
 def _interval(bits: np.ndarray, characters: np.ndarray, protocol: MaskedWordsConfig) -> tuple[float, float]:
-    """Percentiles of the ratio of sums over windows drawn with replacement."""
+    """Return percentiles of the ratio of sums over windows drawn with replacement."""
     count = len(bits)
     drawn = np.random.default_rng(protocol.seed).multinomial(count, np.full(count, 1.0 / count), protocol.bootstrap)
     low, high = np.percentile((drawn @ bits) / (drawn @ characters), _INTERVAL)
     return float(low), float(high)
 
 
-def cost_of(window: Window, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Cost:
-    """The rows that hide the masked words of a window, one unless it is too long for `max_length`, and what is unknown.
+def window_cost(window: Window, tokenizer: PreTrainedTokenizerBase, max_length: int) -> WindowCost:
+    """Return the rows that hide a window's masked words, one unless it exceeds `max_length`, and its unknown text.
 
-    A part without a masked word makes no row.
+    Parts without a masked word make no row.
     """
     masked = [number in window.masked for number in range(len(window.words))]
     rows: list[MaskedRow] = []
@@ -168,28 +170,30 @@ def cost_of(window: Window, tokenizer: PreTrainedTokenizerBase, max_length: int)
         ids = encoded["input_ids"]
         if len(ids) > max_length and len(words) > 1:
             middle = (first + end) // 2
-            todo += [(middle, end), (first, middle)]  # the first half is looked at first
+            todo += [(middle, end), (first, middle)]  # the first half is processed first
             cut = True
             continue
         if len(ids) > max_length:
             characters += len(words[0])
-            size += _bytes(words[0])
+            size += _utf8_size(words[0])
             continue
-        positions, unknown = _hide(words, hidden, encoded, tokenizer.unk_token_id)
+        positions, unknown = _hidden_positions(words, hidden, encoded, tokenizer.unk_token_id)
         characters += len(unknown)
-        size += _bytes(unknown)
+        size += _utf8_size(unknown)
         if positions:
             shown = list(ids)
             for position in positions:
                 shown[position] = tokenizer.mask_token_id
             rows.append(MaskedRow(tuple(shown), tuple(positions), tuple(ids[position] for position in positions)))
-    return Cost(rows, cut, characters, size)
+    return WindowCost(rows, cut, characters, size)
 
 
-def _hide(words: Sequence[str], hidden: Sequence[bool], encoded: Any, unk: int | None) -> tuple[list[int], str]:
-    """The positions of the pieces of hidden words, and the characters of these words under [UNK] or under no piece.
+def _hidden_positions(
+    words: Sequence[str], hidden: Sequence[bool], encoded: Any, unk: int | None
+) -> tuple[list[int], str]:
+    """Return the positions of the pieces of hidden words, and these words' characters under [UNK] or under no piece.
 
-    White space belongs to the word after it.
+    White space belongs to the following word.
     """
     text, is_hidden = "", []
     for word, hide in zip(words, hidden, strict=True):
@@ -208,12 +212,12 @@ def _hide(words: Sequence[str], hidden: Sequence[bool], encoded: Any, unk: int |
     return positions, "".join(text[at] for at in unknown)
 
 
-def _bytes(text: str) -> int:
+def _utf8_size(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _losses(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What the tokenizer does not keep of a text, so that its models do not predict it."""
+def _tokenizer_losses(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """List what the tokenizer drops from a text, which its models need not predict."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None:
         return []
@@ -226,14 +230,14 @@ def _losses(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [f"its tokenizer {' and '.join(lost)}: it predicts less than one that keeps them"] if lost else []
 
 
-def summary(protocol: MaskedWordsConfig, scored: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What a model's row holds: what `score_part` found of the one text, and the protocol's charge."""
+def summarize(protocol: MaskedWordsConfig, scored: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a model's row: the result of `score_part` for the text, and the protocol's charge."""
     found = next(iter(scored.values()), None)
     return {"text": found, "unknown_bits_per_byte": protocol.unknown_bits_per_byte}
 
 
 def columns(row: dict[str, Any]) -> dict[str, str]:
-    """The cells of a model on the console, by their headers."""
+    """Return a model's cells on the console by header."""
     found = row["text"]
     if found is None:
         return {"bits/character": "-"}
@@ -247,8 +251,8 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def legend(protocol: MaskedWordsConfig, parts: Sequence[Text]) -> str:
-    """What the numbers are."""
+def legend(protocol: MaskedWordsConfig, parts: Sequence[TextSample]) -> str:
+    """Explain the numbers."""
     (text,) = parts
     words = sum(len(window.masked) for window in text.windows)
     characters = sum(window.characters for window in text.windows)
@@ -259,7 +263,7 @@ def legend(protocol: MaskedWordsConfig, parts: Sequence[Text]) -> str:
 
 
 def notes(row: dict[str, Any]) -> list[str]:
-    """What a reader must know of a model's row."""
+    """Return remarks on a model's row."""
     found = row["text"]
     if found is None:
         return []

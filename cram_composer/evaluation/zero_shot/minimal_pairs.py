@@ -1,8 +1,8 @@
-"""Minimal pairs: a model should find the acceptable sentence of each more likely (BLiMP: Warstadt et al. 2020).
+"""Minimal pairs: the share of pairs whose acceptable sentence the model prefers (BLiMP: Warstadt et al. 2020).
 
 A sentence's score is its pseudo-log-likelihood (Salazar et al. 2020, arXiv 1910.14659): the sum over its tokens of the
-log-probability of each where it alone is masked. The variant "within-word-l2r" (Kauf and Ivanova 2023, arXiv
-2305.10588) masks the later tokens of the same word too, so that a long word is not made likely by its own pieces.
+log-probability of each when it alone is masked. The variant "within-word-l2r" (Kauf and Ivanova 2023, arXiv 2305.10588)
+also masks the later tokens of the same word, so that a long word is not made likely by its own pieces.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from transformers import PreTrainedTokenizerBase
 
 from cram_composer.config.schema.evaluation import MinimalPairsConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.examples import numbered_objects, readable
-from cram_composer.evaluation.zero_shot.masked_scoring import MaskedRow, Scorer
+from cram_composer.evaluation.fine_tuning.examples import read_file, read_jsonl_objects
+from cram_composer.evaluation.zero_shot.masked_scoring import MaskedRow, MaskedScorer
 
 _SENTENCES = ("sentence_good", "sentence_bad")
-_GROUPS = ("field", "linguistics_term")  # keys of BLiMP that put paradigms together
+_GROUPS = ("field", "linguistics_term")  # keys of BLiMP that group paradigms
 _SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz")
 
 
-class Pair(NamedTuple):
-    """The acceptable sentence, the other, and the line that they are from."""
+class SentencePair(NamedTuple):
+    """The acceptable and the unacceptable sentence, and the file and line they come from."""
 
     good: str
     bad: str
@@ -37,24 +37,24 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Paradigm:
-    """One file: `groups` are the values of `field` and `linguistics_term`, where the rows have them."""
+    """One file of pairs; `groups` are the values of `field` and `linguistics_term`, if the rows have them."""
 
     name: str
     groups: dict[str, str]
-    pairs: list[Pair]
+    pairs: list[SentencePair]
 
     @property
     def digest(self) -> str:
-        """Of the sentences, in their order."""
+        """Hash of the sentences in order."""
         sentences = [[pair.good, pair.bad] for pair in self.pairs]
         return hashlib.sha256(json.dumps(sentences).encode()).hexdigest()[:16]
 
 
 def read_parts(protocol: MinimalPairsConfig, data: Path) -> list[Paradigm]:
-    """The paradigms of a folder, one for each .jsonl[.zst|.gz] file, in the order of their names.
+    """Read the paradigms of a folder, one per .jsonl[.zst|.gz] file, sorted by name.
 
     Raises:
-        CramError: no such folder, no file in it, a line that is no pair, two files of one paradigm.
+        CramError: no such folder, no file in it, a line that is not a pair, or two files of one paradigm.
     """
     if not data.is_dir():
         raise CramError(f"--data {data}: no such folder; give the one that holds a .jsonl file for each paradigm")
@@ -73,29 +73,31 @@ def read_parts(protocol: MinimalPairsConfig, data: Path) -> list[Paradigm]:
 
 
 def _read_paradigm(path: Path) -> Paradigm:
-    pairs: list[Pair] = []
-    same: dict[str, str] = {}  # what every row of a file has in common
-    for number, row in readable(path, numbered_objects):
-        where = f"{path}:{number}"
+    pairs: list[SentencePair] = []
+    same: dict[str, str] = {}  # values that all rows of a file share
+    for number, row in read_file(path, read_jsonl_objects):
+        origin = f"{path}:{number}"
         for key in _SENTENCES:
             if key not in row:
                 raise CramError(
-                    f"{where}: no key '{key}' (found: {', '.join(row)}); a pair has {', '.join(_SENTENCES)}"
+                    f"{origin}: no key '{key}' (found: {', '.join(row)}); a pair has {', '.join(_SENTENCES)}"
                 )
             if not isinstance(row[key], str) or not row[key].strip():
-                raise CramError(f"{where}: '{key}' is no sentence: {json.dumps(row[key])[:60]}")
+                raise CramError(f"{origin}: '{key}' is no sentence: {json.dumps(row[key])[:60]}")
         for key in ("UID", *_GROUPS):
             if row.get(key) is not None and same.setdefault(key, str(row[key])) != str(row[key]):
-                raise CramError(f"{where}: {key} is '{row[key]}' here and '{same[key]}' before; a file is one paradigm")
-        pairs.append(Pair(row["sentence_good"], row["sentence_bad"], where))
+                raise CramError(
+                    f"{origin}: {key} is '{row[key]}' here and '{same[key]}' before; a file is one paradigm"
+                )
+        pairs.append(SentencePair(row["sentence_good"], row["sentence_bad"], origin))
     if not pairs:
         raise CramError(f"{path}: empty; a paradigm has a pair in each line")
     name = same.pop("UID", path.name.partition(".jsonl")[0])
     return Paradigm(name, same, pairs)
 
 
-def score_part(paradigm: Paradigm, scorer: Scorer, protocol: MinimalPairsConfig) -> dict[str, Any]:
-    """The share of pairs, in percent, of which the acceptable sentence has the higher score; ties count half.
+def score_part(paradigm: Paradigm, scorer: MaskedScorer, protocol: MinimalPairsConfig) -> dict[str, Any]:
+    """Compute the share of pairs, in percent, whose acceptable sentence has the higher score; ties count half.
 
     Returns:
         JSON: accuracy, pairs, ties, groups.
@@ -117,13 +119,13 @@ def score_part(paradigm: Paradigm, scorer: Scorer, protocol: MinimalPairsConfig)
     }
 
 
-def sentence_scores(scorer: Scorer, sentences: Sequence[str], names: Sequence[str], kind: str) -> list[float]:
-    """The pseudo-log-likelihood of each sentence, in nats.
+def sentence_scores(scorer: MaskedScorer, sentences: Sequence[str], names: Sequence[str], kind: str) -> list[float]:
+    """Compute the pseudo-log-likelihood of each sentence in nats.
 
     Args:
         scorer: the model.
-        sentences: to be scored.
-        names: what to call each in an error.
+        sentences: to score.
+        names: of the sentences in errors.
         kind: "pll" or "within-word-l2r".
 
     Raises:
@@ -132,7 +134,7 @@ def sentence_scores(scorer: Scorer, sentences: Sequence[str], names: Sequence[st
     rows: list[MaskedRow] = []
     counts = []
     for sentence, name in zip(sentences, names, strict=True):
-        made = list(masked_rows(scorer.tokenizer, sentence, HIDDEN[kind]))
+        made = list(masked_rows(scorer.tokenizer, sentence, MASKED_POSITIONS[kind]))
         if made and len(made[0].input_ids) > scorer.max_length:
             raise CramError(
                 f"{name}: a sentence of {len(made[0].input_ids)} tokens, where the model reads {scorer.max_length}"
@@ -146,7 +148,7 @@ def sentence_scores(scorer: Scorer, sentences: Sequence[str], names: Sequence[st
 def masked_rows(
     tokenizer: PreTrainedTokenizerBase, sentence: str, hidden: Callable[[int, list[int | None]], list[int]]
 ) -> Iterator[MaskedRow]:
-    """A row for every token that the tokenizer has not added itself."""
+    """Yield a row for every token except special tokens."""
     encoded = tokenizer(sentence, return_special_tokens_mask=True)
     ids, words = encoded["input_ids"], encoded.word_ids()
     for position, special in enumerate(encoded["special_tokens_mask"]):
@@ -163,19 +165,19 @@ def _rest_of_word(position: int, words: list[int | None]) -> list[int]:
     return [other for other in range(position, len(words)) if words[other] == words[position]]
 
 
-# What is masked where a position is predicted, of the words that tokens are of.
-HIDDEN: dict[str, Callable[[int, list[int | None]], list[int]]] = {
+# The positions to mask when a position is predicted, given the word of each token.
+MASKED_POSITIONS: dict[str, Callable[[int, list[int | None]], list[int]]] = {
     "pll": lambda position, words: [position],
     "within-word-l2r": _rest_of_word,
 }
 
 
-def summary(protocol: MinimalPairsConfig, scored: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What a model's row holds: `overall`, the mean over paradigms, `groups` the means by field and linguistics_term.
+def summarize(protocol: MinimalPairsConfig, scored: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a model's row: `overall`, the mean over paradigms, and `groups`, means by group.
 
     Args:
-        protocol: what was done.
-        scored: by paradigm, what `score_part` found.
+        protocol: the protocol.
+        scored: results of `score_part` by paradigm.
     """
     groups: dict[str, dict[str, list[float]]] = {}
     for found in scored.values():
@@ -193,7 +195,7 @@ def summary(protocol: MinimalPairsConfig, scored: dict[str, dict[str, Any]]) -> 
 
 
 def columns(row: dict[str, Any]) -> dict[str, str]:
-    """The cells of a model on the console, by their headers."""
+    """Return a model's cells on the console by header."""
     if row["overall"] is None:
         return {"overall": "-"}
     by_field = row["groups"].get("field") or row["groups"].get("linguistics_term") or {}
@@ -202,13 +204,13 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
 
 
 def legend(protocol: MinimalPairsConfig, parts: Sequence[Paradigm]) -> str:
-    """What the numbers are."""
+    """Explain the numbers."""
     count = f"{len(parts)} paradigm{'s' * (len(parts) != 1)}"
     return f"accuracy in percent by {protocol.score}, mean over {count}; chance is 50, ties count half"
 
 
 def notes(row: dict[str, Any]) -> list[str]:
-    """What a reader must know of a model's row."""
+    """Return remarks on a model's row."""
     ties = sum(found["ties"] for found in row["paradigms"].values())
     pairs = sum(found["pairs"] for found in row["paradigms"].values())
     return [f"{ties} of {pairs} pairs are ties: both sentences have one score, such as where it reads the same"] * (

@@ -1,4 +1,4 @@
-"""`cram eval` with a protocol that trains nothing: score every model on every part of the data, and write the rows."""
+"""`cram eval` for protocols without fine-tuning: score every model on every part of the data, and write the rows."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from cram_composer.config.schema.evaluation import ZeroShotConfig
 from cram_composer.config.units import format_duration
 from cram_composer.device import device_kind
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.results import append_result, read_lines
+from cram_composer.evaluation.fine_tuning.results import append_result, read_result_lines
 from cram_composer.evaluation.fine_tuning.suite import NO_GPU, add_to_runs, precision_on
-from cram_composer.evaluation.pretrained import Pretrained, find_pretrained
+from cram_composer.evaluation.model_source import ModelSource, find_model
 from cram_composer.evaluation.zero_shot import masked_words, minimal_pairs
-from cram_composer.evaluation.zero_shot.masked_scoring import Scorer, mask_tokenizer
+from cram_composer.evaluation.zero_shot.masked_scoring import MaskedScorer, load_mask_tokenizer
 from cram_composer.storage.files import write_json
 
 RESULTS_FILE = "zero-shot.jsonl"
-_NOT_OF_A_SCORE = ("name", "batch_tokens", "precision")  # precision counts as it was settled
+_IRRELEVANT_TO_SCORES = ("name", "batch_tokens", "precision")  # the precision actually used is hashed instead
 
-Key = tuple[str, str, str]  # model's hash, settings' hash, part
+ResultKey = tuple[str, str, str]  # model's hash, settings' hash, part
 
 
 class Suite(NamedTuple):
-    """What a kind of protocol does; the first argument of all but `columns` and `notes` is of its schema."""
+    """Functions of a kind of protocol; the first argument of all but `columns` and `notes` is the protocol."""
 
-    read_parts: Callable[..., Sequence[Any]]  # and the data's path: parts with a `name` and a `digest`
-    score_part: Callable[..., dict[str, Any]]  # of a part, a scorer and the protocol
-    summary: Callable[..., dict[str, Any]]  # and what was found, by part
+    read_parts: Callable[..., Sequence[Any]]  # and the data's path; returns parts with `name` and `digest`
+    score_part: Callable[..., dict[str, Any]]  # a part, a scorer and the protocol
+    summarize: Callable[..., dict[str, Any]]  # and the results by part
     columns: Callable[[dict[str, Any]], dict[str, str]]
     legend: Callable[..., str]  # and the parts
     notes: Callable[[dict[str, Any]], list[str]]
 
 
 SUITES: dict[str, Suite] = {
-    kind: Suite(module.read_parts, module.score_part, module.summary, module.columns, module.legend, module.notes)
+    kind: Suite(module.read_parts, module.score_part, module.summarize, module.columns, module.legend, module.notes)
     for kind, module in {"minimal-pairs": minimal_pairs, "masked-words": masked_words}.items()
 }
 
 
 @dataclass(frozen=True)
 class PartResult:
-    """What a model scores on one part: a line of the results file."""
+    """Result of a model on one part: a line of the results file."""
 
     model: str
     model_hash: str
@@ -63,72 +63,72 @@ class PartResult:
     precision: str
 
     @property
-    def key(self) -> Key:
-        """What makes it a result of its own."""
+    def key(self) -> ResultKey:
+        """Identity of the result."""
         return self.model_hash, self.settings_hash, self.part
 
 
 def score_models(
     names: Sequence[str], protocol: Any, *, data: Path, folder: Path = Path("runs/eval"), device: str = "auto"
 ) -> tuple[str, list[str]]:
-    """Do what is not yet in FOLDER/zero-shot.jsonl, and write FOLDER/PROTOCOL.json with a row for each model.
+    """Score what is missing in FOLDER/zero-shot.jsonl, and write FOLDER/PROTOCOL.json with a row per model.
 
     Args:
-        names: run folders, model folders, or names of the hub; see `find_pretrained`.
+        names: run folders, model folders, or names on the hub; see `find_model`.
         protocol: of one of the SUITES.
         data: the suite's file or folder.
         folder: of the results, to which later evaluations append.
         device: "auto", "cuda" or "cpu".
 
     Returns:
-        The table, and a line for every model that could not be scored.
+        the table, and a line for every model that could not be scored.
 
     Raises:
-        CramError: bad models, data or settings; nothing has been scored then.
+        CramError: invalid models, data or settings, before anything is scored.
     """
     suite = SUITES[protocol.kind]
-    models = [find_pretrained(name) for name in names]
+    models = [find_model(name) for name in names]
     models = list({model.hash: model for model in models}.values())
     device = device_kind(device, NO_GPU)
     precision = precision_on(protocol.precision, device)
     for model in models:
-        model.check()
-        mask_tokenizer(model)
+        model.check_loadable()
+        load_mask_tokenizer(model)
     parts = suite.read_parts(protocol, data)
     hashes = {part.name: _settings_hash(protocol, part.digest, precision) for part in parts}
     path = folder / RESULTS_FILE
-    done = {result.key: result for result in read_lines(path, PartResult)}
+    done = {result.key: result for result in read_result_lines(path, PartResult)}
     rows, failures = [], []
     for model in models:
         left = [part for part in parts if (model.hash, hashes[part.name], part.name) not in done]
         try:
-            for result in _score(model, left, hashes, protocol, torch.device(device), precision):
+            for result in _score_model(model, left, hashes, protocol, torch.device(device), precision):
                 append_result(path, result)
                 done[result.key] = result
         except CramError as error:
             failures.append(str(error))
         keys = [(model.hash, hashes[part.name], part.name) for part in parts]
         scored = {key[2]: done[key].found for key in keys if key in done}
-        rows.append(_row(suite, protocol, model, scored, len(parts), data))
+        rows.append(_model_row(suite, protocol, model, scored, len(parts), data))
     write_json(folder / f"{protocol.name}.json", {"rows": rows, "failures": failures})
     add_to_runs(models, protocol.name, rows)
     return _table(suite, rows, suite.legend(protocol, parts)), failures
 
 
-def _score(
-    model: Pretrained,
+def _score_model(
+    model: ModelSource,
     parts: Sequence[Any],
     hashes: dict[str, str],
     protocol: ZeroShotConfig,
     device: torch.device,
     precision: str,
 ) -> Any:
-    """The results of a model, part by part; said as they come."""
+    """Yield the results of a model part by part, reporting each."""
     if not parts:
         return
     kind: str = protocol.kind  # type: ignore[attr-defined]
     suite = SUITES[kind]
-    scorer = Scorer(model, protocol.seed, device, precision, protocol.batch_tokens)
+    scorer = MaskedScorer(model, protocol.seed, device, precision, protocol.batch_tokens)
     for number, part in enumerate(parts, start=1):
         started = time.monotonic()
         found = suite.score_part(part, scorer, protocol)
@@ -141,14 +141,14 @@ def _score(
 
 
 def _settings_hash(protocol: ZeroShotConfig, digest: str, precision: str) -> str:
-    """Of everything that decides a score but the model."""
-    values = {key: value for key, value in protocol.model_dump(mode="json").items() if key not in _NOT_OF_A_SCORE}
+    """Hash everything that determines a score except the model."""
+    values = {key: value for key, value in protocol.model_dump(mode="json").items() if key not in _IRRELEVANT_TO_SCORES}
     text = json.dumps([values, digest, precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _row(
-    suite: Suite, protocol: Any, model: Pretrained, scored: dict[str, Any], count: int, data: Path
+def _model_row(
+    suite: Suite, protocol: Any, model: ModelSource, scored: dict[str, Any], count: int, data: Path
 ) -> dict[str, Any]:
     row = {
         "model": model.name,
@@ -156,7 +156,7 @@ def _row(
         "protocol": protocol.name,
         "kind": protocol.kind,
         "data": str(data),
-        **suite.summary(protocol, scored),
+        **suite.summarize(protocol, scored),
     }
     missing = count - len(scored)
     row["notes"] = [*[f"{missing} of {count} parts are not scored"] * (missing > 0), *suite.notes(row)]
@@ -164,7 +164,7 @@ def _row(
 
 
 def _table(suite: Suite, rows: Sequence[dict[str, Any]], legend: str) -> str:
-    """The rows as text, a model each, and what a reader must know."""
+    """Format the rows as text, a model each, with legend and notes."""
     cells = [suite.columns(row) for row in rows]
     headers = list(dict.fromkeys(header for of_row in cells for header in of_row))
     shown = [

@@ -225,7 +225,7 @@ def test_scores_without_fine_tuning_are_on_the_page(make_run) -> None:
     text |= {"characters": 50_000, "words": 9_000, "pieces": 12_000, "windows": 800, "cut_windows": 3, "notes": ["cut"]}
     for protocol, scored in ((MinimalPairsConfig(), accuracies), (MaskedWordsConfig(), {"t": text})):
         suite = SUITES[protocol.kind]
-        row = {"kind": protocol.kind, "data": "held-out <text>", **suite.summary(protocol, scored)}
+        row = {"kind": protocol.kind, "data": "held-out <text>", **suite.summarize(protocol, scored)}
         add_to_run(run, protocol.name, {**row, "notes": suite.notes(row)})
     html = (run / "report.html").read_text(encoding="utf-8")
     assert "After fine-tuning" not in html

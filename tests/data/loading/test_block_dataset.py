@@ -1,4 +1,4 @@
-"""Shards that come from elsewhere, or do not: whatever happens is the right rows or one clear line, in bounded time."""
+"""Fetching shards from other places: the right rows or one clear error line, within bounded time."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @WORKERS
-def test_shards_come_as_they_are_needed_and_stay(source: Path, tmp_path: Path, workers: int):
+def test_shards_are_fetched_on_demand_and_kept(source: Path, tmp_path: Path, workers: int):
     here = write_data_set(tmp_path / "here", ROWS)
     cache = tmp_path / "cache"
     order = number_of(opened(config(here)).take(2 * ROWS))
@@ -78,7 +78,7 @@ def test_shards_come_as_they_are_needed_and_stay(source: Path, tmp_path: Path, w
 
 
 @WORKERS
-def test_a_compressed_data_set_is_unpacked_where_it_is(tmp_path: Path, workers: int):
+def test_compressed_data_set_is_unpacked_in_place(tmp_path: Path, workers: int):
     root = write_data_set(tmp_path / "zstd", ROWS, compression="zstd")
     plain = write_data_set(tmp_path / "plain", ROWS)
     order = number_of(opened(config(plain)).take(ROWS))
@@ -99,7 +99,7 @@ LOCAL: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @WORKERS
 @pytest.mark.parametrize("case", LOCAL)
-def test_a_local_shard_that_is_damaged_while_training_is_one_line(tmp_path: Path, case: str, workers: int):
+def test_local_shard_damaged_during_training_is_one_line(tmp_path: Path, case: str, workers: int):
     root = write_data_set(tmp_path / "data", ROWS)
     change, message = LOCAL[case]
     line = failure(opened(config(root, num_workers=workers), lambda: change(shards(root)[5])))
@@ -115,7 +115,7 @@ REMOTE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @WORKERS
 @pytest.mark.parametrize("case", REMOTE)
-def test_a_remote_shard_that_cannot_be_had_is_one_line_or_comes_from_the_mirror(
+def test_unavailable_remote_shard_is_one_line_or_comes_from_the_mirror(
     source: Path, tmp_path: Path, case: str, workers: int
 ):
     change, message = REMOTE[case]
@@ -139,9 +139,7 @@ def test_a_remote_shard_that_cannot_be_had_is_one_line_or_comes_from_the_mirror(
 
 
 @WORKERS
-def test_a_shard_of_the_cache_that_is_damaged_while_training_is_fetched_again(
-    source: Path, tmp_path: Path, workers: int
-):
+def test_cached_shard_damaged_during_training_is_fetched_again(source: Path, tmp_path: Path, workers: int):
     cache = tmp_path / "cache"
     opened(config(cache, source)).take(ROWS)
     kept = cache / "train" / "00000"
@@ -185,7 +183,7 @@ def test_the_cache_stays_within_its_limit(source: Path, tmp_path: Path, workers:
     assert len(shards(cache)) < len(shards(source))
 
 
-def test_a_reading_process_that_is_killed_is_one_line(tmp_path: Path):
+def test_killed_reader_process_is_one_line(tmp_path: Path):
     reader = opened(config(write_data_set(tmp_path / "data", ROWS), num_workers=2))
     reader.take(8)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
@@ -195,7 +193,7 @@ def test_a_reading_process_that_is_killed_is_one_line(tmp_path: Path):
     assert "\n" not in str(error.value)
 
 
-def test_a_reading_process_that_is_silent_is_one_line(tmp_path: Path):
+def test_unresponsive_reader_process_is_one_line(tmp_path: Path):
     reader = opened(config(write_data_set(tmp_path / "data", ROWS), num_workers=1, timeout="2s"))
     reader.take(8)
     (worker,) = multiprocessing.active_children()
@@ -213,16 +211,14 @@ def stored(s3: Bucket, tmp_path: Path, **settings) -> tuple[str, Path]:
 
 
 @WORKERS
-def test_an_epoch_from_a_server(s3: Bucket, tmp_path: Path, workers: int):
+def test_epoch_from_a_server(s3: Bucket, tmp_path: Path, workers: int):
     uri, root = stored(s3, tmp_path, compression="zstd")
     reader = opened(config(tmp_path / "cache", uri, num_workers=workers))
     assert number_of(reader.take(ROWS)) == number_of(opened(config(root)).take(ROWS))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_server_that_stops_answering_ends_in_one_line_by_the_deadline(
-    s3: Bucket, seaweed: S3Server, tmp_path: Path, workers: int
-):
+def test_unresponsive_server_is_one_line_by_the_deadline(s3: Bucket, seaweed: S3Server, tmp_path: Path, workers: int):
     uri, _ = stored(s3, tmp_path)
     reader = opened(config(tmp_path / "cache", uri, num_workers=workers, prefetch=2, deadline="3s"))
     reader.take(8)
@@ -238,7 +234,7 @@ def test_a_server_that_stops_answering_ends_in_one_line_by_the_deadline(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_server_that_comes_back_costs_only_time(s3: Bucket, seaweed: S3Server, tmp_path: Path, workers: int):
+def test_restarted_server_costs_only_time(s3: Bucket, seaweed: S3Server, tmp_path: Path, workers: int):
     uri, _ = stored(s3, tmp_path)
     reader = opened(config(tmp_path / "cache", uri, num_workers=workers, prefetch=2, deadline="60s"))
     seen = number_of(reader.take(8))

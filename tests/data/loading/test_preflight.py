@@ -1,4 +1,4 @@
-"""Before the clock starts: what is not as it should be is said in one line; what can be put right is."""
+"""Checks before the clock starts: problems are one line, and repairable ones are repaired."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shard(root: Path, number: int = 3) -> Path:
     return root / "train" / "00000" / f"shard.{number:05d}.mds"
 
 
-def test_the_description_comes_over_and_one_line_says_what_is_there(
+def test_metadata_are_downloaded_and_one_line_counts_the_shards(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     data = prepared(tmp_path / "cache", source)
@@ -74,7 +74,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_copy_that_is_not_whole_is_refused_by_its_own_name_or_made_up_for_by_the_mirror(
+def test_damaged_remote_is_refused_by_name_or_replaced_by_the_mirror(
     source: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
 ):
     mirror = Path(shutil.copytree(source, tmp_path / "mirror"))
@@ -103,7 +103,7 @@ def test_a_cache_of_another_data_set_is_refused(source: Path, tmp_path: Path):
     assert "holds another data set than" in refused(tmp_path / "cache", other)
 
 
-def test_what_a_kill_left_and_shards_that_are_damaged_are_removed_from_the_cache(
+def test_leftovers_of_killed_processes_and_damaged_shards_are_removed_from_the_cache(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     cache = tmp_path / "cache"
@@ -126,16 +126,16 @@ def test_what_a_kill_left_and_shards_that_are_damaged_are_removed_from_the_cache
     assert f"{count - 2} of them in" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_room_is_made_sure_of(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_disk_space_is_checked(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=6000))
     line = refused(tmp_path / "cache", source)
-    assert "free; free some space, choose another folder with data.local, or set data.cache_limit" in line
+    assert "free; make room, choose another folder with data.local, or set data.cache_limit" in line
     prepared(tmp_path / "cache", source, cache_limit="5000b")
     assert "is less than five times the largest shard" in refused(tmp_path / "cache", source, cache_limit="1kb")
 
 
-def test_only_streams_that_are_used_need_to_be_there(tmp_path: Path):
+def test_only_used_streams_must_exist(tmp_path: Path):
     from cram_composer.config.schema.data import StreamWeightConfig
 
     source = write_data_set(tmp_path / "source", {"train-web": 128, "train-wiki": 64})
@@ -144,7 +144,7 @@ def test_only_streams_that_are_used_need_to_be_there(tmp_path: Path):
     prepared(tmp_path / "cache", source, mixture={"wiki": StreamWeightConfig(repeat=0.0)})
 
 
-def test_a_data_set_on_a_server_that_is_not_as_configured(
+def test_misconfigured_server_is_one_line(
     s3: Bucket, seaweed: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     cache = tmp_path / "cache"

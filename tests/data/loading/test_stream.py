@@ -1,4 +1,4 @@
-"""The stream of rows: order, place, completeness, whatever the number of ranks and reading processes."""
+"""The stream of rows: order, position and completeness for any number of ranks and reader processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def loader(root: Path, rank: int = 0, ranks: int = 1, rows: int = 32) -> TrainLo
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_an_epoch_has_every_row_once_and_the_next_has_them_in_another_order(root: Path, workers: int):
+def test_epochs_have_every_row_once_in_different_orders(root: Path, workers: int):
     reader = stream(root, num_workers=workers)
     first, second = number_of(reader.take(ROWS)), number_of(reader.take(ROWS))
     assert sorted(first) == sorted(second) == list(range(ROWS))
@@ -61,12 +61,12 @@ def test_an_epoch_has_every_row_once_and_the_next_has_them_in_another_order(root
     assert number_of(stream(root, seed=8).take(ROWS)) != first
 
 
-def test_blocks_of_one_shard_do_not_stay_together(root: Path):
+def test_blocks_of_one_shard_are_spread(root: Path):
     blocks = [number // 8 for number in number_of(stream(root).take(ROWS))[::8]]
     assert sum(a // 4 == b // 4 for a, b in itertools.pairwise(blocks)) < 20  # of 63 neighbours
 
 
-def test_stored_order_is_kept_in_every_epoch_and_is_what_an_ordered_data_set_gets(root: Path, three: Path):
+def test_stored_order_is_kept_in_every_epoch_and_is_the_default_of_ordered_data(root: Path, three: Path):
     reader = stream(root, order="stored")
     assert number_of(reader.take(ROWS)) == number_of(reader.take(ROWS)) == list(range(ROWS))
     numbers = number_of(stream(three).take(325))
@@ -79,7 +79,7 @@ def test_stored_order_is_kept_in_every_epoch_and_is_what_an_ordered_data_set_get
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_order_does_not_depend_on_how_rows_are_taken(root: Path, workers: int):
+def test_order_does_not_depend_on_step_sizes(root: Path, workers: int):
     expected = stream(root).take(2000)
     pieces = stream(root, num_workers=workers, prefetch=5)
     sizes = [1, 15, 16, 17, 100, 3, 548, 512, 1, 1, 600, 186]
@@ -88,7 +88,7 @@ def test_the_order_does_not_depend_on_how_rows_are_taken(root: Path, workers: in
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("ranks", [2, 3, 5])
-def test_ranks_share_the_rows_that_one_would_take(root: Path, ranks: int, workers: int):
+def test_ranks_divide_the_rows_of_a_single_rank(root: Path, ranks: int, workers: int):
     """With batches that change in size, of less than a block and of many, over the end of epochs."""
     if workers and ranks > 2:
         pytest.skip("too many processes for a test")
@@ -102,7 +102,7 @@ def test_ranks_share_the_rows_that_one_would_take(root: Path, ranks: int, worker
 
 @pytest.mark.parametrize("before", [1, 16, 37, 1500])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_continues_where_another_stopped_on_another_number_of_ranks(root: Path, before: int, workers: int):
+def test_stream_resumes_on_another_number_of_ranks(root: Path, before: int, workers: int):
     reader = stream(root, num_workers=workers)
     reader.take(before)
     place = reader.state_dict()
@@ -114,7 +114,7 @@ def test_a_stream_continues_where_another_stopped_on_another_number_of_ranks(roo
     assert np.array_equal(np.concatenate(parts), reader.take(600))
 
 
-def test_a_place_is_refused_by_a_stream_of_other_data(three: Path):
+def test_state_of_other_data_is_refused(three: Path):
     curriculum = [CurriculumPointConfig(0.0, {"web": 1.0, "wiki": 1.0})]
     with pytest.raises(CramError, match="2 data streams, this run has 1"):
         stream(three).load_state_dict(stream(three, curriculum=curriculum).state_dict())
@@ -147,7 +147,7 @@ def test_mixtures_have_the_weights_of_streaming(three: Path):
         ({"mixture": {name: StreamWeightConfig(proportion=0.0) for name in ("web", "wiki", "tiny")}}, "weight 0"),
     ],
 )
-def test_a_mixture_that_cannot_be_is_one_line(three: Path, settings, message: str):
+def test_invalid_mixture_is_one_line(three: Path, settings, message: str):
     with pytest.raises(CramError, match=message) as error:
         stream(three, **settings)
     assert "\n" not in str(error.value)
@@ -205,7 +205,7 @@ def test_a_random_walk_of_ranks_workers_and_sizes_delivers_the_sequence(root: Pa
         close_shared_memory()
 
 
-def test_a_name_of_shared_memory_that_another_program_takes_first_is_not_insisted_on(root: Path, monkeypatch):
+def test_shared_memory_name_taken_by_another_program_is_replaced(root: Path, monkeypatch):
     real, taken = prefix.SharedMemory, []
 
     def memory(name: str, create: bool, *size: int):
@@ -246,7 +246,7 @@ def test_batches_of_any_size_split_into_microbatches(root: Path):
 
 
 @pytest.mark.parametrize("seq_length", [16, 8])
-def test_ranks_share_the_masks_that_one_would_make(root: Path, seq_length: int):
+def test_masks_do_not_depend_on_the_number_of_ranks(root: Path, seq_length: int):
     alone, pair = loader(root, rows=32), [loader(root, rank, 2, rows=16) for rank in (0, 1)]
     for one in (alone, *pair):
         one.seq_length = seq_length
@@ -266,7 +266,7 @@ def test_a_loader_resumes_with_the_same_rows_and_masks(root: Path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_evaluation_batches_share_rows_out_and_have_fixed_masks(root: Path):
+def test_evaluation_batches_divide_rows_and_have_fixed_masks(root: Path):
     rows, _ = open_validation(PreparedDataset(root, load_manifest(root)), 60)
     assert number_of(rows) == list(range(ROWS, ROWS + 60))
     collator = evaluation_collator(200, (0, 1, 2, 3, 4), 4)
@@ -277,7 +277,7 @@ def test_evaluation_batches_share_rows_out_and_have_fixed_masks(root: Path):
         assert torch.equal(batch["labels"], shared[index % 2][index // 2]["labels"])
 
 
-def test_shuffling_warns_of_nothing(root: Path):
+def test_shuffling_gives_no_warnings(root: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stream(root).take(ROWS)

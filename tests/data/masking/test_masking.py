@@ -1,4 +1,4 @@
-"""Masking: what is chosen, what it becomes, and that shapes never change."""
+"""Masking: choice and replacement of tokens, and constant shapes."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_lower_rate_uses_fewer_slots_of_the_same_shape():
     assert ((low["labels"] != IGNORED).sum(dim=1) == 19).all()
 
 
-def test_a_row_of_separators_is_left_alone():
+def test_row_of_separators_is_not_masked():
     tokens = np.full((4, 128), 3, dtype=np.uint16)
     batch = masked(MaskedLMCollator(1000, SPECIAL, MASK), tokens, 0.25)
     assert (batch["labels"] == IGNORED).all() and (batch["input_ids"] == 3).all()

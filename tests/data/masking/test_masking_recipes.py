@@ -1,4 +1,4 @@
-"""The recipes of the objective against their no-op: what each claims to change changes, and nothing else."""
+"""Each objective recipe changes what its card claims and nothing else."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_recipes_that_say_different_things_exclude_each_other(pair: tuple[str, s
         composed(*pair)
 
 
-def test_the_others_mix():
+def test_other_recipes_combine():
     objective = composed("mask-schedule", "all-mask", "span-masking", "masked-next-token", "hybrid-causal").objective
     assert (objective.unit, objective.masking, objective.causal_fraction) == ("span", "all-mask", 0.0625)
 
@@ -117,7 +117,7 @@ def test_the_others_mix():
         ({"shift": True}, {"architecture": "hf"}, r"objective\.shift: .*architecture crambert"),
     ],
 )
-def test_values_that_do_not_go_together_are_refused(values: dict[str, Any], model: dict[str, Any], message: str):
+def test_conflicting_values_are_refused(values: dict[str, Any], model: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message) as caught:
         check_objective(ObjectiveConfig(**values), ModelConfig(**model))
     assert "\n" not in str(caught.value)

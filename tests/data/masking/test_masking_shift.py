@@ -1,4 +1,4 @@
-"""Masked next-token prediction, causal rows, and that a row's masks do not depend on who draws them."""
+"""Masked next-token prediction, causal rows, and masks that do not depend on the rank."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def masked(tokens: NDArray, probability: float = 0.25, seed: int = 1, **settings
     return collator(tokens, probability, np.random.default_rng(seed))
 
 
-def test_a_shifted_label_is_the_token_after_the_position_it_is_read_at():
+def test_shifted_label_is_the_token_after_its_position():
     tokens = rows()
     batch = masked(tokens, shift=True)
     assert batch["labels"].shape == (256, 32)
@@ -44,7 +44,7 @@ def test_a_shifted_label_is_the_token_after_the_position_it_is_read_at():
     assert torch.equal(batch["input_ids"][untouched], ids[untouched])
 
 
-def test_shift_changes_nothing_but_where_tokens_are_read_in_rows_whose_first_is_not_chosen():
+def test_shift_only_changes_the_positions_of_predictions():
     tokens = rows()
     plain, shifted = masked(tokens), masked(tokens, shift=True)
     alike = (plain["masked_positions"] > 0).all(dim=1)
@@ -54,7 +54,7 @@ def test_shift_changes_nothing_but_where_tokens_are_read_in_rows_whose_first_is_
     assert torch.equal(plain["masked_positions"][alike] - 1, shifted["masked_positions"][alike])
 
 
-def test_with_documents_apart_the_first_token_of_one_is_not_predicted_from_the_one_before():
+def test_first_token_of_a_document_is_not_predicted_from_the_previous_one():
     together, apart = (masked(rows(), 0.9, shift=True, sep_id=sep) for sep in (None, SEP))
     assert (together["masked_positions"] == 17).any()
     used = apart["labels"] != IGNORED
@@ -136,7 +136,7 @@ def test_no_causal_rows_and_all():
     [{}, {"fixed_count": False}, {"scheme": "all-mask"}, {"unit": "word"}, {"unit": "span"}],
     ids=["token", "bernoulli", "all-mask", "word", "span"],
 )
-def test_what_a_row_gets_does_not_depend_on_the_rank_that_draws_it(settings: dict, hybrid: dict):
+def test_masks_of_a_row_do_not_depend_on_the_rank(settings: dict, hybrid: dict):
     tokens = rows(24)
     collator = MaskedLMCollator(1000, SPECIAL, MASK, joins=JOINS, pad_id=PAD, **settings, **hybrid)
     alone = collator(tokens, 0.2, RowRandom([5]).at(3, 0))

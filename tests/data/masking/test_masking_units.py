@@ -1,4 +1,4 @@
-"""Whole words and spans: what belongs together is chosen together, and nothing else changes."""
+"""Whole-word and span masking."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models
 from cram_composer.config.schema.data_build import NormaliseConfig, TokenizerConfig
 from cram_composer.data.masking import IGNORED, MaskedLMCollator, word_joins
 from cram_composer.data.masking.units import MAX_WORD_TOKENS, span_lengths, span_starts, word_starts
-from cram_composer.data.pipeline.tokenizer.tokenizer import open_backend, save_tokenizer, train_tokenizer
-from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS
+from cram_composer.data.pipeline.tokenizer.tokenizer import open_backend, save_tokenizer
+from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS, train_tokenizer
 from cram_composer.errors import CramError
 
 SPECIAL = (0, 1, 2, 3, 4)
@@ -54,7 +54,7 @@ def words_of(row: NDArray) -> list[list[int]]:
 
 @pytest.mark.parametrize("unit", ["word", "span"])
 @pytest.mark.parametrize("probability", [0.15, 0.4])
-def test_a_chosen_word_is_chosen_wholly_and_rows_miss_at_most_a_word(unit: str, probability: float):
+def test_words_are_chosen_whole_and_rows_lack_at_most_a_word(unit: str, probability: float):
     tokens = rows()
     batch = masked(unit, tokens, probability)
     wanted = round(probability * 128)
@@ -151,13 +151,13 @@ def test_a_span_is_replaced_as_one():
     assert (fate[:, 1:] == fate[:, :-1])[neighbours].mean() == pytest.approx(0.68, abs=0.03)
 
 
-def test_units_need_their_table():
+def test_units_need_a_joins_table():
     with pytest.raises(ValueError, match="unit 'word' needs joins"):
         MaskedLMCollator(1000, SPECIAL, MASK, unit="word")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_words_are_those_of_the_tokenizers_own_pre_tokenizer(kind: str, documents: list[str], tmp_path: Path):
+def test_words_equal_those_of_the_pre_tokenizer(kind: str, documents: list[str], tmp_path: Path):
     odd = '(ba), "co di"... 12.5%! fu_ga: x=3; a--b ba1984co'
     if kind != "byte-bpe":  # which cuts these into bytes that no longer tell what they are of
         odd += " Ünïcode, “quotes” – dashes… don’t"

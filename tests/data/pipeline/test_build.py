@@ -180,7 +180,7 @@ def test_finished_data_set_is_kept(config, capsys):
     assert sorted(path.name for path in root.parent.iterdir()) == [".out.lock", "out"]
 
 
-def test_progress_is_told_off_a_terminal_and_not_when_quiet(config, capsys):
+def test_progress_is_printed_without_a_terminal_unless_disabled(config, capsys):
     build(config)
     told = capsys.readouterr().err
     assert re.search(r"tokens of files: 0\.\d MB in \d+ s, [\d.]+ MB/s", told)
@@ -200,14 +200,14 @@ def test_existing_tokenizer_is_used(built, config):
         build(config, progress=False)
 
 
-def test_kill_leaves_nothing_that_looks_finished_and_the_next_start_goes_on(config, corpus, built, capsys):
+def test_killed_build_does_not_look_finished_and_resumes(config, corpus, built, capsys):
     program = (
         "import sys, time; from cram_composer.config.schema.data_build import *\n"
         "from cram_composer.data.pipeline import phases\n"
         "from cram_composer.data.pipeline.build import build\n"
         "def stop(*arguments):\n"
         "    print('ready', flush=True); time.sleep(600)\n"
-        "phases.write_description = stop\n"
+        "phases.write_manifest = stop\n"
         "build(DataBuildConfig(name='test', output=sys.argv[1], \n"
         "    sources=[FilesConfig(paths=[sys.argv[2]], licence='none')], tokenizer=TokenizerConfig(vocab_size=400),\n"
         "    packing=PackingConfig(sequence_length=32, block_rows=16), validation_fraction=0.1), progress=False)"
@@ -233,7 +233,7 @@ def test_kill_leaves_nothing_that_looks_finished_and_the_next_start_goes_on(conf
     assert not partial.exists()
 
 
-def test_other_text_is_not_gone_on_with(config, corpus, tmp_path, monkeypatch):
+def test_build_of_other_text_is_not_resumed(config, corpus, tmp_path, monkeypatch):
     text = tmp_path / "text.jsonl"
     shutil.copy(corpus, text)
     config.sources[0].paths = [str(text)]
@@ -248,7 +248,7 @@ def test_other_text_is_not_gone_on_with(config, corpus, tmp_path, monkeypatch):
     assert "a" not in set("".join(decoded).replace("[PAD]", "").lower())
 
 
-def test_failure_says_where_the_work_is_and_a_start_after_it_succeeds(config, monkeypatch, capsys):
+def test_failure_names_the_work_folder_and_a_restart_succeeds(config, monkeypatch, capsys):
     def full(work, described, identity):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work.root))
 

@@ -24,7 +24,7 @@ def test_memory_stays_below_the_stated_bound_and_below_the_text():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_text_that_was_read_is_let_go(tmp_path):
+def test_pages_of_read_text_are_freed(tmp_path):
     def mapped() -> float:
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"RssFile:\s+(\d+) kB", status)[1]) / 1024

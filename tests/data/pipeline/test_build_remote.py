@@ -1,4 +1,4 @@
-"""A build whose output is in object storage, against a real S3 server."""
+"""Builds with output in object storage, against a real S3 server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_partitions_upload_their_own_shards(remote, s3, tmp_path):
     assert not any(name.endswith("0/index.json") for name in names)
 
 
-def test_interrupted_build_is_not_complete_and_goes_on_without_uploading_again(remote, s3, monkeypatch):
+def test_interrupted_build_is_incomplete_and_resumes_without_uploading_again(remote, s3, monkeypatch):
     uploaded: list[str] = []
     upload = Storage.upload
 
@@ -89,7 +89,7 @@ def test_overwriting_leaves_no_shard_of_the_old_one(remote, s3):
     ]
 
 
-def test_shard_that_did_not_arrive_is_noticed_before_the_manifest(remote, s3, monkeypatch):
+def test_lost_upload_is_detected_before_the_manifest_is_written(remote, s3, monkeypatch):
     from cram_composer.data.pipeline import publish
 
     real_storage = publish.Storage

@@ -1,4 +1,4 @@
-"""Stages within a whole build: what is dropped, why, and what the manifest and the examples say of it."""
+"""Stages in a whole build: dropped documents, manifest and examples."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def text_of(root: Path) -> str:
 
 
 @pytest.mark.parametrize("partitions", [1, 2])
-def test_every_stage_drops_what_it_is_for(texts, tmp_path, partitions):
+def test_every_stage_drops_its_documents(texts, tmp_path, partitions):
     stages = StagesConfig(
         clean=CleanConfig(),
         length=LengthConfig(min_characters=20),

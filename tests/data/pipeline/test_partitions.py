@@ -1,4 +1,4 @@
-"""A build cut into partitions: the same text in the same splits, one data set, the same bytes every time."""
+"""Builds in partitions: the same splits, one data set, and deterministic bytes."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_limit_takes_the_same_text_for_any_number_of_partitions(files):
 
 
 @pytest.mark.parametrize("place", ["foreign", "out", "out/inside"])
-def test_work_is_never_put_over_what_is_not_ours(files, tmp_path, place):
+def test_foreign_folder_is_never_used_as_work_folder(files, tmp_path, place):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("mine")
     config = replace(configuration(files, tmp_path / "out", 1), work=str(tmp_path / place))
@@ -186,7 +186,7 @@ def test_work_is_never_put_over_what_is_not_ours(files, tmp_path, place):
     assert (tmp_path / "foreign" / "thesis.tex").read_text() == "mine"
 
 
-def test_work_that_is_half_removed_is_not_gone_on_with(files, tmp_path, monkeypatch):
+def test_half_removed_work_is_not_resumed(files, tmp_path, monkeypatch):
     config = replace(configuration(files, tmp_path / "out", 1), work=str(tmp_path / "work"))
     before = files_of(build(config, progress=False))
     assert not (tmp_path / "work").exists()
@@ -205,7 +205,7 @@ def test_work_that_is_half_removed_is_not_gone_on_with(files, tmp_path, monkeypa
     assert files_of(build(replace(config, overwrite=True), progress=False)) == before
 
 
-def test_streams_are_splits_of_their_own(files, tmp_path):
+def test_streams_are_separate_splits(files, tmp_path):
     config = configuration(files, tmp_path / "out", 2)
     config.sources = [
         FilesConfig(paths=[str(path) for path in files[:2]], stream="small"),
@@ -292,7 +292,7 @@ def test_no_slurm_is_one_line(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_end_with_the_one_that_started_them(files, tmp_path):
+def test_worker_processes_end_with_their_parent(files, tmp_path):
     program = (
         "import sys; from pathlib import Path; from tests.data.pipeline.test_partitions import configuration\n"
         "from cram_composer.data.pipeline.build import build\n"

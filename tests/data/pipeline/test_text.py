@@ -28,7 +28,7 @@ def documents_of(pieces) -> list[str]:
         ("blank-line", ["one\ntwo\n\n", "\n", "three"]),
     ],
 )
-def test_cut_ends_documents_where_told(document, expected):
+def test_read_pieces_ends_documents(document, expected):
     assert documents_of(read_pieces(io.StringIO("one\ntwo\n\n\nthree"), DOCUMENT_ENDS[document])) == expected
 
 
@@ -41,13 +41,13 @@ def test_long_documents_come_in_bounded_pieces_that_tear_no_word():
     assert " ".join(piece.text for piece in pieces).split() == text.split()
 
 
-def test_text_without_any_space_is_cut_all_the_same():
+def test_text_without_spaces_is_cut():
     pieces = list(document_pieces("x" * (5 * PIECE_CHARACTERS)))
     assert max(len(piece.text) for piece in pieces) <= 2 * PIECE_CHARACTERS
     assert documents_of(pieces) == ["x" * (5 * PIECE_CHARACTERS)]
 
 
-def test_lone_surrogates_become_something_a_tokenizer_takes():
+def test_lone_surrogates_are_replaced():
     (piece,) = document_pieces("a\ud800b")
     assert piece.text == "a?b"
 
@@ -63,13 +63,13 @@ def test_split_depends_on_nothing_but_text_and_seed(documents):
     assert 0.2 < sum(forwards.values()) / len(forwards) < 0.4
 
 
-def test_duplicates_fall_on_the_same_side(documents):
+def test_duplicates_are_in_the_same_split(documents):
     for text in documents[:50]:
         twins = [Piece(text, True), Piece(f"  {text.upper()} \n", True)]
         assert len({p.split for p in split_documents(twins, 0.5, 0)}) == 1
 
 
-def test_all_pieces_of_a_document_fall_on_the_same_side():
+def test_all_pieces_of_a_document_are_in_the_same_split():
     for number in range(20):
         pieces = [Piece(f"start {number}", False), Piece("middle", False), Piece("", True), Piece("next", True)]
         *document, following = split_documents(pieces, 0.5, 0)

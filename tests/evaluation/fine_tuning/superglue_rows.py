@@ -1,4 +1,4 @@
-"""Rows of SuperGLUE's tasks with the columns that they have on the hub."""
+"""Rows of SuperGLUE's tasks with the columns of the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of every task are read from real-format files, and what is wrong with a file is one line."""
+"""Reading rows of every task from files of every format; errors are one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.benchmarks import find_task
 from cram_composer.evaluation.fine_tuning.examples import read_split
 from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
-from cram_composer.evaluation.fine_tuning.tasks import GLUE, Candidate
+from cram_composer.evaluation.fine_tuning.tasks import GLUE, Example
 from tests.evaluation.fine_tuning.superglue_rows import superglue_rows
 
 
@@ -51,17 +51,17 @@ def test_every_task_is_read_from_every_format(task: str, suffix: str, tmp_path: 
     for split in GLUE[task].sizes:
         write(tmp_path, task, split, suffix, rows(task))
         found = read_split(GLUE[task], split, tmp_path)
-        assert found.candidates == [
-            Candidate(tuple(row[column] for column in GLUE[task].texts), row["label"]) for row in rows(task)
+        assert found.examples == [
+            Example(tuple(row[column] for column in GLUE[task].texts), row["label"]) for row in rows(task)
         ]
         assert found.rows == 4
-        assert not found.is_whole
+        assert not found.is_complete
         assert found.official == GLUE[task].sizes[split]
 
 
 def test_a_whole_split_is_known_by_its_size(tmp_path: Path):
     write(tmp_path, "wnli", "validation", ".jsonl", rows("wnli", 71))
-    assert read_split(GLUE["wnli"], "validation", tmp_path).is_whole
+    assert read_split(GLUE["wnli"], "validation", tmp_path).is_complete
 
 
 @pytest.mark.parametrize(
@@ -89,37 +89,37 @@ def test_a_wrong_row_is_one_line(task: str, change: dict, message: str, tmp_path
 
 @pytest.mark.parametrize("suffix", [".jsonl.zst", ".parquet"])
 @pytest.mark.parametrize("task", SUPERGLUE)
-def test_superglue_is_read_as_candidates(task: str, suffix: str, tmp_path: Path):
+def test_superglue_is_read_as_examples(task: str, suffix: str, tmp_path: Path):
     split = next(iter(SUPERGLUE[task].sizes))
     write(tmp_path, task, split, suffix, superglue_rows(task))
     found = read_split(SUPERGLUE[task], split, tmp_path)
     assert found.rows == 4
-    assert {candidate.label for candidate in found.candidates} == set(range(len(SUPERGLUE[task].labels)))
-    assert {len(candidate.texts) for candidate in found.candidates} == {2}
+    assert {example.label for example in found.examples} == set(range(len(SUPERGLUE[task].labels)))
+    assert {len(example.texts) for example in found.examples} == {2}
 
 
-def test_candidates_are_what_the_rows_say(tmp_path: Path):
-    def candidates(task: str) -> list[Candidate]:
+def test_superglue_examples_match_their_rows(tmp_path: Path):
+    def examples(task: str) -> list[Example]:
         write(tmp_path, task, "train", ".jsonl", superglue_rows(task, 2))
-        return read_split(SUPERGLUE[task] if task != "axg" else AXG, "train", tmp_path).candidates
+        return read_split(SUPERGLUE[task] if task != "axg" else AXG, "train", tmp_path).examples
 
-    assert candidates("copa") == [
-        Candidate(("the premise 0 What was the cause?", "the choice1 0"), 1, 0),
-        Candidate(("the premise 0 What was the cause?", "the choice2 0"), 0, 0),
-        Candidate(("the premise 1 What happened as a result?", "the choice1 1"), 0, 1),
-        Candidate(("the premise 1 What happened as a result?", "the choice2 1"), 1, 1),
+    assert examples("copa") == [
+        Example(("the premise 0 What was the cause?", "the choice1 0"), 1, 0),
+        Example(("the premise 0 What was the cause?", "the choice2 0"), 0, 0),
+        Example(("the premise 1 What happened as a result?", "the choice1 1"), 0, 1),
+        Example(("the premise 1 What happened as a result?", "the choice2 1"), 1, 1),
     ]
-    assert candidates("multirc") == [
-        Candidate(("the paragraph 0", "the question 0 the answer 0"), 0, (0, 0)),
-        Candidate(("the paragraph 1", "the question 1 the answer 1"), 1, (0, 0)),
+    assert examples("multirc") == [
+        Example(("the paragraph 0", "the question 0 the answer 0"), 0, (0, 0)),
+        Example(("the paragraph 1", "the question 1 the answer 1"), 1, (0, 0)),
     ]
-    assert candidates("record")[:2] == [
-        Candidate(("the passage 0", "then the King saw the sea"), 1, 0, 1.0),  # "King" without article and sign
-        Candidate(("the passage 0", "then a River saw the sea"), 0, 0, 0.0),
+    assert examples("record")[:2] == [
+        Example(("the passage 0", "then the King saw the sea"), 1, 0, 1.0),  # "King" without article and sign
+        Example(("the passage 0", "then a River saw the sea"), 0, 0, 0.0),
     ]
-    assert candidates("wic")[0].texts == ("the word 0: the sentence1 0", "the sentence2 0")
-    assert candidates("wsc")[0].texts == ("the king saw the sea before *he* slept", "the span1_text 0")
-    assert [candidate.group for candidate in candidates("axg")] == [0, 0]
+    assert examples("wic")[0].texts == ("the word 0: the sentence1 0", "the sentence2 0")
+    assert examples("wsc")[0].texts == ("the king saw the sea before *he* slept", "the span1_text 0")
+    assert [example.group for example in examples("axg")] == [0, 0]
 
 
 AXG = dataclasses.replace(SUPERGLUE["axg"], sizes={"train": 2})
@@ -147,14 +147,14 @@ def test_a_wrong_row_of_superglue_is_one_line(task: str, change: dict, message: 
     given[1] |= change
     path = write(tmp_path, task, "train", ".jsonl", given)
     if not message:  # raw files have true and false where the hub has 1 and 0
-        assert read_split(SUPERGLUE[task], "train", tmp_path).candidates[1].label == 1
+        assert read_split(SUPERGLUE[task], "train", tmp_path).examples[1].label == 1
         return
     with pytest.raises(CramError) as refused:
         read_split(SUPERGLUE[task], "train", tmp_path)
     assert str(refused.value).startswith(f"{path}, {message}") and "\n" not in str(refused.value)
 
 
-def test_what_is_not_there_is_one_line(tmp_path: Path):
+def test_missing_files_are_one_line(tmp_path: Path):
     path = write(tmp_path, "cola", "train", ".jsonl", rows("cola"))
     with pytest.raises(CramError, match=r"rte: no such folder; found in .*: cola$"):
         read_split(GLUE["rte"], "train", tmp_path)

@@ -1,4 +1,4 @@
-"""Results survive kills and count once; medians and averages are those that their names promise."""
+"""Results survive kills and count once; medians and averages equal their definitions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def result(task: str, seed: int = 1, value: float = 50.0, **scores: float) -> Re
     )
 
 
-def test_results_are_read_as_written_and_the_last_of_a_kind_counts(tmp_path: Path):
+def test_results_are_read_as_written_and_the_last_duplicate_counts(tmp_path: Path):
     path = tmp_path / "deep" / "results.jsonl"
     assert read_results(path) == []
     for one in (result("rte", 1), result("rte", 2), result("rte", 1, value=60.0)):
@@ -41,7 +41,7 @@ def test_a_torn_line_loses_only_itself(tmp_path: Path):
     assert read_results(path) == [result("rte", 1), result("rte", 3)]
 
 
-def test_what_is_no_result_is_one_line(tmp_path: Path):
+def test_invalid_result_is_one_line(tmp_path: Path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"model": "m"}\n')
     with pytest.raises(CramError, match=r"results.jsonl:1: not a result of this version"):
@@ -58,7 +58,7 @@ def test_the_median_over_seeds_counts():
     assert means(seeds) == (80.0, 75.0)
 
 
-def test_the_two_averages_differ_in_what_counts_once():
+def test_both_averages_of_glue():
     results = [result(task) for task in GLUE if task not in ("mnli", "mrpc")]
     results += [result("mnli", value=80.0, mismatched=82.0), result("mrpc", f1=60.0, accuracy=40.0)]
     nine, eight = means(results)
@@ -76,7 +76,7 @@ def test_missing_tasks_are_named():
     assert means([]) == (None, None)
 
 
-def test_the_hash_is_of_what_decides_a_score():
+def test_settings_hash_covers_what_affects_a_score():
     def of(rows: str = "a", precision: str = "fp32", **changes) -> str:
         return settings_hash(ProtocolConfig(**changes), {"train": rows}, precision)
 

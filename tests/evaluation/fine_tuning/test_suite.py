@@ -1,4 +1,4 @@
-"""`cram eval` goes through all tasks and seeds, goes on where it stopped, and loses no job to another's failure."""
+"""`cram eval` runs all tasks and seeds, resumes, and continues after a job's failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cram_composer.evaluation.fine_tuning.suite import _to_do
 from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
 from cram_composer.evaluation.fine_tuning.table import console_table, model_row
 from cram_composer.evaluation.fine_tuning.tasks import GLUE
-from cram_composer.evaluation.pretrained import find_pretrained
+from cram_composer.evaluation.model_source import find_model
 from tests.evaluation.fine_tuning.superglue_rows import superglue_rows
 from tests.models.tiny_models import save_tokenizer, tiny_model
 
@@ -64,7 +64,7 @@ def eval_(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     return status, *capsys.readouterr()
 
 
-def test_nine_tasks_in_one_command_and_again_for_nothing(model, data, tmp_path, capsys):
+def test_nine_tasks_in_one_command_and_nothing_to_do_the_second_time(model, data, tmp_path, capsys):
     arguments = [model, f"untrained:{model}", "--data", data, "--output", tmp_path, "--seeds", 1, "--set", "epochs=1"]
     status, table, progress = eval_(*arguments, capsys=capsys)
     assert status == 0, progress
@@ -105,7 +105,7 @@ def test_ten_tasks_of_superglue_in_one_command(model, superglue, tmp_path, capsy
     assert "rows cut at 24 tokens" in table and "nine-number" not in table
 
 
-def test_a_failing_job_is_named_and_the_others_go_on(model, data, tmp_path, capsys):
+def test_failing_job_is_named_and_the_others_continue(model, data, tmp_path, capsys):
     arguments = [model, "--data", data, "--output", tmp_path, "--seeds", 1, "--tasks", "rte,cola", "--set", "epochs=1"]
     status, table, progress = eval_(*arguments, "overrides.rte.lr=1e30", "overrides.rte.epochs=4", capsys=capsys)
     assert status == 1
@@ -115,7 +115,7 @@ def test_a_failing_job_is_named_and_the_others_go_on(model, data, tmp_path, caps
     assert "published rows: epochs 1 (there 5); for RTE epochs 4, lr 1e+30" in table
 
 
-def test_rte_goes_on_from_mnli_and_says_so(model, data, tmp_path, capsys):
+def test_rte_starts_from_mnli_with_a_note(model, data, tmp_path, capsys):
     arguments = [model, "--data", data, "--output", tmp_path, "--seeds", 1, "--tasks", "rte,mnli"]
     status, table, progress = eval_(*arguments, "--set", "epochs=1", "mnli_start=true", capsys=capsys)
     assert status == 0, progress
@@ -123,18 +123,18 @@ def test_rte_goes_on_from_mnli_and_says_so(model, data, tmp_path, capsys):
     assert {r.task: r.mnli_start for r in read_results(tmp_path / "results.jsonl")} == {"mnli": False, "rte": True}
 
 
-def test_mnli_is_trained_again_where_its_model_is_gone(model, data, tmp_path):
+def test_mnli_is_retrained_if_its_model_is_missing(model, data, tmp_path):
     protocol = ProtocolConfig(tasks=["mnli", "rte"], seeds=2, mnli_start=True)
-    jobs = plan_jobs([find_pretrained(str(model))], protocol, data, "fp32", tmp_path)
+    jobs = plan_jobs([find_model(str(model))], protocol, data, "fp32", tmp_path)
     assert [(job.task.name, job.seed) for job in jobs] == [("mnli", 1), ("mnli", 2), ("rte", 1), ("rte", 2)]
     done = {key: None for job in jobs[:3] for key in job.keys}
     assert _to_do(jobs, done) == [jobs[0], jobs[3]]
     assert _to_do(jobs, {**done, jobs[3].keys[0]: None}) == []
 
 
-def test_a_task_may_have_seeds_of_its_own(model, data, tmp_path):
+def test_task_with_its_own_seeds(model, data, tmp_path):
     protocol = ProtocolConfig(tasks=["cola", "rte"], seeds=1, overrides={"rte": TaskSettingsConfig(seeds=3)})
-    jobs = plan_jobs([find_pretrained(str(model))], protocol, data, "fp32", tmp_path)
+    jobs = plan_jobs([find_model(str(model))], protocol, data, "fp32", tmp_path)
     assert [job.task.name for job in jobs] == ["cola", "rte", "rte", "rte"]
 
 
@@ -163,7 +163,7 @@ def test_data_are_checked_first(model, tmp_path, capsys):
     assert "no such folder" in error
 
 
-def test_what_is_published_is_averaged_over_the_tasks_at_hand():
+def test_published_results_are_averaged_over_the_scored_tasks():
     results = [
         Result(
             "m",

@@ -1,4 +1,4 @@
-"""Log-probabilities of masked tokens are those of a plain forward, however rows are put into batches."""
+"""Log-probabilities of masked tokens equal those of a plain forward pass, for any batching."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from cram_composer.errors import CramError
-from cram_composer.evaluation.pretrained import find_pretrained
-from cram_composer.evaluation.zero_shot.masked_scoring import MaskedRow, Scorer, batches, logits_at
+from cram_composer.evaluation.model_source import find_model
+from cram_composer.evaluation.zero_shot.masked_scoring import MaskedRow, MaskedScorer, length_batches, logits_at
 from tests.evaluation.tiny_folders import masked_lm, save
 
 KINDS = ["bert", "roberta", "distilbert", "modernbert", "crambert", "crambert-shift"]
 
 
-def scorer(folder: Path, batch_tokens: int = 4096) -> Scorer:
-    return Scorer(find_pretrained(str(folder)), 1, torch.device("cpu"), "fp32", batch_tokens)
+def scorer(folder: Path, batch_tokens: int = 4096) -> MaskedScorer:
+    return MaskedScorer(find_model(str(folder)), 1, torch.device("cpu"), "fp32", batch_tokens)
 
 
 def rows(count: int = 30) -> list[MaskedRow]:
@@ -36,7 +36,7 @@ def rows(count: int = 30) -> list[MaskedRow]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_the_decoder_sees_the_asked_places_alone_and_says_the_same(kind: str):
+def test_decoder_sees_only_the_requested_positions(kind: str):
     model = masked_lm(kind, 80).eval()
     ids = torch.randint(5, 80, (3, 12), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
@@ -52,7 +52,7 @@ def test_the_decoder_sees_the_asked_places_alone_and_says_the_same(kind: str):
 
 
 @torch.inference_mode()
-def test_a_model_without_a_decoder_to_hook_is_read_everywhere(monkeypatch: pytest.MonkeyPatch):
+def test_model_without_a_hookable_decoder(monkeypatch: pytest.MonkeyPatch):
     model = masked_lm("bert", 80).eval()
     ids = torch.randint(5, 80, (3, 12), generator=torch.Generator().manual_seed(2))
     places = torch.tensor([[0, 2], [3, 5]])
@@ -79,7 +79,7 @@ def test_equal_rows_have_equal_scores_to_the_last_bit(tmp_path: Path):
 
 def test_batches_hold_every_row_once_within_the_budget():
     lengths = [3, 50, 7, 7, 120, 1, 30]
-    made = list(batches(lengths, 60))
+    made = list(length_batches(lengths, 60))
     assert sorted(row for batch in made for row in batch) == list(range(7))
     assert made[0] == [4]  # longer than a batch
     assert all(len(batch) * max(lengths[row] for row in batch) <= 60 for batch in made[1:])
@@ -89,7 +89,7 @@ def test_untrained_weights_are_those_of_the_seed(tmp_path: Path):
     save(tmp_path)
 
     def score(name: str, seed: int) -> list[list[float]]:
-        return Scorer(find_pretrained(name), seed, torch.device("cpu"), "fp32", 512)(rows(3))
+        return MaskedScorer(find_model(name), seed, torch.device("cpu"), "fp32", 512)(rows(3))
 
     untrained = f"untrained:{tmp_path}"
     assert score(untrained, 1) == score(untrained, 1)
@@ -100,5 +100,5 @@ def test_untrained_weights_are_those_of_the_seed(tmp_path: Path):
 def test_a_model_without_a_masked_lm_head_is_refused(tmp_path: Path):
     save(tmp_path)
     masked_lm("bert", 80).bert.save_pretrained(tmp_path)
-    with pytest.raises(CramError, match=r"no masked LM: it lacks weights of BertForMaskedLM, such as cls\."):
+    with pytest.raises(CramError, match=r"not a masked LM: it lacks weights of BertForMaskedLM, such as cls\."):
         scorer(tmp_path)

@@ -1,4 +1,4 @@
-"""Bits per character: of the words a seed chooses, whatever the tokenizer, and never cheaper for knowing less."""
+"""Bits per character: the same words for every tokenizer, and no advantage from unknown text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from transformers import AutoModelForMaskedLM
 
 from cram_composer.config.schema.evaluation import MaskedWordsConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.zero_shot.masked_words import Text, Window, cost_of, cut_windows, read_parts, score_part
+from cram_composer.evaluation.zero_shot.masked_words import (
+    TextSample,
+    Window,
+    cut_windows,
+    read_parts,
+    score_part,
+    window_cost,
+)
 from tests.evaluation.tiny_folders import TEXT, byte_level, save, wordpiece, wrapped
 from tests.evaluation.zero_shot.test_masked_scoring import scorer
 
@@ -31,7 +38,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_bits_per_character_are_those_of_a_computation_by_hand(tmp_path: Path):
+def test_bits_per_character_equal_a_computation_by_hand(tmp_path: Path):
     """Two windows, four masked words: pieces, logits of the bare model, an [UNK] spelled out."""
     save(tmp_path / "model")
     windows = [Window(("the", "king", "flows", "."), (1, 3)), Window(("a", "river", "xΩ"), (1, 2))]
@@ -47,7 +54,7 @@ def test_bits_per_character_are_those_of_a_computation_by_hand(tmp_path: Path):
         flat = [(piece, n in masked) for n, of_word in enumerate(pieces) for piece in of_word]
         nats -= sum(float(logits[at, piece]) for at, (piece, hide) in enumerate(flat) if hide)
     assert tokenizer("xΩ", add_special_tokens=False)["input_ids"] == [1]
-    found = score_part(Text("t", windows), model, MaskedWordsConfig(unknown_bits_per_byte=8.0))
+    found = score_part(TextSample("t", windows), model, MaskedWordsConfig(unknown_bits_per_byte=8.0))
     characters = len("king") + len(".") + len("river") + len("xΩ")
     assert found["characters"] == characters
     assert found["bits_per_character"] == pytest.approx((nats / math.log(2) + 8 * 3) / characters, abs=1e-5)
@@ -57,10 +64,10 @@ def test_bits_per_character_are_those_of_a_computation_by_hand(tmp_path: Path):
     assert found["low"] <= found["bits_per_character"] <= found["high"]
 
 
-def test_tokenizers_mask_the_same_words_whole_and_nothing_else():
+def test_tokenizers_mask_exactly_the_same_words():
     for tokenizer in (wrapped(wordpiece()), wrapped(wordpiece(lowercase=False)), wrapped(byte_level())):
         for window in (Window(tuple(TEXT[0].split()), (0, 5, 11)), Window(tuple(TEXT[2].split()), (1, 2))):
-            (row,) = cost_of(window, tokenizer, 64).rows
+            (row,) = window_cost(window, tokenizer, 64).rows
             whole = list(row.input_ids)
             for position, target in zip(row.positions, row.targets, strict=True):
                 assert whole[position] == tokenizer.mask_token_id
@@ -73,16 +80,16 @@ def test_tokenizers_mask_the_same_words_whole_and_nothing_else():
             assert hidden == "".join(window.words[number] for number in window.masked).lower()
 
 
-def test_what_a_tokenizer_does_not_know_is_spelled_out():
+def test_unknown_text_is_charged_by_the_byte():
     """A word of letters apart: [UNK] covers it whole. A zero-width space is dropped. Bytes know everything."""
-    (row,), cut, characters, size = cost_of(WINDOW, wrapped(wordpiece()), 64)
+    (row,), cut, characters, size = window_cost(WINDOW, wrapped(wordpiece()), 64)
     assert row.targets.count(1) == 1 and not cut
     assert characters == len("Ωflows") + 1
     assert size == len("Ωflows\u200b".encode())
-    assert cost_of(WINDOW, wrapped(byte_level()), 64)[1:] == (False, 0, 0)
+    assert window_cost(WINDOW, wrapped(byte_level()), 64)[1:] == (False, 0, 0)
 
 
-def test_knowing_less_is_not_cheaper(tmp_path: Path):
+def test_tokenizers_with_unknown_text_do_not_score_better(tmp_path: Path):
     """The same model, with a vocabulary that lacks most letters: cheap to predict, dear to spell out."""
     windows = [Window(tuple(sentence.split()), (1, 3, 4)) for sentence in TEXT]
     whole, poor = wordpiece(), wordpiece()
@@ -90,7 +97,7 @@ def test_knowing_less_is_not_cheaper(tmp_path: Path):
     state["model"]["vocab"] = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
     save(tmp_path / "whole", tokenizer=whole)
     save(tmp_path / "poor", tokenizer=type(poor).from_str(json.dumps(state)))
-    rich, ignorant = (score_part(Text("t", windows), scorer(tmp_path / n), SETTINGS) for n in ("whole", "poor"))
+    rich, ignorant = (score_part(TextSample("t", windows), scorer(tmp_path / n), SETTINGS) for n in ("whole", "poor"))
     assert (rich["unknown_share"], ignorant["unknown_share"]) == (0.0, 1.0)
     assert ignorant["nats_per_piece"] < rich["nats_per_piece"]
     assert ignorant["bits_per_character"] > 8.0
@@ -99,8 +106,8 @@ def test_knowing_less_is_not_cheaper(tmp_path: Path):
 @pytest.mark.parametrize("max_length", [9, 14, 20])
 def test_windows_too_long_are_read_in_parts_and_every_word_is_predicted(max_length: int):
     tokenizer = wrapped(wordpiece())
-    whole = cost_of(WINDOW, tokenizer, 64)
-    parts = cost_of(WINDOW, tokenizer, max_length)
+    whole = window_cost(WINDOW, tokenizer, 64)
+    parts = window_cost(WINDOW, tokenizer, max_length)
     assert all(len(row.input_ids) <= max_length for row in parts.rows)
     assert parts.cut == (max_length < len(whole.rows[0].input_ids))
     assert [target for row in parts.rows for target in row.targets] == list(whole.rows[0].targets)
@@ -108,7 +115,7 @@ def test_windows_too_long_are_read_in_parts_and_every_word_is_predicted(max_leng
 
 
 def test_a_word_too_long_even_alone_is_charged_whole():
-    rows, cut, characters, size = cost_of(Window(("the", "unbelievable", "sea"), (1, 2)), wrapped(wordpiece()), 5)
+    rows, cut, characters, size = window_cost(Window(("the", "unbelievable", "sea"), (1, 2)), wrapped(wordpiece()), 5)
     assert cut and characters == size == len("unbelievable")
     assert [len(row.positions) for row in rows] == [
         len(wrapped(wordpiece())("sea", add_special_tokens=False).input_ids)
@@ -124,7 +131,7 @@ def test_windows_hold_every_word_once_and_end_between_words():
 
 
 def test_the_seed_chooses_the_words(text: Path):
-    def chosen(**changes) -> Text:
+    def chosen(**changes) -> TextSample:
         (part,) = read_parts(MaskedWordsConfig(**{"mlm_probability": 0.3, "window_characters": 60, **changes}), text)
         return part
 
@@ -135,7 +142,7 @@ def test_the_seed_chooses_the_words(text: Path):
     assert abs(masked / words - 0.3) < 4 * math.sqrt(0.3 * 0.7 / words)
 
 
-def test_one_text_in_any_format_is_one_text(tmp_path: Path):
+def test_text_does_not_depend_on_the_file_format(tmp_path: Path):
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"body": one}) + "\n" for one in TEXT))
     with pa.output_stream(str(tmp_path / "lines.jsonl.zst"), compression="zstd") as file:
         file.write((tmp_path / "lines.jsonl").read_bytes())
@@ -155,22 +162,22 @@ def test_the_interval_is_that_of_windows(tmp_path: Path):
     """Equal windows have no spread; the width is about four standard errors of the ratio otherwise."""
     save(tmp_path)
     model = scorer(tmp_path)
-    same = score_part(Text("t", [Window(("the", "king"), (1,))] * 20), model, MaskedWordsConfig())
+    same = score_part(TextSample("t", [Window(("the", "king"), (1,))] * 20), model, MaskedWordsConfig())
     assert same["low"] == pytest.approx(same["high"]) == pytest.approx(same["bits_per_character"])
     words = " ".join(TEXT).split()
     windows = [Window((words[n % 30], words[(7 * n) % 31]), (1,)) for n in range(200)]
-    found = score_part(Text("t", windows), model, MaskedWordsConfig())
-    alone = [score_part(Text("t", [w]), model, MaskedWordsConfig(bootstrap=2)) for w in windows]
+    found = score_part(TextSample("t", windows), model, MaskedWordsConfig())
+    alone = [score_part(TextSample("t", [w]), model, MaskedWordsConfig(bootstrap=2)) for w in windows]
     characters = np.array([one["characters"] for one in alone])
     residual = (np.array([one["bits_per_character"] for one in alone]) - found["bits_per_character"]) * characters
     error = float(residual.std() / characters.mean() / math.sqrt(len(windows)))
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
-def test_what_a_tokenizer_does_not_keep_is_said(tmp_path: Path):
+def test_losses_of_a_tokenizer_are_noted(tmp_path: Path):
     save(tmp_path / "lower")
     save(tmp_path / "cased", tokenizer=wordpiece(lowercase=False))
-    part = Text("t", [Window(("the", "king"), (1,))])
+    part = TextSample("t", [Window(("the", "king"), (1,))])
     assert score_part(part, scorer(tmp_path / "cased"), SETTINGS)["notes"] == []
     (note,) = score_part(part, scorer(tmp_path / "lower"), SETTINGS)["notes"]
     assert "lower-cases and drops accents" in note

@@ -1,4 +1,4 @@
-"""Pseudo-log-likelihoods are those of their definition and of minicons; accuracies are those of the pairs."""
+"""Pseudo-log-likelihoods equal their definition and minicons; accuracies of pairs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from cram_composer.config.schema.evaluation import MinimalPairsConfig
 from cram_composer.errors import CramError
 from cram_composer.evaluation.zero_shot.minimal_pairs import (
-    Pair,
     Paradigm,
+    SentencePair,
     read_parts,
     score_part,
     sentence_scores,
-    summary,
+    summarize,
 )
 from tests.evaluation.tiny_folders import TEXT, save
 from tests.evaluation.zero_shot.test_masked_scoring import scorer
@@ -46,7 +46,7 @@ def pll(folder: Path, sentence: str, within_word: bool) -> float:
 
 
 @pytest.mark.parametrize("score", ["pll", "within-word-l2r"])
-def test_scores_are_those_of_a_loop_over_positions(score: str, tmp_path: Path):
+def test_scores_equal_a_loop_over_positions(score: str, tmp_path: Path):
     save(tmp_path)
     found = sentence_scores(scorer(tmp_path, 100), SENTENCES, SENTENCES, score)
     expected = [pll(tmp_path, sentence, score == "within-word-l2r") for sentence in SENTENCES]
@@ -54,7 +54,7 @@ def test_scores_are_those_of_a_loop_over_positions(score: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "crambert", "crambert-shift"])
-def test_scores_are_those_of_minicons(kind: str, tmp_path: Path):
+def test_scores_equal_minicons(kind: str, tmp_path: Path):
     save(tmp_path, kind)
     ours = scorer(tmp_path, 200)
     theirs = MaskedLMScorer(str(tmp_path), "cpu", trust_remote_code=True)
@@ -68,7 +68,7 @@ def test_scores_are_those_of_minicons(kind: str, tmp_path: Path):
 
 
 def paradigm(*pairs: tuple[str, str]) -> Paradigm:
-    return Paradigm("p", {}, [Pair(good, bad, f"f:{number}") for number, (good, bad) in enumerate(pairs, 1)])
+    return Paradigm("p", {}, [SentencePair(good, bad, f"f:{number}") for number, (good, bad) in enumerate(pairs, 1)])
 
 
 def test_accuracy_counts_ties_half(tmp_path: Path):
@@ -120,14 +120,14 @@ def test_paradigms_are_read_with_their_names_and_groups(tmp_path: Path):
         ("third", {"field": "syntax", "linguistics_term": "agreement"}, 1),
         ("second", {}, 2),
     ]
-    assert found[2].pairs[1] == Pair("d", "e", f"{tmp_path / 'second.jsonl'}:3")
+    assert found[2].pairs[1] == SentencePair("d", "e", f"{tmp_path / 'second.jsonl'}:3")
 
 
 def test_means_are_over_paradigms_whatever_their_size():
     def of(accuracy: float, pairs: int, field: str) -> dict:
         return {"accuracy": accuracy, "pairs": pairs, "ties": 0, "groups": {"field": field}}
 
-    row = summary(MinimalPairsConfig(), {"a": of(90.0, 1000, "x"), "b": of(60.0, 1, "x"), "c": of(30.0, 10, "y")})
+    row = summarize(MinimalPairsConfig(), {"a": of(90.0, 1000, "x"), "b": of(60.0, 1, "x"), "c": of(30.0, 10, "y")})
     assert row["overall"] == pytest.approx(60.0)
     assert row["groups"] == {"field": {"x": pytest.approx(75.0), "y": pytest.approx(30.0)}}
 

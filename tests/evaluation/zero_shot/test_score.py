@@ -1,4 +1,4 @@
-"""`cram eval` with protocols that train nothing: tables, files, resuming, the run's page, and mistakes."""
+"""`cram eval` with zero-shot protocols: tables, files, resuming, the run's page, and errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cram_composer.config.paths import protocol_file
 from cram_composer.config.protocols import compose_protocol, protocol_kind
 from cram_composer.config.schema.evaluation import PROTOCOLS, ProtocolConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.results import read_lines
+from cram_composer.evaluation.fine_tuning.results import read_result_lines
 from cram_composer.evaluation.zero_shot.score import SUITES, PartResult
 from tests.evaluation.tiny_folders import TEXT, byte_level, masked_lm, save, wordpiece, wrapped
 
@@ -47,11 +47,11 @@ def eval_(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     return status, *capsys.readouterr()
 
 
-def test_minimal_pairs_of_two_models_and_again_for_nothing(model, pairs, tmp_path, capsys):
+def test_minimal_pairs_of_two_models_and_nothing_to_do_the_second_time(model, pairs, tmp_path, capsys):
     arguments = [model, f"untrained:{model}", "--suite", "minimal-pairs", "--data", pairs, "--output", tmp_path]
     status, table, progress = eval_(*arguments, capsys=capsys)
     assert status == 0, progress
-    lines = read_lines(tmp_path / "zero-shot.jsonl", PartResult)
+    lines = read_result_lines(tmp_path / "zero-shot.jsonl", PartResult)
     assert [line.part for line in lines] == ["p0", "p1", "p2"] * 2
     rows = json.loads((tmp_path / "minimal-pairs.json").read_text())["rows"]
     for row in rows:
@@ -92,15 +92,15 @@ def test_masked_words_of_two_tokenizers(model, text, tmp_path, capsys):
     assert f"{other}: its tokenizer" not in table
 
 
-def test_a_model_that_cannot_be_scored_does_not_take_the_others_with_it(model, pairs, tmp_path, capsys):
+def test_failing_model_does_not_affect_the_others(model, pairs, tmp_path, capsys):
     headless = tmp_path / "headless"
     save(headless)
     masked_lm("bert", 80).bert.save_pretrained(headless)
     arguments = [headless, model, "--suite", "minimal-pairs", "--data", pairs, "--output", tmp_path / "out"]
     status, table, error = eval_(*arguments, capsys=capsys)
     assert status == 1
-    assert "no masked LM" in error and f"{headless}: 3 of 3 parts are not scored" in table
-    assert {line.model for line in read_lines(tmp_path / "out" / "zero-shot.jsonl", PartResult)} == {str(model)}
+    assert "not a masked LM" in error and f"{headless}: 3 of 3 parts are not scored" in table
+    assert {line.model for line in read_result_lines(tmp_path / "out" / "zero-shot.jsonl", PartResult)} == {str(model)}
 
 
 def without_mask(folder: Path) -> None:
@@ -116,7 +116,7 @@ def without_tokenizer(folder: Path) -> None:
     ("break_", "message"),
     [(without_mask, "its tokenizer has no [MASK] token"), (without_tokenizer, "its tokenizer cannot be loaded")],
 )
-def test_tokenizers_that_do_not_do(break_, message, pairs, tmp_path, capsys):
+def test_unsuitable_tokenizers_are_refused(break_, message, pairs, tmp_path, capsys):
     folder = save(tmp_path / "model")
     break_(folder)
     arguments = [folder, "--suite", "minimal-pairs", "--data", pairs, "--output", tmp_path / "out"]

@@ -1,1 +1,1 @@
-"""What a data build does to documents, as pure functions of text: each stage a file, without knowing of the others."""
+"""Stages of a data build: independent functions of text, one per file."""

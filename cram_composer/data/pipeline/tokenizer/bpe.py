@@ -34,7 +34,7 @@ def bpe(sample: Path, config: TokenizerConfig, normalise: NormaliseConfig, show_
 
 def byte_bpe(sample: Path, config: TokenizerConfig, normalise: NormaliseConfig, show_progress: bool) -> Tokenizer:
     """Train BPE on bytes; no character is unknown."""
-    first = sorted(pre_tokenizers.ByteLevel.most_frequent_characters())
+    first = sorted(pre_tokenizers.ByteLevel.alphabet())
     if len(SPECIAL_TOKENS) + len(first) > config.vocab_size:
         raise CramError(
             f"tokenizer.vocab_size: {config.vocab_size} entries cannot hold the {len(first)} bytes and "

@@ -12,22 +12,8 @@ from tokenizers import AddedToken, Tokenizer, models, processors
 
 from cram_composer.config.paths import expand
 from cram_composer.config.schema.data_build import TokenizerConfig
-from cram_composer.data.pipeline.tokenizer.common import SPECIAL_TOKENS, normalizer
-from cram_composer.data.pipeline.tokenizer.sample import write_sample
-from cram_composer.data.pipeline.tokenizer.vocabulary import train_tokenizer
+from cram_composer.data.pipeline.tokenizer.common import SPECIAL_TOKENS
 from cram_composer.errors import CramError
-
-__all__ = [
-    "MODEL_MAX_LENGTH",
-    "SPECIAL_TOKENS",
-    "BuiltTokenizer",
-    "adopt_tokenizer",
-    "normalizer",
-    "open_backend",
-    "save_tokenizer",
-    "train_tokenizer",
-    "write_sample",
-]
 
 MODEL_MAX_LENGTH = 512
 

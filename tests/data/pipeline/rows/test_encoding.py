@@ -56,7 +56,7 @@ def tokenizer(kind: str, normalise: NormaliseConfig, texts: list[str], folder: P
     [NormaliseConfig(), NormaliseConfig(ascii_only=True), NormaliseConfig(lowercase=False, strip_accents=False)],
     ids=["plain", "ascii", "cased"],
 )
-def test_word_by_word_is_the_same_as_whole(kind, normalise, texts, tmp_path):
+def test_word_encoder_equals_text_encoder(kind, normalise, texts, tmp_path):
     backend = tokenizer(kind, normalise, texts, tmp_path)
     encode = build_encoder(backend)
     assert isinstance(encode, WordEncoder) == (kind != "byte-bpe" or not normalise.ascii_only)
@@ -65,7 +65,7 @@ def test_word_by_word_is_the_same_as_whole(kind, normalise, texts, tmp_path):
     assert [ids.tolist() for ids in encode(texts[::-1])] == expected[::-1], "words that were seen before"
 
 
-def test_words_are_forgotten_when_there_are_too_many(texts, tmp_path, monkeypatch):
+def test_full_word_cache_is_cleared(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "_MAX_CACHED_WORDS", 50)
     backend = tokenizer("wordpiece", NormaliseConfig(), texts, tmp_path)
     encode = WordEncoder(backend)
@@ -84,7 +84,7 @@ def token_of_two_words(backend: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("change", [other_pre_tokenizer, token_of_two_words])
-def test_other_tokenizers_see_whole_texts(change, texts, tmp_path):
+def test_other_tokenizers_encode_whole_texts(change, texts, tmp_path):
     backend = tokenizer("wordpiece", NormaliseConfig(), texts, tmp_path)
     assert cuts_at_spaces(backend)
     change(backend)

@@ -106,7 +106,7 @@ def test_best_fit_keeps_every_document_and_tears_only_those_longer_than_a_row(tm
     assert packer.counts.tolist() == np.bincount(rows[rows != PAD], minlength=100).tolist()
 
 
-def test_best_fit_does_not_depend_on_how_documents_are_handed_over(tmp_path):
+def test_best_fit_does_not_depend_on_pieces(tmp_path):
     documents = random_documents(300, 90)
     _, whole = best_fit_rows(tmp_path, documents, 32, whole=True)
     _, pieces = best_fit_rows(tmp_path, documents, 32)
@@ -125,7 +125,7 @@ def test_best_fit_takes_the_tightest_row():
     assert best_fit(np.array([4, 60, 3, 55, 9]), 64).tolist() == [0, 0, 2, 1, 1]
 
 
-def test_documents_stand_in_a_row_as_they_came(tmp_path):
+def test_documents_keep_their_order_within_a_row(tmp_path):
     _, rows = best_fit_rows(tmp_path, [[10], [20, 21, 22], [30, 31]], 16, whole=True)
     assert rows.tolist() == [[10, SEP, 20, 21, 22, SEP, 30, 31, SEP, *[PAD] * 7]]
 
@@ -135,7 +135,7 @@ def test_no_documents_are_no_rows(tmp_path):
     assert packer.rows == len(rows) == packer.padding_tokens == 0
 
 
-def test_a_document_without_an_end_is_not_lost_or_held_whole(tmp_path):
+def test_unfinished_document_is_neither_lost_nor_buffered_whole(tmp_path):
     packer = BestFitPacker(tmp_path / "rows", 32, 100, np.dtype(np.uint16), PAD)
     for _ in range(10):
         packer.add_documents([[9] * 50], [False], SEP)

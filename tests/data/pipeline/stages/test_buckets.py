@@ -45,7 +45,7 @@ def test_every_record_is_in_its_bucket_once(tmp_path, memory_bytes, count):
         assert found == records  # in order
 
 
-def test_an_attempt_that_broke_off_leaves_nothing(tmp_path):
+def test_interrupted_attempt_leaves_nothing(tmp_path):
     first = BucketWriter(tmp_path, "keys", 2, 1)
     first.add(np.arange(10, dtype=np.uint64), np.arange(10, dtype=np.uint64))
     other = write(tmp_path, "other", [[0, 5]], 2)
@@ -67,7 +67,7 @@ def test_later_owners(tmp_path):
 
 @pytest.mark.parametrize("candidates", [1, 2, 3, 100])
 @pytest.mark.parametrize("apart", [1, 50])
-def test_pairs(tmp_path, candidates, apart):
+def test_earlier_pairs(tmp_path, candidates, apart):
     rng = np.random.default_rng(0)
     positions = rng.permutation(2000)[:900]  # a position has one key
     records = np.stack([rng.integers(0, 200, 900), positions], axis=1)
@@ -87,7 +87,7 @@ def test_pairs(tmp_path, candidates, apart):
         assert later.dtype == earlier.dtype == np.uint64
 
 
-def test_a_bucket_that_is_too_large_is_looked_at_in_shares(tmp_path):
+def test_large_bucket_is_processed_in_shares(tmp_path):
     random = np.random.default_rng(0)
     # Keys of documents are hashes: all of their bits are random.
     hashes = random.integers(0, 1 << 63, 200, np.uint64)
@@ -112,10 +112,10 @@ def test_no_records(tmp_path):
     assert [array.tolist() for array in earlier_pairs([path, path])] == [[], []]
 
 
-def test_lost_and_cut_off_files_are_reported(tmp_path):
+def test_missing_and_truncated_files_are_reported(tmp_path):
     [path] = write(tmp_path, "keys", [[1, 2], [3, 4]], 1)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CramError, match=r"keys\.00000: cut off"):
+    with pytest.raises(CramError, match=r"keys\.00000: truncated"):
         find_later_owners([path])
     path.unlink()
     with pytest.raises(CramError, match=r"keys\.00000: missing"):

@@ -8,7 +8,7 @@ import pytest
 
 from cram_composer.config.schema.data_build import CleanConfig, NormaliseConfig
 from cram_composer.data.pipeline.stages.clean import TYPOGRAPHIC, Cleaner
-from cram_composer.data.pipeline.tokenizer.tokenizer import normalizer
+from cram_composer.data.pipeline.tokenizer.common import normalizer
 
 
 def any_text(seed: int, size: int) -> str:

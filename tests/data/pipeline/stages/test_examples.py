@@ -49,7 +49,7 @@ def test_the_smallest_keys_stay_and_copies_count_once():
     assert all(len(texts) == 5 for reasons in result["dropped"].values() for texts in reasons.values())
 
 
-def test_nothing_is_nothing():
+def test_no_documents_give_no_examples():
     assert Examples().as_dict() == {"kept": [], "dropped": {}}
 
 

@@ -280,6 +280,6 @@ def test_a_text_shorter_than_the_length_has_no_anchor():
     assert len(find_anchors(fresh(0, 75), 75)[0]) == 1
 
 
-def test_cut():
+def test_remove_spans():
     assert remove_spans(b"0123456789", [(0, 2), (4, 5), (8, 10)]) == b"23567"
     assert remove_spans(b"0123456789", []) == b"0123456789"

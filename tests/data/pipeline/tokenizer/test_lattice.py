@@ -1,4 +1,4 @@
-"""Sums over all segmentations, against every segmentation written out."""
+"""Sums over all segmentations, compared with explicit enumeration."""
 
 from __future__ import annotations
 

@@ -16,13 +16,9 @@ from cram_composer.data.pipeline.rows.encoding import build_encoder
 from cram_composer.data.pipeline.sources import Source, open_sources
 from cram_composer.data.pipeline.sources.base import Part
 from cram_composer.data.pipeline.text import Piece, split_documents
-from cram_composer.data.pipeline.tokenizer.tokenizer import (
-    adopt_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
-    write_sample,
-)
-from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS
+from cram_composer.data.pipeline.tokenizer.sample import write_sample
+from cram_composer.data.pipeline.tokenizer.tokenizer import adopt_tokenizer, save_tokenizer
+from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS, train_tokenizer
 from cram_composer.errors import CramError
 
 REPOSITORY = Path(__file__).resolve().parents[4]
@@ -59,7 +55,7 @@ def test_vocabulary_is_the_same_in_every_process_and_with_any_number_of_threads(
     program = (
         "import sys, hashlib; from pathlib import Path\n"
         "from cram_composer.config.schema.data_build import NormaliseConfig, TokenizerConfig\n"
-        "from cram_composer.data.pipeline.tokenizer.tokenizer import train_tokenizer\n"
+        "from cram_composer.data.pipeline.tokenizer.vocabulary import train_tokenizer\n"
         "for limit in (1000, 40):\n"
         "    settings = TokenizerConfig(kind=sys.argv[2], vocab_size=400, limit_alphabet=limit)\n"
         "    text = train_tokenizer(Path(sys.argv[1]), settings, NormaliseConfig()).to_str()\n"
@@ -97,7 +93,7 @@ def test_every_kind_has_the_same_special_tokens_and_learns_something(folders, do
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mask_takes_the_place_of_a_word(folders, kind):
+def test_mask_replaces_a_word_with_its_space(folders, kind):
     tokenizer = AutoTokenizer.from_pretrained(folders[kind])
     whole, first, last = (tokenizer(text)["input_ids"] for text in ("ba co.", "[MASK] co.", "ba [MASK]."))
     word = tokenizer("ba")["input_ids"][1:-1]
@@ -204,7 +200,7 @@ def test_sample_gives_every_source_its_share(tmp_path):
     assert 8_000 < len("\n".join(lines)) <= 10_100
 
 
-def test_a_spread_sample_is_from_all_over_and_the_same_every_time(tmp_path):
+def test_spread_sample_covers_the_source_and_is_deterministic(tmp_path):
     lines = [f"document {number} {'x' * (1 + number % 50)}" for number in range(20_000)]
     (tmp_path / "all.txt").write_text("\n".join(lines) + "\n")
     size = (tmp_path / "all.txt").stat().st_size
@@ -235,7 +231,7 @@ def test_a_spread_sample_of_a_source_of_unknown_size_is_its_head(tmp_path, capfd
     assert capfd.readouterr().err == ("data: tokenizer.sample: the size of stream is unknown; sampling its head\n")
 
 
-def test_too_small_a_vocabulary(sample):
+def test_vocabulary_that_is_too_small(sample):
     for kind in ("wordpiece", "bpe", "unigram"):
         with pytest.raises(CramError, match=r"tokenizer.vocab_size: 70 entries cannot hold the text's"):
             train_tokenizer(sample, TokenizerConfig(kind=kind, vocab_size=70), NormaliseConfig())

@@ -1,0 +1,165 @@
+"""Sources of models to evaluate: a run folder, an export, a Hugging Face folder or a model name on the hub."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cram_composer.errors import CramError
+from cram_composer.evaluation.fine_tuning.encode import LENGTH_MULTIPLE
+from cram_composer.models.crambert.configuration_crambert import CramBertConfig
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM, CramBertForSequenceClassification
+from cram_composer.runs.folder import RECORD
+
+_DROPOUT_KEYS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout", "dropout",
+    "attention_dropout", "embedding_dropout", "seq_classif_dropout",
+)  # fmt: skip
+_UNTRAINED = "untrained:"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to evaluate.
+
+    Attributes:
+        name: as given by the user.
+        source: a folder, or a name on the hub.
+        hash: identifies weights and tokenizer.
+        untrained: only architecture and tokenizer are used; weights are initialised anew for every seed.
+    """
+
+    name: str
+    source: str
+    hash: str
+    untrained: bool = False
+
+    @property
+    def has_token_types(self) -> bool:
+        """True if the model uses token types, which tell the texts of a pair apart."""
+        return "token_type_ids" in self.load_tokenizer().model_input_names and bool(
+            getattr(self._load_config(), "type_vocab_size", 0)
+        )
+
+    def check_loadable(self) -> None:
+        """Raise CramError if the tokenizer or the configuration cannot be loaded."""
+        self.load_tokenizer()
+        try:
+            self._load_config()
+        except (OSError, ValueError) as error:
+            raise CramError(f"{self.name}: cannot be loaded: {_one_line(error)}") from None
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer. Raises CramError."""
+        try:
+            return AutoTokenizer.from_pretrained(self.source)
+        except Exception as error:  # it raises many types, such as TypeError for a folder without a tokenizer
+            raise CramError(f"{self.name}: its tokenizer cannot be loaded: {_one_line(error)}") from None
+
+    def load_classifier(self, num_labels: int, dropout: float) -> PreTrainedModel:
+        """Load the encoder with a new head of `num_labels` outputs, drawn from torch's generator. Raises CramError."""
+        try:
+            config = self._load_config()
+            config.num_labels = num_labels
+            config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+            for key in _DROPOUT_KEYS:
+                if getattr(config, key, None) is not None:
+                    setattr(config, key, dropout)
+            model_class: Any = AutoModelForSequenceClassification
+            if isinstance(config, CramBertConfig):
+                model_class = CramBertForSequenceClassification
+            if self.untrained:
+                draw = model_class if isinstance(config, CramBertConfig) else model_class.from_config
+                return draw(config)
+            # The head of another task is dropped, as when fine-tuning continues from an MNLI model.
+            return model_class.from_pretrained(self.source, config=config, ignore_mismatched_sizes=True)
+        except (OSError, ValueError) as error:
+            raise CramError(f"{self.name}: cannot be loaded: {_one_line(error)}") from None
+
+    def load_masked_lm(self, seed: int) -> PreTrainedModel:
+        """Load the model with its masked-LM head for evaluation; `seed` initialises an untrained one.
+
+        Raises:
+            CramError: the model cannot be loaded, or has no masked-LM head.
+        """
+        try:
+            config = self._load_config()
+            model_class: Any = CramBertForMaskedLM if isinstance(config, CramBertConfig) else AutoModelForMaskedLM
+            if self.untrained:
+                torch.manual_seed(seed)
+                draw = model_class if isinstance(config, CramBertConfig) else model_class.from_config
+                return draw(config).eval()
+            model, found = model_class.from_pretrained(self.source, config=config, output_loading_info=True)
+        except (OSError, ValueError) as error:
+            raise CramError(f"{self.name}: cannot be loaded as a masked LM: {_one_line(error)}") from None
+        if missing := sorted(found["missing_keys"]):
+            raise CramError(
+                f"{self.name}: not a masked LM: it lacks weights of {type(model).__name__}, such as {missing[0]}"
+            )
+        return model.eval()
+
+    def max_length(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Return the longest row in tokens that the configuration and the tokenizer allow."""
+        positions = getattr(self._load_config(), "max_position_embeddings", None)
+        return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+
+    def row_length(self, requested: int) -> int:
+        """Return the row length for fine-tuning: `requested`, or the longest one after padding."""
+        return min(requested, self.max_length(self.load_tokenizer()) // LENGTH_MULTIPLE * LENGTH_MULTIPLE)
+
+    def _load_config(self) -> PretrainedConfig:
+        values, _ = PretrainedConfig.get_config_dict(self.source)
+        if values.get("model_type") == CramBertConfig.model_type:
+            return CramBertConfig.from_pretrained(self.source)  # this project's code, not code in the folder
+        return AutoConfig.from_pretrained(self.source)
+
+
+def find_model(name: str) -> ModelSource:
+    """Find a run folder, a model folder or a model on the hub by name. Raises CramError.
+
+    "untrained:NAME" is the architecture of NAME with random weights, the baseline without pretraining.
+    """
+    if name.startswith(_UNTRAINED):
+        model = find_model(name.removeprefix(_UNTRAINED))
+        return replace(model, name=name, hash=f"untrained-{model.hash}", untrained=True)
+    folder = Path(name)
+    if (folder / RECORD).is_file():
+        folder = folder / "export"
+        if not (folder / "config.json").is_file():
+            raise CramError(f"{name}: this run has no export yet; make one: cram export {name}")
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CramError(f"{folder}: neither a run nor a model: it has no {RECORD} and no config.json")
+        return ModelSource(name, str(folder), _hash_folder(folder))
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise CramError(f"{name}: no such folder")
+    return ModelSource(name, name, f"hub:{name}")
+
+
+def _hash_folder(folder: Path) -> str:
+    """Hash the weights, the configuration and the tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".bin") or path.name in ("config.json", "tokenizer.json", "vocab.txt"):
+            digest.update(path.name.encode())
+            with open(path, "rb") as file:
+                while part := file.read(1 << 20):
+                    digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
