@@ -1,0 +1,40 @@
+"""CONTRIBUTING.md: its map lists every package, and every file and folder that it names exists."""
+
+from __future__ import annotations
+
+import re
+
+from tests.conftest import REPOSITORY
+
+TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PACKAGE = REPOSITORY / "cram_composer"
+
+
+def section(title: str) -> str:
+    return TEXT.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_the_map_lists_every_package_once():
+    listed = re.findall(r"^      ([a-z_/]+)/ +\S", section("Where things live"), re.MULTILINE)
+    packages = [path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("__init__.py")]
+    assert sorted(listed) == sorted(set(packages) - {"."})
+
+
+def test_nothing_else_is_loose_at_the_top_of_the_package():
+    loose = {path.name for path in PACKAGE.glob("*.py")}
+    assert loose == {"__init__.py", "cli.py", "errors.py", "device.py"}
+    assert all(f" {name} " in f" {section('Where things live')} " for name in loose - {"__init__.py"})
+
+
+def test_the_files_that_it_names_exist():
+    named = re.findall(r"`([a-z_]+/[\w/]+\.py)`", TEXT)
+    assert len(named) > 20
+    assert [name for name in named if "NAME" not in name and not (PACKAGE / name).is_file()] == []
+
+
+def test_tests_mirror_the_package():
+    loose = {path.name for path in (REPOSITORY / "tests").glob("*.py")}
+    assert not [name for name in loose if name.startswith("test_")]
+    others = {"docs", "examples", "faults", "scripts"}  # of what stands beside the package
+    folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders - others <= {path.name for path in PACKAGE.iterdir()}
