@@ -1,4 +1,4 @@
-"""Batch-size ramp: the batch grows in a line with budget progress, in whole microbatches."""
+"""Batch-size ramp: the batch grows linearly with budget progress, in whole microbatches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cram_composer.data.loading.stream import TrainLoader
 class BatchSizeRamp(Algorithm):
     """Grow the rows per step from `initial_batch_size` to the full batch at progress `until`.
 
-    Cramming, arXiv 2212.14034, section 4.3. `loader.rows` is this rank's full batch when the algorithm is made.
+    Cramming, arXiv 2212.14034, section 4.3. `loader.rows` must be this rank's full batch at construction.
     """
 
     def __init__(self, config: BatchSizeRampConfig, budget: Budget, loader: TrainLoader, world_size: int) -> None:
@@ -24,7 +24,7 @@ class BatchSizeRamp(Algorithm):
         self._last = loader.rows // loader.microbatch
         initial = config.initial_batch_size
         first = 1 if initial is None else initial // (world_size * loader.microbatch)
-        self._first = min(first, self._last)  # a preset's ramp in a run of small batches
+        self._first = min(first, self._last)  # the batch may be smaller than a preset's ramp
 
     def match(self, event: Event, state: State) -> bool:
         """Before every batch is fetched."""

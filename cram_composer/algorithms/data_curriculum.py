@@ -1,4 +1,4 @@
-"""Data curriculum: the shares of the data's streams move with budget progress."""
+"""Data curriculum: the shares of the data streams change with budget progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cram_composer.data.loading.stream import TrainLoader
 
 
 class DataCurriculum(Algorithm):
-    """Take each step's rows from the streams in the proportions that `curriculum` has for the progress so far."""
+    """Sample each step's rows from the streams in the proportions of `curriculum` at the current progress."""
 
     def __init__(self, curriculum: Curriculum, budget: Budget, loader: TrainLoader) -> None:
         self._curriculum = curriculum

@@ -1,4 +1,4 @@
-"""Gradient clipping: Composer's, but for a norm that is known already, and for the adaptive kind."""
+"""Gradient clipping by value, by norm with a norm that is already known, and adaptive."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from cram_composer.optim.parameters import optimized_parameters
 
 
 class AdaptiveGradientClipping(Algorithm):
-    """Brock et al. 2021, arXiv 2102.06171, section 4: no row of a gradient is longer than a share of its weights'.
+    """Brock et al. 2021, arXiv 2102.06171, section 4: limit the norm of each gradient row relative to its weights.
 
-    Composer's leaves out the paper's smallest norm of weights, so that what starts at zero (biases, or the output of a
-    block with `output_init: zero`) gets no gradient ever. As in the paper, the last linear layer is left alone: the
-    decoder, and with it the token embedding that it is tied to.
+    Composer's version lacks the paper's minimum norm of weights, so weights that start at zero (biases, or the output
+    of a block with `output_init: zero`) never get a gradient. As in the paper, the last linear layer is not clipped:
+    the decoder, and the token embedding that is tied to it.
     """
 
     def __init__(self, clipping_threshold: float) -> None:
         self._threshold = clipping_threshold
 
     def match(self, event: Event, state: State) -> bool:
-        """When all gradients of a step are there."""
+        """After all gradients of a step are computed."""
         return event == Event.AFTER_TRAIN_BATCH
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -42,7 +42,7 @@ class AdaptiveGradientClipping(Algorithm):
 def clip_adaptively(parameters: Iterable[nn.Parameter], threshold: float, smallest: float = 1e-3) -> None:
     """Scale each row g of a gradient to |g| <= threshold max(|w|, smallest), for the same row w of the weights.
 
-    A row is what makes one output of a matrix, or a whole vector or scalar.
+    A row is the weights of one output of a matrix, or a whole vector or scalar.
     """
     for parameter in parameters:
         if parameter.grad is not None:
@@ -57,11 +57,11 @@ def _row_norms(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class NormClipping(GradientClipping):
-    """Pascanu et al. 2013, arXiv 1211.5063, section 3.2, with the norm that was computed to see whether it is finite.
+    """Pascanu et al. 2013, arXiv 1211.5063, section 3.2, with the norm that the non-finite guard computed.
 
     Args:
         clipping_threshold: the largest norm of all gradients together.
-        norm: that of the step under way, a scalar; None where it is not known, so that it is computed.
+        norm: returns the norm of the current step, a scalar, or None to compute it.
     """
 
     def __init__(self, clipping_threshold: float, norm: Callable[[], torch.Tensor | None]) -> None:
@@ -78,7 +78,7 @@ class NormClipping(GradientClipping):
 
 
 def gradient_clipping(config: GradientClippingConfig, norm: Callable[[], torch.Tensor | None]) -> Algorithm:
-    """The algorithm of a clipping type; `norm` as in `NormClipping`."""
+    """Build the algorithm of a clipping type; `norm` as in `NormClipping`."""
     if config.clipping_type == "adaptive":
         return AdaptiveGradientClipping(config.clipping_threshold)
     if config.clipping_type == "norm":

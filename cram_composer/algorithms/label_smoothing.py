@@ -15,9 +15,9 @@ from cram_composer.models.training_model import MaskedLMTrainingModel
 class LabelSmoothing(Algorithm):
     """Train on targets with `smoothing` of their probability spread evenly over the vocabulary.
 
-    Szegedy et al. 2015, arXiv 1512.00567, section 7. Only the training loss is smoothed, which the trace shows
-    smoothed; held-out losses are computed from logits. CramBERT's loss does it without targets of the size of the
-    logits; Composer's LabelSmoothing makes those, and takes no batch that is a dict.
+    Szegedy et al. 2015, arXiv 1512.00567, section 7. Only the training loss, as in the trace, is smoothed;
+    held-out losses are computed from logits. CramBERT's loss needs no targets of the size of the logits; Composer's
+    LabelSmoothing does, and fails on batches that are dicts.
     """
 
     def __init__(self, config: LabelSmoothingConfig) -> None:
@@ -28,6 +28,6 @@ class LabelSmoothing(Algorithm):
         return event == Event.INIT
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Tell the model's head."""
+        """Set the smoothing of the model's head."""
         network = cast(CramBertForMaskedLM, cast(MaskedLMTrainingModel, state.model).model)
         network.head.label_smoothing = self._smoothing

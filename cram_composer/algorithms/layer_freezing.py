@@ -1,4 +1,4 @@
-"""Layer freezing: the lowest layers stop being trained as the budget goes on."""
+"""Layer freezing: the lowest layers stop training as the budget is spent."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from cram_composer.models.training_model import MaskedLMTrainingModel
 class LayerFreezing(Algorithm):
     """Freeze training (Raghu et al. 2017, arXiv 1706.05806, section 4.2), with Composer's parameter names.
 
-    From `freeze_start` on, the share of frozen layers grows in a line, from 0 to `freeze_level` at the end of the
-    budget. Frozen layers run without autograd: no activations are kept and no backward is run for them or for what is
-    below them, and without a gradient the optimizer does not touch their weights, neither by momentum nor by decay.
-    Which are frozen follows from progress alone, so that there is no state.
+    From `freeze_start` on, the share of frozen layers grows linearly from 0 to `freeze_level` at the end of the budget.
+    Frozen layers run without autograd: neither they nor anything below them keeps activations or runs a backward.
+    Without a gradient the optimizer leaves their weights unchanged, including momentum and weight decay. The frozen
+    layers follow from progress alone, so there is no state.
 
-    The token embedding goes on being trained as the decoder that it is tied to, by the decoder's gradient only; an
-    untied one, and position embeddings, freeze with the first layer. The bare network below a frozen layer is then not
-    quite fixed, which the paper's are; freezing the decoder as well would stop what the layers above can learn.
+    A tied token embedding still gets the decoder's gradient; an untied one and position embeddings freeze with the
+    first layer. Unlike in the paper, the network below a frozen layer is therefore not quite fixed; freezing the
+    decoder too would limit what the layers above can learn.
 
-    Composer's LayerFreezing acts at the ends of epochs, and its checkpoints do not resume.
+    Composer's LayerFreezing acts at epoch ends, and its checkpoints do not resume.
     """
 
     def __init__(self, config: LayerFreezingConfig, budget: Budget) -> None:
@@ -38,7 +38,7 @@ class LayerFreezing(Algorithm):
 
     @property
     def find_unused_parameters(self) -> bool:
-        """DDP has to look for parameters that get no gradient."""
+        """Have DDP find parameters without a gradient."""
         return True
 
     def match(self, event: Event, state: State) -> bool:
@@ -46,17 +46,17 @@ class LayerFreezing(Algorithm):
         return event in (Event.INIT, Event.BATCH_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Set up the layers, or settle how many are frozen in this step."""
+        """Wrap the layers, or choose the number of frozen layers of this step."""
         if event == Event.INIT:
             network = cast(MaskedLMTrainingModel, state.model).model
             self._layers = wrap_layer_calls(network, self._run, "algorithms.layer_freezing")
             return
-        frozen = int(self._share() * self._layers + 1e-9)
+        frozen = int(self._frozen_share() * self._layers + 1e-9)
         if frozen != self._frozen:
             self._frozen = frozen
             logger.log_metrics({"layer_freezing/layers_frozen": frozen})
 
-    def _share(self) -> float:
+    def _frozen_share(self) -> float:
         start = self._config.freeze_start
         past = max(0.0, self._budget.progress - start)
         return self._config.freeze_level * past / (1.0 - start) if past else 0.0
@@ -65,5 +65,5 @@ class LayerFreezing(Algorithm):
         if index >= self._frozen:
             return call(hidden, *others, **named)
         with torch.no_grad():
-            # Detached, the first layer's input is like those of the others, and they share a graph.
+            # A detached input makes the first layer share the graph of the others.
             return call(hidden.detach(), *others, **named)

@@ -1,4 +1,4 @@
-"""Masking-rate schedule: the share of masked tokens moves with budget progress."""
+"""Masking-rate schedule: the share of masked tokens changes with budget progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cram_composer.budget.budget import Budget
 from cram_composer.config.schema.objective import ObjectiveConfig
 from cram_composer.data.loading.stream import TrainLoader
 
-# Progress in [0, 1] -> how much of the way from the first rate to the last is behind.
+# Progress in [0, 1] -> weight of the final rate.
 MASK_SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: progress,
     "cosine": lambda progress: 0.5 * (1.0 - math.cos(math.pi * progress)),
@@ -21,7 +21,7 @@ MASK_SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 class MaskingSchedule(Algorithm):
-    """From `mlm_probability` to `final_mlm_probability` over the budget (Ankner et al. 2023, arXiv 2305.15096)."""
+    """Go from `mlm_probability` to `final_mlm_probability` over the budget (Ankner et al. 2023, arXiv 2305.15096)."""
 
     def __init__(self, config: ObjectiveConfig, budget: Budget, loader: TrainLoader) -> None:
         self._start = config.mlm_probability
@@ -36,5 +36,5 @@ class MaskingSchedule(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Set the masking rate of the next batch."""
-        way = self._schedule(min(max(self._budget.progress, 0.0), 1.0))
-        self._loader.mlm_probability = (1.0 - way) * self._start + way * self._end
+        weight = self._schedule(min(max(self._budget.progress, 0.0), 1.0))
+        self._loader.mlm_probability = (1.0 - weight) * self._start + weight * self._end

@@ -1,4 +1,4 @@
-"""Non-finite losses and gradients are never applied."""
+"""Skip optimizer steps whose loss or gradients are not finite."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteGuard(Algorithm):
-    """Look at the loss and the gradients between the backward pass and the optimizer step.
+    """Check loss and gradients between the backward pass and the optimizer step.
 
-    Policies: `skip-step` drops the gradients of the step, `rollback` also goes back to the last checkpoint's weights
-    and optimizer (the data goes on, so that the same batch does not come again), `stop` ends the run. More than
-    `limit` in a row end the run whatever the policy. All ranks act alike.
-
-    Put it last among the algorithms: Composer runs them in reverse after a step, and clipping must come after this.
+    Policies: `skip-step` drops the gradients of the step; `rollback` also restores weights and optimizer of the last
+    checkpoint, but not the position in the data, so the same batch does not come again; `stop` ends the run. More than
+    `limit` bad steps in a row end the run under any policy. All ranks act alike.
 
     Args:
         policy: one of the above.
-        limit: bad steps in a row.
-        rollback: goes back; False when there is nothing to go back to.
-        gradients: what this rank holds of the gradients of a step; the `grad` of all that optimizers step without it.
-        whole: those are all gradients of the model, and not this rank's part of them.
-        skipped_elsewhere: what takes the step leaves it out by itself if the norm of its gradients is not finite, and
-            calls `step_was_skipped`. A loss that is not finite is then multiplied so that its gradients are not either.
+        limit: largest number of consecutive bad steps.
+        rollback: restores the last checkpoint; returns False if there is none.
+        gradients: returns this rank's part of the gradients of a step; by default the `grad` of all optimized
+            parameters.
+        complete: `gradients` returns all gradients of the model, not only this rank's part.
+        optimizer_skips: the optimizer itself skips steps whose gradient norm is not finite and calls
+            `step_was_skipped`. A loss that is not finite then makes its gradients not finite too.
 
     Attributes:
-        norm: of all gradients of the step under way, a scalar; None where this rank has not computed it.
-        skipped: steps that were not applied.
+        norm: norm of all gradients of the current step, a scalar; None if this rank has not computed it.
+        skipped: number of steps that were not applied.
     """
 
     def __init__(
@@ -47,30 +46,30 @@ class NonFiniteGuard(Algorithm):
         limit: int,
         rollback: Callable[[State, Logger], bool],
         gradients: Callable[[State], list[torch.Tensor]] | None = None,
-        whole: bool = True,
-        skipped_elsewhere: bool = False,
+        complete: bool = True,
+        optimizer_skips: bool = False,
     ) -> None:
         self._policy = policy
         self._limit = limit
         self._rollback = rollback
         self._gradients = gradients or (lambda state: optimized_gradients(state.optimizers))
-        self._whole = whole
-        self._skipped_elsewhere = skipped_elsewhere
+        self._complete = complete
+        self._optimizer_skips = optimizer_skips
         self._run: tuple[State, Logger] | None = None
         self._in_a_row = 0
-        self._last_bad = -1  # the step of the latest
-        self._losses: list[torch.Tensor] = []  # of the microbatches of the step, on the device
+        self._last_bad = -1  # number of the latest bad step
+        self._losses: list[torch.Tensor] = []  # of the step's microbatches, on the device
         self.norm: torch.Tensor | None = None
         self.skipped = 0
 
     def match(self, event: Event, state: State) -> bool:
-        """After the loss of every microbatch, and when all gradients of a step are there."""
+        """After the loss of every microbatch, and after all gradients of a step are computed."""
         if event == Event.BEFORE_TRAIN_BATCH:
-            return self._skipped_elsewhere  # where nothing else says that the last step is over
+            return self._optimizer_skips  # nothing else marks the end of the last step then
         return event in (Event.AFTER_LOSS, Event.AFTER_TRAIN_BATCH)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Take note of a loss; drop the step if anything in it is not finite."""
+        """Record a loss; drop the step if its loss or gradients are not finite."""
         if event == Event.BEFORE_TRAIN_BATCH:
             self._losses = []
             return
@@ -78,28 +77,28 @@ class NonFiniteGuard(Algorithm):
             losses = cast(dict[str, torch.Tensor], state.loss)
             loss = losses["total"]
             self._losses.append(loss.detach())
-            if self._skipped_elsewhere:
+            if self._optimizer_skips:
                 losses["total"] = loss * (loss.detach() * 0.0 + 1.0)  # times one, or times NaN
             return
         self._run = state, logger
-        if self._skipped_elsewhere:
+        if self._optimizer_skips:
             return
         cause = self._cause(state)
         if cause is None:
             return
-        # A parameter without a gradient is one that no optimizer touches, weight decay included.
+        # Optimizers skip parameters without a gradient, including their weight decay.
         for parameter in state.model.parameters():
             parameter.grad = None
-        self._was_bad(cause, state, logger)
+        self._handle_bad_step(cause, state, logger)
 
     def step_was_skipped(self) -> None:
-        """Gradients were not finite, and the step was left out. All ranks call it."""
+        """Handle a step that the optimizer skipped because of its gradients. Called on all ranks."""
         assert self._run is not None
-        self._was_bad(self._cause(self._run[0]) or "a gradient", *self._run)
+        self._handle_bad_step(self._cause(self._run[0]) or "a gradient", *self._run)
 
-    def _was_bad(self, cause: str, state: State, logger: Logger) -> None:
+    def _handle_bad_step(self, cause: str, state: State, logger: Logger) -> None:
         step = int(state.timestamp.batch)
-        # By the numbers of steps: under SAM, a good pass comes before a bad one of the same step.
+        # Compare step numbers: under SAM, a good pass may precede a bad one in the same step.
         self._in_a_row = self._in_a_row + 1 if self._last_bad == step - 1 else 1
         self._last_bad = step
         self.skipped += 1
@@ -112,21 +111,23 @@ class NonFiniteGuard(Algorithm):
                 f"step {step}: {cause} was not finite for {self._in_a_row} steps in a row (train.max_nonfinite); "
                 "none was applied: try a lower optimizer.lr or precision=fp32"
             )
-        done = "the step was skipped"
+        action = "the step was skipped"
         if self._policy == "rollback":
-            done = "went back to the last checkpoint" if self._rollback(state, logger) else "skipped: no checkpoint yet"
-        log.warning("step %d: %s is not finite: %s", step, cause, done)
+            action = (
+                "went back to the last checkpoint" if self._rollback(state, logger) else "skipped: no checkpoint yet"
+            )
+        log.warning("step %d: %s is not finite: %s", step, cause, action)
 
     def _cause(self, state: State) -> str | None:
-        """What is not finite on any rank: 'the loss', 'a gradient' or None."""
-        # Sums are not finite if anything in them is not; one number of each kind is all that is waited for.
+        """Find out what is not finite on any rank: 'the loss', 'a gradient' or None. Collective."""
+        # A sum is not finite if a term is not; this waits for one number of each kind only.
         loss_is_bad = bool(self._losses) and not math.isfinite(torch.stack(self._losses).sum())
         self._losses = []
-        gradients = [] if self._skipped_elsewhere else self._gradients(state)
+        gradients = [] if self._optimizer_skips else self._gradients(state)
         # Under fp16 the loss scaler overflows on purpose and skips those steps itself.
-        look_at_gradients = state.precision != Precision.AMP_FP16
-        norm = torch.nn.utils.get_total_norm(gradients) if look_at_gradients and gradients else None
-        self.norm = norm if self._whole else None
+        check_gradients = state.precision != Precision.AMP_FP16
+        norm = torch.nn.utils.get_total_norm(gradients) if check_gradients and gradients else None
+        self.norm = norm if self._complete else None
         gradient_is_bad = norm is not None and not math.isfinite(norm)
         if dist.get_world_size() > 1:
             flags = torch.tensor([float(loss_is_bad), float(gradient_is_bad)])

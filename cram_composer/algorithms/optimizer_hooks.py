@@ -1,4 +1,4 @@
-"""What some optimizers need of the run around their steps. They come with the optimizer; no key switches them on."""
+"""Algorithms that some optimizers need around their steps. They come with the optimizer; no key enables them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cram_composer.scaleout.shards import local
 
 
 class ScheduleFreeWeights(WeightAverage):
-    """The average x of a schedule-free optimizer, whose training point y the model's weights are while it trains.
+    """Evaluate a schedule-free optimizer at its average x; during training the model's weights are y.
 
     Defazio et al. 2024, arXiv 2405.15682, section 2: y = (1 - beta) z + beta x, of which the optimizer keeps y and z.
-    y is put back after an evaluation rather than computed from x, so that rounding does not make a run depend on how
-    often it is evaluated.
+    After an evaluation y is restored, not recomputed from x: rounding would make the run depend on the number of
+    evaluations.
     """
 
     def __init__(self, budget: Budget, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -34,7 +34,7 @@ class ScheduleFreeWeights(WeightAverage):
 
     @torch.no_grad()
     def average(self) -> Weights:
-        """x by parameter name; y where there was no step yet, when they are the same."""
+        """x by parameter name; before the first step it equals y."""
         names = {p: name for name, p in self._parameters.items()}
         average = {name: local(p) for p, name in names.items()}
         for group in self._optimizer.param_groups:
@@ -56,11 +56,11 @@ class SampledCurvature(Algorithm):
         self._microbatch: Batch | None = None
 
     def match(self, event: Event, state: State) -> bool:
-        """Once, when the model is where it will be, and with every microbatch on its device."""
+        """When the model is on its device, and for every microbatch."""
         return event in (Event.FIT_START, Event.BEFORE_FORWARD)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Connect the optimizer with the model; take note of the microbatch."""
+        """Connect the optimizer with the model; remember the microbatch."""
         if event == Event.FIT_START:
             self._optimizer.curvature = lambda parameters: self._estimate(state, parameters)
         else:
@@ -69,9 +69,9 @@ class SampledCurvature(Algorithm):
     def _estimate(self, state: State, parameters: list[nn.Parameter]) -> list[torch.Tensor] | None:
         model = getattr(state.model, "module", state.model)  # as DDP wraps it
         assert isinstance(model, MaskedLMTrainingModel) and self._microbatch is not None
-        # By step and rank, so that a run that is resumed draws the same labels, and everything else what it did before.
-        place = int(state.timestamp.batch) * dist.get_world_size() + dist.get_global_rank()
-        generator = torch.Generator(self._microbatch["input_ids"].device).manual_seed(state.rank_zero_seed + place)
+        # Seeded by step and rank, so a resumed run draws the same labels and no other random numbers change.
+        offset = int(state.timestamp.batch) * dist.get_world_size() + dist.get_global_rank()
+        generator = torch.Generator(self._microbatch["input_ids"].device).manual_seed(state.rank_zero_seed + offset)
         is_scaled = state.precision == Precision.AMP_FP16
         scale = state.scaler.get_scale() if is_scaled and state.scaler is not None else 1.0
         with get_precision_context(state.precision, state.precision_config):
@@ -88,20 +88,20 @@ def gauss_newton_bartlett(
     """n g^2, entry by entry, where g is the gradient of the mean loss on n labels drawn from the model's own output.
 
     Liu et al. 2023, arXiv 2305.14342, algorithm 2: an estimate of the diagonal of the Gauss-Newton matrix, without
-    second derivatives. The labels of `batch` say which positions count, over all ranks. The model runs eagerly.
+    second derivatives. `labels` of `batch` mark the positions that count, over all ranks. The model runs eagerly.
 
     Args:
-        model: in training or in evaluation.
+        model: in training or evaluation mode.
         batch: as the model takes it, on its device.
         parameters: of the model.
         generator: draws the labels; on the batch's device.
-        loss_scale: what the loss is multiplied with before the backward pass, for fp16.
+        loss_scale: factor on the loss in the backward pass, for fp16.
 
     Returns:
         A tensor in the shape of each parameter, the same on all ranks; None if one of them is not finite.
     """
-    left_out = {"labels"} if model.predicts_positions else {"labels", "masked_positions"}
-    inputs = {name: tensor for name, tensor in batch.items() if name not in left_out}
+    excluded = {"labels"} if model.predicts_positions else {"labels", "masked_positions"}
+    inputs = {name: tensor for name, tensor in batch.items() if name not in excluded}
     device, dtype = batch["input_ids"].device.type, model.autocast_dtype
     autocast = torch.autocast(device, dtype) if dtype is not None else contextlib.nullcontext()
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"), autocast:
@@ -110,8 +110,8 @@ def gauss_newton_bartlett(
         if not model.predicts_positions:
             logits = logits.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
         logits = logits.float().flatten(0, 1)
-        # The largest of logits with Gumbel noise is a draw from their softmax. torch.multinomial would end a process
-        # on CUDA if a logit were not finite.
+        # The argmax of logits with Gumbel noise is a sample of their softmax. On CUDA, torch.multinomial would end the
+        # process if a logit were not finite.
         drawn = (logits.detach() - torch.empty_like(logits).exponential_(generator=generator).log()).argmax(-1)
         counted = batch["labels"].flatten() != IGNORED
         count = counted.sum()

@@ -20,24 +20,24 @@ class SAM(Algorithm):
     """Foret et al. 2020, arXiv 2010.01412, algorithm 1, with Composer's parameter names.
 
     In every `interval`-th step, the optimizer steps at w along the gradient at w + rho g / (|g| + epsilon), where g is
-    the gradient at w over this device's rows (the paper's m-sharpness). The optimizer stays what it is, its state and
-    its name in checkpoints included: only its `step` calls Composer's closure twice.
+    the gradient at w over this device's rows (the paper's m-sharpness). The optimizer keeps its class, state and name
+    in checkpoints: only its `step` calls Composer's closure twice.
 
-    Composer's own SAM wraps the optimizer after a checkpoint is loaded, so that a run does not resume; it subtracts
-    what it has added instead of going back to w, from which devices drift apart by rounding; and it fails, or stays
-    at the worst point, when the non-finite guard takes the gradients away.
+    Composer's own SAM wraps the optimizer after a checkpoint is loaded, so a run does not resume. It subtracts the
+    perturbation instead of restoring w, so devices drift apart by rounding. And it fails, or stays at the worst point,
+    when the non-finite guard drops the gradients.
     """
 
     def __init__(self, config: SamConfig) -> None:
         self._config = config
-        self._origin: list[tuple[torch.nn.Parameter, torch.Tensor]] = []  # weights while others stand in for them
+        self._origin: list[tuple[torch.nn.Parameter, torch.Tensor]] = []  # weights to restore after the second pass
 
     def match(self, event: Event, state: State) -> bool:
         """Before a checkpoint is loaded and the loss scaler is chosen."""
         return event == Event.INIT
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Put the two passes before the step of every optimizer."""
+        """Replace the step of every optimizer by one of two passes."""
         for optimizer in state.optimizers:
             self._sharpen(optimizer, state)
 
@@ -51,7 +51,7 @@ class SAM(Algorithm):
                 loss = self._gradient_nearby(optimizer, closure)
             else:
                 loss = closure()
-            if loss is not None:  # None: the loss scaler has seen an overflow, on this or another device
+            if loss is not None:  # None: the loss scaler found an overflow on some device
                 descend()
             return loss
 
@@ -59,10 +59,10 @@ class SAM(Algorithm):
         optimizer._step_supports_amp_closure = True  # type: ignore[attr-defined]  # Composer passes closures under fp16
 
     def _gradient_nearby(self, optimizer: Optimizer, closure: Closure) -> Any:
-        """Leave the gradient at the worst point in the parameters, and the parameters where they were."""
+        """Compute the gradient at the worst point; the weights stay at w."""
         loss = closure(ddp_sync=False)
         moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if loss is None or not moved:  # overflow, or not finite: the guard has dropped the step
+        if loss is None or not moved:  # overflow, or the guard has dropped the step
             return loss
         with torch.no_grad():
             norm = torch.nn.utils.get_total_norm([p.grad for p in moved])
@@ -71,17 +71,17 @@ class SAM(Algorithm):
             for p in moved:
                 p.add_(p.grad * scale)
         try:
-            loss_nearby = closure(loss_dict={})  # the loss that is reported is that of the first pass
+            loss_nearby = closure(loss_dict={})  # keep the first pass's loss for the report
         finally:
-            self._go_back()
+            self._restore()
         return None if loss_nearby is None else loss
 
     @torch.no_grad()
-    def _go_back(self) -> None:
+    def _restore(self) -> None:
         for p, weights in self._origin:
             p.copy_(weights)
         self._origin = []
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing is kept from step to step; after a rollback in the middle of one, there is nothing to go back to."""
+        """Drop the saved weights after a rollback within a step."""
         self._origin = []

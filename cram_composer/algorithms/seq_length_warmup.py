@@ -15,9 +15,9 @@ from cram_composer.errors import ConfigError
 class SeqLengthWarmup(Algorithm):
     """Li et al. 2021, arXiv 2108.06084, with Composer's parameter names; `duration` is a share of the budget.
 
-    The length is chosen before masking, so that every row of every length has its full share of masked tokens and the
-    tokens counted are the tokens fed. Lengths are multiples of `step_size` when rows are truncated, and divisors of the
-    data's row length when they are reshaped, since then every token has a place.
+    The length is chosen before masking, so rows of every length have their full share of masked tokens and only tokens
+    fed to the model are counted. Lengths are multiples of `step_size` if rows are truncated, and divisors of the data's
+    row length if rows are reshaped, so that no token is dropped.
     """
 
     def __init__(self, config: SeqLengthWarmupConfig, budget: Budget, loader: TrainLoader) -> None:
@@ -48,6 +48,6 @@ class SeqLengthWarmup(Algorithm):
         return event == Event.BEFORE_DATALOADER
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Set the row length of the next batch: the longest allowed one that the line has reached."""
-        line = ramp(self._budget.progress, self._lengths[0], self._lengths[-1], self._config.duration)
-        self._loader.seq_length = max(n for n in self._lengths if n <= line + 1e-9)
+        """Set the row length of the next batch: the longest allowed one up to the linear ramp."""
+        target = ramp(self._budget.progress, self._lengths[0], self._lengths[-1], self._config.duration)
+        self._loader.seq_length = max(n for n in self._lengths if n <= target + 1e-9)

@@ -1,4 +1,4 @@
-"""Stochastic depth: layers are left out at random in training, deep ones more often."""
+"""Stochastic depth: training skips layers at random, deep ones more often."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from cram_composer.budget.schedules import ramp
 from cram_composer.config.schema.algorithms import StochasticDepthConfig
 from cram_composer.models.training_model import MaskedLMTrainingModel
 
-_STREAM = 0x5D  # sets these draws apart from others of the same seed and step
+_STREAM = 0x5D  # separates these draws from others of the same seed and step
 
 
 class StochasticLayers(Algorithm):
     """Huang et al. 2016, arXiv 1603.09382, section 3, with Composer's parameter names.
 
-    Layer l of L is left out with probability drop_rate l / L (`linear`, the paper's) or drop_rate (`uniform`), which
-    grows in a line from 0 over the first `drop_warmup` of the budget. With `block` it is left out of the whole step,
-    which makes the step cheaper: what to leave out is drawn from the seed and the step's number, hence alike on all
-    devices and after a resume. With `sample` it is left out for some rows, and computed for all.
+    Layer l of L is skipped with probability drop_rate l / L (`linear`, the paper's) or drop_rate (`uniform`), which
+    grows linearly from 0 over the first `drop_warmup` of the budget. With `block` it is skipped for the whole step,
+    which makes the step cheaper; the draw depends on the seed and the step only, so it is the same on all devices and
+    after a resume. With `sample` it is skipped for some rows, but computed for all.
 
-    What a layer adds, if it is there, is divided by the probability of that, so that the whole network runs as it is
-    in evaluation and in exports; the paper multiplies there instead. The first step leaves nothing out, since an
-    optimizer's checkpoint lacks what never had a gradient.
+    The output that a layer adds is divided by the probability that it runs, so evaluation and exports use the network
+    unchanged; the paper multiplies there instead. The first step skips nothing, because an optimizer's checkpoint lacks
+    parameters that never had a gradient.
 
-    Composer's StochasticDepth is for ResNets. A class of that name would be taken for it when a checkpoint is loaded.
+    Composer's StochasticDepth is for ResNets; on loading a checkpoint it would mistake a class of that name for it.
     """
 
     def __init__(self, config: StochasticDepthConfig, budget: Budget, seed: int) -> None:
@@ -39,12 +39,12 @@ class StochasticLayers(Algorithm):
         self._budget = budget
         self._seed = seed
         self._layers = 0
-        self._rates: list[float] = []  # of the layers, in this step
+        self._rates: list[float] = []  # by layer, in the current step
         self._skipped: list[bool] = []
 
     @property
     def find_unused_parameters(self) -> bool:
-        """DDP has to look for parameters that get no gradient."""
+        """Have DDP find parameters without a gradient."""
         return self._config.stochastic_method == "block"
 
     def match(self, event: Event, state: State) -> bool:
@@ -52,7 +52,7 @@ class StochasticLayers(Algorithm):
         return event in (Event.INIT, Event.BATCH_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Set up the layers, or draw what this step leaves out."""
+        """Wrap the layers, or draw the layers that this step skips."""
         if event == Event.INIT:
             model = cast(MaskedLMTrainingModel, state.model)
             self._layers = wrap_layer_calls(model.model, self._run, "algorithms.stochastic_depth")

@@ -1,1 +1,1 @@
-"""The wall-clock budget: its clock and ledger, schedules as functions of progress, and the callback that stops."""
+"""The wall-clock budget: ledger, schedules as functions of progress, and the callback that stops the run."""

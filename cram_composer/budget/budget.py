@@ -12,7 +12,7 @@ from cram_composer.config.units import parse_duration
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be spent; None is no limit."""
+    """Limits of a budget; None means unlimited."""
 
     seconds: float | None = None
     tokens: int | None = None
@@ -20,10 +20,17 @@ class Limits:
 
 
 class Budget:
-    """The state that every schedule reads. `progress` is the largest used share of any limit, in [0, 1].
+    """Progress through the budget, which every schedule reads.
 
-    In a replay the progress of step s is what the trace says for step s, whatever the clock says, so that the same
-    decisions are taken at the same steps; the run ends where the trace ends.
+    In a replay, the progress of a step is the one in the trace, independent of the clock, so the same decisions fall on
+    the same steps. The run ends where the trace ends.
+
+    Attributes:
+        limits: the limits.
+        replay: the trace to replay, or None.
+        elapsed: seconds spent.
+        progress: the largest used share of any limit, in [0, 1].
+        exhausted: no step is left.
     """
 
     def __init__(self, limits: Limits, replay: list[TraceStep] | None = None) -> None:
@@ -34,7 +41,7 @@ class Budget:
         self.exhausted = False
 
     def advance(self, elapsed: float, tokens: int, steps: int) -> None:
-        """Set what was spent when step `steps` (0-based) is about to begin."""
+        """Update to the amounts spent before step `steps` (0-based)."""
         self.elapsed = elapsed
         if self.replay is not None:
             self.exhausted = steps >= len(self.replay)
@@ -53,7 +60,7 @@ class Budget:
         self.exhausted = self.progress >= 1.0
 
     def describe(self) -> dict[str, object]:
-        """The budget as it stands in the run record."""
+        """The budget as written to record.json."""
         mode = "replay" if self.replay is not None else "wall" if self.limits.seconds is not None else "count"
         return {
             "mode": mode,
@@ -64,7 +71,7 @@ class Budget:
 
 
 def build_budget(config: BudgetConfig, world_size: int) -> Budget:
-    """The budget of `config` on `world_size` devices: device-hours are shared out among them."""
+    """Build the budget of `config` for `world_size` devices, which share device-hours evenly."""
     if config.replay is not None:
         return Budget(Limits(), read_trace(expand(config.replay)))
     seconds = None

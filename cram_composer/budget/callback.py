@@ -1,4 +1,4 @@
-"""The callback that runs a budget: it opens and closes ledger phases, sets the learning rate, and stops the loop."""
+"""The callback that runs a budget: open ledger phases, set the learning rate, stop the loop."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from cram_composer.budget.schedules import Schedule
 
 
 class BudgetCallback(Callback):
-    """One tick between steps: all ranks take the latest reading of any of their clocks, so that all decide alike.
+    """Read the clock once between steps. All ranks use the latest reading of any rank, so all decide alike.
 
-    Put it last among the callbacks: what the others do after a step is then over when the next step's time is read.
+    It must be the last callback, so that the others' work after a step is done when it reads the next step's time.
+
+    Attributes:
+        signal: the signal that ended the run, agreed on by all ranks; 0 if none.
+        lr: learning rate of the current step, of the last parameter group.
+        data_seconds: time that the current step waited for its batch.
+        step_started: budget elapsed at the start of the step, by this rank's own clock.
     """
 
     def __init__(
@@ -34,22 +40,22 @@ class BudgetCallback(Callback):
         self._schedule = schedule
         self._signal_received = signal_received
         self._on_signal = on_signal
-        self._compile_before: str | None = None
-        self.signal = 0  # the signal that ended the run, agreed on all ranks
+        self._phase_before_compile: str | None = None
+        self.signal = 0
         self.lr = 0.0
         self.data_seconds = 0.0
-        self.step_started = 0.0  # budget elapsed when the step began, on this rank's own clock
+        self.step_started = 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Start the clock."""
         torch._dynamo.callback.on_compile_start(self._compile_start)
         torch._dynamo.callback.on_compile_end(self._compile_end)
         self._tick(state)
-        if self._budget.exhausted:  # a run that was killed after its last step
+        if self._budget.exhausted:  # the run was killed after its last step
             state.stop_training()
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        """The batch is there: from now on it is training time."""
+        """Switch to training time once the batch has arrived."""
         self.data_seconds = self._ledger.switch("train")
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -61,17 +67,17 @@ class BudgetCallback(Callback):
                 self.lr = group["lr"]
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
-        """Evaluation in the loop counts as such."""
+        """Switch to evaluation time inside the loop."""
         if self._ledger.open_phase is not None:
             self._ledger.switch("eval")
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        """Back to training."""
+        """Switch back to training time."""
         if self._ledger.open_phase is not None:
             self._ledger.switch("train")
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """The step is over: read the clock and decide whether there is another."""
+        """Read the clock after a step and decide whether there is another."""
         self._tick(state)
         if self.signal:
             self._on_signal(state)
@@ -83,7 +89,7 @@ class BudgetCallback(Callback):
         self.close_clock()
 
     def close_clock(self) -> None:
-        """Stop the clock and stop listening to the compiler; may be called again."""
+        """Stop the clock and the compile-time callbacks. May be called more than once."""
         self._ledger.stop()
         handler = torch._dynamo.callback.callback_handler
         if self._compile_start in handler.start_callbacks:
@@ -103,14 +109,14 @@ class BudgetCallback(Callback):
         self._budget.advance(elapsed, int(state.timestamp.token), int(state.timestamp.batch))
 
     def _compile_start(self) -> None:
-        self._compile_before = self._ledger.open_phase
-        if self._compile_before is not None:
+        self._phase_before_compile = self._ledger.open_phase
+        if self._phase_before_compile is not None:
             self._ledger.switch("compile")
 
     def _compile_end(self) -> None:
-        if self._compile_before is not None and self._ledger.open_phase == "compile":
-            self._ledger.switch(self._compile_before)
+        if self._phase_before_compile is not None and self._ledger.open_phase == "compile":
+            self._ledger.switch(self._phase_before_compile)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was spent, phase by phase."""
+        """Seconds spent per phase."""
         return {"inside": self._ledger.snapshot()}

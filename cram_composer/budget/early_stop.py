@@ -1,4 +1,4 @@
-"""Giving up early on a run that will not get there."""
+"""Early stop of a run whose loss is too high."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class EarlyStop(Callback):
         self._config = config
         self._budget = budget
         self._recent_losses = recent_losses
-        self._looked = False
+        self._checked = False
         self.reason: str | None = None
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Look once, when the progress is reached; the losses are all-reduced, so that all ranks agree."""
-        if self._looked or self._budget.progress < self._config.at:
+        """Check once, at the configured progress. The losses are all-reduced, so all ranks agree."""
+        if self._checked or self._budget.progress < self._config.at:
             return
         losses = self._recent_losses()
         if not losses:
             return
-        self._looked = True
+        self._checked = True
         mean = sum(losses) / len(losses)
         if mean > self._config.loss_above:
             self.reason = (
@@ -39,9 +39,9 @@ class EarlyStop(Callback):
             state.stop_training()
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether it has looked: a run that resumes is not judged again."""
-        return {"looked": self._looked}
+        """Whether the check is done: a resumed run is not checked again."""
+        return {"looked": self._checked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self._looked = state["looked"]
+        self._checked = state["looked"]

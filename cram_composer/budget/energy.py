@@ -1,4 +1,4 @@
-"""Energy of the GPUs while the loop runs, from NVML's own counter; nothing where there is none."""
+"""Energy of the GPUs during training, from NVML's counter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from composer.utils import dist
 class EnergyMeter:
     """Joules drawn by the GPUs of this run between `start` and `stop` (NVML total energy consumption, in mJ).
 
-    Each rank reads the GPU it trains on; the sum is over all ranks, and there is none if one of them has no counter.
+    Each rank reads its own GPU and the result is the sum; None if a rank has no counter.
     """
 
     def __init__(self, device: Device) -> None:
@@ -25,7 +25,7 @@ class EnergyMeter:
         self._before = _joules(self._device)
 
     def stop(self) -> dict[str, Any] | None:
-        """The energy since `start`, None if it was not measured. Collective."""
+        """Return the energy since `start`, None if it was not measured. Collective."""
         spent = torch.tensor([_joules(self._device) - self._before], dtype=torch.float64)
         spent = self._device.tensor_to_device(spent)
         dist.all_reduce(spent)

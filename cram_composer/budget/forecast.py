@@ -1,4 +1,4 @@
-"""How often the budget will go through the data, told as soon as the speed is known."""
+"""Warning about more than one epoch, as soon as the speed is known."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PROGRESS = 0.01
 
 
 class EpochForecast(Callback):
-    """One warning line if the budget will take more than one epoch; `rows_per_epoch` rows of `row_tokens` tokens.
+    """Print one warning if the budget covers more than one epoch of `rows_per_epoch` rows of `row_tokens` tokens.
 
-    The speed is that of 20 steps and 1 % of the budget in which nothing was compiled.
+    The speed is measured over at least 20 steps and 1 % of the budget without compilation.
     """
 
     def __init__(self, budget: Budget, ledger: Ledger, rows_per_epoch: int, row_tokens: int) -> None:
@@ -27,11 +27,11 @@ class EpochForecast(Callback):
         self._row_tokens = row_tokens
         self._epoch_tokens = rows_per_epoch * row_tokens
         self._compiled = -1.0
-        self._since: tuple[int, float, int] | None = None  # step, progress and tokens where the measuring began
+        self._since: tuple[int, float, int] | None = None  # step, progress and tokens at the start of the measurement
         self._done = False
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Measure from here on if anything was compiled since the last step."""
+        """Restart the measurement if anything was compiled since the last step."""
         if self._done:
             return
         compiled = self._ledger.snapshot().get("compile", 0.0)

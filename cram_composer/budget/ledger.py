@@ -1,4 +1,4 @@
-"""Where every second went. One phase is open at a time, so the phases add up to the time between start and stop."""
+"""Seconds per phase. One phase is open at a time, so the phases add up to the time between start and stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OUTSIDE = ("setup", "data_build", "final_checkpoint", "final_eval", "export", "u
 
 
 class Ledger:
-    """Seconds per phase, inside the budget while the loop runs and outside it before and after."""
+    """Account for time inside the budget, while the loop runs, and outside it, before and after."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -23,13 +23,13 @@ class Ledger:
         self.outside = dict.fromkeys(OUTSIDE, 0.0)
 
     def restore(self, inside: Mapping[str, float], lost: float) -> None:
-        """Continue from the phases of a checkpoint, `lost` seconds having been spent after it for nothing."""
+        """Continue from the phases of a checkpoint; `lost` seconds were spent after it."""
         with self._lock:
             self.inside = dict.fromkeys(INSIDE, 0.0) | dict(inside)
             self.inside["lost"] += lost
 
     def switch(self, phase: str) -> float:
-        """Close the open phase and open `phase` (one of INSIDE); returns the seconds the closed one lasted."""
+        """Close the open phase and open `phase` (one of INSIDE); return the duration of the closed one in seconds."""
         with self._lock:
             now = self._now()
             spent = now - self._since if self._phase is not None else 0.0
@@ -39,14 +39,14 @@ class Ledger:
             return spent
 
     def stop(self) -> None:
-        """Close the open phase; time stops counting against the budget."""
+        """Close the open phase: time no longer counts against the budget."""
         if self._phase is not None:
             self.switch(self._phase)
             self._phase = None
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Count a block as `phase` and then go back to the phase that was open; no effect when none is."""
+        """Count a block as `phase`, then return to the open phase; no effect if none is open."""
         before = self._phase
         if before is None:
             yield
@@ -68,11 +68,11 @@ class Ledger:
 
     @property
     def open_phase(self) -> str | None:
-        """The phase now open, None outside the loop."""
+        """The open phase, None outside the loop."""
         return self._phase
 
     def snapshot(self) -> dict[str, float]:
-        """Seconds per inside phase, the open one counted up to now."""
+        """Seconds per phase inside the budget, the open phase up to now."""
         with self._lock:
             seconds = dict(self.inside)
             if self._phase is not None:
@@ -80,5 +80,5 @@ class Ledger:
             return seconds
 
     def elapsed(self) -> float:
-        """Seconds spent of the budget: the sum of the inside phases."""
+        """Seconds of the budget spent: the sum of the phases inside it."""
         return sum(self.snapshot().values())

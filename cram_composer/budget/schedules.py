@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions of budget progress in [0, 1] to a factor of the peak rate.
 
-What Cramming compares (arXiv 2212.14034, figure 2; cramming/backend/optimizers/schedulers.py of its code) is all here,
-some of it by another name: its one-cycle is `triangle` with start 0 and peak_at 0.5, its ramp the same with a late
-peak, its trapezoid and dives are `wsd`.
+All schedules of Cramming are here (arXiv 2212.14034, figure 2; cramming/backend/optimizers/schedulers.py of its code),
+some under another name: its one-cycle is `triangle` with start 0 and peak_at 0.5, its ramp is the same with a late
+peak, and its trapezoid and dives are `wsd`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def inverse_sqrt(p: float, *, start: float, warmup: float, decay: float, final: 
     linear decay over the last `decay` of the budget (Zhai et al. 2022, arXiv 2106.04560, section 3.5)."""
     if p < warmup:
         return _line(p, 0.0, start, warmup, 1.0)
-    # Without a warmup the root has no scale of its own; 1 % of the budget is then its unit.
+    # Without a warmup the root has no scale, so 1 % of the budget is its unit.
     unit = warmup or 0.01
     turn = 1.0 - decay
     rate = min(1.0, math.sqrt(unit / max(min(p, turn), unit)))
@@ -138,5 +138,5 @@ def build_schedule(config: ScheduleConfig) -> Schedule:
 
 
 def ramp(progress: float, start: float, end: float, until: float) -> float:
-    """A value that moves in a line from `start` to `end` while progress goes from 0 to `until`, then stays."""
+    """Interpolate linearly from `start` at progress 0 to `end` at progress `until`, then stay at `end`."""
     return _line(progress, 0.0, start, until, end)

@@ -1,4 +1,4 @@
-"""trace.jsonl: one line per optimizer step, enough to run the same schedule again without a clock."""
+"""trace.jsonl: one line per optimizer step, enough to replay the schedule without a clock."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class TraceStep:
 
 
 class BatchShape(Protocol):
-    """What the trace asks of whatever makes the batches."""
+    """The shape of the current batches, as the training loader provides it."""
 
     seq_length: int
     mlm_probability: float
 
 
 def read_trace(run: Path) -> list[TraceStep]:
-    """The steps of a run folder, in order. Raises CramError when there is no usable trace."""
+    """Read the steps of a run folder, in order. Raises CramError if there is no usable trace."""
     path = run / TRACE
     if not path.is_file():
         raise CramError(f"{path}: no trace there; budget.replay takes the folder of an earlier run")
@@ -52,14 +52,14 @@ def read_trace(run: Path) -> list[TraceStep]:
 
 
 class JsonLines:
-    """A file of JSON lines that is appended to and cut back when a run resumes from an earlier step."""
+    """A file of JSON lines, appended to, and truncated when a run resumes from an earlier step."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: Any = None
 
     def cut(self, first_dropped_step: int) -> None:
-        """Drop lines of steps at or after `first_dropped_step`, and a last line that a kill left unfinished."""
+        """Drop lines of steps at or after `first_dropped_step`, and an incomplete last line."""
         if not self._path.exists():
             return
         kept = []
@@ -72,7 +72,7 @@ class JsonLines:
         write_atomic(self._path, "".join(line + "\n" for line in kept))
 
     def append(self, entry: TraceStep | dict[str, Any]) -> None:
-        """Write one line; it is with the operating system when this returns."""
+        """Write one line and flush it to the operating system."""
         if self._file is None:
             self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - open for the whole run, closed in close()
         self._file.write(json.dumps(vars(entry) if isinstance(entry, TraceStep) else entry) + "\n")

@@ -1,1 +1,1 @@
-"""Encoders: the CramBERT model files that travel with an export, and what builds, trains and exports a masked LM."""
+"""Encoders: the CramBERT model files that travel with an export, and modules to build, train and export a masked LM."""

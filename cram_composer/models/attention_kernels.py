@@ -1,7 +1,7 @@
-"""Attention by kernel: what CramBERT's layers may compute in training. None of this travels with exported models.
+"""Attention kernels for CramBERT in training; exported models do not contain them.
 
-torch's scaled_dot_product_attention takes its fast kernels only where nothing but padding-free rows is asked of it; a
-mask of every query and key costs them. Those here skip what a mask excludes.
+torch's scaled_dot_product_attention uses its fast kernels only without a mask of queries and keys. These kernels skip
+the products that a mask excludes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class EagerAttention(DenseAttention):
 
 
 class FlexMask(NamedTuple):
-    """What FlexAttention takes: the blocks that are not all masked, and what is done to a product."""
+    """Arguments of FlexAttention: the blocks that are not fully masked, and the change of a product."""
 
     blocks: BlockMask | None
     score: Callable[..., torch.Tensor] | None
@@ -98,7 +98,7 @@ class FlexAttention:
 
 
 class FlashMask(NamedTuple):
-    """What flash-attn's varlen kernel takes: where segments start, and how far and how steeply a query sees."""
+    """Arguments of flash-attn's varlen kernel: segment starts, window and ALiBi slopes."""
 
     starts: torch.Tensor  # int32 [S + 1], of all rows laid end to end, and their end
     window: tuple[int, int]  # keys before and after a query, -1 for all
@@ -178,7 +178,7 @@ def _alibi_score(rows: Rows) -> Callable[..., torch.Tensor] | None:
 
 
 def choose_attention(kernel: str, device: str, precision: str) -> tuple[AttentionKernel, str]:
-    """The kernel to use and its name; warns where it is not what was asked for.
+    """Choose a kernel; return it and its name. Warns if the requested one is unavailable.
 
     Args:
         kernel: "auto", "sdpa", "eager", "flex" or "flash"; "auto" is "eager" on a CPU, else "sdpa".

@@ -1,4 +1,4 @@
-"""torch.compile of a masked LM, layer by layer or whole, and the way back to eager."""
+"""torch.compile of a masked LM, by layer or whole, and the return to eager mode."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 
-# torch keeps this many graphs per function and runs what comes after eagerly. Every row length and batch size is a
-# graph of its own here: a sequence-length warm-up in small steps needs more than the default of 8.
+# torch keeps this many graphs per function and runs further shapes eagerly. Every row length and batch size needs a
+# graph, so a sequence-length warm-up in small steps needs more than the default of 8.
 RECOMPILE_LIMIT = 64
 
 
 def compile_model(model: PreTrainedModel, mode: str) -> list[nn.Module]:
-    """Have `model` compiled at its first call; returns the modules compiled, for `uncompile`.
+    """Mark `model` for compilation at its first call; return the marked modules, for `uncompile`.
 
     Mode "regional" compiles each encoder layer (one graph serves them all: they differ in weights only) and CramBERT's
     decoder with the loss; "full" the whole model as one graph; "off" nothing. A model that has no list of layers is

@@ -1,4 +1,4 @@
-"""A trained masked LM as a Hugging Face folder: written, checked by loading it back, and asked to fill in masks."""
+"""Export of a masked LM as a Hugging Face folder, its verification, and fill-mask predictions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def export_model(
 
 
 def exported_form(model: PreTrainedModel) -> PreTrainedModel:
-    """What is written of a masked LM: the class of transformers that is equal to it, if there is one, or a plain copy.
+    """Convert a masked LM for export: to an equal class of transformers if there is one, else to a plain copy.
 
     The model may be in any dtype, on any device, and its norms fused kernels.
     """
@@ -76,7 +76,7 @@ def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     if isinstance(config, CramBertConfig) and config.stack == "token-dropping":
         config.stack = "plain"  # it has no weights of its own, and fine-tuning is not to leave tokens out
-    with torch.random.fork_rng():  # the values it starts from are drawn and thrown away
+    with torch.random.fork_rng():  # discards the initial values
         copied = type(model)(config)
     copied.load_state_dict(model.state_dict())
     return copied.eval()

@@ -1,4 +1,4 @@
-"""Build the masked LM a run asks for: CramBERT, or any architecture of transformers."""
+"""Build the masked LM of a run: CramBERT, or any architecture of transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 def build_model(
     settings: ModelConfig, vocab_size: int, special_token_ids: Mapping[str, int], shift: bool = False
 ) -> PreTrainedModel:
-    """A masked LM with fresh weights, in fp32 on the CPU, drawn from torch's global generator.
+    """Build a masked LM with fresh weights, in fp32 on the CPU, drawn from torch's global generator.
 
     Args:
         settings: the `model` section of a run. `architecture: hf` takes `hf_name`, the sizes (SIZES) and, above them,
@@ -59,7 +59,7 @@ def _hugging_face(settings: ModelConfig) -> PretrainedConfig:
     name = settings.hf_name or ""
     known_keys = {**(defaults := AutoConfig.for_model(name)).to_dict(), **dict.fromkeys(defaults.attribute_map)}
     sizes = {key: getattr(settings, key) for key in SIZES}
-    # ModernBERT would compile parts of itself; what is compiled is this project's decision and in its record
+    # ModernBERT would compile parts of itself, past this project's compile mode
     own: dict[str, Any] = {"reference_compile": False} if "reference_compile" in known_keys else {}
     return AutoConfig.for_model(name, **{**own, **sizes, **settings.hf_overrides})
 

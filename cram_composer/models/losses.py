@@ -1,4 +1,4 @@
-"""The masked-LM loss by kernel: what CramBERT's head computes in training. None of this travels with exported models.
+"""Kernels of the masked-LM loss for CramBERT in training; exported models do not contain them.
 
 The logits of all masked tokens of a microbatch are its largest tensor: with 32768 entries, 128 rows of 32 masked tokens
 take 512 MiB in fp32, and twice that with their gradient. The kernels other than "full" never hold them all.
@@ -66,7 +66,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def choose_loss(kernel: str, device: str) -> tuple[Loss, str]:
-    """The loss to compute on `device` ("cpu" or "gpu") and its name; warns where it is not what was asked for."""
+    """Choose the loss for `device` ("cpu" or "gpu"); return it and its name. Warns if `kernel` is unavailable."""
     if kernel != "liger":
         return LOSSES[kernel], f"torch, {kernel}"
     reason = "there is no GPU"

@@ -14,7 +14,7 @@ from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 
 State = dict[str, torch.Tensor]
 
-# What neither of them has.
+# Values required by both classes.
 _PLAIN: dict[str, Any] = {
     "shift": False,
     "stack": "plain",
@@ -55,7 +55,7 @@ def to_native(model: CramBertForMaskedLM) -> PreTrainedModel | None:
     for wanted, build, rename in ((_BERT, _bert, _to_bert), (_MODERN_BERT, _modern_bert, _to_modern_bert)):
         if all(getattr(config, key) == value for key, value in (_PLAIN | wanted).items()):
             state = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
-            with torch.random.fork_rng():  # the values it starts from are drawn and thrown away
+            with torch.random.fork_rng():  # discards the initial values
                 native = build(config)
             native.load_state_dict(rename(state, config))
             return native.eval()

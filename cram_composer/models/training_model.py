@@ -37,18 +37,21 @@ class MaskedLMTrainingModel(ComposerModel):
         autocast_dtype: run the forward under autocast of a CPU with this dtype, because Composer refuses `amp_bf16`
             there; None leaves precision to Composer.
         compile: "off", "regional" or "full", see `compile_model`. Compilation happens in the first training forward
-            and for each new shape; one that fails is given up with a warning and the batch is run again without it.
+            and for each new shape. If it fails, the model warns, returns to eager mode and repeats the batch.
             Evaluation runs eagerly: a graph of its own would cost more of the budget than it saves.
 
-    `compile_state` says what is in effect: the mode, or "off (failed: ...)"; `loss_kernel` and `attention` what
-    computes the two in training. Where weights are sharded, `precompiles` is set to False: see `_precompile`.
+    Attributes:
+        compile_state: the compile mode in effect, or "off (failed: ...)".
+        loss_kernel: kernel of the training loss, in words.
+        attention: kernel of attention in training, in words.
+        precompiles: compile the backward before the trainer runs it; False if weights are sharded.
     """
 
     def __init__(self, model: PreTrainedModel, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> None:
         super().__init__()
         self.model = model
         self.autocast_dtype = autocast_dtype
-        # One for all steps: to make one, torch looks on disk for a package each time.
+        # Reused in all steps: constructing one makes torch look for a package on disk.
         self._autocast = torch.autocast("cpu", autocast_dtype) if autocast_dtype is not None else nullcontext()
         self.predicts_positions = "masked_positions" in inspect.signature(model.forward).parameters
         self.compiled_regions = compile_model(model, compile)
@@ -56,7 +59,7 @@ class MaskedLMTrainingModel(ComposerModel):
         self.loss_kernel = "torch, full"
         self.attention = f"transformers {model.config._attn_implementation}"
         self.precompiles = True
-        self.rehearsed: set[tuple[torch.Size, ...]] = set()
+        self._precompiled: set[tuple[torch.Size, ...]] = set()
 
     def forward(self, batch: Batch) -> MaskedLMOutput:
         """Loss (mean nats over labels != -100) and logits: [B, K, V] of CramBERT, [B, L, V] of any other model."""
@@ -85,18 +88,18 @@ class MaskedLMTrainingModel(ComposerModel):
             self.model.encoder.attention_kernel, self.attention = choose_attention(kernel, device, precision)
 
     def _precompile(self, batch: Batch) -> None:
-        """Run forward and backward once for nothing when the batch's shapes are new.
+        """Run forward and backward once and discard the result if the batch's shapes are new.
 
-        torch compiles a backward when it first runs, which is in the trainer, where a failure could not be caught.
+        torch compiles a backward on its first run, which would be in the trainer, where an error cannot be caught.
         """
         shapes = tuple(tensor.shape for tensor in batch.values())
-        if shapes in self.rehearsed:
+        if shapes in self._precompiled:
             return
         device = batch["input_ids"].device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             loss = self.loss(self._forward(batch), batch)["total"]
         torch.autograd.grad(loss, [p for p in self.parameters() if p.requires_grad], allow_unused=True)
-        self.rehearsed.add(shapes)
+        self._precompiled.add(shapes)
 
     def _forward(self, batch: Batch) -> MaskedLMOutput:
         inputs = batch if self.predicts_positions else _with_dense_labels(batch)

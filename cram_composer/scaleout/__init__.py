@@ -1,1 +1,1 @@
-"""How several devices train one model: DDP, FSDP2 and DeepSpeed's ZeRO, each a strategy that training asks."""
+"""Strategies to train one model on several devices: DDP, FSDP2 and DeepSpeed's ZeRO."""

@@ -20,9 +20,9 @@ from cram_composer.scaleout.strategy import Strategy
 
 
 class Fsdp2(Strategy):
-    """Weights, gradients and optimizer are sharded over all ranks; each encoder layer is gathered when it runs.
+    """Shard weights, gradients and optimizer over all ranks; gather each encoder layer when it runs.
 
-    Checkpoints are gathered: the same file as without shards.
+    Checkpoints are gathered into the same file as without shards.
     """
 
     is_replicated = False
@@ -37,11 +37,11 @@ class Fsdp2(Strategy):
         return self.device.compile, None
 
     def prepare_model(self, model: MaskedLMTrainingModel) -> None:
-        # Embedding and decoder, which are tied, and the norms around the layers stay in the outermost group.
-        # Composer asks when algorithms have wrapped the layers.
+        # The tied embedding and decoder and the norms around the layers stay in the outermost group. The layers are
+        # looked up when Composer shards, after algorithms have wrapped them.
         network: Any = model.model
         network.fsdp_wrap_fn = lambda module: any(module is layer for layer in encoder_layers(network))
-        # It differentiates with respect to the weights, which are not there: layers see gathered copies.
+        # Precompilation differentiates with respect to the weights, but sharded layers compute with gathered copies.
         model.precompiles = False
 
     def trainer_arguments(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Fsdp2(Strategy):
 
     def after_init(self, trainer: Trainer) -> None:
         for optimizer in trainer.state.optimizers:
-            if hasattr(optimizer, "can_use_foreach"):  # pytorch-optimizer's, whose fused loops mix in plain tensors
+            if hasattr(optimizer, "can_use_foreach"):  # pytorch-optimizer's fused loops mix in plain tensors
                 for group in optimizer.param_groups:
                     group["foreach"] = False
 
@@ -76,9 +76,9 @@ class Fsdp2(Strategy):
 
 
 class _MeanOverRanks(Algorithm):
-    """Divide gradients by the number of ranks: FSDP2 asks for their mean, and gloo, which has none, gives the sum.
+    """Divide gradients by the number of ranks: FSDP2 requests their mean, but gloo has no mean and returns the sum.
 
-    Adam hides that, being the same for gradients of any scale; clipping does not.
+    Adam is invariant to the scale of gradients; clipping is not.
     """
 
     def __init__(self, strategy: Fsdp2) -> None:

@@ -1,4 +1,4 @@
-"""The strategies by their name in `scaleout.strategy`."""
+"""Strategies by their name in `scaleout.strategy`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.device import DeviceChoice
 from cram_composer.scaleout.strategy import Strategy
 
-# Modules are imported where they are used: Composer's FSDP2 and DeepSpeed take a second each.
+# Imported on use: Composer's FSDP2 and DeepSpeed take a second each.
 STRATEGIES = {
     "auto": ("cram_composer.scaleout.strategy", "Strategy"),
     "ddp": ("cram_composer.scaleout.strategy", "Strategy"),
@@ -18,6 +18,6 @@ STRATEGIES = {
 
 
 def build_strategy(config: RunConfig, device: DeviceChoice, world_size: int) -> Strategy:
-    """The strategy that `config` asks for, on `world_size` devices."""
+    """Build the strategy of `config` for `world_size` devices."""
     module, name = STRATEGIES[config.scaleout.strategy]
     return getattr(importlib.import_module(module), name)(config, device, world_size)

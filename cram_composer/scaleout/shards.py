@@ -1,7 +1,7 @@
-"""The part of a weight that this rank holds: all of it, or a shard of FSDP2's or of ZeRO-3's.
+"""This rank's part of a weight: all of it, or a shard of FSDP2 or ZeRO-3.
 
-What is computed entry by entry (an average of the weights) is computed on shards as it is on weights, and needs no
-communication; `whole` and `shard_of` go from one to the other for checkpoints.
+Entry-wise computations, such as an average of the weights, run on shards without communication. `whole` and `shard_of`
+convert between shards and whole tensors for checkpoints.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def reshard(model: nn.Module) -> None:
-    """Have every parameter be its shard: after an evaluation, FSDP2 leaves the outermost weights gathered."""
+    """Shard every parameter again: FSDP2 leaves the outermost weights gathered after an evaluation."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def local(parameter: Any) -> torch.Tensor:
-    """What this rank holds of a weight, without autograd; to write to it is to change the weight. See `settle`."""
+    """Get this rank's part of a weight, without autograd. Writing to it changes the weight; call `settle` after."""
     if isinstance(parameter, DTensor):
         return parameter.to_local().detach()
     if hasattr(parameter, "ds_tensor"):
@@ -32,13 +32,13 @@ def local(parameter: Any) -> torch.Tensor:
 
 
 def settle(parameter: Any) -> None:
-    """After writing to `local(parameter)`: ZeRO-3 may have the weight gathered as well. Collective."""
+    """Update the gathered copy that ZeRO-3 may hold, after writing to `local(parameter)`. Collective."""
     if hasattr(parameter, "ds_tensor") and parameter.numel() == parameter.ds_numel:
         parameter.data.copy_(whole(parameter, local(parameter)))
 
 
 def whole(parameter: Any, shard: torch.Tensor) -> torch.Tensor:
-    """The tensor of all of the weight whose part on this rank is `shard`, on its device. Collective."""
+    """Gather the whole tensor of which `shard` is this rank's part, on its device. Collective."""
     if isinstance(parameter, DTensor):
         placed = DTensor.from_local(
             shard, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
@@ -52,13 +52,13 @@ def whole(parameter: Any, shard: torch.Tensor) -> torch.Tensor:
 
 
 def shard_of(parameter: Any, tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a whole tensor that belongs to `parameter`, on its device; the inverse of `whole`."""
-    held = local(parameter)
+    """Get this rank's part of a whole tensor that belongs to `parameter`, on its device; the inverse of `whole`."""
+    shard = local(parameter)
     if isinstance(parameter, DTensor):
-        placed = distribute_tensor(tensor.to(held.device), parameter.device_mesh, parameter.placements)
+        placed = distribute_tensor(tensor.to(shard.device), parameter.device_mesh, parameter.placements)
         return placed.to_local()
     if hasattr(parameter, "ds_tensor"):
-        padded = tensor.new_zeros(held.numel() * torch.distributed.get_world_size())
+        padded = tensor.new_zeros(shard.numel() * torch.distributed.get_world_size())
         padded[: tensor.numel()] = tensor.flatten()
-        return padded.view(-1, held.numel())[torch.distributed.get_rank()].to(held.device, copy=True)
-    return tensor.to(held.device)
+        return padded.view(-1, shard.numel())[torch.distributed.get_rank()].to(shard.device, copy=True)
+    return tensor.to(shard.device)

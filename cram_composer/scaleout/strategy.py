@@ -1,4 +1,4 @@
-"""What a strategy of scaling out decides about a run. The base class is one device, and DDP as Composer does it."""
+"""The interface of a scale-out strategy; the base class is a single device, or Composer's DDP."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from cram_composer.optim.parameters import optimized_gradients
 
 
 class Strategy:
-    """One device, or DDP: every rank holds all weights, and all of the optimizer.
+    """A single device, or DDP: every rank holds all weights and the whole optimizer.
 
-    Calls come in this order: `precision` and `compile_mode` before the model is made, `prepare_model` when it is,
-    `trainer_context` around Composer's Trainer, `after_init` when that is there and has loaded its checkpoint. What is
-    called while training is collective: all ranks call it at the same step.
+    Training calls `precision` and `compile_mode` before it builds the model, `prepare_model` after that,
+    `trainer_context` around the construction of the Trainer, and `after_init` once the Trainer has loaded its
+    checkpoint. Calls during training are collective: all ranks make them at the same step.
 
     Attributes:
-        name: as the run says it.
-        is_replicated: every rank holds all weights, so that the model can be exported as it is.
-        skips_steps: a step whose gradients are not finite is left out by what takes the steps, see `on_step_skipped`.
+        is_replicated: every rank holds all weights, so the model can be exported without a checkpoint.
+        skips_steps: the strategy itself skips steps whose gradients are not finite, see `on_step_skipped`.
     """
 
     is_replicated = True
@@ -43,53 +42,53 @@ class Strategy:
 
     @property
     def name(self) -> str:
-        """How devices train together, for the run's first line and its record."""
+        """The strategy in words, for the first line of a run and its record."""
         return "one device" if self.world_size == 1 else f"ddp on {self.world_size} devices"
 
     def precision(self) -> tuple[Precision, torch.dtype | None]:
-        """Composer's precision, and the dtype that the model's forward autocasts to by itself."""
+        """Composer's precision, and the dtype to which the model's own forward autocasts."""
         return self.device.composer_precision, self.device.autocast_dtype
 
     def compile_mode(self) -> tuple[str, str | None]:
-        """The mode of `compile_model`, and the reason where it is not the one that was asked for."""
+        """The mode of `compile_model`, and the reason if it is not the configured one."""
         return self.device.compile, None
 
     def algorithms(self) -> AlgorithmsConfig:
-        """The algorithms of the run, without those that the strategy does itself."""
+        """The configured algorithms, without those that the strategy replaces."""
         return self.config.algorithms
 
     def pre_step_algorithms(self) -> list[Algorithm]:
-        """Algorithms that complete the gradients of a step, before anything looks at them."""
+        """Algorithms that complete the gradients of a step before any other reads them."""
         return []
 
     def prepare_model(self, model: MaskedLMTrainingModel) -> None:
-        """Prepare a model on which nothing is sharded yet."""
+        """Prepare a model that is not sharded yet."""
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments of Composer's Trainer."""
-        # Layers that are left out or frozen are the same ones in all microbatches of a step: one sum is enough.
+        # Skipped and frozen layers are the same in all microbatches of a step, so one reduction is enough.
         return {"ddp_sync_strategy": self.config.scaleout.ddp.sync_strategy}
 
     @contextlib.contextmanager
     def trainer_context(self) -> Iterator[None]:
-        """Around the construction of the Trainer, which loads a checkpoint and wraps the model."""
+        """Context for constructing the Trainer, which wraps the model and loads a checkpoint."""
         yield
 
     def after_init(self, trainer: Trainer) -> None:
-        """Wrap what the Trainer has not."""
+        """Finish wrapping the model and optimizer."""
 
-    def on_step_skipped(self, call: Callable[[], None]) -> None:
-        """Have `call` called on all ranks when a step was left out because of its gradients; with `skips_steps`."""
+    def on_step_skipped(self, callback: Callable[[], None]) -> None:
+        """With `skips_steps`: register a function to call on all ranks after a step was skipped."""
 
     def save(self, state: State, path: Path) -> None:
-        """Write a complete checkpoint, from which a run can go on with any number of ranks. Collective."""
+        """Write a complete checkpoint, from which any number of ranks can resume. Collective."""
         save_checkpoint(state, str(path))
 
     def restore(self, state: State, loaded: dict[str, Any], logger: Logger) -> None:
-        """Put a checkpoint's weights and optimizer into a running `state`. Collective."""
+        """Restore weights and optimizer of a running `state` from a checkpoint. Collective."""
         state.load_model_state({"model": loaded["model"]}, logger, strict=True)
         state.load_optim_state(loaded)
 
     def gradients(self, state: State) -> list[torch.Tensor]:
-        """This rank's part of the gradients of a step that is about to be taken."""
+        """This rank's part of the gradients of the current step."""
         return optimized_gradients(state.optimizers)

@@ -1,8 +1,8 @@
-"""DeepSpeed's ZeRO under Composer's Trainer: an engine in DDP's place, and an optimizer whose step is the engine's.
+"""DeepSpeed's ZeRO under Composer's Trainer: an engine in place of DDP, and an optimizer that steps the engine.
 
-Composer runs the loop, the events and the microbatches as always. The engine (Rajbhandari et al. 2020, arXiv
-1910.02054) takes the plain optimizer over, with what a checkpoint has put into it, and shards it: from then on every
-parameter group is one flat tensor, of which each rank steps its part.
+Composer still runs the loop, the events and the microbatches. The engine (Rajbhandari et al. 2020, arXiv 1910.02054)
+wraps the plain optimizer, with the state that a checkpoint has loaded, and shards it: every parameter group becomes one
+flat tensor, of which each rank steps its part.
 """
 
 from __future__ import annotations
@@ -31,22 +31,18 @@ from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.scaleout.zero_state import ZeroState
 
-# A fourth of a second of every start would be DeepSpeed's own remarks on its defaults.
-_QUIET = logging.ERROR
-
 
 class EngineOptimizer(torch.optim.Optimizer):
-    """What Composer sees of the optimizer that an engine has taken over.
+    """The adapter through which Composer steps an engine.
 
-    `param_groups` are the live ones, so that a learning rate set there is the one that is used. Gradients are cleared
-    by the engine, when it has used them.
+    `param_groups` are the engine's, so a learning rate set there takes effect. The engine clears gradients itself.
     """
 
     def __init__(self, engine: Any, optimizer: torch.optim.Optimizer) -> None:
-        # Not Optimizer.__init__, which would make groups of its own.
+        # Without Optimizer.__init__, which would create param_groups.
         self._engine = engine
         self._optimizer = optimizer
-        self.skipped: Callable[[], None] = lambda: None
+        self.on_skipped: Callable[[], None] = lambda: None
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -57,15 +53,15 @@ class EngineOptimizer(torch.optim.Optimizer):
         return self._optimizer.state
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """All microbatches, then one step of the engine; it leaves out a step whose gradients are not finite."""
+        """Run all microbatches, then step the engine, which skips a step whose gradients are not finite."""
         loss = closure() if closure is not None else None
         self._engine.step()
         if not self._engine.was_step_applied():
-            self.skipped()
+            self.on_skipped()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing: the engine has cleared what it used, and Composer calls this before the first microbatch."""
+        """Do nothing: the engine has cleared its gradients."""
 
 
 class DeepSpeedZero(Strategy):
@@ -86,7 +82,7 @@ class DeepSpeedZero(Strategy):
         return f"deepspeed {version} ZeRO-{zero_stage(self.config.scaleout)} on {self.world_size} devices"
 
     def precision(self) -> tuple[Precision, torch.dtype | None]:
-        # The engine switches off an autocast around it. The model's own, inside, is the one that DDP has.
+        # The engine disables an outer autocast; the model's own runs inside and matches DDP.
         dtype = torch.bfloat16 if self.device.precision == "bf16" else None
         return Precision.FP32, dtype
 
@@ -99,12 +95,12 @@ class DeepSpeedZero(Strategy):
         return mode, None
 
     def algorithms(self) -> AlgorithmsConfig:
-        # Clipping is the engine's, which alone sees the norm of all gradients.
+        # Only the engine sees the norm of all gradients, so it clips.
         return self.config.algorithms.model_copy(update={"gradient_clipping": None})
 
     @contextlib.contextmanager
     def trainer_context(self) -> Iterator[None]:
-        """The Trainer would wrap the model with DDP; it is left as it is until `after_init`."""
+        """Keep the Trainer from wrapping the model with DDP."""
         with mock.patch("composer.trainer.trainer.prepare_ddp_module", lambda model, find_unused: model):
             yield
 
@@ -113,7 +109,7 @@ class DeepSpeedZero(Strategy):
         (optimizer,) = state.optimizers
         names = {p: name for name, p in state.model.named_parameters()}
         groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
-        loaded = {names[p]: dict(held) for p, held in optimizer.state.items()}
+        loaded = {names[p]: dict(values) for p, values in optimizer.state.items()}
         optimizer.state.clear()
         self._engine = _engine(state.model, optimizer, engine_config(self.config, self.world_size), self.device.name)
         self._state = ZeroState(self._engine, optimizer, groups)
@@ -121,14 +117,14 @@ class DeepSpeedZero(Strategy):
         self._optimizer = EngineOptimizer(self._engine, optimizer)
         state.model = self._engine
         state.optimizers = self._optimizer
-        # What is sharded is gathered by name, see `save`.
+        # `save` gathers these by name.
         state.serialized_attributes = [
             name for name in state.serialized_attributes if name not in ("model", "optimizers")
         ]
 
-    def on_step_skipped(self, call: Callable[[], None]) -> None:
+    def on_step_skipped(self, callback: Callable[[], None]) -> None:
         assert self._optimizer is not None
-        self._optimizer.skipped = call
+        self._optimizer.on_skipped = callback
 
     def save(self, state: State, path: Path) -> None:
         assert self._state is not None
@@ -142,24 +138,24 @@ class DeepSpeedZero(Strategy):
         self._state.set_optimizer(optimizer["state"])
 
     def gradients(self, state: State) -> list[torch.Tensor]:
-        # The engine looks at them when it has summed them: it needs their norm in any case.
+        # The engine checks them itself after the reduction, because it needs their norm.
         return []
 
     def prepare_model(self, model: MaskedLMTrainingModel) -> None:
-        model.precompiles = False  # a backward of its own would reach the hooks that sum gradients
+        model.precompiles = False  # its backward would trigger the engine's reduction hooks
 
 
 def _engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
-    """A DeepSpeed engine of `model` that has taken over `optimizer`. Collective."""
+    """Build a DeepSpeed engine around `model` and `optimizer`. Collective."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if device == "gpu" else "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     deepspeed = importlib.import_module("deepspeed")
-    logging.getLogger("DeepSpeed").setLevel(_QUIET)
-    # On a CPU it would compile an all-reduce of its own, which takes a minute and a half; gloo's is there.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # logging its defaults takes 0.25 s per start
+    # On a CPU it would compile its own all-reduce for 90 s; use gloo's.
     with mock.patch.dict("deepspeed.ops.__compatible_ops__", {"deepspeed_shm_comm": False}):
         try:
             engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
-        except ValueError as error:  # pydantic's: a key or a value that DeepSpeed does not know
-            said = " ".join(str(error).split()).partition(" For further information")[0]
-            raise CramError(f"scaleout.deepspeed: DeepSpeed does not take it: {said[:300]}") from None
+        except ValueError as error:  # pydantic's, for an unknown key or value
+            reason = " ".join(str(error).split()).partition(" For further information")[0]
+            raise CramError(f"scaleout.deepspeed: rejected by DeepSpeed: {reason[:300]}") from None
     return engine

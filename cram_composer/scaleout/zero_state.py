@@ -1,4 +1,4 @@
-"""Weights and optimizer of a ZeRO engine, in and out of its flat shards, as they are in any other checkpoint."""
+"""Convert weights and optimizer of a ZeRO engine between its flat shards and the format of other checkpoints."""
 
 from __future__ import annotations
 
@@ -12,26 +12,33 @@ from torch import nn
 
 from cram_composer.scaleout.shards import local, settle, shard_of
 
-States = Mapping[str, Mapping[str, Any]]  # by parameter name: an optimizer's state of it
+States = Mapping[str, Mapping[str, Any]]  # optimizer state by parameter name
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a part of a weight is: `numel` entries from `start` in its flat fp32 tensor, from `at` in the weight."""
+    """A contiguous part of a weight in a flat fp32 tensor.
 
-    flat: int  # which of the flat tensors
+    Attributes:
+        flat: index of the flat tensor.
+        start: first entry in the flat tensor.
+        at: first entry in the flattened weight.
+        numel: number of entries.
+    """
+
+    flat: int
     start: int
     at: int
     numel: int
 
 
 class ZeroState:
-    """Gathers and puts back what an engine of stage 1, 2 or 3 has sharded. All of it is collective.
+    """Gather and restore the sharded state of an engine of stage 1, 2 or 3. All methods are collective.
 
     Args:
         engine: the engine.
-        optimizer: the plain optimizer that it has taken over.
-        groups: the names of the parameters of each of its groups, as they were before.
+        optimizer: the plain optimizer inside the engine.
+        groups: parameter names of each optimizer group before the engine flattened it.
     """
 
     def __init__(self, engine: Any, optimizer: torch.optim.Optimizer, groups: list[list[str]]) -> None:
@@ -49,7 +56,7 @@ class ZeroState:
 
     def _piece(self, parameter: Any) -> Piece | None:
         mapping = parameter._hp_mapping
-        if mapping is None:  # of other ranks
+        if mapping is None:  # on other ranks
             return None
         flat, weight = mapping.hp_fragment_address, mapping.lp_fragment_address
         return Piece(mapping.param_group_index, flat.start, weight.start, weight.numel)
@@ -61,13 +68,13 @@ class ZeroState:
         return Piece(flat, start, at, min(size, parameter.ds_numel - at))
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The state dict of the model: fp32 weights, complete and on the CPU."""
+        """Gather the state dict of the model: complete fp32 weights on the CPU."""
         whole = {id(p): self._gather(name, lambda flat: flat) for name, p in self._parameters.items()}
-        held = self._module.state_dict(keep_vars=True)
-        return {name: whole[id(t)] if id(t) in whole else t.detach().cpu() for name, t in held.items()}
+        state = self._module.state_dict(keep_vars=True)
+        return {name: whole[id(t)] if id(t) in whole else t.detach().cpu() for name, t in state.items()}
 
     def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `weights` returned."""
+        """Restore the result of `weights`."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 self._scatter(name, weights[name], lambda flat: flat)
@@ -75,7 +82,7 @@ class ZeroState:
                 settle(parameter)
 
     def optimizer(self) -> dict[str, Any]:
-        """The optimizer by name of its class, as Composer writes it: its states and groups by parameter name."""
+        """Gather the optimizer in Composer's format: by class name, with states and groups by parameter name."""
         shapes = self._state_names()
         states = {
             name: {key: self._state(name, key, shaped) for key, shaped in shapes.items()} for name in self._parameters
@@ -87,26 +94,26 @@ class ZeroState:
         return {type(self._optimizer).__qualname__: {"state": states if shapes else {}, "param_groups": groups}}
 
     def set_optimizer(self, states: States) -> None:
-        """Put back the states of `optimizer`, or those of a plain one; nothing where there are none yet."""
+        """Restore the states of `optimizer` or of a plain optimizer; groups without states stay without."""
         for index, flat in enumerate(self._flats):
             members = [name for name, piece in self._pieces.items() if piece is not None and piece.flat == index]
             of_first = next((states[name] for name in members if states.get(name)), None)
             if of_first is None:
                 continue
-            held = self._optimizer.state[flat]
+            flat_state = self._optimizer.state[flat]
             for key, value in of_first.items():
                 if _has_shape_of(value, self._shape(members[0])):
-                    held[key] = torch.zeros_like(flat)
+                    flat_state[key] = torch.zeros_like(flat)
                     for name in members:
-                        self._scatter(name, states[name][key], self._held(key))
+                        self._scatter(name, states[name][key], self._flat_state(key))
                 else:
-                    held[key] = value.to(flat.device, copy=True) if isinstance(value, torch.Tensor) else value
+                    flat_state[key] = value.to(flat.device, copy=True) if isinstance(value, torch.Tensor) else value
 
-    def _held(self, key: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _flat_state(self, key: str) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda flat: self._optimizer.state[flat][key]
 
     def _state_names(self) -> dict[str, bool]:
-        """The keys of the optimizer's states, and whether each has the shape of its weight. The same on all ranks."""
+        """Keys of the optimizer's states, and whether each has the shape of its weight; the same on all ranks."""
         return {
             key: _has_shape_of(value, flat.shape)
             for flat in self._flats
@@ -115,8 +122,8 @@ class ZeroState:
 
     def _state(self, name: str, key: str, shaped: bool) -> Any:
         if shaped:
-            return self._gather(name, self._held(key))
-        # The same for all weights, which are all stepped every time.
+            return self._gather(name, self._flat_state(key))
+        # One value serves all weights, because every step updates all of them.
         value = next(self._optimizer.state[flat][key] for flat in self._flats if flat in self._optimizer.state)
         return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
 
@@ -125,7 +132,7 @@ class ZeroState:
         return getattr(parameter, "ds_shape", parameter.shape)
 
     def _gather(self, name: str, of_flat: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """The whole tensor that belongs to a weight, from every rank's piece of it, on the CPU."""
+        """Gather the whole tensor of a weight from the pieces of all ranks, on the CPU."""
         shape, piece = self._shape(name), self._pieces[name]
         device = local(self._parameters[name]).device
         summed = torch.zeros(shape.numel(), dtype=torch.float32, device=device)
@@ -136,7 +143,7 @@ class ZeroState:
         return summed.view(shape).cpu()
 
     def _scatter(self, name: str, value: torch.Tensor, of_flat: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Put this rank's piece of a whole tensor in its place."""
+        """Write this rank's piece of a whole tensor into its flat tensor."""
         piece = self._pieces[name]
         if piece is not None:
             place = of_flat(self._flats[piece.flat])[piece.start : piece.start + piece.numel]

@@ -1,1 +1,1 @@
-"""The training run: launch, build, loop, callbacks, checkpointing, finish, export."""
+"""A training run: launch, build, loop, callbacks, checkpointing, finish, export."""

@@ -1,4 +1,4 @@
-"""Whether a run starts, continues, or is over already; nothing is written before that is settled."""
+"""Decide whether to start, resume or skip a run, before writing anything."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def start(composed: Composed, path: Path) -> int:
-    """Train in the run folder `path`; returns the process's exit status."""
+    """Train in the run folder `path`; returns the exit status of the process."""
     started = time.monotonic()
-    _end_with_the_launcher()
-    first = os.environ.get("RANK", "0") == "0"
+    _end_with_launcher()
+    is_rank_zero = os.environ.get("RANK", "0") == "0"
     folder = RunFolder(path)
-    remote = _remote(folder, composed)
-    if _is_over(folder, composed, first, remote):
-        return remote.upload_missing() if remote is not None and first else 0
+    mirror = _mirror(folder, composed)
+    if _is_finished(folder, composed, mirror, announce=is_rank_zero):
+        return mirror.upload_missing() if mirror is not None and is_rank_zero else 0
     from cram_composer.device import choose_device
 
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -36,23 +36,23 @@ def start(composed: Composed, path: Path) -> int:
         probe_vector_instructions()
     from cram_composer.train.loop import run  # imports Composer, which takes seconds: time for the probe
 
-    if first and remote is not None:
-        remote.check_access()
-    if first:
+    if is_rank_zero and mirror is not None:
+        mirror.check_access()
+    if is_rank_zero:
         folder.lock()
     try:
-        # Read again: another process may have trained here until it let go of the lock.
-        if _is_over(folder, composed, first, remote):
+        # Read again: another process may have trained here until it released the lock.
+        if _is_finished(folder, composed, mirror, announce=is_rank_zero):
             return 0
-        if first and remote is not None:
-            remote.restore()
+        if is_rank_zero and mirror is not None:
+            mirror.restore()
         return run(composed, device, folder, folder.read_record(), started)
     finally:
         folder.unlock()
 
 
-def _end_with_the_launcher() -> None:
-    """Have Linux send SIGTERM when a launcher or a sweep is gone: killed, they do not end what they started."""
+def _end_with_launcher() -> None:
+    """Have Linux send SIGTERM when the launcher or sweep dies: if killed, it cannot end its processes itself."""
     sweep = os.environ.get(ENDS_WITH_PARENT)
     if "LOCAL_RANK" in os.environ or sweep is not None:
         end_with_parent(signal.SIGTERM)
@@ -60,7 +60,7 @@ def _end_with_the_launcher() -> None:
         raise CramError("the sweep that started this run is gone")
 
 
-def _remote(folder: RunFolder, composed: Composed) -> RunMirror | None:
+def _mirror(folder: RunFolder, composed: Composed) -> RunMirror | None:
     config: RunConfig = composed.config
     if config.runs_remote is None:
         return None
@@ -69,30 +69,39 @@ def _remote(folder: RunFolder, composed: Composed) -> RunMirror | None:
     return RunMirror(folder, config.runs_remote, config.checkpoint.keep)
 
 
-def _is_over(folder: RunFolder, composed: Composed, say: bool, remote: RunMirror | None) -> bool:
-    """Whether the run is over, here or in the copy that another machine may have made of it."""
-    if _ended(folder.read_record(), composed, str(folder.path), say):
+def _is_finished(folder: RunFolder, composed: Composed, mirror: RunMirror | None, announce: bool) -> bool:
+    """Check whether the run is finished, here or in its mirror, where another machine may have trained it."""
+    if _has_finished(folder.read_record(), composed, str(folder.path), announce):
         return True
-    return remote is not None and _ended(remote.read_record(), composed, remote.uri, say)
+    return mirror is not None and _has_finished(mirror.read_record(), composed, mirror.uri, announce)
 
 
-def _ended(earlier: dict[str, Any] | None, composed: Composed, where: str, say: bool) -> bool:
-    if earlier is None:
+def _has_finished(record: dict[str, Any] | None, composed: Composed, where: str, announce: bool) -> bool:
+    if record is None:
         return False
-    check_same(earlier, composed, where)
-    over = earlier["status"] in ("finished", "stopped-early")
-    if over and say:
-        print(f"{where}: this run is over ({earlier['status']}); choose run_name=... for another")
-    return over
+    check_same(record, composed, where)
+    finished = record["status"] in ("finished", "stopped-early")
+    if finished and announce:
+        print(f"{where}: this run is over ({record['status']}); choose run_name=... for another")
+    return finished
 
 
-def check_same(earlier: dict[str, Any], composed: Composed, where: str) -> None:
-    """A run continues with the configuration it began with."""
-    if earlier["config_hash"] == composed.hash:
+def check_same(record: dict[str, Any], composed: Composed, where: str) -> None:
+    """Check that a run is resumed with its own configuration.
+
+    Args:
+        record: the record of earlier attempts.
+        composed: the configuration of this attempt.
+        where: the run folder or mirror, for the error message.
+
+    Raises:
+        CramError: a setting differs that is fixed for a run.
+    """
+    if record["config_hash"] == composed.hash:
         return
-    before, now = flatten(earlier["config"]), flatten(composed.plain)
+    before, now = flatten(record["config"]), flatten(composed.plain)
     differing = [key for key in now if before.get(key) != now[key]] or ["the schema"]
     raise CramError(
         f"{where}: holds a run with another configuration ({', '.join(differing[:5])}); "
-        "choose run_name=... for a new run, or go back to that configuration to continue"
+        "choose run_name=... for a new run, or restore that configuration to resume"
     )

@@ -1,7 +1,7 @@
-"""What libraries would make a run wait for, asked for beside its set-up.
+"""Warm slow library look-ups in the background during set-up.
 
-Composer asks a process of its own for the processor's name. torch's compiler loads a library in two of them, which
-import torch, to see which vector instructions its code may use. Both remember the answer.
+Composer starts a process to find the processor's name. torch's compiler starts two, which import torch, to find the
+vector instructions that its code may use. Both cache the result.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-_asked: list[threading.Thread] = []
+_threads: list[threading.Thread] = []
 
 
-def run_in_background(question: Callable[[], object]) -> None:
-    """Call `question` in a thread. If it fails, whoever needs the answer asks again, and says what is wrong."""
-    thread = threading.Thread(target=_ask, args=(question,), daemon=True)
+def run_in_background(lookup: Callable[[], object]) -> None:
+    """Call `lookup` in a thread. An error is dropped: the caller that needs the result repeats the look-up."""
+    thread = threading.Thread(target=_run, args=(lookup,), daemon=True)
     thread.start()
-    _asked.append(thread)
+    _threads.append(thread)
 
 
 def probe_vector_instructions() -> None:
-    """Those that code compiled for this CPU may use."""
-    # Here, and not in the thread: two threads that import parts of one library can find the other's half done.
+    """Find the vector instructions of this CPU, for torch's compiler."""
+    # Imported here because two threads that import parts of one library can see each other's half-imported modules.
     import torch._inductor.codecache
     import torch._inductor.cpp_builder
     import torch.utils._filelock
@@ -33,11 +33,11 @@ def probe_vector_instructions() -> None:
 
 
 def join() -> None:
-    """Until all that was asked for is known."""
-    while _asked:
-        _asked.pop().join()
+    """Wait for all look-ups."""
+    while _threads:
+        _threads.pop().join()
 
 
-def _ask(question: Callable[[], object]) -> None:
+def _run(lookup: Callable[[], object]) -> None:
     with contextlib.suppress(Exception):
-        question()
+        lookup()

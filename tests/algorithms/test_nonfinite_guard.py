@@ -93,8 +93,8 @@ def test_rollback_asks_for_the_last_checkpoint(caplog: pytest.LogCaptureFixture)
     assert asked == [now] and "went back to the last checkpoint" in caplog.text
 
 
-def test_a_step_that_is_skipped_elsewhere_is_judged_by_its_own_losses(caplog: pytest.LogCaptureFixture):
-    guard = NonFiniteGuard("skip-step", 3, no_rollback, skipped_elsewhere=True)
+def test_a_step_that_the_optimizer_skips_is_judged_by_its_own_losses(caplog: pytest.LogCaptureFixture):
+    guard = NonFiniteGuard("skip-step", 3, no_rollback, optimizer_skips=True)
     events = (Event.BEFORE_TRAIN_BATCH, Event.AFTER_LOSS, Event.AFTER_LOSS, Event.AFTER_TRAIN_BATCH)
     with caplog.at_level(logging.WARNING):
         for batch, loss in enumerate((float("nan"), 1.0, 1.0)):
@@ -119,7 +119,7 @@ def test_overflow_under_fp16_is_left_to_the_loss_scaler():
     ("whole", "precision"), [(True, Precision.FP32), (False, Precision.FP32), (True, Precision.AMP_FP16)]
 )
 def test_the_norm_is_there_for_clipping_where_it_is_that_of_all_gradients(whole: bool, precision: Precision):
-    guard, now = NonFiniteGuard("skip-step", 3, no_rollback, whole=whole), state(gradient=2.0)
+    guard, now = NonFiniteGuard("skip-step", 3, no_rollback, complete=whole), state(gradient=2.0)
     now.precision = precision
     step(guard, now)
     if whole and precision == Precision.FP32:

@@ -1,4 +1,4 @@
-"""A rank that dies: the others end with one line, and the same command goes on."""
+"""A rank that dies: the others end with one line, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_only_what_a_lost_connection_says_is_taken_for_one(monkeypatch: pytest.M
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr("composer.utils.dist.get_world_size", lambda: 4)
     line = str(peer_failure(gone))
-    assert "another rank has ended" in line and "the same command goes on" in line and "\n" not in line
+    assert "another rank has ended" in line and "run the same command to resume" in line and "\n" not in line
     assert peer_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
     assert peer_failure(KeyboardInterrupt()) is None
 

@@ -9,7 +9,7 @@ import torch
 from composer.core import Event, State
 from composer.loggers import Logger
 
-from cram_composer.algorithms.averaging.weight_average import WeightAverage, Weights, weights_held
+from cram_composer.algorithms.averaging.weight_average import WeightAverage, Weights, local_weights
 from cram_composer.budget.budget import Budget
 from cram_composer.config.schema.algorithms import EmaConfig
 
@@ -19,7 +19,7 @@ class EMA(WeightAverage):
 
     After every step, average <- average + (1 - 2^(-d / half_life)) (weights - average), where d is the progress between
     the start of this step and the start of the one before.
-    Composer's own EMA counts its half-life in batches or epochs, which a wall-clock run does not know beforehand.
+    Composer's EMA has a half-life in batches or epochs, whose number a wall-clock run does not know beforehand.
     """
 
     def __init__(self, config: EmaConfig, budget: Budget) -> None:
@@ -48,13 +48,13 @@ class EMA(WeightAverage):
                 self._update(state.model)
         elif event == Event.FIT_START and not self._average:
             self._last_progress = self._budget.progress
-            self._average = {name: held.clone() for name, held in weights_held(state.model)}
+            self._average = {name: held.clone() for name, held in local_weights(state.model)}
 
     @torch.no_grad()
     def _update(self, model: torch.nn.Module) -> None:
         moved = self._budget.progress - self._last_progress
         self._last_progress = self._budget.progress
-        weights = dict(weights_held(model))
+        weights = dict(local_weights(model))
         averages = [self._average[name] for name in weights]
         torch._foreach_lerp_(averages, list(weights.values()), 1.0 - 0.5 ** (moved / self._config.half_life))
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from cram_composer.algorithms.averaging.weight_average import PeriodicAverage, Weights, weights_held
+from cram_composer.algorithms.averaging.weight_average import PeriodicAverage, Weights, local_weights
 from cram_composer.budget.budget import Budget
 from cram_composer.config.schema.algorithms import LawaConfig
 
 
 class LAWA(PeriodicAverage):
-    """Kaddour 2022, arXiv 2209.14981, algorithm 1; an interval of the budget stands for the paper's epoch.
+    """Kaddour 2022, arXiv 2209.14981, algorithm 1; an interval of the budget replaces the paper's epoch.
 
-    There is no average before there are k weights. They are kept in the memory of the host.
+    There is no average before k snapshots exist. Snapshots are kept in host memory.
     """
 
     def __init__(self, config: LawaConfig, budget: Budget) -> None:
@@ -25,7 +25,7 @@ class LAWA(PeriodicAverage):
         self._latest: list[Weights] = []  # oldest first
 
     def average(self) -> Weights:
-        """The mean of the latest k weights; empty before there are as many."""
+        """The mean of the latest k weights; empty before k snapshots exist."""
         if len(self._latest) < self._k:
             return {}
         return {name: torch.stack([weights[name] for weights in self._latest]).mean(0) for name in self._latest[0]}
@@ -35,8 +35,8 @@ class LAWA(PeriodicAverage):
         self._latest = [{name: t.cpu() for name, t in change(weights).items()} for weights in self._latest]
 
     def add_snapshot(self, model: nn.Module) -> None:
-        """Keep these weights, and no more than k."""
-        weights = {name: held.to("cpu", copy=True) for name, held in weights_held(model)}
+        """Append these weights and keep the latest k."""
+        weights = {name: held.to("cpu", copy=True) for name, held in local_weights(model)}
         self._latest = [*self._latest, weights][-self._k :]
 
     def state_dict(self) -> dict[str, Any]:

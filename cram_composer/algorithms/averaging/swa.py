@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cram_composer.algorithms.averaging.weight_average import PeriodicAverage, Weights, weights_held
+from cram_composer.algorithms.averaging.weight_average import PeriodicAverage, Weights, local_weights
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.schedules import Schedule
 from cram_composer.config.schema.algorithms import SwaConfig
@@ -17,8 +17,8 @@ from cram_composer.config.schema.algorithms import SwaConfig
 class SWA(PeriodicAverage):
     """Izmailov et al. 2018, arXiv 1803.05407, algorithm 1, with Composer's parameter names.
 
-    Composer's SWA counts in epochs, and does not resume on several devices. Its `swa_end`, at which training goes on
-    from the average to renew the statistics of batch norms, has no use here: there are none.
+    Composer's SWA counts in epochs and does not resume on several devices. Its `swa_end`, after which training
+    continues from the average to renew batch-norm statistics, has no use here: there are no batch norms.
     """
 
     def __init__(self, config: SwaConfig, budget: Budget) -> None:
@@ -36,8 +36,8 @@ class SWA(PeriodicAverage):
 
     @torch.no_grad()
     def add_snapshot(self, model: nn.Module) -> None:
-        """average <- average + (weights - average) / n, n weights being in it then."""
-        weights = dict(weights_held(model))
+        """Update average <- average + (weights - average) / n for the n-th set of weights."""
+        weights = dict(local_weights(model))
         self._count += 1
         if self._count == 1:
             self._average = {name: held.clone() for name, held in weights.items()}
@@ -45,7 +45,7 @@ class SWA(PeriodicAverage):
         torch._foreach_lerp_([self._average[name] for name in weights], list(weights.values()), 1.0 / self._count)
 
     def state_dict(self) -> dict[str, Any]:
-        """The mean and how many weights are in it."""
+        """The mean and the number of weights in it."""
         return super().state_dict() | {"count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -56,10 +56,10 @@ class SWA(PeriodicAverage):
 
 
 def with_swa(schedule: Schedule, config: SwaConfig | None) -> Schedule:
-    """The schedule of a run with SWA: with `schedule_swa_lr` the rate stays what it is at `swa_start`.
+    """Hold the learning rate from `swa_start` on, if `schedule_swa_lr` is set.
 
-    The paper's constant rate (section 3.2), and what Composer's `schedule_swa_lr` comes to. A schedule that falls to
-    zero would give an average of weights that hardly differ.
+    This is the paper's constant rate (section 3.2) and the effect of Composer's `schedule_swa_lr`. With a schedule that
+    falls to zero, the averaged weights would hardly differ.
     """
     if config is None or not config.schedule_swa_lr:
         return schedule

@@ -1,4 +1,4 @@
-"""What averages of the weights have in common: evaluation and export use the average, training goes on without it."""
+"""Base classes of weight averages, which replace the trained weights in evaluation and export."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Weights = dict[str, torch.Tensor]
 
 
 class WeightAverage(Algorithm):
-    """An average of the trained weights, in whose place the model is evaluated and exported.
+    """An average of the trained weights, with which the model is evaluated and exported.
 
-    A subclass says what the average is, and takes up weights at events of its own. All of it is in what this rank holds
-    of the weights, which may be shards; checkpoints have whole averages.
+    Subclasses define the average and when it is updated. All tensors are this rank's part of the weights, which may be
+    shards; checkpoints hold whole averages.
     """
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._parameters: dict[str, nn.Parameter] = {}
-        self._trained: Weights = {}  # the trained weights while the average stands in for them
-        self._loaded = False  # what a checkpoint had is whole still
+        self._trained: Weights = {}  # the trained weights while the average replaces them
+        self._loaded = False  # whole tensors of a checkpoint are not sharded yet
 
     @abstractmethod
     def average(self) -> Weights:
-        """This rank's part of the average by parameter name, as it is now; empty where there is none yet."""
+        """This rank's part of the current average by parameter name; empty if there is none yet."""
 
     def map_snapshots(self, change: Callable[[Weights], Weights]) -> None:
-        """Replace the weights that are kept by what `change` makes of them."""
+        """Apply `change` to every stored set of weights."""
 
     def match(self, event: Event, state: State) -> bool:
         """At the start and around evaluation."""
@@ -54,50 +54,49 @@ class WeightAverage(Algorithm):
 
     @torch.no_grad()
     def swap_in(self, model: nn.Module) -> None:
-        """Put the average in the model's place of the trained weights; they stay where there is none."""
+        """Replace the trained weights in the model by the average, if there is one."""
         average = self.average()
         if not average:
             return
-        self._trained = {name: held.clone() for name, held in weights_held(model)}
-        self._put(model, average)
+        self._trained = {name: held.clone() for name, held in local_weights(model)}
+        self._write(model, average)
 
     @torch.no_grad()
     def swap_out(self, model: nn.Module) -> None:
-        """Put the trained weights back."""
+        """Restore the trained weights."""
         if self._trained:
-            self._put(model, self._trained)
+            self._write(model, self._trained)
         self._trained = {}
 
-    def _put(self, model: nn.Module, weights: Weights) -> None:
-        for name, held in weights_held(model):
+    def _write(self, model: nn.Module, weights: Weights) -> None:
+        for name, held in local_weights(model):
             held.copy_(weights[name])
         for _, parameter in parameters(model):
             settle(parameter)
 
     def gathered(self, weights: Weights) -> Weights:
-        """Whole tensors of this rank's parts, in the memory of the host. Collective."""
+        """Gather whole tensors of this rank's parts in host memory. Collective."""
         if self._loaded:
             return dict(weights)
-        # One at a time on the device: collectives of NCCL take no others, and a whole model may not fit.
+        # One at a time on the device: NCCL needs device tensors, and a whole model may not fit.
         return {
             name: whole(parameter := self._parameters[name], part.to(local(parameter).device)).cpu()
             for name, part in weights.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, which is what `cram export` takes from a checkpoint. Collective."""
+        """The average, which `cram export` reads from a checkpoint. Collective."""
         return super().state_dict() | {"average": self.gathered(self.average())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint; what is loaded becomes this rank's part at the next event."""
+        """Continue from a checkpoint; the next event shards what was loaded."""
         self._loaded = True
 
 
 class PeriodicAverage(WeightAverage):
     """An average of the weights at `start` and every `interval` after it, both in budget progress.
 
-    Weights are taken up between steps, the last ones when the budget is spent. A step that passes several of these
-    points counts once.
+    Weights are added between steps, the last when the budget is spent. A step that passes several points counts once.
     """
 
     def __init__(self, budget: Budget, start: float, interval: float) -> None:
@@ -108,14 +107,14 @@ class PeriodicAverage(WeightAverage):
 
     @abstractmethod
     def add_snapshot(self, model: nn.Module) -> None:
-        """Have the weights of `model` in the average."""
+        """Add the weights of `model` to the average."""
 
     def match(self, event: Event, state: State) -> bool:
-        """Before a step, when progress is that of the weights, and at the end."""
+        """Before a step, when progress matches the weights, and at the end."""
         return event in (Event.BATCH_START, Event.FIT_END) or super().match(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Take up the weights if it is time, or exchange them with their average."""
+        """Add the weights if a point has been passed, or exchange them with their average."""
         super().apply(event, state, logger)
         if event in (Event.BATCH_START, Event.FIT_END) and self._budget.progress >= self._start:
             point = int((self._budget.progress - self._start) / self._interval + 1e-9)
@@ -134,16 +133,16 @@ class PeriodicAverage(WeightAverage):
 
 
 def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters by name; without the prefix of DDP, so that names fit a run on any number of devices."""
+    """Parameters by name, without DDP's prefix, so names match on any number of devices."""
     reshard(model)
     return [(name.removeprefix("module."), p) for name, p in model.named_parameters()]
 
 
-def weights_held(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """What this rank holds of each parameter, by name; without autograd, and to write to."""
+def local_weights(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """This rank's part of each parameter by name, writable and without autograd."""
     return [(name, local(p)) for name, p in parameters(model)]
 
 
 def saved_average(algorithms: Iterable[tuple[str, dict[str, Any]]]) -> Weights | None:
-    """The average among the algorithms of a checkpoint, None where there is none."""
+    """The average among the algorithms of a checkpoint, None if there is none."""
     return next((state["average"] for _, state in algorithms if state.get("average")), None)

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm by Liger's fused Triton kernels on CUDA; elsewhere torch's own, which torch.compile fuses."""
+"""LayerNorm and RMSNorm with Liger's fused Triton kernels on CUDA; elsewhere torch's, which torch.compile fuses."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 class FusedLayerNorm(Algorithm):
     """Replace every `torch.nn.LayerNorm` and `torch.nn.RMSNorm` by Liger's at the start of a run on a GPU.
 
-    Parameters are shared, not copied: optimizers, state dict keys and exports do not notice. `kernel` names what runs:
-    "liger VERSION (triton)", or "torch" on other devices and where Liger cannot be imported (with a warning).
+    Parameters are shared, not copied, so optimizers, state-dict keys and exports are unaffected.
+
+    Attributes:
+        kernel: "liger VERSION (triton)", or "torch" on other devices and, with a warning, if Liger cannot be imported.
     """
 
     def __init__(self) -> None:
@@ -45,7 +47,7 @@ class FusedLayerNorm(Algorithm):
 
 
 def fuse_norms(model: nn.Module) -> int:
-    """Put Liger's in the place of every LayerNorm and RMSNorm that has weights [H]; returns how many."""
+    """Replace every LayerNorm and RMSNorm that has weights [H] by Liger's; return their number."""
 
     def replacement(layer: nn.Module, index: int) -> nn.Module | None:
         if not isinstance(layer, nn.LayerNorm | nn.RMSNorm) or layer.weight is None or layer.weight.ndim > 1:

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm in the dtype of autocast, which runs them in fp32 of its own accord."""
+"""LayerNorm and RMSNorm in the dtype of autocast, which otherwise runs them in fp32."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _DTYPES = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16
 class LowPrecisionNorms(Algorithm):
     """Norms read and write bf16 or fp16 under autocast (MosaicBERT: Portes et al. 2023, arXiv 2312.17482, section 2).
 
-    torch's kernels keep their statistics in fp32 all the same. In fp32 there is nothing to change, and the log says so.
-    Composer's LowPrecisionLayerNorm copies the parameters into new ones, leaves RMSNorm alone, and does not know of the
-    autocast that bf16 on a CPU comes from here. A class of that name would be taken for it when a checkpoint is loaded.
+    torch's kernels still keep their statistics in fp32. In fp32 nothing changes, and the log says so.
+    Composer's LowPrecisionLayerNorm copies the parameters, ignores RMSNorm and the model's own autocast on a CPU. On
+    loading a checkpoint Composer would mistake a class of that name for it.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class LowPrecisionNorms(Algorithm):
 
 
 def lower_norms(model: nn.Module) -> int:
-    """Put one of low precision in the place of every LayerNorm and RMSNorm; returns how many."""
+    """Replace every LayerNorm and RMSNorm by one of low precision; return their number."""
 
     def replacement(layer: nn.Module, index: int) -> nn.Module | None:
         if isinstance(layer, nn.LayerNorm):
@@ -79,7 +79,7 @@ class _RMSNorm(nn.RMSNorm):
 
 
 def _lowered(tensor: Any, input: torch.Tensor) -> Any:
-    """A tensor (or None) in the dtype of autocast on the device of `input`, where there is one."""
+    """Cast a tensor (or None) to the autocast dtype of the device of `input`, if autocast is enabled there."""
     device = input.device.type
     return (
         tensor.to(torch.get_autocast_dtype(device))
