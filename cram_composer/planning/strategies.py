@@ -47,20 +47,20 @@ def fsdp2(step: StepMemory, devices: int) -> DeviceMemory:
 
 def zero_1(step: StepMemory, devices: int) -> DeviceMemory:
     """Shard optimizer state, with DeepSpeed's own fp32 copy of the weights (ZeRO, arXiv 1910.02054, section 5)."""
-    return DeviceMemory(step.weights, step.gradients, (step.optimizer + step.weights) / devices, _bucket(step))
+    return DeviceMemory(step.weights, step.gradients, (step.optimizer + step.weights) / devices, _bucket_bytes(step))
 
 
 def zero_2(step: StepMemory, devices: int) -> DeviceMemory:
     """Also shard gradients."""
     state = (step.optimizer + step.weights) / devices
-    return DeviceMemory(step.weights, step.gradients / devices, state, _bucket(step))
+    return DeviceMemory(step.weights, step.gradients / devices, state, _bucket_bytes(step))
 
 
 def zero_3(step: StepMemory, devices: int) -> DeviceMemory:
     """Also shard weights; up to 10^9 of them stay gathered after use."""
     state = (step.optimizer + step.weights) / devices
     gathered = _FP32 * min(step.parameters, _MAX_LIVE_PARAMETERS)
-    return DeviceMemory(step.weights / devices, step.gradients / devices, state, gathered + _bucket(step))
+    return DeviceMemory(step.weights / devices, step.gradients / devices, state, gathered + _bucket_bytes(step))
 
 
 def zero_2_offload(step: StepMemory, devices: int) -> DeviceMemory:
@@ -77,7 +77,7 @@ def _offload(sizes: DeviceMemory) -> DeviceMemory:
     return DeviceMemory(sizes.weights, 0.0, 0.0, sizes.communication, sizes.optimizer + sizes.gradients)
 
 
-def _bucket(step: StepMemory) -> float:
+def _bucket_bytes(step: StepMemory) -> float:
     return min(step.gradients, _FP32 * _BUCKET_ELEMENTS)
 
 

@@ -73,13 +73,13 @@ def classify_error(error: BaseException) -> StorageFailure:
             return StorageFailure("disk-full", "the disk is full")
         if isinstance(link, OSError) and link.errno in _LOCAL_ERRNOS:
             return StorageFailure("other", f"{link.filename}: {link.strerror}")
-        cause = _cause(link)
+        cause = _classify(link)
         if cause is not None:
             return StorageFailure(cause, _summarize(link))
     return StorageFailure("other", _summarize(error))
 
 
-def _cause(error: BaseException) -> str | None:
+def _classify(error: BaseException) -> str | None:
     code, status = error_code(error), _http_status(error)
     for cause, codes in _CAUSE_BY_CODE.items():
         if code in codes:

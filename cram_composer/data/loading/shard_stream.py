@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ class ShardStream(Stream):
             else:
                 _unpack(temporary, shard, target)
         finally:
-            _unlink_if_exists(temporary)
+            temporary.unlink(missing_ok=True)
 
     def _unpack_in_place(self, shard: Reader, target: Path) -> None:
         _, zipped = shard.file_pairs[0]
@@ -172,7 +171,7 @@ def _unpack(path: Path, shard: Reader, target: Path) -> None:
         temporary.write_bytes(data)
         os.replace(temporary, target)
     finally:
-        _unlink_if_exists(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def _temporary_path(target: Path) -> Path:
@@ -188,8 +187,3 @@ def is_orphaned(path: Path) -> bool:
     """Return True if the process that was writing this temporary file on this machine is gone."""
     match = re.search(rf"{re.escape(TEMPORARY + socket.gethostname())}-(\d+)-", path.name)
     return match is not None and not Path(f"/proc/{match[1]}").exists()
-
-
-def _unlink_if_exists(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        path.unlink()

@@ -205,7 +205,7 @@ class TrainLoader:
         rows = self.stream.take(self.rows)
         if self.seq_length < self.data_seq_length:
             rows = rows[:, : self.seq_length] if self.truncate else rows.reshape(-1, self.seq_length)
-        random = self._random.at(self.step, self._rank * len(rows))
+        random = self._random.seek(self.step, self._rank * len(rows))
         self.step += 1
         return self.collator(rows, self.mlm_probability, random)
 

@@ -28,9 +28,9 @@ class RowRandom:
         self._bits = np.random.PCG64(list(seed))
         self._generator = np.random.Generator(self._bits)
         self._position = 0  # of the generator in its sequence
-        self.at(0, 0)
+        self.seek(0, 0)
 
-    def at(self, step: int, first_row: int) -> RowRandom:
+    def seek(self, step: int, first_row: int) -> RowRandom:
         """Return this object, positioned before the first call of a step."""
         self._call_start = _CALL_STRIDE * _MAX_CALLS_PER_STEP * step
         self._first_row = first_row

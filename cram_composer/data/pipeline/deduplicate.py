@@ -6,7 +6,7 @@ write_anchors: write keys of anchors in the remaining documents to buckets.
 find_repeats: find anchors that share a key with an earlier one, in this partition's buckets.
 remaining_chunks: yield a partition's chunks without duplicates and repeated spans.
 
-Documents are ordered by partition and then by position; \"earlier\" refers to this order.
+Documents are ordered by partition and then by position; "earlier" refers to this order.
 """
 
 from __future__ import annotations

@@ -139,8 +139,8 @@ def test_no_causal_rows_and_all():
 def test_masks_of_a_row_do_not_depend_on_the_rank(settings: dict, hybrid: dict):
     tokens = rows(24)
     collator = MaskedLMCollator(1000, SPECIAL, MASK, joins=JOINS, pad_id=PAD, **settings, **hybrid)
-    alone = collator(tokens, 0.2, RowRandom([5]).at(3, 0))
-    shared = [collator(tokens[first : first + 8], 0.2, RowRandom([5]).at(3, first)) for first in (0, 8, 16)]
+    alone = collator(tokens, 0.2, RowRandom([5]).seek(3, 0))
+    shared = [collator(tokens[first : first + 8], 0.2, RowRandom([5]).seek(3, first)) for first in (0, 8, 16)]
     assert all(torch.equal(alone[name], torch.cat([part[name] for part in shared])) for name in alone)
-    other = collator(tokens, 0.2, RowRandom([5]).at(4, 0))
+    other = collator(tokens, 0.2, RowRandom([5]).seek(4, 0))
     assert not torch.equal(alone["labels"], other["labels"])

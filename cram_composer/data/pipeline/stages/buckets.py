@@ -101,7 +101,7 @@ def earlier_pairs(
             Equal keys do not guarantee equal text around them; one with equal text is nearly always among these.
         apart: minimum distance of a pair in bytes. Closer pairs are useless to `repeated_spans` if this is its length,
             and
-            text such as \"-----\" has them at every byte.
+            text such as "-----" has them at every byte.
         share: part of the records to process.
     """
     keys, positions = _sorted_records(files, share)

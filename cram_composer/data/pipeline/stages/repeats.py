@@ -112,7 +112,7 @@ def repeated_spans(
     """Return the spans of a document that occurred before, sorted and disjoint.
 
     A byte is in a span if it is in a run of `length` bytes that occurs before in one document: in an earlier one or,
-    without overlap, in the same one. (The rule about overlap leaves text that repeats itself, \"aaaa\", its first
+    without overlap, in the same one. (The rule about overlap leaves text that repeats itself, "aaaa", its first
     `length` bytes. The earlier text may itself be in a removed span.) Complete if `earlier` holds every candidate; a
     run whose anchors all lack the position that it repeats is missed. Ends of spans are shrunk to whole characters.
 
