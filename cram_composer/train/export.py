@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
 from cram_composer.algorithms.averaging.weight_average import WeightAverage, saved_average
-from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.schema.model import ModelConfig
 from cram_composer.errors import CramError
 from cram_composer.models.card import model_card
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
@@ -83,11 +82,9 @@ def _load_network(path: Path, record: dict[str, Any]) -> PreTrainedModel:
     saved = newest_checkpoint(path / "checkpoints")
     if saved is None:
         raise CramError(f"{path}: no usable checkpoint to export")
-    config: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), record["config"]))  # type: ignore[assignment]
-    manifest = record["data"]
-    network = build_model(
-        config.model, manifest["vocab_size"], manifest["special_tokens"], shift=config.objective.shift
-    )
+    model = ModelConfig.model_validate(record["config"]["model"])
+    manifest, shift = record["data"], record["config"]["objective"]["shift"]
+    network = build_model(model, manifest["vocab_size"], manifest["special_tokens"], shift=shift)
     state = load_state(saved.path)
     averages = saved_average(state["algorithms"])
     weights = averages or state["model"]
