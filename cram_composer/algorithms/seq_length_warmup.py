@@ -22,22 +22,16 @@ class SeqLengthWarmup(Algorithm):
 
     def __init__(self, config: SeqLengthWarmupConfig, budget: Budget, loader: TrainLoader) -> None:
         full = loader.data_seq_length
-        longest = config.max_seq_length or full
-        if longest > full:
+        if config.min_seq_length > full:
             raise ConfigError(
-                f"algorithms.seq_length_warmup.max_seq_length: {longest} is more than the {full} tokens of a data row"
+                f"algorithms.seq_length_warmup.min_seq_length: must be <= {full}, the tokens of a data row, got "
+                f"{config.min_seq_length}"
             )
-        steps = (
-            range(config.min_seq_length, longest + 1, config.step_size) if config.truncate else range(1, longest + 1)
-        )
-        self._lengths = sorted(
-            {n for n in (*steps, longest) if config.min_seq_length <= n and (config.truncate or full % n == 0)}
-        )
-        if not self._lengths:
-            raise ConfigError(
-                f"algorithms.seq_length_warmup: no length from {config.min_seq_length} to {longest} divides the data's "
-                f"rows of {full} tokens; use truncate=true or other lengths"
-            )
+        if config.truncate:
+            lengths = {*range(config.min_seq_length, full + 1, config.step_size), full}
+        else:
+            lengths = {n for n in range(config.min_seq_length, full + 1) if full % n == 0}
+        self._lengths = sorted(lengths)
         self._config = config
         self._budget = budget
         self._loader = loader

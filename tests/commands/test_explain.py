@@ -43,7 +43,7 @@ WRONG_VALUES = [
     "data.curriculum=[{proportions: {a: 0}}]", "data.num_workers=-1", "data.remot=s3://x/y",
     "objective.mlm_probability=0.95", "objective.causal_fraction=0.5", "objective.mask_schedule=step",
     "objective={unit: span, positions: bernoulli}", "algorithms.ema={half_life: 2.0}", "algorithms={ema: {}, swa: {}}",
-    "algorithms.emma={}", "algorithms.seq_length_warmup={min_seq_length: 64, max_seq_length: 32}",
+    "algorithms.emma={}", "algorithms.seq_length_warmup={min_seq_length: 0}",
     "algorithms.stochastic_depth={drop_rate: 1.0}", "eval.interval=1.5", "eval.rows=8", "checkpoint.branch_at=[1.5]",
     "checkpoint.keep=0", "checkpoint.interval=1y", "scaleout=fsdp3", "scaleout.fsdp2.mixed_precision=HALF",
     "scaleout={strategy: deepspeed, deepspeed: {optimizer: {}}}", "logging.tensorbord=false", "export.sentences=x",

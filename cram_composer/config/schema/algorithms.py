@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveInt
 
 from cram_composer.config.schema.base import Settings, Share, key
 
@@ -23,15 +23,8 @@ class SeqLengthWarmupConfig(Settings):
 
     duration: Share = key(0.3, "share of the budget until full length")
     min_seq_length: PositiveInt = key(32, "tokens per row at the start")
-    max_seq_length: PositiveInt | None = key(None, "tokens per row at the end; null: the data's")
     step_size: PositiveInt = key(32, "with truncate: lengths are multiples of this")
     truncate: bool = key(False, "cut rows, losing tokens; false reshapes a row into several")
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> SeqLengthWarmupConfig:
-        if self.max_seq_length is not None and self.max_seq_length < self.min_seq_length:
-            raise ValueError(f"max_seq_length: must be >= min_seq_length={self.min_seq_length}")
-        return self
 
 
 class BatchSizeRampConfig(Settings):
