@@ -93,11 +93,11 @@ def _run(config: SweepConfig, asked_by: str, options: argparse.Namespace) -> int
         (options.output or Path("runs/sweeps") / config.name).expanduser(),
         jobs=options.jobs,
         slurm=slurm_parameters(options.slurm),
-        agreed=options.yes,
+        confirmed=options.yes,
         train=not options.report,
     )
     print(text)
-    return exit_status(failures, "runs failed; the same command goes on with them")
+    return exit_status(failures, "runs failed; run the same command to resume them")
 
 
 def _branch(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The tasks of a build by phase, and running one of them in whatever process it was given to."""
+"""The tasks of a build, one function per phase, each for one partition."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cram_composer.data.pipeline import deduplicate as judging
-from cram_composer.data.pipeline import write_shards as arranging
+from cram_composer.data.pipeline import deduplicate, write_shards
 from cram_composer.data.pipeline.ingest import Judgements, Reader, needs_all_documents
 from cram_composer.data.pipeline.tokenize_rows import Encoder
 from cram_composer.data.pipeline.workspace import Work
@@ -18,17 +17,17 @@ from cram_composer.storage.files import write_atomic
 
 
 def read(work: Work, partition: int, progress: bool) -> dict[str, Any]:
-    """Documents to a file, for the stages that compare them."""
-    facts, judgements = judging.read(work, partition, progress)
+    """Write documents to a file, for the stages that compare them."""
+    facts, judgements = deduplicate.read(work, partition, progress)
     return {**facts, "judgements": judgements.as_dict()}
 
 
 def encode(work: Work, partition: int, progress: bool) -> dict[str, Any]:
-    """Documents to rows; straight from the sources where no stage has to compare them first."""
+    """Encode documents into rows; straight from the sources unless a stage has to compare them first."""
     if needs_all_documents(work.config.stages):
         judgements = Judgements()
         encoder = Encoder(work, partition, judgements)
-        encoder.run(judging.survivors(work, partition, judgements, progress))
+        encoder.run(deduplicate.survivors(work, partition, judgements, progress))
         return {**encoder.facts(), "judgements": judgements.as_dict()}
     reader = Reader(work.config, partition)
     encoder = Encoder(work, partition, reader.judgements)
@@ -41,13 +40,13 @@ Task = Callable[[Work, int, bool], Any]
 
 TASKS: dict[str, Task] = {
     "read": read,
-    "duplicates": judging.duplicates,
-    "anchors": judging.anchor,
-    "repeats": judging.repeats,
+    "duplicates": deduplicate.duplicates,
+    "anchors": deduplicate.anchor,
+    "repeats": deduplicate.repeats,
     "encode": encode,
-    "sample": arranging.sample,
-    "deal": arranging.deal,
-    "write": arranging.write,
+    "sample": write_shards.sample,
+    "deal": write_shards.deal,
+    "write": write_shards.write,
 }
 
 
@@ -63,16 +62,16 @@ def run_task(root: Path, phase: str, partition: int, progress: bool = False) -> 
     try:
         work.done(phase, partition, TASKS[phase](work, partition, progress))
     except Exception as error:
-        message = str(described(error, root))
+        message = str(one_line_error(error, root))
         write_atomic(failure, message)
         if not isinstance(error, CramError | OSError):
             write_atomic(failure.with_suffix(".traceback"), traceback.format_exc())
-            message += f" (in phase {phase}; {failure.with_suffix('.traceback')} says where)"
+            message += f" (in phase {phase}; {failure.with_suffix('.traceback')} has the traceback)"
         raise CramError(message) from error
 
 
-def described(error: Exception, root: Path) -> CramError:
-    """The error as one line."""
+def one_line_error(error: Exception, root: Path) -> CramError:
+    """Return the error as a CramError of one line."""
     if isinstance(error, CramError):
         return error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
