@@ -49,7 +49,7 @@ def run_sweep(config: SweepConfig, source: str, options: argparse.Namespace) -> 
         (options.output or Path("runs/sweeps") / config.name).expanduser(),
         jobs=options.jobs,
         slurm=slurm_parameters(options.slurm),
-        agreed=options.yes,
+        confirmed=options.yes,
         train=not options.report,
     )
     print(text)

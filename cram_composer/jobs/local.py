@@ -68,16 +68,18 @@ class LocalRunner(Runner):
         return list(started.values())
 
     def finished(self) -> list[JobResult]:
-        busy: dict[Any, int] = {self._workers[slot].connection: slot for slot in self._jobs}
-        return [self._result(busy[connection]) for connection in wait(list(busy), POLL_SECONDS)]
+        handles: dict[Any, int] = {}  # both of a worker: a process that a killed job has left may hold its connection
+        for slot in self._jobs:
+            handles |= dict.fromkeys([self._workers[slot].connection, self._workers[slot].process.sentinel], slot)
+        return [self._result(slot) for slot in {handles[handle] for handle in wait(list(handles), POLL_SECONDS)}]
 
     def _result(self, slot: int) -> JobResult:
         job = self._jobs.pop(slot)
-        try:
-            return JobResult(job, *self._workers[slot].connection.recv())
-        except (EOFError, OSError):
-            del self._workers[slot]
-            return JobResult(job, error="its process was killed (out of memory?)", killed=True)
+        with contextlib.suppress(EOFError, OSError):
+            if self._workers[slot].connection.poll():
+                return JobResult(job, *self._workers[slot].connection.recv())
+        del self._workers[slot]
+        return JobResult(job, error="its process was killed (out of memory?)", killed=True)
 
     def cancel(self) -> None:
         for slot, worker in self._workers.items():

@@ -1,1 +1,1 @@
-"""Many runs at one budget: what is planned, where it is trained, how it stands, and what came out."""
+"""Sweeps: many runs at one budget, planned, trained and compared."""

@@ -13,37 +13,35 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.sweep import SweepConfig, VariantConfig
 from cram_composer.errors import ConfigError
 
-WHOLE = "all"
+ALL = "all"
 
 
 def leave_one_out(run: str, overrides: Sequence[str], recipes: Sequence[str] | None = None) -> SweepConfig:
-    """A sweep over a run whose variants leave out one recipe each; what needs that recipe goes with it.
+    """Plan a sweep whose variants leave out one recipe of a run each, with the recipes that need it.
 
     Args:
         run: run YAML.
-        overrides: key=value over it, of every variant.
-        recipes: those to leave out, each alone; by default all ingredients of the run.
+        overrides: key=value over it, for every variant.
+        recipes: recipes to leave out, each alone; default: all ingredients of the run.
 
     Raises:
-        ConfigError: the run cannot be composed, or has not the recipes.
+        ConfigError: the run cannot be composed, or does not have the recipes.
     """
     path = find_shared(Path(run))
     composed = compose(RunConfig, path, list(overrides))
-    named = list(composed.plain["recipes"])
-    cards = {name: load_recipe(name, run).card for name in named}
-    chosen = list(recipes) if recipes else [name for name in named if cards[name].kind == "ingredient"]
+    present = list(composed.plain["recipes"])
+    cards = {name: load_recipe(name, run).card for name in present}
+    chosen = list(recipes) if recipes else [name for name in present if cards[name].kind == "ingredient"]
     if not chosen:
-        raise ConfigError(
-            f"{run}: has no ingredients to leave out; name some, such as recipes=[crammed-bert,muon,rope]"
-        )
-    variants = {WHOLE: VariantConfig()}
+        raise ConfigError(f"{run}: has no ingredients to leave out; add some, such as recipes=[crammed-bert,muon,rope]")
+    variants = {ALL: VariantConfig()}
     for name in chosen:
-        if name not in named:
-            raise ConfigError(f"--recipes: the run has no recipe '{name}'; it has {', '.join(named)}")
-        gone: list[str] = []
-        for other in named:  # what a recipe needs is named before it
-            if other == name or set(gone) & set(cards[other].needs):
-                gone.append(other)
-        variants[f"without {' and '.join(gone)}"] = VariantConfig(without=gone)
-    changed = dict(parse_override(item) for item in overrides)
-    return SweepConfig(name=f"ablate-{path.stem}", run=str(path), baseline=WHOLE, set=changed, variants=variants)
+        if name not in present:
+            raise ConfigError(f"--recipes: the run has no recipe '{name}'; it has {', '.join(present)}")
+        left_out: list[str] = []
+        for other in present:  # a recipe comes after those that it needs
+            if other == name or set(left_out) & set(cards[other].needs):
+                left_out.append(other)
+        variants[f"without {' and '.join(left_out)}"] = VariantConfig(without=left_out)
+    shared = dict(parse_override(item) for item in overrides)
+    return SweepConfig(name=f"ablate-{path.stem}", run=str(path), baseline=ALL, set=shared, variants=variants)

@@ -19,20 +19,21 @@ from cram_composer.config.schema.sweep import SweepConfig, VariantConfig
 from cram_composer.config.validation.run import check_run
 from cram_composer.errors import ConfigError
 
-_OWN = {"seed", "run_name", "runs_dir"}
+_RESERVED = {"seed", "run_name", "runs_dir"}
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One run of a sweep; two are the same only if they are one object.
+    """One run of a sweep, compared and hashed by identity.
 
     Attributes:
         variant: the name of its variant.
-        seed: of the run.
-        path: its run folder.
-        yaml: the run YAML, and `overrides` the command line over it.
-        composed: what these give.
+        seed: seed of the run.
+        path: run folder.
+        yaml: run YAML.
+        overrides: key=value over the YAML.
+        composed: configuration that both give.
     """
 
     variant: str
@@ -44,77 +45,79 @@ class Trial:
 
     @property
     def log(self) -> Path:
-        """What the run prints."""
+        """Log file of the output of the run."""
         return self.path.with_name(f"{self.path.name}.log")
 
     @property
     def seconds(self) -> float | None:
-        """Its wall-clock budget on one device; None where it is counted in tokens or steps."""
+        """Wall-clock budget on one device in seconds; None for a budget in tokens or steps."""
         return build_budget(self.composed.config.budget, world_size=1).limits.seconds
 
 
 def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
-    """All runs of a sweep, variant by variant within each seed, so that a sweep that is stopped can be compared.
+    """Plan all runs of a sweep, seed by seed, so that a sweep that is stopped early can be compared.
 
     Args:
         sweep: what to train.
-        asked_by: the sweep's file, which errors are blamed on.
-        folder: of the runs.
+        asked_by: the sweep's file, named in errors.
+        folder: folder of the runs.
 
     Raises:
         ConfigError: no variants, an unknown baseline, or a variant that cannot be composed.
     """
-    listed = list(_variants(sweep, asked_by))
-    variants = dict(listed)
+    pairs = list(_variants(sweep, asked_by))
+    variants = dict(pairs)
     if not variants:
-        raise ConfigError(f"{asked_by}: neither 'variants' nor 'grid' has anything to train")
-    if len(variants) < len(listed):
-        names = [name for name, _ in listed]
-        raise ConfigError(f"{asked_by}: grid: '{max(names, key=names.count)}' is there twice")
-    for name, values in [("the sweep", sweep.set), ("the grid", sweep.grid), *((n, v.set) for n, v in listed)]:
-        if owned := _OWN & values.keys():
-            raise ConfigError(f"{asked_by}: {name} sets {min(owned)}, which every run of a sweep has of its own")
+        raise ConfigError(f"{asked_by}: neither 'variants' nor 'grid' lists anything to train")
+    if len(variants) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ConfigError(f"{asked_by}: grid: '{max(names, key=names.count)}' occurs twice")
+    for name, values in [("the sweep", sweep.set), ("the grid", sweep.grid), *((n, v.set) for n, v in pairs)]:
+        if reserved := _RESERVED & values.keys():
+            raise ConfigError(f"{asked_by}: {name} sets {min(reserved)}, which the sweep sets for every run")
     if sweep.baseline is not None and sweep.baseline not in variants:
-        raise ConfigError(f"{asked_by}: baseline: there is no variant '{sweep.baseline}'; there are {_few(variants)}")
+        raise ConfigError(
+            f"{asked_by}: baseline: there is no variant '{sweep.baseline}'; there are {_listed(variants)}"
+        )
     yaml = find_shared(Path(sweep.run))
     budget = sweep.budget.model_dump()
-    # One that the sweep names replaces the run's, whatever that is counted in.
+    # A budget of the sweep replaces the run's, whatever its unit.
     shared = [*([_override("budget", budget)] if any(budget.values()) else []), *_overrides(sweep.set)]
     folders = [_NOT_IN_NAMES.sub("-", name) for name in variants]
     if len(set(folders)) < len(folders):
-        raise ConfigError(f"{asked_by}: variants: two names make one folder name: {_few(folders)}")
+        raise ConfigError(f"{asked_by}: variants: two names give the same folder name: {_listed(folders)}")
     trials = []
     for seed, (name, variant) in itertools.product(range(1, sweep.seeds + 1), variants.items()):
         where = f"{asked_by}: variant '{name}'"
-        own = [*shared, *_overrides(variant.set)]
+        overrides = [*shared, *_overrides(variant.set)]
         if variant.add or variant.without:
-            own.append(_override("recipes", _recipes(own, yaml, variant, where)))
+            overrides.append(_override("recipes", _recipes(overrides, yaml, variant, where)))
         run_name = f"{_NOT_IN_NAMES.sub('-', name)}-seed{seed}"
-        own += [
+        overrides += [
             f"seed={seed}",
             f"run_name={run_name}",
             _override("runs_dir", str(folder)),
             "logging.progress_bar=false",
         ]
         try:
-            composed = compose(RunConfig, yaml, own)
-            if composed.config.runs_remote is not None:  # other sweeps have runs of the same names
-                own.append(_override("runs_remote", f"{composed.config.runs_remote}/{sweep.name}"))
-                composed = compose(RunConfig, yaml, own)
+            composed = compose(RunConfig, yaml, overrides)
+            if composed.config.runs_remote is not None:  # runs of other sweeps have the same names
+                overrides.append(_override("runs_remote", f"{composed.config.runs_remote}/{sweep.name}"))
+                composed = compose(RunConfig, yaml, overrides)
             check_run(composed.config, world_size=1)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        trials.append(Trial(name, seed, folder / run_name, yaml, own, composed))
+        trials.append(Trial(name, seed, folder / run_name, yaml, overrides, composed))
     return trials
 
 
-def baseline_of(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
-    """The name of the variant that the others are held against."""
+def baseline_name(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
+    """Return the name of the variant that the others are compared with."""
     return sweep.baseline or trials[0].variant
 
 
-def same_settings(trials: Sequence[Trial]) -> list[str]:
-    """A line for every variant that trains the same as one before it, so that nothing can be learned from it."""
+def duplicate_variants(trials: Sequence[Trial]) -> list[str]:
+    """Return a line for every variant with the same configuration as an earlier one."""
     seen: dict[str, str] = {}
     lines = []
     for trial in trials:
@@ -124,7 +127,7 @@ def same_settings(trials: Sequence[Trial]) -> list[str]:
         key = json.dumps(plain, sort_keys=True, default=str)
         if key in seen:
             lines.append(
-                f"{trial.variant}: the same settings as {seen[key]}; what it changes is set elsewhere too, "
+                f"{trial.variant}: the same settings as {seen[key]}; what it changes is also set elsewhere, "
                 f"see `cram explain {trial.yaml}`"
             )
         seen.setdefault(key, trial.variant)
@@ -132,15 +135,13 @@ def same_settings(trials: Sequence[Trial]) -> list[str]:
 
 
 def _variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantConfig]]:
-    """The variants by name, each at every point of the grid."""
+    """Yield the variants by name, each at every point of the grid."""
     for key, values in sweep.grid.items():
         if not values:
             raise ConfigError(f"{asked_by}: grid.{key}: is empty; list the values to try")
         for name, variant in sweep.variants.items():
             if key in variant.set:
-                raise ConfigError(
-                    f"{asked_by}: variant '{name}': set.{key}: the grid sets it too; take it from one of them"
-                )
+                raise ConfigError(f"{asked_by}: variant '{name}': set.{key}: the grid sets it too; remove one of them")
     given = dict(sweep.variants) or ({"": VariantConfig()} if sweep.grid else {})
     for (name, variant), chosen in itertools.product(given.items(), itertools.product(*sweep.grid.values())):
         point = dict(zip(sweep.grid, chosen, strict=True))
@@ -149,12 +150,12 @@ def _variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantC
 
 
 def _recipes(overrides: list[str], yaml: Path, variant: VariantConfig, where: str) -> list[str]:
-    """The run's recipes with what the variant adds and leaves out."""
+    """Return the run's recipes, without those that the variant leaves out and with those that it adds."""
     named = [parse_override(item)[1] for item in overrides if item.startswith("recipes=")]
     recipes = list(as_list(named[-1] if named else read_yaml(yaml).get("recipes")))
     for name in variant.without:
         if name not in recipes:
-            raise ConfigError(f"{where}: without: the run has no recipe '{name}'; it has {_few(recipes)}")
+            raise ConfigError(f"{where}: without: the run has no recipe '{name}'; it has {_listed(recipes)}")
     return [*(name for name in recipes if name not in variant.without), *variant.add]
 
 
@@ -170,5 +171,5 @@ def _short(value: Any) -> str:
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
-def _few(names: Any) -> str:
+def _listed(names: Any) -> str:
     return ", ".join(list(names)[:8]) or "none"

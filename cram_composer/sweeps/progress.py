@@ -1,4 +1,4 @@
-"""How a sweep stands: a table that is drawn anew on a terminal, elsewhere a line for every run that ends."""
+"""Progress of a sweep: a live table on a terminal, elsewhere a line for every run that ends."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _TAIL_BYTES = 4096  # more than a line of the trace
 _LINE_EVERY_SECONDS = 60.0
 
 
-def record_of(trial: Trial) -> dict[str, Any] | None:
-    """The record of a run that is over, finished or stopped early; None for one that is not.
+def finished_record(trial: Trial) -> dict[str, Any] | None:
+    """Return the record of a run that has finished or was stopped early; None for any other.
 
     Raises:
-        CramError: the folder holds a run with another configuration, that of another sweep.
+        CramError: the folder holds a run with another configuration, such as that of another sweep.
     """
     record = RunFolder(trial.path).read_record()
     if record is None:
         return None
     try:
-        if _but_for_place(record["config"]) != _but_for_place(trial.composed.plain):
+        if _without_runs_dir(record["config"]) != _without_runs_dir(trial.composed.plain):
             check_same(record, trial.composed, str(trial.path))
     except CramError as error:
         said = str(error).partition(";")[0]
@@ -41,14 +41,14 @@ def record_of(trial: Trial) -> dict[str, Any] | None:
     return record if record["status"] in ("finished", "stopped-early") else None
 
 
-def _but_for_place(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without where its run is: a folder may have been moved, or be named from elsewhere."""
+def _without_runs_dir(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without runs_dir, which differs after a move or from another working directory."""
     return {key: value for key, value in config.items() if key != "runs_dir"}
 
 
-def not_over(trial: Trial) -> str:
-    """How a run stands that is not over; empty for one that is."""
-    if record_of(trial) is not None:
+def unfinished_reason(trial: Trial) -> str:
+    """Return why a run has no result yet; empty if it has."""
+    if finished_record(trial) is not None:
         return ""
     record = RunFolder(trial.path).read_record()
     if record is None:
@@ -58,7 +58,7 @@ def not_over(trial: Trial) -> str:
 
 
 def progress(run: Path) -> float:
-    """The share of its budget that a run had used when its newest step began; 0 before the first."""
+    """Return the share of the budget that a run had used at the start of its newest step; 0 before the first."""
     try:
         with open(run / TRACE, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -69,32 +69,32 @@ def progress(run: Path) -> float:
 
 
 class SweepProgress:
-    """Every run of a sweep and how it stands."""
+    """State of every run of a sweep, printed as it changes."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._trials = list(trials)
-        self._over: dict[Trial, float | None] = {}  # held-out loss; None for those stopped early
+        self._results: dict[Trial, float | None] = {}  # held-out loss; None for those stopped early
         self._failed: dict[Trial, str] = {}
         self._running: list[Trial] = []
-        self._started = self._said = 0.0
-        self._earlier = 0.0  # shares of runs that an earlier sweep began
+        self._started = self._last_line = 0.0
+        self._earlier = 0.0  # progress that unfinished runs had at the start
         self._live: Any = None
         for trial in trials:
-            self._look(trial)
-        self._before = len(self._over)
+            self._read_record(trial)
+        self._results_before = len(self._results)
 
     @property
     def left(self) -> list[Trial]:
-        """Those that are not over."""
-        return [trial for trial in self._trials if trial not in self._over]
+        """Runs without a result, failed ones included."""
+        return [trial for trial in self._trials if trial not in self._results]
 
     @property
     def failures(self) -> list[str]:
-        """A line for every run that failed."""
+        """One line for every run that failed."""
         return [f"{trial.path}: {error}; log in {trial.log}" for trial, error in self._failed.items()]
 
     def __enter__(self) -> SweepProgress:
-        self._started = self._said = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._earlier = sum(progress(trial.path) for trial in self.left)
         if sys.stderr.isatty():
             from rich.console import Console
@@ -109,39 +109,39 @@ class SweepProgress:
             self._live.__exit__(kind, error, at)
 
     def running(self, trials: list[Trial]) -> None:
-        """These are being trained."""
+        """Show which runs are being trained."""
         self._running = trials
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
-        elif time.monotonic() - self._said >= _LINE_EVERY_SECONDS:
-            shown = ", ".join(f"{trial.path.name} {progress(trial.path):.0%}" for trial in trials)
-            self._say(f"{self._count()}; now {shown or 'nothing'}{self._time_left()}")
+        elif time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS:
+            names = ", ".join(f"{trial.path.name} {progress(trial.path):.0%}" for trial in trials)
+            self._print_line(f"{self._count()}; now {names or 'nothing'}{self._time_left()}")
 
     def ended(self, trial: Trial, error: str) -> None:
         """Record and print the outcome of a run; `error` is empty if it did not fail."""
         if error:
             self._failed[trial] = error
-            self._say(f"{self._count()}: {trial.path.name}: failed: {error}")
+            self._print_line(f"{self._count()}: {trial.path.name}: failed: {error}")
             return
-        self._look(trial)
-        loss = self._over.get(trial)
-        how = "stopped early" if loss is None else f"held-out loss {loss:.4f}"
-        if trial not in self._over:  # finished on another machine, and only its copy in runs_remote says so
-            how = self._failed[trial] = "it was over already, but its record is not here"
-        self._say(f"{self._count()}: {trial.path.name}: {how}")
+        self._read_record(trial)
+        loss = self._results.get(trial)
+        message = "stopped early" if loss is None else f"held-out loss {loss:.4f}"
+        if trial not in self._results:  # it was finished on another machine, and the record is in runs_remote only
+            message = self._failed[trial] = "finished before, but its record is not here"
+        self._print_line(f"{self._count()}: {trial.path.name}: {message}")
 
-    def _look(self, trial: Trial) -> None:
-        record = record_of(trial)
+    def _read_record(self, trial: Trial) -> None:
+        record = finished_record(trial)
         if record is not None:
             finished = record["status"] == "finished"
-            self._over[trial] = (record.get("metrics") or {}).get("validation_loss") if finished else None
+            self._results[trial] = (record.get("metrics") or {}).get("validation_loss") if finished else None
 
     def _count(self) -> str:
-        return f"{len(self._over) + len(self._failed)} of {len(self._trials)}"
+        return f"{len(self._results) + len(self._failed)} of {len(self._trials)}"
 
     def _time_left(self) -> str:
-        """From how long the runs that ended here took."""
-        done = len(self._over) + len(self._failed) - self._before
+        """Estimate the remaining time from the pace so far."""
+        done = len(self._results) + len(self._failed) - self._results_before
         shares = sum(progress(trial.path) for trial in self._running)
         trained = done + shares - self._earlier
         if trained < 0.05:
@@ -149,20 +149,20 @@ class SweepProgress:
         pace = (time.monotonic() - self._started) / trained
         return f", about {format_duration(pace * (len(self.left) - len(self._failed) - shares))} left"
 
-    def _say(self, line: str) -> None:
-        self._said = time.monotonic()
+    def _print_line(self, line: str) -> None:
+        self._last_line = time.monotonic()
         if self._live is None:
             print(f"sweep: {line}", file=sys.stderr, flush=True)
 
     def _table(self) -> Any:
         from rich.table import Table
 
-        table = Table(title=f"{self._count()} runs are over{self._time_left()}", title_justify="left")
+        table = Table(title=f"{self._count()} runs done{self._time_left()}", title_justify="left")
         for name in ("variant", "runs", "held-out loss", "from", "to"):
             table.add_column(name, justify="left" if name in ("variant", "runs") else "right")
         for variant in dict.fromkeys(trial.variant for trial in self._trials):
             own = [trial for trial in self._trials if trial.variant == variant]
-            losses = [loss for trial in own if (loss := self._over.get(trial)) is not None]
+            losses = [loss for trial in own if (loss := self._results.get(trial)) is not None]
             numbers = (
                 [f"{value:.4f}" for value in (statistics.fmean(losses), min(losses), max(losses))] if losses else []
             )
@@ -172,6 +172,6 @@ class SweepProgress:
     def _state(self, trial: Trial) -> str:
         if trial in self._failed:
             return "failed"
-        if trial in self._over:
-            return "done" if self._over[trial] is not None else "stopped early"
+        if trial in self._results:
+            return "done" if self._results[trial] is not None else "stopped early"
         return f"{progress(trial.path):.0%}" if trial in self._running else "-"

@@ -1,4 +1,4 @@
-"""`cram sweep` and `cram ablate`: ask, train what is not over yet, and compare what came out."""
+"""`cram sweep` and `cram ablate`: confirm, train the unfinished runs, and compare the variants."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cram_composer.errors import CramError
 from cram_composer.jobs.local import LocalRunner
 from cram_composer.jobs.runner import Runner
 from cram_composer.sweeps.execution import local_slots, slurm_runner, train_all
-from cram_composer.sweeps.plan import Trial, baseline_of, plan_trials, same_settings
-from cram_composer.sweeps.progress import SweepProgress, not_over, record_of
+from cram_composer.sweeps.plan import Trial, baseline_name, duplicate_variants, plan_trials
+from cram_composer.sweeps.progress import SweepProgress, finished_record, unfinished_reason
 
 REPORT = "report.html"
 
@@ -29,41 +29,39 @@ def sweep(
     *,
     jobs: int | None = None,
     slurm: dict[str, Any] | None = None,
-    agreed: bool = False,
+    confirmed: bool = False,
     train: bool = True,
 ) -> tuple[str, list[str]]:
-    """Train the runs of a sweep that are not over, one on each device, and compare the variants with the baseline.
+    """Train the unfinished runs of a sweep, one on each device, and compare the variants with the baseline.
 
     Args:
         config: what to train.
-        asked_by: its file, for errors.
-        folder: of the runs, their logs and the report.
+        asked_by: the sweep's file, named in errors.
+        folder: folder of the runs, their logs and the report.
         jobs: runs at a time; default: one for every GPU, or one on a CPU.
-        slurm: submitit's parameters, to train as a Slurm array in place of here.
-        agreed: do not ask whether to spend the device-hours.
-        train: whether to train at all; otherwise only what is there is compared.
+        slurm: submitit's parameters, to train as a Slurm array.
+        confirmed: do not ask whether to spend the device-hours.
+        train: train; otherwise only compare the finished runs.
 
     Returns:
-        The comparison as text, and a line for every run that failed.
+        The comparison as text, and one line for every run that failed.
 
     Raises:
-        CramError: a variant that cannot be composed, nobody to ask, no agreement.
+        CramError: a variant cannot be composed, or training was not confirmed.
     """
     trials = plan_trials(config, asked_by, folder)
     progress = SweepProgress(trials)
     if jobs is not None and slurm is not None:
-        raise CramError(
-            "--jobs: how many jobs of an array run at a time, Slurm decides; slurm_array_parallelism=N limits it"
-        )
+        raise CramError("--jobs: not with --slurm; use --slurm slurm_array_parallelism=N")
     if train and progress.left:
         left = progress.left
         device = left[0].composed.config.device
         slots = [] if slurm is not None else local_slots(device, jobs)
-        print(_announcement(trials, left, len(slots)), flush=True)
-        for line in same_settings(trials):
+        print(_summary(trials, left, len(slots)), flush=True)
+        for line in duplicate_variants(trials):
             print(f"note: {line}", flush=True)
-        if not agreed:
-            _ask()
+        if not confirmed:
+            _confirm()
         _prepare_data(left)
         with _locked(folder), progress:
             runner: Runner = LocalRunner(slots)
@@ -73,11 +71,11 @@ def sweep(
                 for trial, error in train_all(left, runner, progress.running):
                     progress.ended(trial, error)
     failures = [*progress.failures, *(_incomplete_copies(trials, set(progress.left)) if train else [])]
-    return compared(trials, baseline_of(config, trials), folder / REPORT), failures
+    return write_report(trials, baseline_name(config, trials), folder / REPORT), failures
 
 
 def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[str]:
-    """A line for every run that is over and whose copy in `runs_remote` is not complete, after another try."""
+    """Complete the copies in `runs_remote` of finished runs, and yield a line for every copy that stays incomplete."""
     for trial in trials:
         uri = trial.composed.config.runs_remote
         if uri is None or trial in left:
@@ -90,8 +88,8 @@ def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[st
             yield f"{trial.path}: finished, but its copy in {copy.uri} is not complete"
 
 
-def compared(trials: Sequence[Trial], baseline: str, report: Path) -> str:
-    """The variants against the baseline: the page is written, the text returned."""
+def write_report(trials: Sequence[Trial], baseline: str, report: Path) -> str:
+    """Compare the variants with the baseline, write the HTML report, and return the comparison as text."""
     from cram_composer.analysis.compare.compare import compare
     from cram_composer.analysis.compare.groups import make_group
     from cram_composer.analysis.compare.page import write_comparison
@@ -99,20 +97,20 @@ def compared(trials: Sequence[Trial], baseline: str, report: Path) -> str:
     from cram_composer.analysis.runs.run import load_run
 
     names = dict.fromkeys([baseline, *(trial.variant for trial in trials)])
-    groups, absent = [], []
+    groups, missing_names = [], []
     for name in names:
         own = [trial for trial in trials if trial.variant == name]
-        group = make_group(name, [load_run(trial.path) for trial in own if record_of(trial) is not None])
-        # What is left out may be what went wrong: without a word, only the lucky seeds would be compared.
-        group.notes += [f"left out {trial.path.name}: {why}" for trial in own if (why := not_over(trial))]
+        group = make_group(name, [load_run(trial.path) for trial in own if finished_record(trial) is not None])
+        # Runs may be missing because they failed: not listing them would compare the lucky seeds only.
+        group.notes += [f"left out {trial.path.name}: {why}" for trial in own if (why := unfinished_reason(trial))]
         if group.runs:
             groups.append(group)
         else:
-            absent.append(name)
-    missing = f"no finished run: {', '.join(absent)}" if absent else ""
-    if baseline in absent or len(groups) < 2:
+            missing_names.append(name)
+    missing = f"no finished run: {', '.join(missing_names)}" if missing_names else ""
+    if baseline in missing_names or len(groups) < 2:
         return (
-            f"{missing}\nnothing to compare yet; the same command goes on"
+            f"{missing}\nnothing to compare yet; run the same command to resume"
             if missing
             else "one variant: nothing to compare"
         )
@@ -121,8 +119,8 @@ def compared(trials: Sequence[Trial], baseline: str, report: Path) -> str:
     return "\n".join(filter(None, [overview(groups, pairs), "", missing, f"page: {path}"]))
 
 
-def _announcement(trials: Sequence[Trial], left: Sequence[Trial], places: int) -> str:
-    """What is going to be spent."""
+def _summary(trials: Sequence[Trial], left: Sequence[Trial], slots: int) -> str:
+    """Describe the runs to train and their budgets."""
     variants = len({trial.variant for trial in trials})
     seeds = len({trial.seed for trial in trials})
     known = [trial.seconds for trial in left if trial.seconds is not None]
@@ -130,20 +128,18 @@ def _announcement(trials: Sequence[Trial], left: Sequence[Trial], places: int) -
         f"{len(trials)} runs, {variants} variants with {seeds} seed{'s' * (seeds != 1)}, {len(left)} of them to train"
     ]
     if len(known) < len(left):
-        lines.append(
-            f"{len(left) - len(known)} have budgets in tokens or steps: how long these take is not known before"
-        )
+        lines.append(f"{len(left) - len(known)} have budgets in tokens or steps, which give no time")
     if known:
         lines.append(f"budgets together: {sum(known) / 3600.0:.3g} device-hours")
-        if places:
-            lines[-1] += f"; {places} at a time, {format_duration(max(sum(known) / places, *known))} or more"
+        if slots:
+            lines[-1] += f"; {slots} at a time, {format_duration(max(sum(known) / slots, *known))} or more"
         lines[-1] += "; setup, compilation and the final evaluation of every run come on top"
     return "\n".join(lines)
 
 
-def _ask() -> None:
+def _confirm() -> None:
     if not sys.stdin.isatty():
-        raise CramError("nobody to ask whether this may be spent; add --yes")
+        raise CramError("no terminal to confirm on; add --yes")
     try:
         answer = input("train them? [y/N] ")
     except EOFError:
@@ -154,13 +150,13 @@ def _ask() -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep another sweep out of the folder. Raises CramError where one is at work."""
+    """Lock the folder against other sweeps. Raises CramError if another one holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise CramError(f"{folder}: another sweep is at work there; wait for it, or give --output") from None
+        raise CramError(f"{folder}: another sweep is running there; wait for it, or give --output") from None
     try:
         yield
     finally:
@@ -168,7 +164,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _prepare_data(trials: Sequence[Trial]) -> None:
-    """Build or check every data set once, before several runs at a time would."""
+    """Build or check every data set once, before runs do so concurrently."""
     from cram_composer.data.loading.prepare import prepare_dataset
 
     for config in {repr(trial.composed.config.data): trial.composed.config.data for trial in trials}.values():

@@ -38,6 +38,13 @@ def kill_itself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill_itself_and_leave_a_fork(path: Path) -> None:
+    if os.fork() == 0:
+        wait_for(path)
+        os._exit(0)
+    kill_itself()
+
+
 def wait_for(path: Path) -> None:
     """Make `path`.waiting with the process id, and wait for `path`."""
     path.with_suffix(".waiting").write_text(str(os.getpid()))

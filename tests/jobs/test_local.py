@@ -29,7 +29,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -61,6 +61,13 @@ def test_a_killed_worker_is_reported_and_replaced() -> None:
     assert killed.killed and killed.error == "its process was killed (out of memory?)"
     assert after.value == last.value and not after.error
     assert not idle.error and idle.value != last.value, "a worker that died between jobs takes no job with it"
+
+
+def test_a_killed_worker_is_noticed_while_a_fork_of_it_lives(tmp_path: Path) -> None:
+    with LocalRunner([Slot()]) as runner:
+        results = list(runner.run([partial(calls.kill_itself_and_leave_a_fork, tmp_path / "go"), calls.process_id]))
+    (tmp_path / "go").touch()
+    assert [result.killed for result in results] == [True, False]
 
 
 def test_as_many_jobs_run_as_there_are_slots(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cram_composer.config.recipes import Recipe, load_recipe
 from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.errors import ConfigError
 from cram_composer.sweeps.ablation import leave_one_out
-from cram_composer.sweeps.plan import Trial, plan_trials, same_settings
+from cram_composer.sweeps.plan import Trial, duplicate_variants, plan_trials
 
 SHIPPED = sorted((shared_dir() / "yamls" / "sweeps").glob("*.yaml"))
 
@@ -30,7 +30,7 @@ def test_shipped_sweeps_can_be_planned_and_every_variant_differs(path: Path, tmp
     trials = plan_trials(config, path.name, tmp_path)
     assert len(trials) == config.seeds * len({trial.variant for trial in trials}) > config.seeds
     assert config.name == path.stem
-    assert same_settings(trials) == []
+    assert duplicate_variants(trials) == []
     assert all(trial.seconds for trial in trials)
 
 
@@ -103,8 +103,8 @@ def test_what_needs_a_recipe_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_the_file_sets_too_cannot_be_left_out_and_is_said() -> None:
     sweep = leave_one_out("yamls/cram-cpu.yaml", ["recipes=[crammed-bert,muon,rope]"])
-    (line,) = same_settings(plan_trials(sweep, "ablate", Path("runs")))
-    assert line.startswith("without rope: the same settings as all; what it changes is set elsewhere too")
+    (line,) = duplicate_variants(plan_trials(sweep, "ablate", Path("runs")))
+    assert line.startswith("without rope: the same settings as all; what it changes is also set elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_what_the_file_sets_too_cannot_be_left_out_and_is_said() -> None:
         ("variants: {a: {set: {optimizer.rate: 1}}}", "variant 'a': command line: unknown key 'optimizer.rate'"),
         ("variants: {a: {set: {schedule.power: 2}}}", "variant 'a': "),
         ("variants: {a: {set: {optimizer.lr: 1}}}\ngrid: {optimizer.lr: [1, 2]}", "the grid sets it too"),
-        ("grid: {optimizer.lr: [1.0e-3, 0.001]}", "grid: 'lr=0.001' is there twice"),
-        ("variants: {a: {set: {seed: 4}}}", "a sets seed, which every run of a sweep has of its own"),
-        ("variants: {a b: {}, a-b: {}}", "two names make one folder name"),
+        ("grid: {optimizer.lr: [1.0e-3, 0.001]}", "grid: 'lr=0.001' occurs twice"),
+        ("variants: {a: {set: {seed: 4}}}", "a sets seed, which the sweep sets for every run"),
+        ("variants: {a b: {}, a-b: {}}", "two names give the same folder name"),
         ("variants: {a: {sett: {}}}", "unknown key 'variants.a.sett'; did you mean 'set'?"),
     ],
 )

@@ -165,7 +165,7 @@ def test_two_sweeps_are_not_in_one_folder(capsys: pytest.CaptureFixture[str]) ->
     Path("runs/sweeps/own").mkdir(parents=True)
     with FileLock("runs/sweeps/own/.lock"):
         status, _, errors = sweep("--yes", capsys=capsys)
-    assert status == 2 and "runs/sweeps/own: another sweep is at work there" in errors
+    assert status == 2 and "runs/sweeps/own: another sweep is running there" in errors
     assert [path.name for path in Path("runs/sweeps/own").iterdir()] == [".lock"]
 
 
@@ -214,7 +214,7 @@ def test_nothing_is_spent_without_agreement(
 ) -> None:
     write_sweep(variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}}, budget="3m")
     status, text, errors = sweep(capsys=capsys)
-    assert status == 2 and "nobody to ask whether this may be spent; add --yes" in errors
+    assert status == 2 and "no terminal to confirm on; add --yes" in errors
     assert "budgets together: 0.3 device-hours; 1 at a time, 18:00 or more" in text
     monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": staticmethod(lambda: True)}))
     monkeypatch.setattr("builtins.input", lambda prompt: "n")

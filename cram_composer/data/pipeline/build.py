@@ -1,7 +1,7 @@
-"""The data build as a whole: a data set that is complete or absent, whatever happens to the processes that make it.
+"""The data build as a whole. The data set is complete or absent, even if processes are killed.
 
 Sources -> stages -> splits -> tokenizer -> packed rows -> ordered rows -> MDS shards -> manifest, in phases that are
-cut into tasks by partition (tasks.py). A build that was interrupted goes on with the tasks that are left.
+cut into tasks by partition (tasks.py). An interrupted build resumes with the remaining tasks.
 
 Memory of a task, beyond the interpreter and the libraries, is bounded whatever the size of the corpus, for text in a
 natural language: 256 MiB + the larger of 2 x `tokenizer.sample_bytes` (while the tokenizer is trained, once) and
@@ -27,26 +27,27 @@ from cram_composer.config.schema.data_build import DataBuildConfig, NormaliseCon
 from cram_composer.data.manifest import FORMAT_VERSION, MANIFEST, load_manifest
 from cram_composer.data.pipeline.phases import run_pipeline
 from cram_composer.data.pipeline.progress import print_status
-from cram_composer.data.pipeline.tasks import described as described_error
+from cram_composer.data.pipeline.tasks import one_line_error
 from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
 from cram_composer.storage.client import Storage, is_remote
 
-# Where a data set is put and how the work on it is done changes nothing about what it is.
-_NOT_DESCRIBED = ("output", "overwrite", "jobs", "executor", "slurm", "work")
+# Settings of where and how a data set is built, which do not change its content.
+_NOT_CONTENT = ("output", "overwrite", "jobs", "executor", "slurm", "work")
 
 REMOTE_DEADLINE_SECONDS = 120.0  # for a single request, retries included
 
 
 def build(config: DataBuildConfig, progress: bool = True) -> Path | str:
-    """Build the data set that `config` describes and return its folder, or its URI in object storage.
+    """Build the data set of `config` and return its folder, or its URI in object storage.
 
-    A finished one is returned as it is. The work is done in `config.work`, by default `OUTPUT.partial` or, when the
-    output is in object storage, a folder in $CRAM_CACHE; what a build that failed or was killed has done stays there
-    and the next start goes on with it. Only one process of a machine builds it at a time, others wait. The same text,
+    A finished data set is returned unchanged. The work folder is `config.work`, by default `OUTPUT.partial` or, if the
+    output is in object storage, a folder in $CRAM_CACHE. It keeps the finished tasks of a build that failed or was
+    killed, and the next start resumes from them. One process of a machine builds at a time; others wait. The same text,
     configuration and library versions give the same bytes.
 
-    Raises CramError, one line, for any input or configuration that cannot be used.
+    Raises:
+        CramError: the input or the configuration cannot be used.
     """
     _check(config)
     identity = config_hash(config)
@@ -56,14 +57,14 @@ def build(config: DataBuildConfig, progress: bool = True) -> Path | str:
 
 
 def config_hash(config: DataBuildConfig) -> str:
-    """Identifies what a data set is made of."""
+    """Return the hash that identifies the content of a data set."""
     values = json.dumps([FORMAT_VERSION, described(config)], sort_keys=True)
     return hashlib.sha256(values.encode()).hexdigest()[:16]
 
 
 def described(config: DataBuildConfig) -> dict[str, Any]:
-    """The configuration as nested dicts, less what does not change the data set."""
-    return {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_DESCRIBED}
+    """Return the configuration as nested dicts, without settings that do not change the data set."""
+    return {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_CONTENT}
 
 
 def _check(config: DataBuildConfig) -> None:
@@ -87,34 +88,34 @@ def _build_local(config: DataBuildConfig, identity: str, progress: bool) -> Path
     )
     if root == work.root or root in work.root.parents or work.root in root.parents:
         raise CramError(f"work: {work.root} and the output {root} must not be in each other; choose another folder")
-    with _errors_in_one_line(work.root):
-        if not _finished(root, config, identity, progress):
+    with _one_line_errors(work.root):
+        if not _is_finished(root, config, identity, progress):
             root.parent.mkdir(parents=True, exist_ok=True)
             lock = root.with_name(f".{root.name}.lock")
             with _lock(lock, str(root), progress), _work_lock(work, config, progress):
-                if not _finished(root, config, identity, progress):
+                if not _is_finished(root, config, identity, progress):
                     _check_free(root)
-                    _work(work, config, identity, progress)
-                    _move(work, root)
+                    _build_in(work, config, identity, progress)
+                    _move_into_place(work, root)
     print_status(progress, f"{root} is finished")
     return root
 
 
 def _build_remote(config: DataBuildConfig, identity: str, progress: bool) -> str:
     uri = config.output.rstrip("/")
-    place = expand(config.work) if config.work else expand("$CRAM_CACHE") / "work" / f"{config.name}-{_digest(uri)}"
-    work = Workspace(Path(os.path.abspath(place)))
+    folder = expand(config.work) if config.work else expand("$CRAM_CACHE") / "work" / f"{config.name}-{_digest(uri)}"
+    work = Workspace(Path(os.path.abspath(folder)))
     storage = Storage(uri, REMOTE_DEADLINE_SECONDS)
-    with _errors_in_one_line(work.root):
+    with _one_line_errors(work.root):
         work.root.parent.mkdir(parents=True, exist_ok=True)
         with _lock(_lock_of(work), uri, progress):
             storage.check_access(write=True)
             with tempfile.TemporaryDirectory() as scratch:
                 if storage.size(MANIFEST) is not None:
                     storage.download(MANIFEST, Path(scratch) / MANIFEST)
-                if _finished(Path(scratch), config, identity, progress, uri):
+                if _is_finished(Path(scratch), config, identity, progress, uri):
                     return uri
-            _work(work, config, identity, progress)
+            _build_in(work, config, identity, progress)
     print_status(progress, f"{uri} is finished")
     return uri
 
@@ -125,7 +126,7 @@ def _lock_of(work: Workspace) -> Path:
 
 @contextmanager
 def _work_lock(work: Workspace, config: DataBuildConfig, progress: bool) -> Iterator[None]:
-    """Where the work's place was chosen, two builds with different outputs may have chosen the same."""
+    """Lock a work folder chosen by the user, which builds with other outputs may use too."""
     if not config.work:
         yield
         return
@@ -138,8 +139,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _finished(root: Path, config: DataBuildConfig, identity: str, progress: bool, name: str | None = None) -> bool:
-    """Whether the data set is there already; raises CramError for one of another configuration."""
+def _is_finished(root: Path, config: DataBuildConfig, identity: str, progress: bool, name: str | None = None) -> bool:
+    """Return True if the data set exists. Raises CramError for one of another configuration."""
     if config.overwrite or not (root / MANIFEST).is_file():
         return False
     try:
@@ -170,32 +171,32 @@ def _lock(path: Path, what: str, progress: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _errors_in_one_line(root: Path) -> Iterator[None]:
+def _one_line_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise described_error(error, root) from error
+        raise one_line_error(error, root) from error
 
 
 def _check_free(root: Path) -> None:
     if root.exists() and not (root / MANIFEST).is_file() and (not root.is_dir() or any(root.iterdir())):
-        raise CramError(f"{root}: is there already and is not a data set; choose another output")
+        raise CramError(f"{root}: exists and is not a data set; choose another output")
 
 
-def _work(work: Workspace, config: DataBuildConfig, identity: str, progress: bool) -> None:
-    """Run the pipeline; what it leaves when it fails is kept if there is anything in it to go on with."""
+def _build_in(work: Workspace, config: DataBuildConfig, identity: str, progress: bool) -> None:
+    """Run the pipeline; if it fails, keep the work folder if any task is done."""
     try:
         run_pipeline(work, config, described(config), identity, progress)
     except BaseException:
         if work.has_results():
-            print_status(progress, f"what was done until now is kept in {work.root}; the same command goes on with it")
+            print_status(progress, f"finished tasks are kept in {work.root}; run the same command to resume")
         elif work.read_plan() is not None:
             work.remove()
         raise
 
 
-def _move(work: Workspace, root: Path) -> None:
-    """Put the finished data set in its place in one rename, and remove the rest."""
+def _move_into_place(work: Workspace, root: Path) -> None:
+    """Move the finished data set to its place in one rename, and remove the work folder."""
     new, old = (root.with_name(f".{root.name}.cram-{name}") for name in ("new", "old"))
     for left_over in (new, old):
         if left_over.exists():

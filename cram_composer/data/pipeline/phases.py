@@ -1,4 +1,4 @@
-"""The phases of a build one after the other; each is done when all of its tasks are."""
+"""The phases of a build, one after another; a phase is done when all of its tasks are."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from cram_composer.errors import CramError
 from cram_composer.jobs.slurm import cancel_left_over
 from cram_composer.storage.client import Storage, is_remote
 
-_UNKNOWN_BYTES = 10 << 30  # taken to be in a source whose size nobody knows
-# Folders of the work that nobody reads after a phase.
-_SPENT = {
+_UNKNOWN_BYTES = 10 << 30  # assumed for a source of unknown size
+# Folders of the work folder that are not read after a phase.
+_TEMPORARY = {
     "duplicates": ["keys"],
     "repeats": ["keys"],
     "encode": ["texts", "duplicates", "repeats"],
@@ -38,31 +38,31 @@ _SPENT = {
 def run_pipeline(
     work: Workspace, config: DataBuildConfig, described: dict[str, Any], identity: str, progress: bool
 ) -> None:
-    """Make the data set in `work.out` or, when the output is in object storage, there. Raises CramError and OSError."""
+    """Build the data set in `work.out` or, if the output is in object storage, there. Raises CramError and OSError."""
     key = [identity, config.output]
-    sources = open_sources(_pinned(config, work.read_plan(), key).sources)
-    # From here on every task reads the same commit of a data set on the hub.
+    sources = open_sources(_pin_revisions(config, work.read_plan(), key).sources)
+    # All tasks read the same commit of a data set on the hub.
     config = config.model_copy(update={"sources": [*_with_revisions(config, sources)]})
     if cancelled := cancel_left_over(work.root / SLURM_FOLDER):
         print_status(progress, f"cancelled {cancelled} Slurm jobs of the last start")
     if not work.begin(config.model_dump(mode="json"), [*key, _inputs(sources)]):
-        print_status(progress, f"going on with the build in {work.root}")
+        print_status(progress, f"resuming the build in {work.root}")
     _check_disk(work, sources)
     remote = is_remote(config.output)
     with Executor(config, progress) as executor:
         if not work.is_done("tokenizer"):
-            built = _make_tokenizer(work, config, sources, progress)
+            built = _build_tokenizer(work, config, sources, progress)
             facts = {"vocab_size": built.vocab_size, "special_tokens": built.special_tokens, "sha256": built.sha256}
             work.mark_done("tokenizer", 0, facts)
         if needs_all_documents(config.stages):
-            _judge(work, config, sources, executor)
+            _compare_documents(work, config, sources, executor)
         _run(work, "encode", executor)
         check_splits(work)
         if config.ordering in ORDERINGS:
             _run(work, "sample", executor)
         _run(work, "deal", executor)
         if remote:
-            Storage(config.output).delete(MANIFEST)  # from the first shard on it is not that data set any more
+            Storage(config.output).delete(MANIFEST)  # the first new shard invalidates it
         _run(work, "write", executor)
     merge_indexes(work)
     write_manifest(work, described, identity)
@@ -70,8 +70,8 @@ def run_pipeline(
         upload_manifest(work)
 
 
-def _pinned(config: DataBuildConfig, plan: dict[str, Any] | None, key: list[Any]) -> DataBuildConfig:
-    """The configuration with the commits of hub data sets that an interrupted build of it has read."""
+def _pin_revisions(config: DataBuildConfig, plan: dict[str, Any] | None, key: list[Any]) -> DataBuildConfig:
+    """Return the configuration with the commits of hub data sets that an interrupted build has read."""
     if plan is None or plan["key"][:2] != key:
         return config
     return config.model_copy(update={"sources": DataBuildConfig.model_validate(plan["config"]).sources})
@@ -89,17 +89,17 @@ def _with_revisions(config: DataBuildConfig, sources: list[Source]) -> Iterator[
         yield entry
 
 
-def _judge(work: Workspace, config: DataBuildConfig, sources: list[Source], executor: Executor) -> None:
-    """The stages that compare documents."""
-    on = [stage for stage in (*DUPLICATE_STAGES, "repeated_spans") if getattr(config.stages, stage) is not None]
+def _compare_documents(work: Workspace, config: DataBuildConfig, sources: list[Source], executor: Executor) -> None:
+    """Run the stages that compare documents."""
+    stages = [stage for stage in (*DUPLICATE_STAGES, "repeated_spans") if getattr(config.stages, stage) is not None]
     if not work.is_done("layout"):
         sizes = [source.expected_bytes for source in sources]
         expected = sum(_UNKNOWN_BYTES if size is None else size for size in sizes)
-        work.mark_done("layout", 0, {stage: bucket_count(expected, stage, config.partitions) for stage in on})
+        work.mark_done("layout", 0, {stage: bucket_count(expected, stage, config.partitions) for stage in stages})
     _run(work, "read", executor)
-    if any(stage in DUPLICATE_STAGES for stage in on):
+    if any(stage in DUPLICATE_STAGES for stage in stages):
         _run(work, "duplicates", executor)
-    if "repeated_spans" in on:
+    if "repeated_spans" in stages:
         _run(work, "anchors", executor)
         _run(work, "repeats", executor)
 
@@ -109,12 +109,12 @@ def _run(work: Workspace, phase: str, executor: Executor) -> None:
     pending = [partition for partition in partitions if not work.is_done(phase, partition)]
     if pending:
         executor.run(work.root, phase, pending)
-    for folder in _SPENT.get(phase, []):
+    for folder in _TEMPORARY.get(phase, []):
         shutil.rmtree(work.root / folder, ignore_errors=True)
 
 
 def _inputs(sources: list[Source]) -> list[Any]:
-    """What a build may go on with only while it stays the same: the files, their sizes and times."""
+    """Return what must not change for a build to resume: the files, their sizes and times."""
     paths = [part.path for source in sources for part in source.parts if part.path is not None]
     origins: list[Any] = [[source.name, source.origin] for source in sources]
     return [*origins, *([str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in paths)]
@@ -134,7 +134,7 @@ def _check_disk(work: Workspace, sources: list[Source]) -> None:
         )
 
 
-def _make_tokenizer(work: Workspace, config: DataBuildConfig, sources: list[Source], progress: bool) -> BuiltTokenizer:
+def _build_tokenizer(work: Workspace, config: DataBuildConfig, sources: list[Source], progress: bool) -> BuiltTokenizer:
     if config.tokenizer.path is not None:
         return adopt_tokenizer(config.tokenizer, work.tokenizer)
     sample = work.root / "sample.txt"

@@ -1,4 +1,4 @@
-"""The tasks of a build by phase, and running one of them in whatever process it was given to."""
+"""The tasks of a build, one function per phase, each for one partition."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cram_composer.storage.files import write_atomic
 
 
 def read(work: Workspace, partition: int, progress: bool) -> dict[str, Any]:
-    """Documents to a file, for the stages that compare them."""
+    """Write documents to a file, for the stages that compare them."""
     facts, statistics = deduplicate.store_documents(work, partition, progress)
     return {**facts, "judgements": statistics.as_dict()}
 
 
 def encode(work: Workspace, partition: int, progress: bool) -> dict[str, Any]:
-    """Documents to rows; straight from the sources where no stage has to compare them first."""
+    """Encode documents into rows; straight from the sources unless a stage has to compare them first."""
     if needs_all_documents(work.config.stages):
         statistics = StageStatistics()
         encoder = RowEncoder(work, partition, statistics)
@@ -62,16 +62,16 @@ def run_task(root: Path, phase: str, partition: int, progress: bool = False) -> 
     try:
         work.mark_done(phase, partition, TASKS[phase](work, partition, progress))
     except Exception as error:
-        message = str(described(error, root))
+        message = str(one_line_error(error, root))
         write_atomic(failure, message)
         if not isinstance(error, CramError | OSError):
             write_atomic(failure.with_suffix(".traceback"), traceback.format_exc())
-            message += f" (in phase {phase}; {failure.with_suffix('.traceback')} says where)"
+            message += f" (in phase {phase}; {failure.with_suffix('.traceback')} has the traceback)"
         raise CramError(message) from error
 
 
-def described(error: Exception, root: Path) -> CramError:
-    """The error as one line."""
+def one_line_error(error: Exception, root: Path) -> CramError:
+    """Return the error as a CramError of one line."""
     if isinstance(error, CramError):
         return error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -59,8 +59,8 @@ def run_jobs(
         cancel_left_over(folder)
         runner = SlurmRunner(folder, {**_SLURM_DEFAULTS, "gpus_per_node": int(device == "cuda"), **slurm}, "eval")
     calls = [partial(_run, job, device, threads) for job in jobs]
-    makers = {job.keep: index for index, job in enumerate(jobs) if job.keep is not None}
-    after = {index: makers[job.start] for index, job in enumerate(jobs) if job.start in makers}
+    saved_by = {job.save_to: index for index, job in enumerate(jobs) if job.save_to is not None}
+    after = {index: saved_by[job.init_from] for index, job in enumerate(jobs) if job.init_from in saved_by}
     done = 0
 
     def poll(running: Mapping[int, float]) -> None:

@@ -1,4 +1,4 @@
-"""The jobs of an evaluation: every task with every seed, of every model. One job fine-tunes once."""
+"""Fine-tuning jobs: one for every model, task and seed of an evaluation."""
 
 from __future__ import annotations
 
@@ -24,47 +24,52 @@ _FROM_MNLI = ("rte", "mrpc", "stsb")
 
 @dataclass(frozen=True)
 class Job:
-    """Fine-tune `model` on `task` with `seed`, and score it there and on the `riders`, which have no training rows.
+    """Fine-tune `model` on `task` with `seed`, and score it on the task and on its `diagnostics`.
 
-    `hashes` are the settings' by scored task; `start` is the folder of a fine-tuned model to go on from, `keep` the
-    folder in which this one's is kept; `after` is the job whose model it goes on from.
+    Attributes:
+        diagnostics: tasks without training rows, scored with the same fine-tuned model.
+        hashes: hash of the settings, by scored task.
+        init_from: folder of a fine-tuned model to start from.
+        save_to: folder for the fine-tuned model.
     """
 
     model: ModelSource
     task: Task
-    riders: tuple[Task, ...]
+    diagnostics: tuple[Task, ...]
     seed: int
     settings: ProtocolConfig
     data: Path | None
     precision: str
     hashes: dict[str, str]
-    start: Path | None = None
-    keep: Path | None = None
+    init_from: Path | None = None
+    save_to: Path | None = None
 
     @property
     def title(self) -> str:
-        """What it is called on the console."""
+        """Name on the console."""
         return f"{self.model.name}, {self.task.title}, seed {self.seed}"
 
     @property
     def keys(self) -> list[ResultKey]:
-        """Of the results that it makes."""
-        return [(self.model.hash, self.hashes[task.name], task.name, self.seed) for task in (self.task, *self.riders)]
+        """Keys of its results."""
+        return [
+            (self.model.hash, self.hashes[task.name], task.name, self.seed) for task in (self.task, *self.diagnostics)
+        ]
 
 
 def plan_jobs(
     models: Sequence[ModelSource], protocol: ProtocolConfig, data: Path | None, precision: str, folder: Path
 ) -> list[Job]:
-    """All jobs of the protocol, in an order in which a job that another goes on from comes before it.
+    """Plan all jobs of the protocol; a job that starts from the model of another comes after it.
 
-    Every split is read here, so that a mistake in the data is found before anything is trained.
+    Reads every split, so that errors in the data are found before any training.
 
     Args:
-        models: to evaluate.
-        protocol: what to do.
+        models: models to evaluate.
+        protocol: tasks, seeds and settings.
         data: folder of the tasks' files, or None for the hub.
         precision: "bf16", "fp16" or "fp32".
-        folder: in which the models of MNLI are kept for the tasks that go on from them.
+        folder: folder for the models of MNLI that other tasks start from.
 
     Raises:
         CramError: an unknown task, or data that cannot be read.
@@ -78,41 +83,43 @@ def plan_jobs(
             raise CramError(f"tasks: {task.name} is scored with the model of {task.trained_on}; add {task.trained_on}")
     from_mnli = [name for name in names if name in _FROM_MNLI and protocol.mnli_start]
     if from_mnli and "mnli" not in names:
-        raise CramError(f"mnli_start: {', '.join(from_mnli)} go on from the model of mnli; add mnli to tasks")
-    of_mnli = ""  # of what the models of MNLI are fine-tuned with
+        raise CramError(f"mnli_start: {', '.join(from_mnli)} start from the model of mnli; add mnli to tasks")
+    mnli_hash = ""  # hash of the settings of MNLI
     if from_mnli:
-        of_mnli = settings_hash(task_settings(protocol, "mnli"), _digests(find_task("mnli", "tasks"), data), precision)
+        mnli_hash = settings_hash(
+            task_settings(protocol, "mnli"), _digests(find_task("mnli", "tasks"), data), precision
+        )
     jobs = []
     for task in sorted(tasks, key=lambda task: task.name in from_mnli):
         if task.trained_on:
             continue
         settings = task_settings(protocol, task.name).model_copy(update={"mnli_start": task.name in from_mnli})
-        riders = tuple(rider for rider in tasks if rider.trained_on == task.name)
+        diagnostics = tuple(diagnostic for diagnostic in tasks if diagnostic.trained_on == task.name)
         digests = _digests(task, data)
         if task.name in from_mnli:
-            digests["start"] = of_mnli
+            digests["start"] = mnli_hash
         hashes = {task.name: settings_hash(settings, digests, precision)}
-        for rider in riders:
-            hashes[rider.name] = settings_hash(settings, {**digests, **_digests(rider, data)}, precision)
+        for diagnostic in diagnostics:
+            hashes[diagnostic.name] = settings_hash(settings, {**digests, **_digests(diagnostic, data)}, precision)
         for model in models:
-            kept = folder / f"mnli-{model.hash.replace('/', '-').replace(':', '-')}-{of_mnli}"
+            mnli_folder = folder / f"mnli-{model.hash.replace('/', '-').replace(':', '-')}-{mnli_hash}"
             for seed in range(1, settings.seeds + 1):
-                job = Job(model, task, riders, seed, settings, data, precision, hashes)
+                job = Job(model, task, diagnostics, seed, settings, data, precision, hashes)
                 if task.name == "mnli" and from_mnli and seed == 1:
-                    job = replace(job, keep=kept)
-                jobs.append(replace(job, start=kept) if task.name in from_mnli else job)
+                    job = replace(job, save_to=mnli_folder)
+                jobs.append(replace(job, init_from=mnli_folder) if task.name in from_mnli else job)
     return jobs
 
 
 def run_job(job: Job, device: torch.device, report: Callable[[float], None] = lambda progress: None) -> list[Result]:
-    """Do a job on `device`; `report` is told the share of its steps that are done. Raises CramError."""
+    """Run a job on `device`; calls `report` with the share of its steps that are done. Raises CramError."""
     rows, sizes, partial = _rows(job.model, job.settings.benchmark, job.task.name, job.settings.max_length, job.data)
     torch.manual_seed(job.seed)
-    source = job.model if job.start is None else replace(job.model, source=str(job.start), untrained=False)
+    source = job.model if job.init_from is None else replace(job.model, source=str(job.init_from), untrained=False)
     model = source.load_classifier(job.task.num_labels, job.settings.dropout)
     outcome = fine_tune(model, job.task, rows, job.settings, job.seed, device, job.precision, report)
-    if job.keep is not None:
-        model.save_pretrained(job.keep)
+    if job.save_to is not None:
+        model.save_pretrained(job.save_to)
     result = Result(
         model=job.model.name,
         model_hash=job.model.hash,
@@ -123,7 +130,7 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
         scores=outcome.scores,
         rows=sizes,
         partial=partial,
-        mnli_start=job.start is not None,
+        mnli_start=job.init_from is not None,
         steps=outcome.steps,
         seconds=outcome.seconds,
         examples_per_second=outcome.examples_per_second,
@@ -131,23 +138,26 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
         device=_device_name(device),
         precision=job.precision,
     )
-    made = [result]
-    for rider in job.riders:
-        rows, sizes, partial = _rows(job.model, job.settings.benchmark, rider.name, job.settings.max_length, job.data)
+    results = [result]
+    for diagnostic in job.diagnostics:
+        rows, sizes, partial = _rows(
+            job.model, job.settings.benchmark, diagnostic.name, job.settings.max_length, job.data
+        )
         scores = {
-            split: evaluate(model, rider, rows[split], job.settings, device, job.precision) for split in rider.scored
+            split: evaluate(model, diagnostic, rows[split], job.settings, device, job.precision)
+            for split in diagnostic.scored
         }
-        made.append(
+        results.append(
             replace(
                 result,
-                task=rider.name,
-                settings_hash=job.hashes[rider.name],
+                task=diagnostic.name,
+                settings_hash=job.hashes[diagnostic.name],
                 scores=scores,
                 rows={**result.rows, **sizes},
                 partial=[*result.partial, *partial],
             )
         )
-    return made
+    return results
 
 
 def _digests(task: Task, data: Path | None) -> dict[str, str]:
@@ -158,7 +168,7 @@ def _digests(task: Task, data: Path | None) -> dict[str, str]:
 def _rows(
     model: ModelSource, benchmark: str, name: str, max_length: int, data: Path | None
 ) -> tuple[dict[str, EncodedRows], dict[str, int], list[str]]:
-    """The encoded splits of a task, their sizes, and the names of those that have not the official size."""
+    """Return the encoded splits of a task, their sizes, and the names of those without the official size."""
     task, tokenizer = find_task(name, "job", benchmark), model.load_tokenizer()
     encoded, sizes, partial = {}, {}, []
     for part in task.sizes:

@@ -1,4 +1,4 @@
-"""`cram eval`: fine-tune models by a protocol on every task with every seed, and write what came out."""
+"""`cram eval`: fine-tune models by a protocol on every task with every seed, and write the table."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from cram_composer.evaluation.fine_tuning.table import console_table, model_row
 from cram_composer.evaluation.model_source import ModelSource, find_model
 from cram_composer.storage.files import read_json, write_json
 
-NO_GPU = "use --device cpu"  # where one was asked for
-RUN_FILE = "evaluations.json"  # in the folder of a run: its rows by protocol, for its page
+NO_GPU = "use --device cpu"  # hint in errors
+RUN_FILE = "evaluations.json"  # in a run folder: its rows by protocol, for its report
 _LINE_EVERY_SECONDS = 30.0
 
 
@@ -37,22 +37,22 @@ def evaluate_models(
     jobs: int | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> tuple[str, list[str]]:
-    """Do what is not yet in FOLDER/results.jsonl, and write FOLDER/PROTOCOL.json with a row for each model.
+    """Run the jobs without results in FOLDER/results.jsonl, and write FOLDER/PROTOCOL.json with a row for each model.
 
     Args:
         names: run folders, model folders, or names of the hub; see `find_model`.
-        protocol: how to fine-tune and on what.
+        protocol: tasks, seeds and settings.
         data: folder of the tasks' files, or None for the hub.
-        folder: of the results, to which later evaluations append.
+        folder: folder of the results, to which later evaluations append.
         device: "auto", "cuda" or "cpu".
-        jobs: processes at a time on a CPU; by default one for every core, up to 8.
-        slurm: submitit's parameters, to run the jobs as Slurm arrays in place of here.
+        jobs: processes at a time on a CPU; default: one for every core, up to 8.
+        slurm: submitit's parameters, to run the jobs as Slurm arrays.
 
     Returns:
-        The table, and a line for every job that failed.
+        The table, and one line for every job that failed.
 
     Raises:
-        CramError: bad models, data or settings; nothing has been trained then.
+        CramError: models, data or settings are unusable; raised before any training.
     """
     models = [find_model(name) for name in names]
     models = list({model.hash: model for model in models}.values())
@@ -63,7 +63,7 @@ def evaluate_models(
     planned = plan_jobs(models, protocol, data, precision, folder)
     path = folder / "results.jsonl"
     found = {result.key: result for result in read_results(path)}
-    left = _to_do(planned, found)
+    left = _pending_jobs(planned, found)
     progress = _Progress(len(planned), len(planned) - len(left))
     failures = []
     if left:
@@ -85,29 +85,31 @@ def evaluate_models(
     return console_table(protocol, rows), failures
 
 
-def _to_do(planned: list[Job], found: dict[ResultKey, Result]) -> list[Job]:
-    """The jobs without results; of those with, the ones whose model another goes on from and that is gone."""
+def _pending_jobs(planned: list[Job], found: dict[ResultKey, Result]) -> list[Job]:
+    """Return the jobs without results, and those whose model is missing and needed by another job."""
     left = [job for job in planned if any(key not in found for key in job.keys)]
-    starts = {job.start for job in left if job.start is not None and not (job.start / "config.json").is_file()}
-    return [job for job in planned if job in left or job.keep in starts]
+    starts = {
+        job.init_from for job in left if job.init_from is not None and not (job.init_from / "config.json").is_file()
+    }
+    return [job for job in planned if job in left or job.save_to in starts]
 
 
 def precision_on(asked: str, device: str) -> str:
-    """ "bf16", "fp16" or "fp32" for one of them or "auto". Raises CramError for what the device has not."""
+    """Return "bf16", "fp16" or "fp32" for one of them or "auto". Raises CramError if the device does not support it."""
     if asked == "fp16" and device == "cpu":
         raise CramError("precision: fp16 needs a GPU; use bf16 or fp32")
     return fast_precision(device) if asked == "auto" else asked
 
 
 def add_to_runs(models: Sequence[ModelSource], protocol: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Keep the rows, one for each model, in the folders of those that are runs, as scores by `protocol`."""
+    """Write the rows, one for each model, into the run folders among the models."""
     for model, row in zip(models, rows, strict=True):
         if not model.untrained and (Path(model.name) / "record.json").is_file():
             add_to_run(Path(model.name), protocol, row)
 
 
 def add_to_run(run: Path, protocol: str, row: dict[str, Any]) -> None:
-    """Keep the row in the run's folder, and draw its page anew."""
+    """Write a row into the run folder, and update the report of the run."""
     from cram_composer.analysis.report.report import write_report
 
     path = run / RUN_FILE
@@ -117,35 +119,35 @@ def add_to_run(run: Path, protocol: str, row: dict[str, Any]) -> None:
 
 
 class _Progress:
-    """A bar on a terminal, elsewhere a line every 30 s and for every job that ends."""
+    """Progress bar on a terminal; elsewhere a line every 30 s and for every job that ends."""
 
     def __init__(self, total: int, done: int) -> None:
         self._total, self._done = total, done
-        self._started = self._last = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._ended = 0
         self._bar: tqdm | None = None
         if sys.stderr.isatty() and total > done:
-            form = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} gone, {remaining} left"
+            form = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left"
             self._bar = tqdm(total=total - done, desc="eval", bar_format=form)
         elif done:
-            self._say(f"{done} of {total} jobs are in the results already")
+            self._print_line(f"{done} of {total} jobs are in the results already")
 
     def report(self, done: float) -> None:
-        """So many jobs are done, running ones by their share."""
+        """Show the number of jobs done, running ones by the share of their steps."""
         if self._bar is not None:
             self._bar.n = done
             self._bar.refresh()
-        elif time.monotonic() - self._last >= _LINE_EVERY_SECONDS and done:
-            gone = time.monotonic() - self._started
-            left = gone / done * (self._total - self._done - done)
-            self._say(f"{self._done + done:.1f} of {self._total} jobs, about {format_duration(left)} left")
+        elif time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS and done:
+            elapsed = time.monotonic() - self._started
+            left = elapsed / done * (self._total - self._done - done)
+            self._print_line(f"{self._done + done:.1f} of {self._total} jobs, about {format_duration(left)} left")
 
     def ended(self, job: Job, results: Sequence[Result], error: str) -> None:
         """Print the outcome of a job."""
         self._ended += 1
         where = f"{self._done + self._ended} of {self._total}"
         if error:
-            self._say(f"{where}: failed: {error}")
+            self._print_line(f"{where}: failed: {error}")
             return
         shown = "; ".join(
             f"{split} {metric} {value:.1f}"
@@ -154,17 +156,17 @@ class _Progress:
             for metric, value in scores.items()
         )
         first = results[0]
-        self._say(
+        self._print_line(
             f"{where}: {job.title}: {shown} ({format_duration(first.seconds)}, "
             f"{first.examples_per_second:,.0f} examples/s)"
         )
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
 
-    def _say(self, line: str) -> None:
-        self._last = time.monotonic()
+    def _print_line(self, line: str) -> None:
+        self._last_line = time.monotonic()
         tqdm.write(f"eval: {line}", file=sys.stderr)
         sys.stderr.flush()

@@ -228,7 +228,7 @@ def test_killed_build_does_not_look_finished_and_resumes(config, corpus, built, 
     before = shard.stat().st_mtime_ns
     config.sources[0].licence = "none"
     assert files_of(build(config)) == files_of(built)
-    assert "going on with the build" in capsys.readouterr().err
+    assert "resuming the build" in capsys.readouterr().err
     assert (root / "train" / "00000" / "shard.00000.mds").stat().st_mtime_ns == before, "it was written again"
     assert not partial.exists()
 
@@ -255,7 +255,7 @@ def test_failure_names_the_work_folder_and_a_restart_succeeds(config, monkeypatc
     monkeypatch.setattr("cram_composer.data.pipeline.phases.write_manifest", full)
     with pytest.raises(CramError, match="the disk is full; free some space or choose another output"):
         build(config)
-    assert "what was done until now is kept in" in capsys.readouterr().err
+    assert "finished tasks are kept in" in capsys.readouterr().err
     assert sorted(path.name for path in Path(config.output).parent.iterdir()) == [".out.lock", "out.partial"]
     monkeypatch.undo()
     assert load_manifest(build(config, progress=False))["name"] == "test"
@@ -326,7 +326,7 @@ def broken_later(config: DataBuildConfig, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (foreign_folder, "out: is there already and is not a data set"),
+        (foreign_folder, "out: exists and is not a data set"),
         (file_in_the_way, "file: File exists"),
         (no_text, "no text: the sources hold nothing"),
         (one_document, "the validation split is empty: 0 of 1 documents, 0 tokens; add text or change"),

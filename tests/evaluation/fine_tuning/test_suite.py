@@ -11,7 +11,7 @@ from cram_composer.cli import main
 from cram_composer.config.schema.evaluation import ProtocolConfig, TaskSettingsConfig
 from cram_composer.evaluation.fine_tuning.jobs import plan_jobs
 from cram_composer.evaluation.fine_tuning.results import Result, read_results
-from cram_composer.evaluation.fine_tuning.suite import _to_do
+from cram_composer.evaluation.fine_tuning.suite import _pending_jobs
 from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
 from cram_composer.evaluation.fine_tuning.table import console_table, model_row
 from cram_composer.evaluation.fine_tuning.tasks import GLUE
@@ -128,8 +128,8 @@ def test_mnli_is_retrained_if_its_model_is_missing(model, data, tmp_path):
     jobs = plan_jobs([find_model(str(model))], protocol, data, "fp32", tmp_path)
     assert [(job.task.name, job.seed) for job in jobs] == [("mnli", 1), ("mnli", 2), ("rte", 1), ("rte", 2)]
     done = {key: None for job in jobs[:3] for key in job.keys}
-    assert _to_do(jobs, done) == [jobs[0], jobs[3]]
-    assert _to_do(jobs, {**done, jobs[3].keys[0]: None}) == []
+    assert _pending_jobs(jobs, done) == [jobs[0], jobs[3]]
+    assert _pending_jobs(jobs, {**done, jobs[3].keys[0]: None}) == []
 
 
 def test_task_with_its_own_seeds(model, data, tmp_path):
