@@ -52,7 +52,7 @@ def follow(algorithm, budget: Budget, loader, field: str, seconds: list[float]) 
 
 
 def test_the_registry_and_the_schema_name_the_same_algorithms():
-    assert set(REGISTRY) == set(AlgorithmsConfig.__dataclass_fields__)
+    assert set(REGISTRY) == set(AlgorithmsConfig.model_fields)
 
 
 def test_the_batch_grows_in_whole_microbatches_to_its_full_size(budget: Budget):
