@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cram_composer.config import Composed
+from cram_composer.config.recipes import leaves
 from cram_composer.errors import CramError
 from cram_composer.jobs.processes import ENDS_WITH_PARENT, end_with_parent
 from cram_composer.runs.folder import RunFolder
@@ -89,16 +90,9 @@ def check_same(earlier: dict[str, Any], composed: Composed, where: str) -> None:
     """A run continues with the configuration it began with."""
     if earlier["config_hash"] == composed.hash:
         return
-    before, now = _flat(earlier["config"]), _flat(composed.plain)
+    before, now = leaves(earlier["config"]), leaves(composed.plain)
     differing = [key for key in now if before.get(key) != now[key]] or ["the schema"]
     raise CramError(
         f"{where}: holds a run with another configuration ({', '.join(differing[:5])}); "
         "choose run_name=... for a new run, or go back to that configuration to continue"
     )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    nested = (_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items())
-    return {key: item for flat in nested for key, item in flat.items()}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
 
 import pytest
 
 from cram_composer.budget.schedules import SCHEDULES, build_schedule
 from cram_composer.config import compose
 from cram_composer.config.compose import Composed
-from cram_composer.config.recipes import load_recipe, recipe_names
+from cram_composer.config.recipes import leaves, load_recipe, recipe_names
 from cram_composer.config.schema.optimizer import OPTIMIZER_DEFAULTS, OptimizerConfig, ScheduleConfig
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.validation.run import check_run
@@ -32,14 +31,8 @@ def composed(*recipes: str) -> Composed:
 
 def changed(name: str) -> set[str]:
     """Keys whose values a recipe changes on crammed-bert."""
-    before, after = (_leaves(composed(*names).plain) for names in (["crammed-bert"], ["crammed-bert", name]))
+    before, after = (leaves(composed(*names).plain) for names in (["crammed-bert"], ["crammed-bert", name]))
     return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} - {"recipes"}
-
-
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix[:-1]: value}
-    return {key: item for name, inner in value.items() for key, item in _leaves(inner, f"{prefix}{name}.").items()}
 
 
 def test_there_is_a_recipe_for_every_optimizer():
