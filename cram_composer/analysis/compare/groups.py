@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cram_composer.analysis.html.formatting import is_number
-from cram_composer.analysis.report.page import flatten
 from cram_composer.analysis.runs.find import find_runs
 from cram_composer.analysis.runs.run import RunData, load_run
 from cram_composer.analysis.runs.table import budget_text
+from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
 
 # Sections and keys that do not change what is learned.
@@ -150,7 +150,7 @@ def _tell_apart(groups: Sequence[Group], given: Iterable[str] = ()) -> None:
 def settings(run: RunData) -> dict[str, Any]:
     """The configuration by dotted key, without what does not change what is learned, and without the seed."""
     config = {key: value for key, value in (run.get("config") or {}).items() if key not in NOT_SETTINGS}
-    return dict(flatten(config))
+    return flatten(config)
 
 
 def settings_hash(run: RunData) -> str:

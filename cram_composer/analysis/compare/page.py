@@ -22,11 +22,11 @@ from cram_composer.analysis.compare.text import (
     summary,
     time_sentence,
 )
-from cram_composer.analysis.html.formatting import decimal, duration, is_number, short_count
+from cram_composer.analysis.html.formatting import NOT_RECORDED, decimal, duration, is_number, short_count
 from cram_composer.analysis.html.style import LIGHT, Picture, series_style, to_inline_svg
+from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.html.templating import render
-from cram_composer.analysis.report import page
-from cram_composer.analysis.report.page import Table
+from cram_composer.analysis.report.configuration import differences_table
 from cram_composer.errors import CramError
 from cram_composer.storage.files import write_atomic
 
@@ -127,7 +127,7 @@ def runs_table(groups: Sequence[Group]) -> Table:
             short_count(run.get("tokens_per_second")),
             short_count(run.get("parameters")),
             duration(run.get("ledger.inside_total")),
-            f"{hours:.3g}" if is_number(hours := run.device_hours) else page.NOT_RECORDED,
+            f"{hours:.3g}" if is_number(hours := run.device_hours) else NOT_RECORDED,
         )
         for group in groups
         for run in group.runs
@@ -137,12 +137,6 @@ def runs_table(groups: Sequence[Group]) -> Table:
 
 
 def differences(groups: Sequence[Group]) -> Table:
-    """The keys whose values differ between groups, a column each; within a group, its first run stands for all."""
-    flat = [settings(group.runs[0]) for group in groups]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    rows = [
-        (key, *(page.text(one[key]) if key in one else "—" for one in flat))
-        for key in keys
-        if any(key not in one or one[key] != flat[0].get(key) for one in flat)
-    ]
-    return Table("Keys that differ", ("Key", *(group.name for group in groups)), rows)
+    """Keys whose values differ between groups, by the first run of each."""
+    names = [group.name for group in groups]
+    return differences_table("Keys that differ", names, [settings(group.runs[0]) for group in groups])

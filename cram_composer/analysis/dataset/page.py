@@ -8,9 +8,11 @@ from typing import Any
 
 from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.dataset.read import DataSet
-from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, percent, short_count
+from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, percent, ratio, short_count
+from cram_composer.analysis.html.tables import Table, Tile
 from cram_composer.analysis.html.templating import render
-from cram_composer.analysis.report.page import Table, Tile, data_set_tables, flatten
+from cram_composer.analysis.report.data_set import data_set_tables
+from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
 from cram_composer.storage.files import write_atomic
 
@@ -147,7 +149,7 @@ def headline(data: DataSet) -> list[Tile]:
         for unit in ("documents", "characters"):
             before, after = stages[0][f"{unit}_in"], stages[-1][f"{unit}_out"]
             tiles.append(
-                Tile(f"{unit.capitalize()} kept", percent(_share(after, before)), f"{count(after)} of {count(before)}")
+                Tile(f"{unit.capitalize()} kept", percent(ratio(after, before)), f"{count(after)} of {count(before)}")
             )
     return [
         *tiles,
@@ -160,16 +162,16 @@ def headline(data: DataSet) -> list[Tile]:
 def stages_table(data: DataSet, short: bool = False) -> Table:
     """Documents, characters and tokens before and after every stage; `short` numbers have four digits."""
     shown = short_count if short else count
-    ratio = _characters_per_token(data)
+    per_token = _characters_per_token(data)
 
     def tokens(characters: int) -> str:
-        return f"≈ {short_count(characters / ratio)}" if ratio else NOT_MEASURED
+        return f"≈ {short_count(characters / per_token)}" if per_token else NOT_MEASURED
 
     def row(name: str, stage: dict[str, Any]) -> tuple[str, ...]:
         cells = [name]
         for unit in ("documents", "characters"):
             before, after = stage[f"{unit}_in"], stage[f"{unit}_out"]
-            cells += [shown(before), shown(after), percent(_share(after, before), 2)]
+            cells += [shown(before), shown(after), percent(ratio(after, before), 2)]
         return *cells, tokens(stage["characters_in"]), tokens(stage["characters_out"])
 
     stages = data.manifest["stages"]
@@ -189,7 +191,7 @@ def bars(data: DataSet) -> list[Bar]:
         return []
     documents, characters = stages[0]["documents_in"], stages[0]["characters_in"]
     left = [
-        Bar(_name(s), _share(s["documents_out"], documents) or 0.0, _share(s["characters_out"], characters) or 0.0)
+        Bar(_name(s), ratio(s["documents_out"], documents) or 0.0, ratio(s["characters_out"], characters) or 0.0)
         for s in stages
     ]
     return [Bar("source", 1.0, 1.0), *left]
@@ -198,7 +200,7 @@ def bars(data: DataSet) -> list[Bar]:
 def reasons_table(data: DataSet) -> Table:
     """How many documents each stage dropped or changed, and why; the most frequent reason first."""
     rows = [
-        (_name(stage), _words(reason), count(documents), percent(_share(documents, stage["documents_in"]), 2))
+        (_name(stage), _words(reason), count(documents), percent(ratio(documents, stage["documents_in"]), 2))
         for stage in data.manifest["stages"]
         for reason, documents in _by_frequency(stage["reasons"])
     ]
@@ -213,7 +215,7 @@ def tokenizer_table(data: DataSet) -> Table:
         ("kind", data.tokenizer_kind),
         ("vocabulary", count(manifest["vocab_size"])),
         ("characters per token", decimal(_characters_per_token(data), 2)),
-        ("unknown tokens", percent(_share(unknown, _text_tokens(data)), 3)),
+        ("unknown tokens", percent(ratio(unknown, _text_tokens(data)), 3)),
         ("special tokens", ", ".join(f"{role} {number}" for role, number in manifest["special_tokens"].items())),
         ("sha256", manifest["tokenizer_sha256"][:16]),
     ]
@@ -226,7 +228,7 @@ def _stage_examples(stage: dict[str, Any], dropped: dict[str, list[str]], data: 
     return StageExamples(
         _name(stage),
         STAGE_TEXTS.get(name, ""),
-        ", ".join(f"{key} {value}" for key, value in flatten(settings)),
+        ", ".join(f"{key} {value}" for key, value in flatten(settings).items()),
         [
             Group(_words(reason), documents, dropped.get(reason, []))
             for reason, documents in _by_frequency(stage["reasons"])
@@ -235,7 +237,7 @@ def _stage_examples(stage: dict[str, Any], dropped: dict[str, list[str]], data: 
 
 
 def _configuration(data: DataSet) -> Table:
-    rows = [(key, str(value)) for key, value in flatten(data.manifest["config"])]
+    rows = [(key, str(value)) for key, value in flatten(data.manifest["config"]).items()]
     return Table(f"Configuration of the build ({len(rows)} keys)", ("Key", "Value"), rows)
 
 
@@ -251,10 +253,6 @@ def _words(name: str) -> str:
     return name.replace("_", " ").replace("-", " ")
 
 
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
-
-
 def _text_tokens(data: DataSet) -> int:
     """Tokens of all text that reached the tokenizer, padding not counted."""
     splits = data.manifest["splits"].values()
@@ -262,4 +260,4 @@ def _text_tokens(data: DataSet) -> int:
 
 
 def _characters_per_token(data: DataSet) -> float | None:
-    return _share(sum(split["characters"] for split in data.manifest["splits"].values()), _text_tokens(data))
+    return ratio(sum(split["characters"] for split in data.manifest["splits"].values()), _text_tokens(data))

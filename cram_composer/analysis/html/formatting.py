@@ -1,4 +1,4 @@
-"""Numbers and names as the page prints them. What is missing prints as "not measured", never as a zero."""
+"""Numbers and names as printed on pages and consoles. A missing value prints as "not measured", never as zero."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import math
 from typing import Any
 
 NOT_MEASURED = "not measured"
+NOT_RECORDED = "not recorded"
 
 
 def is_number(value: Any) -> bool:
-    """True for a finite int or float; JSON's null, NaN and booleans are no measurements."""
+    """Return True for a finite int or float; null, NaN and booleans of JSON are not measurements."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def ratio(part: Any, whole: Any) -> float | None:
+    """`part` / `whole`; None if either was not measured or `whole` is zero."""
+    return part / whole if is_number(part) and is_number(whole) and whole > 0 else None
 
 
 def decimal(value: Any, digits: int = 3) -> str:

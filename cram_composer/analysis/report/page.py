@@ -1,24 +1,24 @@
-"""What the page says of a run, as tables and short texts; every value is one that the run recorded."""
+"""Tables and short texts of the report; every value is a recorded one."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from cram_composer.analysis.html.formatting import (
     NOT_MEASURED,
+    NOT_RECORDED,
     count,
     decimal,
     duration,
     is_number,
     percent,
+    ratio,
     short_count,
 )
+from cram_composer.analysis.html.tables import Table, Tile
+from cram_composer.analysis.report.configuration import value_text
 from cram_composer.analysis.runs.run import RunData
 
-NOT_RECORDED = "not recorded"
 LEDGER_TEXTS = {
     "compile": "torch.compile",
     "train": "forward, backward, optimizer",
@@ -33,26 +33,6 @@ LEDGER_TEXTS = {
     "export": "Hugging Face folder",
     "upload": "copies in object storage",
 }
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One headline number."""
-
-    label: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text cells; `numeric` are the columns set flush right, `total_rows` the last rows that sum up."""
-
-    caption: str
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    numeric: tuple[int, ...] = ()
-    total_rows: int = 0
 
 
 def headline(run: RunData) -> list[Tile]:
@@ -75,7 +55,7 @@ def headline(run: RunData) -> list[Tile]:
         Tile(
             "Tokens per second",
             short_count(run.get("tokens_per_second")),
-            f"data stall {percent(_ratio(stall, total))} of the time",
+            f"data stall {percent(ratio(stall, total))} of the time",
         ),
         Tile("Parameters", short_count(run.get("parameters")), f"on {count(devices)} process{'es' * (devices != 1)}"),
         Tile("Budget used", duration(total), _budget_note(run, total)),
@@ -96,7 +76,7 @@ def _budget_note(run: RunData, spent: Any) -> str:
     if run.get("budget.mode") == "replay":
         return f"replay of {count(steps)} recorded steps, no clock"
     if is_number(seconds):
-        return f"of {duration(seconds)}: {percent(_ratio(spent, seconds), 2)}"
+        return f"of {duration(seconds)}: {percent(ratio(spent, seconds), 2)}"
     limits = [f"{short_count(tokens)} tokens"] * is_number(tokens) + [f"{count(steps)} steps"] * is_number(steps)
     return f"limit: {', '.join(limits)}" if limits else ""
 
@@ -124,14 +104,14 @@ def ledger_tables(run: RunData) -> list[Table]:
     total, wall = run.get("ledger.inside_total"), run.get("ledger.wall_seconds")
     rows = {
         side: [
-            (name.replace("_", " "), LEDGER_TEXTS.get(name, ""), _seconds(seconds), percent(_ratio(seconds, total), 2))
+            (name.replace("_", " "), LEDGER_TEXTS.get(name, ""), _seconds(seconds), percent(ratio(seconds, total), 2))
             for name, seconds in (run.get(f"ledger.{side}") or {}).items()
         ]
         for side in ("inside", "outside")
     }
-    difference = _ratio(total - wall, wall) if is_number(total) and is_number(wall) else None
+    difference = ratio(total - wall, wall) if is_number(total) and is_number(wall) else None
     off = NOT_MEASURED if difference is None else f"sum {100 * difference:+.2f} %"
-    rows["inside"].append(("sum", "", _seconds(total), percent(_ratio(total, total), 2)))
+    rows["inside"].append(("sum", "", _seconds(total), percent(ratio(total, total), 2)))
     rows["inside"].append(("wall-clock", "the loop by another clock", _seconds(wall), off))
     columns = ("Item", "What", "Seconds")
     return [
@@ -142,106 +122,6 @@ def ledger_tables(run: RunData) -> list[Table]:
 
 def _seconds(value: Any) -> str:
     return decimal(value, 2)
-
-
-def configuration(run: RunData) -> tuple[Table, Table]:
-    """Every key with its value and where it came from: first what something set, then what stayed at its default."""
-    provenance = run.get("provenance") or {}
-    rows = [(key, text(value), _origin(key, provenance)) for key, value in flatten(run.get("config") or {})]
-    chosen = sorted((row for row in rows if row[2] != "default"), key=lambda row: _rank(row[2]))
-    defaults = [row for row in rows if row[2] == "default"]
-    header = ("Key", "Value", "From")
-    return (
-        Table(f"Set by the command line, a file or a recipe ({len(chosen)})", header, chosen),
-        Table(f"Left at the default ({len(defaults)})", header, defaults),
-    )
-
-
-def differences(runs: list[RunData]) -> Table:
-    """The keys in which the runs' configurations differ, a column per run."""
-    flat = [dict(flatten(run.get("config") or {})) for run in runs]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    rows = [
-        (key, *(text(config[key]) if key in config else "—" for config in flat))
-        for key in keys
-        if any(key not in config or config[key] != flat[0].get(key) for config in flat)
-    ]
-    header = ("Key", *(f"Run {index + 1}" for index in range(len(runs))))
-    return Table("Configuration keys that differ", header, rows)
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nested configuration with their dotted keys; lists and empty mappings are leaves."""
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + str(key), value
-
-
-def text(value: Any) -> str:
-    """A value of a configuration as the page prints it: text as it is, the rest as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _origin(key: str, provenance: dict[str, str]) -> str:
-    """Where a key came from; a value set as a whole (a mapping, say) answers for all that is in it."""
-    while key not in provenance and "." in key:
-        key = key.rpartition(".")[0]
-    return provenance.get(key, NOT_RECORDED)
-
-
-def _rank(origin: str) -> int:
-    if origin.startswith("recipe "):
-        return 2
-    return {"command line": 0, NOT_RECORDED: 3}.get(origin, 1)  # the rest are files
-
-
-def data_tables(run: RunData) -> list[Table]:
-    """The data set that the run trained on, in short."""
-    return data_set_tables(run.get("data") or {})
-
-
-def data_set_tables(data: Mapping[str, Any]) -> list[Table]:
-    """What a manifest, or the summary of one, says: what the data set is, its splits, its sources."""
-    facts = [(key.replace("_", " "), text(value)) for key, value in data.items() if not isinstance(value, (dict, list))]
-    splits = data.get("splits") or {}
-    counts = [
-        (name, *(count(split.get(name)) for split in splits.values()))
-        for name in ("documents", "rows", "tokens", "characters")
-    ]
-    shares = [
-        (name, *(percent(_ratio(split.get(key), split.get("tokens")), 3) for split in splits.values()))
-        for name, key in (("unknown tokens", "unk_tokens"), ("padding", "padding_tokens"))
-        if key == "unk_tokens" or any(split.get(key) for split in splits.values())
-    ]
-    known = ("name", "kind", "documents", "characters", "licence", "files")
-    one_stream = len(data.get("streams") or []) < 2
-    sources = [
-        (
-            str(source.get("name", NOT_RECORDED)),
-            ", ".join(
-                [
-                    str(source.get("kind", "")),
-                    *(f"{k} {v}" for k, v in source.items() if k not in known and not (k == "stream" and one_stream)),
-                ]
-            ),
-            count(source.get("documents")),
-            count(source.get("characters")),
-            str(source.get("licence") or NOT_RECORDED),
-        )
-        for source in data.get("sources") or []
-    ]
-    return [
-        Table("Data set", ("", "Value"), facts),
-        Table("Splits", ("", *splits), [*counts, *shares], numeric=tuple(range(1, len(splits) + 1))),
-        Table("Sources", ("Source", "Kind", "Documents", "Characters", "Licence"), sources, numeric=(2, 3)),
-    ]
-
-
-def _ratio(part: Any, whole: Any) -> float | None:
-    """`part` as a share of `whole`; None where either was not measured, or there is no whole yet."""
-    return part / whole if is_number(part) and is_number(whole) and whole > 0 else None
 
 
 def environment_tables(run: RunData) -> list[Table]:
@@ -260,7 +140,7 @@ def environment_tables(run: RunData) -> list[Table]:
 def _words(value: Any) -> str:
     if value is None:
         return NOT_RECORDED
-    return ", ".join(map(text, value)) or "none" if isinstance(value, list) else text(value)
+    return ", ".join(map(value_text, value)) or "none" if isinstance(value, list) else value_text(value)
 
 
 def attempts_table(run: RunData) -> Table:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cram_composer.analysis.html.formatting import NOT_RECORDED
 from cram_composer.analysis.html.style import LIGHT, series_style, to_inline_svg, to_png
+from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.html.templating import render
 from cram_composer.analysis.report import page
+from cram_composer.analysis.report.configuration import configuration_tables, differences_table
+from cram_composer.analysis.report.data_set import data_set_tables
 from cram_composer.analysis.report.zero_shot import zero_shot_tables
 from cram_composer.analysis.runs.run import RunData, load_run
+from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json, write_atomic
 
@@ -51,19 +56,26 @@ def _render(runs: list[RunData], figures: dict[str, dict[str, str]]) -> str:
         figures={name: {**figure, "svg": Markup(figure["svg"])} for name, figure in figures.items()},
         runs=[_view(run, index) for index, run in enumerate(runs)],
         comparison=page.comparison(runs) if several else None,
-        differences=page.differences(runs) if several else None,
+        differences=_differences(runs) if several else None,
+    )
+
+
+def _differences(runs: list[RunData]) -> Table:
+    names = [f"Run {number}" for number in range(1, len(runs) + 1)]
+    return differences_table(
+        "Configuration keys that differ", names, [flatten(run.get("config") or {}) for run in runs]
     )
 
 
 def _view(run: RunData, index: int) -> dict[str, Any]:
-    chosen, defaults = page.configuration(run)
+    chosen, defaults = configuration_tables(run)
     return {
         "number": index + 1,
         "colour": next(name for name, value in LIGHT.items() if value == series_style(index)[0]),
         "name": run.name,
-        "status": str(run.get("status") or page.NOT_RECORDED),
+        "status": str(run.get("status") or NOT_RECORDED),
         "recipes": [str(recipe) for recipe in run.get("recipes") or []],
-        "config_hash": str(run.get("config_hash") or page.NOT_RECORDED),
+        "config_hash": str(run.get("config_hash") or NOT_RECORDED),
         "tiles": page.headline(run),
         "notes": page.notes(run),
         "ledger": page.ledger_tables(run),
@@ -72,7 +84,7 @@ def _view(run: RunData, index: int) -> dict[str, Any]:
         "zero_shot": zero_shot_tables(run),
         "chosen": chosen,
         "defaults": defaults,
-        "data": page.data_tables(run),
+        "data": data_set_tables(run.get("data") or {}),
         "environment": page.environment_tables(run),
         "attempts": page.attempts_table(run),
         "export": _export(run.path),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cram_composer.analysis.html.formatting import count, decimal, percent
-from cram_composer.analysis.report.page import Table
+from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import RunData
 
 

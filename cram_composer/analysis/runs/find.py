@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cram_composer.analysis.report.page import flatten
 from cram_composer.analysis.runs.run import RunData
-from cram_composer.config.layers import parse_override
+from cram_composer.config.layers import flatten, parse_override
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RECORD
 
@@ -42,7 +41,7 @@ def choose(runs: Sequence[RunData], filters: Sequence[str]) -> list[RunData]:
             raise CramError(f"'{item}' is neither a folder nor a filter; write key=value, such as recipe=muon")
         seen = [_value(run, key) for run in runs]
         if runs and all(entry is _ABSENT for entry in seen):
-            known = [*OWN_KEYS, *dict(flatten(runs[0].get("config") or {}))]
+            known = [*OWN_KEYS, *flatten(runs[0].get("config") or {})]
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise CramError(f"{item}: no run has a key '{key}'; did you mean '{nearest}'?")
         wanted = value if value[:1] in ("*", "?") else parse_override(item)[1]  # in YAML they would begin other things

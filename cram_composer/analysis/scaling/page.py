@@ -12,7 +12,7 @@ from cram_composer.analysis.compare.page import Part, write_page
 from cram_composer.analysis.figures.drawing import plain_log_ticks
 from cram_composer.analysis.html.formatting import short_count
 from cram_composer.analysis.html.style import Picture, house_style, series_style
-from cram_composer.analysis.report.page import Table
+from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.analysis.scaling.law import Fit
 from cram_composer.analysis.scaling.prediction import SAME_SIZE, Scaling

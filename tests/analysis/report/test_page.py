@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from cram_composer.analysis.html.tables import Tile
 from cram_composer.analysis.report import page
+from cram_composer.analysis.report.data_set import data_set_tables
 from cram_composer.analysis.runs.run import load_run
 
 
-def tiles(run) -> dict[str, page.Tile]:
+def tiles(run) -> dict[str, Tile]:
     return {tile.label: tile for tile in page.headline(run)}
 
 
@@ -48,29 +50,9 @@ def test_the_ledger_sums_up_and_is_held_against_the_wall_clock(make_run) -> None
     assert ("data build", "88.40") in [(row[0], row[2]) for row in outside.rows]
 
 
-def test_configuration_shows_every_key_and_what_was_set_first(make_run) -> None:
-    run = load_run(make_run())
-    chosen, defaults = page.configuration(run)
-    keys = [key for key, _ in page.flatten(run.get("config"))]
-    assert sorted(row[0] for row in [*chosen.rows, *defaults.rows]) == sorted(keys)
-    assert chosen.rows[0] == ("budget", "600s", "command line")
-    assert {row[2] for row in defaults.rows} == {"default"}
-    origins = {row[0]: row[2] for row in chosen.rows}
-    assert origins["optimizer.betas"] == "recipe crammed-bert"  # set with its parent
-    assert origins["algorithms.ema"] == "not recorded"  # never guessed to be a default
-
-
-def test_differences_are_the_keys_that_differ(make_run) -> None:
-    one, other = load_run(make_run()), load_run(make_run())
-    assert page.differences([one, other]).rows == []
-    other.record["config"]["optimizer"]["lr"] = 2e-3
-    del other.record["config"]["seed"]
-    assert page.differences([one, other]).rows == [("seed", "17", "—"), ("optimizer.lr", "0.001", "0.002")]
-
-
 def test_data_and_environment_tables(make_run) -> None:
     run = load_run(make_run())
-    facts, splits, sources = page.data_tables(run)
+    facts, splits, sources = data_set_tables(run.get("data"))
     assert ("vocab size", "32768") in facts.rows
     assert ("tokens", "6,553,600", "65,536") in splits.rows
     assert ("unknown tokens", "0.002 %", "0.000 %") in splits.rows

@@ -16,8 +16,10 @@ from cram_composer.data.pipeline.rows.encoding import build_encoder
 from cram_composer.data.pipeline.sources import Source, open_sources
 from cram_composer.data.pipeline.sources.base import Part
 from cram_composer.data.pipeline.text import Piece, split_documents
+from cram_composer.data.pipeline.tokenizer.common import most_frequent_characters
 from cram_composer.data.pipeline.tokenizer.sample import write_sample
 from cram_composer.data.pipeline.tokenizer.tokenizer import adopt_tokenizer, save_tokenizer
+from cram_composer.data.pipeline.tokenizer.unigram import _frequent_substrings
 from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS, train_tokenizer
 from cram_composer.errors import CramError
 
@@ -114,6 +116,26 @@ def test_byte_bpe_knows_every_text(folders):
 def test_a_character_outside_the_alphabet_is_unknown(folders, kind):
     tokenizer = AutoTokenizer.from_pretrained(folders[kind])
     assert tokenizer.unk_token_id in tokenizer("ba 🙂 co")["input_ids"]
+
+
+def test_unigram_has_every_character_of_the_alphabet_and_the_size_asked_for(tmp_path, documents):
+    """Also "▅", which sentencepiece reserves, and characters that are seen once."""
+    path = tmp_path / "sample.txt"
+    path.write_text("\n".join([*documents, "▅ ▅ba ▅ 漢 ⁇"]) + "\n", encoding="utf-8")
+    normalise = NormaliseConfig()
+    tokenizer = train_tokenizer(path, TokenizerConfig(kind="unigram", vocab_size=200), normalise)
+    assert tokenizer.get_vocab_size() == 200
+    for character in [*map(chr, range(33, 127)), "▅", "漢", "⁇"]:
+        assert tokenizer.token_to_id("[UNK]") not in tokenizer.encode(character).ids, character
+    smallest = TokenizerConfig(kind="unigram", vocab_size=len(most_frequent_characters(path, str.lower, 1000)) + 1 + 5)
+    assert train_tokenizer(path, smallest, normalise).get_vocab_size() == smallest.vocab_size
+
+
+def test_initial_pieces_of_unigram_are_the_substrings_that_cover_most_text():
+    words = {"▁aba": 3, "▁ab": 2, "ba": 1}
+    assert _frequent_substrings(words, 4) == [("▁ab", 15), ("▁aba", 12), ("ab", 10), ("▁a", 10)]
+    assert ("ba", 8) in _frequent_substrings(words, 10)
+    assert _frequent_substrings({"xy": 1}, 10) == []
 
 
 def test_unigram_needs_no_more_tokens_than_byte_pair_encoding(folders, documents):

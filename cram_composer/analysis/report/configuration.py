@@ -1,0 +1,56 @@
+"""Configurations as tables: every key with its source, and the keys that differ between several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cram_composer.analysis.html.formatting import NOT_RECORDED
+from cram_composer.analysis.html.tables import Table
+from cram_composer.analysis.runs.run import RunData
+from cram_composer.config.layers import flatten
+
+
+def configuration_tables(run: RunData) -> tuple[Table, Table]:
+    """Every key with its value and source: first the keys that were set, then those left at the default."""
+    provenance = run.get("provenance") or {}
+    rows = [
+        (key, value_text(value), _source(key, provenance)) for key, value in flatten(run.get("config") or {}).items()
+    ]
+    chosen = sorted((row for row in rows if row[2] != "default"), key=lambda row: _rank(row[2]))
+    defaults = [row for row in rows if row[2] == "default"]
+    header = ("Key", "Value", "From")
+    return (
+        Table(f"Set by the command line, a file or a recipe ({len(chosen)})", header, chosen),
+        Table(f"Left at the default ({len(defaults)})", header, defaults),
+    )
+
+
+def differences_table(caption: str, names: Sequence[str], configurations: Sequence[dict[str, Any]]) -> Table:
+    """Keys in which configurations by dotted key differ, one column per configuration."""
+    keys = dict.fromkeys(key for one in configurations for key in one)
+    rows = [
+        (key, *(value_text(one[key]) if key in one else "—" for one in configurations))
+        for key in keys
+        if any(key not in one or one[key] != configurations[0].get(key) for one in configurations)
+    ]
+    return Table(caption, ("Key", *names), rows)
+
+
+def value_text(value: Any) -> str:
+    """A configuration value as printed on pages: strings unchanged, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _source(key: str, provenance: dict[str, str]) -> str:
+    """Source of a key, or of the mapping around it that was set as a whole."""
+    while key not in provenance and "." in key:
+        key = key.rpartition(".")[0]
+    return provenance.get(key, NOT_RECORDED)
+
+
+def _rank(source: str) -> int:
+    if source.startswith("recipe "):
+        return 2
+    return {"command line": 0, NOT_RECORDED: 3}.get(source, 1)  # the rest are files
