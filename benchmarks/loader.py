@@ -37,8 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run, _ = build_run(options.yaml, [*STEADY, *options.overrides], Path(scratch) / "run")
-        ours = iter(run.loader)
-        rows = run.loader.stream.take(_ROWS).astype(np.int64)
+        ours = iter(run.batches.loader)
+        rows = run.batches.loader.stream.take(_ROWS).astype(np.int64)
         theirs = _endless(
             DataLoader(
                 [{"input_ids": row} for row in rows],  # type: ignore[arg-type]

@@ -117,10 +117,10 @@ def _plain_loop(run: Any, device: Any) -> list[float]:
     place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     model.train()
     seconds = []
-    batches = iter(run.loader)
+    batches = iter(run.batches.loader)
     for _ in range(run.config.budget.steps):
         start = time.perf_counter()  # before the rows are there, as in the trace of a run
-        microbatches = run.loader.split_batch(next(batches), run.config.train.device_train_microbatch_size)
+        microbatches = run.batches.loader.split_batch(next(batches), run.config.train.device_train_microbatch_size)
         microbatches = [{key: t.to(place, non_blocking=True) for key, t in part.items()} for part in microbatches]
         step_by_hand(model, optimizer, microbatches, run, model.no_sync)
         if on_gpu:

@@ -80,7 +80,7 @@ def _measure(side: str, yaml: str, steps: int, rounds: int, settings: list[str])
         if side == "ours":
             run.trainer.fit()
         else:
-            step = _bare_loop(run, run.model)
+            step = _bare_loop(run, run.setup.model)
             for _ in range(total):
                 step()
     return {"mib": memory(run, before)}
@@ -102,7 +102,7 @@ def _turns(run: Session, steps: int) -> dict[str, Any]:
         shift=run.config.objective.shift,
     )
     other = run.trainer.state.device.module_to_device(
-        MaskedLMTrainingModel(network, run.model.autocast_dtype, run.device.compile)
+        MaskedLMTrainingModel(network, run.setup.model.autocast_dtype, run.device.compile)
     )
     other.use_loss(run.config.model.loss_kernel, run.device.name)
     other.use_attention(run.config.model.attention_kernel, run.device.name, run.device.precision)
@@ -161,9 +161,12 @@ def _bare_loop(run: Session, model: Any) -> Callable[[], None]:
 
     optimizer = build_optimizer(run.config.optimizer, model, run.config.model.mup_base_width)
     device = run.trainer.state.device
-    batches = iter(run.loader)
+    batches = iter(run.batches.loader)
     ready = [
-        [device.batch_to_device(part) for part in run.loader.split_batch(next(batches), run.loader.microbatch)]
+        [
+            device.batch_to_device(part)
+            for part in run.batches.loader.split_batch(next(batches), run.batches.loader.microbatch)
+        ]
         for _ in range(_BATCHES)
     ]
     model.train()

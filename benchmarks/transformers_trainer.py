@@ -92,7 +92,7 @@ def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[flo
         def on_step_end(self, *arguments: Any, **keywords: Any) -> None:
             ends.append(time.perf_counter())
 
-    rows = run.loader.stream.take(steps * train.batch_size).astype("int64")
+    rows = run.batches.loader.stream.take(steps * train.batch_size).astype("int64")
     betas = optimizer.betas or [0.9, 0.999]
     arguments = TrainingArguments(
         output_dir=scratch,
@@ -117,7 +117,7 @@ def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[flo
     )
     # Made anew: the run's own has been compiled and moved.
     trainer = Trainer(
-        AutoModelForMaskedLM.from_config(run.model.model.config),
+        AutoModelForMaskedLM.from_config(run.setup.model.model.config),
         arguments,
         train_dataset=_Rows(rows),  # type: ignore[arg-type]
         data_collator=DataCollatorForLanguageModeling(

@@ -11,7 +11,9 @@ from composer.core import State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.budget.ledger import Ledger
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.runs.checkpoints import SavedCheckpoint
 from cram_composer.runs.folder import RunFolder
 from cram_composer.scaleout.strategy import Strategy
@@ -86,3 +88,15 @@ def rollback_to_checkpoint(folder: RunFolder, ledger: Ledger, strategy: Strategy
         return True
 
     return rollback
+
+
+def build_guard(config: RunConfig, folder: RunFolder, ledger: Ledger, strategy: Strategy) -> NonFiniteGuard:
+    """Build the guard against losses and gradients that are not finite."""
+    return NonFiniteGuard(
+        config.train.on_nonfinite,
+        config.train.max_nonfinite,
+        rollback_to_checkpoint(folder, ledger, strategy),
+        strategy.gradients,
+        strategy.is_replicated,
+        strategy.skips_steps,
+    )

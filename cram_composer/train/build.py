@@ -7,20 +7,18 @@ from typing import Any
 from composer.utils import dist, reproducibility
 from composer.utils.collect_env import get_cpu_model
 
-from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.algorithms.registry import build_run_algorithms
 from cram_composer.budget.budget import build_budget
 from cram_composer.budget.ledger import Ledger
 from cram_composer.config import Composed
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.device import DeviceChoice, set_up_cpu
-from cram_composer.models.flops import flops_per_token
 from cram_composer.runs.folder import RunFolder
-from cram_composer.train.attempts import restore_ledger, rollback_to_checkpoint
+from cram_composer.train.attempts import build_guard, restore_ledger
 from cram_composer.train.callbacks import build_callbacks
 from cram_composer.train.checkpointing import find_checkpoint
 from cram_composer.train.data import open_batches, prepare_data
-from cram_composer.train.model import set_up_model
+from cram_composer.train.model import flops_per_full_row_token, set_up_model
 from cram_composer.train.prewarm import join, run_in_background
 from cram_composer.train.session import Session
 from cram_composer.train.trainer import build_trainer
@@ -38,7 +36,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     Raises:
         CramError: a mistake that the user can fix.
     """
-    config: RunConfig = composed.config
+    config = composed.config
     set_up_cpu(device.threads, trains_here=device.name == "cpu")
     _initialize_process_group(config, device)
     data = prepare_data(config, folder)
@@ -47,50 +45,26 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
 
     reproducibility.seed_all(config.seed)  # the same weights on every rank
     setup = set_up_model(config, device, data.manifest)
-    model, strategy = setup.model, setup.strategy
     batches = open_batches(config, data)
-    length = data.manifest["sequence_length"]
-    flops = flops_per_token(model.model, length, batches.loader.collator.capacity(length))
-
-    guard = NonFiniteGuard(
-        config.train.on_nonfinite,
-        config.train.max_nonfinite,
-        rollback_to_checkpoint(folder, ledger, strategy),
-        strategy.gradients,
-        strategy.is_replicated,
-        strategy.skips_steps,
-    )
+    flops = flops_per_full_row_token(setup, batches, data)
+    guard = build_guard(config, folder, ledger, setup.strategy)
     algorithms = build_run_algorithms(
-        config, budget, batches.loader, data.manifest, model, setup.optimizer, strategy, guard
+        config, budget, batches.loader, data.manifest, setup.model, setup.optimizer, setup.strategy, guard
     )
-    callbacks = build_callbacks(config, folder, budget, ledger, batches.loader, strategy)
+    callbacks = build_callbacks(config, folder, budget, ledger, batches.loader, setup.strategy)
 
     checkpoint = find_checkpoint(folder)
     join()
     trainer = build_trainer(config, device, folder, budget, setup, batches, algorithms, callbacks.ordered, checkpoint)
-    strategy.on_step_skipped(guard.step_was_skipped)
+    setup.strategy.on_step_skipped(guard.step_was_skipped)
     restore_ledger(ledger, folder, checkpoint, previous)
     ledger.outside["data_build"] += data.build_seconds
     callbacks.signals.install()
     return Session(
-        composed=composed,
-        folder=folder,
-        device=device,
-        data=data,
-        budget=budget,
-        ledger=ledger,
-        loader=batches.loader,
-        final_batches=batches.final,
-        model=model,
-        strategy=strategy,
-        parameters=setup.parameters,
-        flops_per_token=flops,
-        guard=guard,
-        callbacks=callbacks,
-        trainer=trainer,
+        composed, folder, device, data, budget, ledger, setup, batches, flops, guard, callbacks, trainer,
         attempts=list((previous or {}).get("attempts", [])),
         branched_from=(previous or {}).get("branched_from"),
-    )
+    )  # fmt: skip
 
 
 def _initialize_process_group(config: RunConfig, device: DeviceChoice) -> None:

@@ -44,8 +44,8 @@ def export_session(session: Session) -> list[dict[str, Any]]:
     path, tokenizer = session.folder.path, session.data.tokenizer
     record = read_json(path / RECORD)
     averages = []
-    if session.strategy.is_replicated:
-        network = session.model.model
+    if session.setup.strategy.is_replicated:
+        network = session.setup.model.model
         algorithms = session.trainer.state.algorithms
         averages = [algorithm for algorithm in algorithms if isinstance(algorithm, WeightAverage)]
     else:

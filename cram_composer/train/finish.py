@@ -49,7 +49,7 @@ def finish(session: Session, status: str, reason: str | None) -> int:
 
 
 def _evaluate(session: Session) -> None:
-    batches = session.final_batches
+    batches = session.batches.final
     session.trainer.eval(eval_dataloader=build_held_out_evaluator("final", batches, session.config.eval.batch_size))
     metrics = {name: float(value.compute()) for name, value in session.trainer.state.eval_metrics["final"].items()}
     session.extra["metrics"] = {

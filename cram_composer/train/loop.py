@@ -69,7 +69,7 @@ def run(
 def _print_start(session: Session) -> None:
     if dist.get_global_rank() == 0:
         kernels = ", ".join(f"{name} {value}" for name, value in session.kernels().items())
-        parameters = f"{session.parameters:,} parameters on {session.device.name}"
+        parameters = f"{session.setup.parameters:,} parameters on {session.device.name}"
         print(f"{session.folder.path}: {parameters}; {kernels}", flush=True)
 
 

@@ -10,12 +10,15 @@ import torch
 from composer.utils import dist
 
 from cram_composer.config.schema.run import RunConfig
+from cram_composer.data.loading.prepare import PreparedDataset
 from cram_composer.device import DeviceChoice
 from cram_composer.models.factory import build_model
+from cram_composer.models.flops import flops_per_token
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.scaleout.registry import build_strategy
 from cram_composer.scaleout.strategy import Strategy
+from cram_composer.train.data import Batches
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,9 @@ def set_up_model(config: RunConfig, device: DeviceChoice, manifest: Mapping[str,
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return ModelSetup(model, optimizer, strategy, sum(parameter.numel() for parameter in network.parameters()))
+
+
+def flops_per_full_row_token(setup: ModelSetup, batches: Batches, data: PreparedDataset) -> float:
+    """Return FLOPs of forward and backward per token of a row of full length; call it before weights are sharded."""
+    length = data.manifest["sequence_length"]
+    return flops_per_token(setup.model.model, length, batches.loader.collator.capacity(length))

@@ -34,13 +34,13 @@ def write_record(session: Session, status: str, reason: str | None = None) -> No
         "environment": session.environment,
         "world_size": dist.get_world_size(),
         "device_hours": device_hours(session.attempts, total, dist.get_world_size()),
-        "parameters": session.parameters,
+        "parameters": session.setup.parameters,
         "kernels": session.kernels(),
         "data": summarize(session.data.manifest),
         "budget": session.budget.describe(),
         "steps": int(timestamp.batch),
         "tokens": int(timestamp.token),
-        "epochs": session.loader.stream.epochs,  # passes over the data
+        "epochs": session.batches.loader.stream.epochs,  # passes over the data
         "tokens_per_second": int(timestamp.token) / total if total else None,
         # Times tokens_per_second, the model FLOP/s of the whole budget.
         "flops_per_token": session.flops_per_token,

@@ -13,12 +13,11 @@ from cram_composer.budget.ledger import Ledger
 from cram_composer.config import Composed
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.data.loading.prepare import PreparedDataset
-from cram_composer.data.loading.stream import Batch, TrainLoader
 from cram_composer.device import DeviceChoice
-from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.runs.folder import RunFolder, environment
-from cram_composer.scaleout.strategy import Strategy
 from cram_composer.train.callbacks import RunCallbacks
+from cram_composer.train.data import Batches
+from cram_composer.train.model import ModelSetup
 
 
 @dataclass
@@ -26,8 +25,8 @@ class Session:
     """One process's part of a run.
 
     Attributes:
-        final_batches: this rank's batches of the evaluation after training.
-        parameters: weights of the model, tied ones counted once.
+        setup: the model, its optimizer and its strategy.
+        batches: this rank's batches.
         flops_per_token: forward and backward, at full row length.
         attempts: earlier attempts of the run and this one, as in record.json.
         branched_from: the run and step that this run continues, see runs/branch.py.
@@ -41,11 +40,8 @@ class Session:
     data: PreparedDataset
     budget: Budget
     ledger: Ledger
-    loader: TrainLoader
-    final_batches: list[Batch]
-    model: MaskedLMTrainingModel
-    strategy: Strategy
-    parameters: int
+    setup: ModelSetup
+    batches: Batches
     flops_per_token: float
     guard: NonFiniteGuard
     callbacks: RunCallbacks
@@ -65,10 +61,10 @@ class Session:
         """Kernels of attention, loss and norms, precision, compilation and strategy, by name."""
         layernorm = [algorithm.kernel for algorithm in self.trainer.state.algorithms if hasattr(algorithm, "kernel")]
         return {
-            "attention": self.model.attention,
-            "loss": self.model.loss_kernel,
+            "attention": self.setup.model.attention,
+            "loss": self.setup.model.loss_kernel,
             "layernorm": layernorm[0] if layernorm else "torch",
             "precision": self.device.precision,
-            "compile": self.model.compile_state,
-            "scaleout": self.strategy.name,
+            "compile": self.setup.model.compile_state,
+            "scaleout": self.setup.strategy.name,
         }
