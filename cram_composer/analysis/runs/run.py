@@ -1,4 +1,4 @@
-"""A run folder read from disk, of a finished or a running cram: record.json, trace.jsonl and metrics.jsonl."""
+"""Run folder of a finished or running run, read from record.json, trace.jsonl and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class RunData:
 
     Attributes:
         path: the folder, as given.
-        record: record.json, which holds the resolved configuration too.
-        trace: column -> float64 array [steps], NaN where a value is null or absent.
+        record: record.json, including the resolved configuration.
+        trace: column -> float64 array [steps], NaN if a value is null or absent.
         metrics: the lines of metrics.jsonl, in order.
         evaluated: protocol -> row of evaluations.json, which `cram eval` writes; empty before that.
-        unreadable_lines: damaged lines of the two jsonl files, which are left out.
+        unreadable_lines: damaged lines of the two jsonl files, which are skipped.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class RunData:
 
     @property
     def name(self) -> str:
-        """The run's name, or its folder's where the record has none."""
+        """Name of the run, or of its folder if the record has none."""
         return str(self.record.get("run_name") or self.path.resolve().name)
 
     @property
@@ -64,14 +64,14 @@ class RunData:
 
     @property
     def device_hours(self) -> float | None:
-        """Budget spent times devices, in hours; None where neither was recorded."""
+        """Budget spent times devices, in hours; None if not recorded."""
         if is_number(recorded := self.get("device_hours")):
             return float(recorded)
         devices, seconds = self.get("world_size"), self.get("ledger.inside_total")
         return devices * seconds / 3600.0 if is_number(devices) and is_number(seconds) else None
 
     def get(self, dotted: str) -> Any:
-        """The record's value at a dotted key, or None where any part of the way is missing."""
+        """Value of the record at a dotted key, or None if any part of it is missing."""
         value: Any = self.record
         for part in dotted.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -84,19 +84,19 @@ class RunData:
 
 
 def load_run(path: Path, curves: bool = True) -> RunData:
-    """Read a run folder, which may still be written to.
+    """Read a run folder, which may still be in use.
 
     Args:
         path: the folder.
-        curves: read the trace and the metrics; without, they are empty, but those of a run that has not ended.
+        curves: read the trace and the metrics; if False they stay empty, except for a run that has not ended.
 
     Raises:
-        CramError: the folder is missing, is not a run, or was written in a format this version does not read.
+        CramError: the folder is missing, is not a run, or has an unsupported format.
     """
     record_path = path / "record.json"
     if not record_path.is_file():
         raise CramError(
-            f"{path} is not a run folder: it has no record.json; give the folder of a run, RUNS_DIR/RUN_NAME"
+            f"{path} is not a run folder: it has no record.json; name the folder of a run, RUNS_DIR/RUN_NAME"
         )
     record = upgrade_record(_read_whole(record_path))
     version = record.get("format_version") if isinstance(record, dict) else None
@@ -105,13 +105,13 @@ def load_run(path: Path, curves: bool = True) -> RunData:
             f"{record_path} has format version {version}, this cram-composer reads {RECORD_FORMAT}; "
             "use the version that wrote it"
         )
-    curves = curves or record.get("status") == "running"  # how far it is, only its trace knows
+    curves = curves or record.get("status") == "running"  # only the trace knows its progress
     trace_lines, trace_bad = _read_lines(path / "trace.jsonl") if curves else ([], 0)
     metric_lines, metrics_bad = _read_lines(path / "metrics.jsonl") if curves else ([], 0)
     trace = {name: _column(trace_lines, name) for name in TRACE_COLUMNS}
     return RunData(
         path=path,
-        record=_as_of_now(record, trace, path) if record.get("status") == "running" else record,
+        record=_with_current_progress(record, trace, path) if record.get("status") == "running" else record,
         trace=trace,
         metrics=metric_lines,
         evaluated=_read_whole(evaluations) if (evaluations := path / "evaluations.json").is_file() else {},
@@ -123,11 +123,11 @@ def _read_whole(path: Path) -> Any:
     try:
         return read_json(path)
     except ValueError as error:
-        raise CramError(f"{path} is not valid JSON ({error}); restore it or give another run") from None
+        raise CramError(f"{path} is not valid JSON ({error}); restore it or choose another run") from None
 
 
-def _as_of_now(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:
-    """A running run's record dates from its start; how far it is, the trace and the clock beside it know."""
+def _with_current_progress(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:
+    """Update the record of a running run, which dates from its start, from its trace and clock."""
     clock = path / "clock.json"
     inside = read_json(clock)["inside"] if clock.is_file() else {}
     spent = sum(inside.values())
@@ -143,9 +143,9 @@ def _as_of_now(record: dict[str, Any], trace: dict[str, Array], path: Path) -> d
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of a jsonl file and the number of lines that are none.
+    """Read the JSON objects of a jsonl file and count the damaged lines.
 
-    A last line without its newline is one being written now, and is no fault of the file.
+    A last line without a newline is still being written and is not counted.
     """
     if not path.is_file():
         return [], 0
