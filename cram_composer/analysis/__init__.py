@@ -1,1 +1,1 @@
-"""Reading finished and running cram folders from disk and showing them; imports nothing of training."""
+"""Read and show the folders of finished and running runs; imports nothing of training."""

@@ -28,13 +28,13 @@ def run(options: argparse.Namespace) -> int:
     from cram_composer.analysis.compare.compare import choose_baseline, compare
     from cram_composer.analysis.compare.groups import read_groups
     from cram_composer.analysis.compare.page import write_comparison
-    from cram_composer.analysis.compare.text import as_json, console
+    from cram_composer.analysis.compare.text import as_json, console_text
 
     groups = read_groups(options.groups)
     pairs = compare(groups, choose_baseline(groups, options.baseline))
     if options.json:
         print(json.dumps(as_json(groups, pairs), indent=1, ensure_ascii=False))
         return 0
-    print(console(groups, pairs))
+    print(console_text(groups, pairs))
     print(f"\npage: {write_comparison(groups, pairs, options.output or Path('compare.html'))}")
     return 0

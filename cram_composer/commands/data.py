@@ -42,12 +42,12 @@ def run_build(options: argparse.Namespace) -> int:
 
 def run_inspect(options: argparse.Namespace) -> int:
     """Print the statistics and write the page."""
-    from cram_composer.analysis.dataset.page import console, write_page
+    from cram_composer.analysis.dataset.page import console_text, write_page
     from cram_composer.analysis.dataset.read import load_data_set
     from cram_composer.storage.client import is_remote
 
     data = load_data_set(options.data)
-    print(console(data))
+    print(console_text(data))
     folder = Path() if is_remote(options.data) else Path(data.uri)
     print(f"\npage: {write_page(data, options.output or folder / 'inspect.html')}")
     return 0

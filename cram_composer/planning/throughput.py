@@ -54,7 +54,7 @@ def efficiency(size: Size, smallest: Size) -> float:
     return size.tokens_per_second / size.devices / (smallest.tokens_per_second / smallest.devices)
 
 
-def warnings_of(sizes: list[Size]) -> list[str]:
+def scaling_warnings(sizes: list[Size]) -> list[str]:
     """Sizes where adding devices does not pay off: fewer tokens/s than the size before, or an efficiency below half."""
     lines = []
     for before, size in itertools.pairwise(sizes):
@@ -115,7 +115,7 @@ def measure_throughput(
                 print(f"error: {error}", file=sys.stderr, flush=True)
             else:
                 print(f"{number} device(s): {count(sizes[-1].tokens_per_second)} tokens/s", flush=True)
-    warned = warnings_of(sizes)
+    warned = scaling_warnings(sizes)
     if sizes:
         scaling = "weak scaling: the same batch per device" if weak else "strong scaling: the same total batch"
         print(f"\n{yaml}, {scaling}, {steps} steps", *_table(sizes), sep="\n")
@@ -142,10 +142,10 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 def _measure(config: RunConfig, number: int, settings: dict[str, Any], folder: Path) -> Size:
     """Run on `number` devices. Raises CramError with the end of the log on failure."""
     from cram_composer.device import choose_device
-    from cram_composer.planning.throughput_rank import MEASURED, steady
+    from cram_composer.planning.throughput_rank import MEASURED, steady_config
 
     try:
-        steady(config, number, settings["smallest"], settings["weak"], settings["steps"])
+        steady_config(config, number, settings["smallest"], settings["weak"], settings["steps"])
         if choose_device(config, number).name == "gpu":
             _check_gpus(number)
     except CramError as error:

@@ -41,11 +41,11 @@ WARM_UP = 3  # steps: the first compiles, the next may meet a cold cache
 MEASURED = "throughput.json"
 
 
-def steady(config: RunConfig, size: int, smallest: int, weak: bool, steps: int) -> RunConfig:
-    """The run on `size` devices with steps that are all alike, and nothing besides them.
+def steady_config(config: RunConfig, size: int, smallest: int, weak: bool, steps: int) -> RunConfig:
+    """Configuration of a run on `size` devices with identical steps and nothing else to do.
 
-    Its batch is that of the configuration, or with `weak` as many times as large as `size` is of `smallest`.
-    Raises ConfigError where that is not a whole number of microbatches.
+    The batch is that of the configuration, with `weak` scaled by `size` / `smallest`. Raises ConfigError if it is not
+    a whole number of microbatches.
     """
     algorithms = config.algorithms.model_copy(
         update={"batch_size_ramp": None, "seq_length_warmup": None, "layer_freezing": None}
@@ -67,7 +67,7 @@ def steady(config: RunConfig, size: int, smallest: int, weak: bool, steps: int) 
 
 
 class StepTimes(Callback):
-    """Seconds of every step and of its wait for data, on this rank; without synchronisation where `alone(step)`."""
+    """Time every step and its wait for data on this rank; some steps skip gradient synchronization."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -77,36 +77,36 @@ class StepTimes(Callback):
         self.seconds: list[float] = []  # from the start of a step to that of the next
         self.data: list[float] = []
 
-    def alone(self, step: int) -> bool:
-        """Whether gradients stay on their rank in this step: every second one of the last ones."""
+    def skips_synchronization(self, step: int) -> bool:
+        """Return True for every second one of the last steps."""
         return step >= WARM_UP + self._steps and (step - WARM_UP - self._steps) % 2 == 1
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        """The step before is over, on the device too: all ranks have agreed on the time since."""
+        """End the previous step; the device has finished it too, since ranks have agreed on the time."""
         now = time.perf_counter()
         if self._started is not None:
             self.seconds.append(now - self._started)
         self._started = self._asked = now
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        """The batch is there."""
+        """Record the wait for data."""
         self.data.append(time.perf_counter() - self._asked)
-        if self.alone(int(state.timestamp.batch)) and isinstance(state.model, DistributedDataParallel):
+        if self.skips_synchronization(int(state.timestamp.batch)) and isinstance(state.model, DistributedDataParallel):
             self._silent = state.model.no_sync()
             self._silent.__enter__()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Synchronise again."""
+        """Restore synchronization."""
         self._silent.__exit__(None, None, None)
         self._silent = contextlib.nullcontext()
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """There is no next step to end the last one."""
+        """End the last step, which no other follows."""
         assert self._started is not None
         self.seconds.append(time.perf_counter() - self._started)
 
     def summary(self) -> dict[str, float]:
-        """Medians of the steps that are timed, in seconds; `communication` is what synchronisation adds."""
+        """Medians of the timed steps in seconds; `communication` is the time that synchronization adds."""
         first, last = WARM_UP, WARM_UP + self._steps
         with_it = statistics.median(self.seconds[last::2])
         without = statistics.median(self.seconds[last + 1 :: 2])
@@ -118,12 +118,12 @@ class StepTimes(Callback):
 
 
 def main(settings: dict[str, Any]) -> int:
-    """Train and write what was measured into the run folder."""
+    """Train, and write the measurements into the run folder."""
     from cram_composer.train.build import build
 
     composed: Composed = compose(RunConfig, settings["yaml"], settings["overrides"])
     size, steps = int(os.environ["WORLD_SIZE"]), settings["steps"]
-    config = steady(composed.config, size, settings["smallest"], settings["weak"], steps)
+    config = steady_config(composed.config, size, settings["smallest"], settings["weak"], steps)
     device = choose_device(config, int(os.environ["LOCAL_WORLD_SIZE"]))
     folder = RunFolder(Path(settings["folder"]))
     session = build(dataclasses.replace(composed, config=config), device, folder, None)
@@ -136,7 +136,7 @@ def main(settings: dict[str, Any]) -> int:
     if session.callbacks.clock.signal:
         return 128 + session.callbacks.clock.signal
     ranks = dist.all_gather_object(times.summary())
-    can_be_alone = isinstance(session.trainer.state.model, DistributedDataParallel)
+    measurable = isinstance(session.trainer.state.model, DistributedDataParallel)
     tokens = config.train.batch_size * session.data.manifest["sequence_length"]
     if dist.get_global_rank() == 0:
         found = {name: statistics.fmean(rank[name] for rank in ranks) for name in ranks[0]}
@@ -145,7 +145,7 @@ def main(settings: dict[str, Any]) -> int:
         measured: dict[str, Any] = {
             "step_seconds": found["step"],
             "data_seconds": found["data"],
-            "communication_seconds": max(0.0, found["communication"]) if size == 1 or can_be_alone else None,
+            "communication_seconds": max(0.0, found["communication"]) if size == 1 or measurable else None,
             "tokens_per_step": tokens,
             "threads": device.threads,
             "device": device.name,

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cram_composer.cli import main
 from cram_composer.planning import throughput
-from cram_composer.planning.throughput import Size, efficiency, warnings_of
-from cram_composer.planning.throughput_rank import MEASURED, WARM_UP, StepTimes, steady
+from cram_composer.planning.throughput import Size, efficiency, scaling_warnings
+from cram_composer.planning.throughput_rank import MEASURED, WARM_UP, StepTimes, steady_config
 from tests.conftest import SMALL
 from tests.data.data_sets import write_data_set
 from tests.planning.test_spending import spec
@@ -32,16 +32,16 @@ def test_efficiency_is_per_device_and_of_the_smallest_size():
 
 
 def test_warnings():
-    assert warnings_of([size(1, 100), size(2, 180), size(4, 300)]) == []
-    (slower,) = warnings_of([size(1, 100), size(2, 80)])
+    assert scaling_warnings([size(1, 100), size(2, 180), size(4, 300)]) == []
+    (slower,) = scaling_warnings([size(1, 100), size(2, 80)])
     assert slower == "adding devices does not pay: 2 devices reach 0.80 of the tokens/s of 1"
-    (poor,) = warnings_of([size(1, 100), size(2, 150), size(4, 190)])
+    (poor,) = scaling_warnings([size(1, 100), size(2, 150), size(4, 190)])
     assert poor.startswith("4 devices use 48 %")
 
 
 def test_steps_are_alike_and_the_batch_is_the_same_in_all_or_per_device(tmp_path: Path):
     config = spec(write_data_set(tmp_path / "data"), 1, "recipes=[crammed-bert,seq-length-warmup]").config
-    strong, weak = steady(config, 2, 1, False, 5), steady(config, 4, 2, True, 5)
+    strong, weak = steady_config(config, 2, 1, False, 5), steady_config(config, 4, 2, True, 5)
     assert (strong.train.batch_size, weak.train.batch_size) == (32, 64)
     assert strong.algorithms.batch_size_ramp is strong.algorithms.seq_length_warmup is None
     assert (strong.budget.steps, strong.budget.wall) == (WARM_UP + 10, None)

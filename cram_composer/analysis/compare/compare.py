@@ -1,4 +1,4 @@
-"""Two groups of runs held against each other: every difference with its interval, and a verdict in words.
+"""Comparison of two groups of runs: every difference with its interval, and a verdict in words.
 
 Differences are challenger minus baseline: a negative one of losses is better, a positive one of scores.
 """
@@ -12,16 +12,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cram_composer.analysis.compare.groups import Comparability, Group, comparability
-from cram_composer.analysis.compare.measures import AXES, SHOWN, Axis, Kind, bits_per_character, common_end, curve
-from cram_composer.analysis.compare.statistics import PAIRED, Difference, compare_means, detectable, holm, seeds_needed
-from cram_composer.analysis.compare.time_to_loss import TimeToLoss, one_objective, times_to_loss
+from cram_composer.analysis.compare.comparability import Comparability, comparability
+from cram_composer.analysis.compare.groups import Group
+from cram_composer.analysis.compare.measures import (
+    AXES,
+    AXIS_FORMATS,
+    Axis,
+    Kind,
+    bits_per_character,
+    common_end,
+    curve,
+)
+from cram_composer.analysis.compare.statistics import (
+    PAIRED,
+    Difference,
+    compare_means,
+    detectable_effect,
+    holm,
+    seeds_needed,
+)
+from cram_composer.analysis.compare.time_to_loss import TimeToLoss, same_objective, times_to_loss
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.errors import CramError
 
 # Standard deviation of the GLUE mean between pretrainings of one set-up: docs/compare.md.
 GLUE_NOISE = 0.7
-NO_VERDICT = "no verdict"  # a word of a Verdict, of which there may be many at once
+NO_VERDICT = "no verdict"
 _NORMAL = 1.96
 
 
@@ -30,11 +46,11 @@ class Row:
     """One measure of both groups.
 
     Attributes:
-        measure: what, and at equal what.
+        measure: name of the measure, with the quantity that is equal.
         unit: "nats", "bits per character", "tokens/s" or "points".
-        a, b: the groups' means, challenger first; None where it was not measured or cannot be compared.
-        difference: of the means, or for "tokens/s" of their logarithms; None as above.
-        missing: why there is no difference.
+        a, b: the groups' means, challenger first; None if not measured or not comparable.
+        difference: of the means, for "tokens/s" of their logarithms; None if not measured or not comparable.
+        missing: reason for a missing difference.
     """
 
     measure: str
@@ -55,7 +71,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Pair:
-    """A challenger against the baseline."""
+    """Comparison of a challenger with the baseline."""
 
     challenger: Group
     baseline: Group
@@ -66,50 +82,51 @@ class Pair:
 
 
 def choose_baseline(groups: Sequence[Group], name: str | None) -> Group:
-    """The group of that name, the first by default. Raises CramError if there is none, or no other group."""
+    """Return the named group, by default the first. Raises CramError if it does not exist or is the only one."""
     names = [group.name for group in groups]
     if len(groups) < 2:
         raise CramError(
-            f"only one group, {names[0]}: its runs have one configuration; give another, such as "
+            f"only one group, {names[0]}: its runs share a configuration; name another, such as "
             "base='runs/base-*' muon='runs/muon-*'"
         )
     if name is None:
         return groups[0]
     if name not in names:
-        raise CramError(f"--baseline {name}: there is no such group; there are {', '.join(names)}")
+        raise CramError(f"--baseline {name}: no such group; the groups are {', '.join(names)}")
     return groups[names.index(name)]
 
 
 def compare(groups: Sequence[Group], baseline: Group) -> list[Pair]:
-    """Every other group against the baseline; what Holm's procedure takes back is said in the verdicts."""
-    pairs = [_pair(group, baseline) for group in groups if group is not baseline]
-    judged = [n for n, pair in enumerate(pairs) if _judged(pair) is not None]
-    standing = holm([_judged(pairs[n]) or 0.0 for n in judged])
-    for number, stands in zip(judged, standing, strict=True):
+    """Compare every other group with the baseline; verdicts are corrected by Holm's procedure."""
+    pairs = [_compare_pair(group, baseline) for group in groups if group is not baseline]
+    judged = [n for n, pair in enumerate(pairs) if _p_value(pair) is not None]
+    significant = holm([_p_value(pairs[n]) or 0.0 for n in judged])
+    for number, holds in zip(judged, significant, strict=True):
         pair = pairs[number]
-        if pair.verdict.word in ("better", "worse") and not stands:
+        if pair.verdict.word in ("better", "worse") and not holds:
             text = (
                 f"{pair.challenger.name} and {baseline.name} are not distinguishable once {len(judged)} differences "
-                f"are judged together (Holm's procedure at 5 %), though they would be alone: {_numbers(pair.rows[0])}."
+                "are judged together (Holm's procedure at 5 %), though they would be alone: "
+                f"{_difference_text(pair.rows[0])}."
             )
             pairs[number] = replace(pair, verdict=Verdict("not distinguishable", text))
     return pairs
 
 
-def _judged(pair: Pair) -> float | None:
+def _p_value(pair: Pair) -> float | None:
     difference = pair.rows[0].difference
     return difference.p_value if difference is not None else None
 
 
-def _pair(challenger: Group, baseline: Group) -> Pair:
+def _compare_pair(challenger: Group, baseline: Group) -> Pair:
     rules = comparability(challenger, baseline)
     refusal = "; ".join(f"not comparable: {line}" for line in rules.refusals)
-    rows = [_final(challenger, baseline, rules, refusal)]
+    rows = [_final_loss(challenger, baseline, rules, refusal)]
     times: list[TimeToLoss] = []
     if refusal:
         rows += [Row(f"losses at equal {', '.join(AXES)}", "nats", missing=refusal)]
     else:
-        rows += [_at_equal(challenger, baseline, kind, axis, rules) for kind in _KINDS for axis in AXES]
+        rows += [_loss_at_equal(challenger, baseline, kind, axis, rules) for kind in _KINDS for axis in AXES]
         times = times_to_loss(challenger, baseline) if not rules.in_loop else []
     rows.append(_throughput(challenger, baseline))
     rows += _scores(challenger, baseline, rules)
@@ -119,8 +136,10 @@ def _pair(challenger: Group, baseline: Group) -> Pair:
 _KINDS: tuple[Kind, Kind] = ("held-out", "training")
 
 
-def _row(measure: str, unit: str, a: Group, b: Group, value: Callable[[RunData], float | None], missing: str) -> Row:
-    """The difference of a value of every run, if every run has it."""
+def _compare_values(
+    measure: str, unit: str, a: Group, b: Group, value: Callable[[RunData], float | None], missing: str
+) -> Row:
+    """Compare a value of the runs, if every run has it."""
     one, other = ([found for run in group.runs if (found := value(run)) is not None] for group in (a, b))
     if len(one) < len(a.runs) or len(other) < len(b.runs):
         return Row(measure, unit, missing=missing)
@@ -128,27 +147,29 @@ def _row(measure: str, unit: str, a: Group, b: Group, value: Callable[[RunData],
     return Row(measure, unit, statistics.fmean(one), statistics.fmean(other), difference)
 
 
-def _final(a: Group, b: Group, rules: Comparability, refusal: str) -> Row:
+def _final_loss(a: Group, b: Group, rules: Comparability, refusal: str) -> Row:
     measure = f"held-out loss, final, at equal {rules.budget or 'budget'}"
     if rules.per_character:
-        return _row(f"{measure}, per character", "bits per character", a, b, bits_per_character, "not measured")
+        return _compare_values(
+            f"{measure}, per character", "bits per character", a, b, bits_per_character, "not measured"
+        )
     if refusal:
         return Row(measure, "nats", missing=refusal)
-    return _row(measure, "nats", a, b, lambda run: run.get("metrics.validation_loss"), "not measured")
+    return _compare_values(measure, "nats", a, b, lambda run: run.get("metrics.validation_loss"), "not measured")
 
 
-def _at_equal(a: Group, b: Group, kind: Kind, axis: Axis, rules: Comparability) -> Row:
+def _loss_at_equal(a: Group, b: Group, kind: Kind, axis: Axis, rules: Comparability) -> Row:
     measure = f"{kind} loss{' in the loop' * (kind == 'held-out')} at equal {axis}"
     if kind == "held-out" and rules.in_loop:
         return Row(measure, "nats", missing=rules.in_loop)
-    if kind == "training" and not one_objective(a, b):
+    if kind == "training" and not same_objective(a, b):
         return Row(measure, "nats", missing="not comparable: objective, each run's own")
     curves = {id(run): curve(run, kind, axis) for run in [*a.runs, *b.runs]}
     point = common_end(list(curves.values()))
     if point is None:
         return Row(measure, "nats", missing="not measured")
-    return _row(
-        f"{measure}, {SHOWN[axis](point)}",
+    return _compare_values(
+        f"{measure}, {AXIS_FORMATS[axis](point)}",
         "nats",
         a,
         b,
@@ -158,7 +179,9 @@ def _at_equal(a: Group, b: Group, kind: Kind, axis: Axis, rules: Comparability) 
 
 
 def _throughput(a: Group, b: Group) -> Row:
-    row = _row("throughput", "tokens/s", a, b, lambda run: _log(run.get("tokens_per_second")), "not measured")
+    row = _compare_values(
+        "throughput", "tokens/s", a, b, lambda run: _log(run.get("tokens_per_second")), "not measured"
+    )
     if row.a is None or row.b is None:
         return row
     return replace(row, a=math.exp(row.a), b=math.exp(row.b))
@@ -169,7 +192,7 @@ def _log(value: Any) -> float | None:
 
 
 def _scores(a: Group, b: Group, rules: Comparability) -> list[Row]:
-    """Averages after fine-tuning that both groups have, with the spread between seeds or the known noise."""
+    """Compare averages after fine-tuning, with the spread between seeds or the known noise."""
     names = dict.fromkeys(
         (protocol, average)
         for run in [*a.runs, *b.runs]
@@ -189,22 +212,22 @@ def _score(a: Group, b: Group, protocol: str, average: str, rules: Comparability
         return Row(measure, "points", missing=f"not comparable: {rules.refusals[0]}")
     if len({tuple(found[id(run)]["missing"]) for group in have for run in group.runs}) > 1:
         return Row(measure, "points", missing="not comparable: not the same tasks were scored")
-    if len({_how(run, protocol) for group in have for run in group.runs}) > 1:
+    if len({_fine_tuning_key(run, protocol) for group in have for run in group.runs}) > 1:
         return Row(measure, "points", missing="not comparable: fine-tuned with other settings or numbers of seeds")
-    row = _row(measure, "points", have[0], have[1], lambda run: found[id(run)]["mean"], "not measured")
+    row = _compare_values(measure, "points", have[0], have[1], lambda run: found[id(run)]["mean"], "not measured")
     assert row.difference is not None
     return replace(row, difference=_with_known_noise(row.difference, *(len(group.runs) for group in have)))
 
 
-def _how(run: RunData, protocol: str) -> str:
-    """In what a run's fine-tuning was not the protocol's, and with which seeds."""
+def _fine_tuning_key(run: RunData, protocol: str) -> str:
+    """Deviations of a run's fine-tuning from the protocol, and its seeds."""
     row = run.evaluated[protocol]
     seeds = [(number.get("task"), sorted(number.get("seeds", {}))) for number in row.get("numbers", [])]
     return json.dumps([row.get("notes"), seeds])
 
 
 def _with_known_noise(difference: Difference, *runs: int) -> Difference:
-    """The interval that the known noise between pretrainings gives, where the runs' own spread gives no wider one."""
+    """Replace the interval by that of the known noise between pretrainings, unless the runs' own is wider."""
     half = _NORMAL * GLUE_NOISE * math.sqrt(sum(1 / count for count in runs))
     if difference.low is not None and difference.high is not None and difference.high - difference.low > 2 * half:
         return difference
@@ -224,12 +247,12 @@ def _verdict(a: Group, b: Group, row: Row, refusal: str) -> Verdict:
     if found.low is None or found.high is None or found.spread is None:
         return Verdict(
             NO_VERDICT,
-            f"{a.name} against {b.name}: {_numbers(row)}, which says nothing of the spread between seeds; "
+            f"{a.name} against {b.name}: {_difference_text(row)}, which says nothing of the spread between seeds; "
             "two more seeds of each give an interval, and more than that a narrow one.",
         )
     if found.low > 0 or found.high < 0:
         word = "worse" if found.mean > 0 else "better"
-        return Verdict(word, f"{a.name} is {word} than {b.name}: {_numbers(row)}.")
+        return Verdict(word, f"{a.name} is {word} than {b.name}: {_difference_text(row)}.")
     paired = found.method == PAIRED
     seeds = max(found.runs, 2)
     needed = seeds_needed(found.mean, found.spread, paired)
@@ -241,16 +264,16 @@ def _verdict(a: Group, b: Group, row: Row, refusal: str) -> Verdict:
             f"to show a difference of the size seen with 80 % power, about {max(needed, found.runs + 1)} seeds of each "
             f"are needed, {extra} more"
         )
-    least = detectable(found.spread, seeds, paired)
+    least = detectable_effect(found.spread, seeds, paired)
     return Verdict(
         "not distinguishable",
-        f"{a.name} and {b.name} are not distinguishable with these seeds: {_numbers(row)}; {more}; "
+        f"{a.name} and {b.name} are not distinguishable with these seeds: {_difference_text(row)}; {more}; "
         f"{seeds} seeds show {least:.4f} or more.",
     )
 
 
-def _numbers(row: Row) -> str:
-    """The difference with its interval and how that was found."""
+def _difference_text(row: Row) -> str:
+    """The difference with its interval and method."""
     found = row.difference
     assert found is not None
     what = f"{row.measure.partition(',')[0]} {found.mean:+.4f} {row.unit}"

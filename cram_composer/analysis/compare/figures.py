@@ -1,4 +1,4 @@
-"""The main figure of a comparison: every run's loss along an axis in its group's colour, and where each group ends."""
+"""Main figure of a comparison: every run's loss along an axis in its group's colour, and the final losses."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 9.2, 4.2  # inches; the page gives it the whole width
 _POINTS = 2400  # of all lines of a figure
-NAMED = 6  # groups whose names have room below an axis; more are numbered, as in the legend of the page
+MAX_NAMED_GROUPS = 6  # groups whose names have room below an axis; more are numbered, as in the legend of the page
 _SHOWN_FROM = 0.06  # share of a run from which on its training loss decides what the axis shows
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A picture, and what a script needs to read values off it.
+class LossFigure:
+    """A picture, with the geometry from which a script reads values.
 
     Attributes:
         picture: its lines have the ids `run-0`, `run-1`, ... in the order of the groups' runs.
@@ -43,8 +43,8 @@ class Drawn:
     plot: dict[str, Any]
 
 
-def draw_losses(groups: Sequence[Group], axis: Axis) -> Drawn | None:
-    """Loss along an axis; None where no run has what the axis needs."""
+def draw_losses(groups: Sequence[Group], axis: Axis) -> LossFigure | None:
+    """Draw losses along an axis; None if no run has values for it."""
     from matplotlib.figure import Figure
 
     lines = [(number, run, curve(run, "training", axis)) for number, group in enumerate(groups) for run in group.runs]
@@ -60,15 +60,15 @@ def draw_losses(groups: Sequence[Group], axis: Axis) -> Drawn | None:
             x, y = thin(line.x / size, line.y, max(60, _POINTS // len(lines)))
             colour, dash = series_style(number)
             left.plot(x, y, color=colour, linestyle=dash, linewidth=1.4, gid=f"run-{place}")
-            _evaluations(left, run, axis, size, colour, place)
+            _draw_evaluations(left, run, axis, size, colour, place)
             values += [*y[x >= _SHOWN_FROM * longest / size], *curve(run, "held-out", axis).y[-1:]]
             name = f"{groups[number].name} · {run.name}"
-            shown.append({"id": f"run-{place}", "group": number, "label": name, "x": _short(x), "y": _short(y)})
-        _scales(left, axis, longest / size, values)
+            shown.append({"id": f"run-{place}", "group": number, "label": name, "x": _rounded(x), "y": _rounded(y)})
+        _scale_axes(left, axis, longest / size, values)
         left.set_xlabel(label)
         left.set_title(f"Loss against {axis}")
         left.set_ylabel("nats per token")
-        finals = _finals(right, groups)
+        finals = _draw_final_losses(right, groups)
         picture = Picture(
             f"loss-{axis.lower()}",
             "Lines: training loss at each run's own masking rate, smoothed over 2 % of its steps. Dots: held-out loss "
@@ -79,7 +79,7 @@ def draw_losses(groups: Sequence[Group], axis: Axis) -> Drawn | None:
         )
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # saving would move the axes by a little, and the script reads values off them
-    return Drawn(picture, {**_geometry(figure, left), "lines": shown, "unit": label})
+    return LossFigure(picture, {**_geometry(figure, left), "lines": shown, "unit": label})
 
 
 def _unit(axis: Axis, longest: float) -> tuple[float, str]:
@@ -92,7 +92,7 @@ def _unit(axis: Axis, longest: float) -> tuple[float, str]:
     return 1.0, "model FLOPs" if axis == "FLOPs" else "device-hours"
 
 
-def _evaluations(axes: Axes, run: RunData, axis: Axis, size: float, colour: str, place: int) -> None:
+def _draw_evaluations(axes: Axes, run: RunData, axis: Axis, size: float, colour: str, place: int) -> None:
     points = curve(run, "held-out", axis)
     axes.plot(
         points.x / size,
@@ -107,8 +107,8 @@ def _evaluations(axes: Axes, run: RunData, axis: Axis, size: float, colour: str,
     )
 
 
-def _scales(axes: Axes, axis: Axis, longest: float, values: list[float]) -> None:
-    """A logarithmic loss, without the fall of the first steps; FLOPs are logarithmic too, as scaling laws are drawn."""
+def _scale_axes(axes: Axes, axis: Axis, longest: float, values: list[float]) -> None:
+    """Set a logarithmic loss axis that leaves out the first steps, and a logarithmic axis for FLOPs."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.set_yscale("log")
@@ -126,9 +126,9 @@ def _scales(axes: Axes, axis: Axis, longest: float, values: list[float]) -> None
         axes.set_xlim(0.0, 1.01 * longest)
 
 
-def _finals(axes: Axes, groups: Sequence[Group]) -> str:
-    """Final losses on a scale of their own; returns them in words."""
-    said = []
+def _draw_final_losses(axes: Axes, groups: Sequence[Group]) -> str:
+    """Draw final losses on their own axes and return them in words."""
+    descriptions = []
     for number, group in enumerate(groups):
         losses = [float(run.get("metrics.validation_loss")) for run in group.runs]
         mean, colour = statistics.fmean(losses), series_style(number)[0]
@@ -141,17 +141,17 @@ def _finals(axes: Axes, groups: Sequence[Group]) -> str:
             words += f" plus or minus {half:.4f}"
         else:
             axes.plot(number + 0.12, mean, "D", color=colour, markersize=6)
-        said.append(words)
-    many = len(groups) > NAMED
+        descriptions.append(words)
+    many = len(groups) > MAX_NAMED_GROUPS
     names = [str(number + 1) if many else elide(group.name, 14) for number, group in enumerate(groups)]
     axes.set_xticks(range(len(groups)), names)
-    if 2 < len(groups) <= NAMED:
+    if 2 < len(groups) <= MAX_NAMED_GROUPS:
         for label in axes.get_xticklabels():
             label.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(visible=False, axis="x")
     axes.set_title("Final held-out loss")
-    return "; ".join(said) + "."
+    return "; ".join(descriptions) + "."
 
 
 def _geometry(figure: Figure, axes: Axes) -> dict[str, Any]:
@@ -165,5 +165,5 @@ def _geometry(figure: Figure, axes: Axes) -> dict[str, Any]:
     }
 
 
-def _short(values: Any) -> list[float]:
+def _rounded(values: Any) -> list[float]:
     return [float(f"{value:.5g}") for value in np.asarray(values)]

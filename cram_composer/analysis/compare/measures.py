@@ -1,4 +1,4 @@
-"""What is compared of a run: losses at a common point of a curve, and how soon another's loss is reached."""
+"""Measures of a run that are compared: its loss curves along several axes, and bits per character."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ IN_LOOP = "eval/loss"
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss along an axis: arrays [points], increasing `x`; without points where something was not measured."""
+    """Loss along an axis: arrays [points], `x` increasing; empty if the axis was not measured."""
 
     x: Array
     y: Array
 
     def at(self, x: float) -> float | None:
-        """The loss at `x`, between points by a straight line; None outside the curve."""
+        """Loss at `x`, linearly interpolated; None outside the curve."""
         if not len(self.x) or not self.x[0] <= x <= self.x[-1]:
             return None
         return float(np.interp(x, self.x, self.y))
 
     def reaches(self, loss: float) -> float | None:
-        """Where the curve first comes down to `loss`, between points by a straight line; None if it never does."""
+        """First `x` at which the curve falls to `loss`, linearly interpolated; None if it never does."""
         below = np.flatnonzero(self.y <= loss)
         if not len(below):
             return None
@@ -44,7 +44,7 @@ class Curve:
 
 
 def curve(run: RunData, kind: Kind, axis: Axis) -> Curve:
-    """The evaluations in the loop, or the training loss smoothed over 2 % of the steps."""
+    """Evaluations in the loop, or the training loss smoothed over 2 % of the steps."""
     if kind == "held-out":
         points = run.evaluations(IN_LOOP)
         seconds, tokens, loss = points["elapsed"], points["tokens"], points["value"]
@@ -65,11 +65,11 @@ def _devices(run: RunData) -> float | None:
 
 
 def common_end(curves: Sequence[Curve]) -> float | None:
-    """The last point that all curves have; None where one has no points."""
+    """Last point that all curves have; None if one is empty."""
     return min((float(one.x[-1]) for one in curves), default=None) if all(len(one.x) for one in curves) else None
 
 
-SHOWN: dict[Axis, Callable[[float], str]] = {
+AXIS_FORMATS: dict[Axis, Callable[[float], str]] = {
     "wall-clock": duration,
     "tokens": lambda tokens: f"{short_count(tokens)} tokens",
     "FLOPs": lambda flops: f"{flops:.3g} FLOPs",
@@ -78,7 +78,7 @@ SHOWN: dict[Axis, Callable[[float], str]] = {
 
 
 def bits_per_character(run: RunData) -> float | None:
-    """The final held-out loss in bits, times the tokens of a character of the held-out text.
+    """Final held-out loss in bits, times tokens per character of the held-out text.
 
     Tokens differ between tokenizers, characters do not. Padding is not counted.
     """

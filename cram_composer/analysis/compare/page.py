@@ -1,4 +1,4 @@
-"""The page of a comparison or of a scaling law: one HTML file that needs nothing beside it, the main figure first."""
+"""Self-contained HTML page of a comparison or of a scaling law."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from cram_composer.analysis.compare.compare import Pair
-from cram_composer.analysis.compare.figures import NAMED, draw_losses
+from cram_composer.analysis.compare.figures import MAX_NAMED_GROUPS, draw_losses
 from cram_composer.analysis.compare.groups import Group, settings
 from cram_composer.analysis.compare.measures import AXES, Axis
 from cram_composer.analysis.compare.text import (
     HEADER,
     LEGEND,
     SUMMARY_HEADER,
-    cells,
+    comparison_notes,
     group_line,
-    notes,
+    row_cells,
     summary,
     time_sentence,
 )
@@ -34,8 +34,8 @@ _SCRIPT_SAFE = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
 
 @dataclass(frozen=True)
-class Part:
-    """A section: a picture, tables, then lines below them."""
+class Section:
+    """Section of the page: a picture, tables and lines of text."""
 
     title: str
     tables: list[Table]
@@ -45,11 +45,11 @@ class Part:
 
 
 def write_comparison(groups: Sequence[Group], pairs: Sequence[Pair], output: Path) -> Path:
-    """Write the page of groups held against each other and return its path. Raises CramError for a folder."""
+    """Write the page of a comparison and return its path. Raises CramError if `output` is a folder."""
     parts = [
-        Part(
+        Section(
             f"{pair.challenger.name} against {pair.baseline.name}",
-            [Table("Every measure", HEADER, [cells(row) for row in pair.rows], numeric=(1, 2, 3))],
+            [Table("Every measure", HEADER, [row_cells(row) for row in pair.rows], numeric=(1, 2, 3))],
             [time_sentence(time) for time in pair.times],
             "measures sortable",
         )
@@ -57,35 +57,35 @@ def write_comparison(groups: Sequence[Group], pairs: Sequence[Pair], output: Pat
     ]
     if len(pairs) > 1:
         rows = Table("Every group against the baseline", SUMMARY_HEADER, summary(groups, pairs), numeric=(1, 2, 3, 5))
-        parts.insert(0, Part(f"All against {pairs[0].baseline.name}", [rows], kind="measures sortable"))
+        parts.insert(0, Section(f"All against {pairs[0].baseline.name}", [rows], kind="measures sortable"))
     title = " and ".join([", ".join(group.name for group in groups[:-1]), groups[-1].name])
     verdicts = [pair.verdict for pair in pairs]
     parts[-1].lines.append(LEGEND)
-    return write_page("comparison", title, groups, parts, verdicts, notes(groups, pairs), output)
+    return write_page("comparison", title, groups, parts, verdicts, comparison_notes(groups, pairs), output)
 
 
 def write_page(
     kind: str,
     title: str,
     groups: Sequence[Group],
-    parts: Sequence[Part],
+    sections: Sequence[Section],
     verdicts: Sequence[Any],
-    said: Sequence[str],
+    notes: Sequence[str],
     output: Path,
     first: Axis = "wall-clock",
 ) -> Path:
-    """Write a page with the groups' curves, these parts, the runs and what their configurations differ in."""
+    """Write a page with the groups' curves, `sections`, the runs and the differences of their configurations."""
     from markupsafe import Markup
 
     if output.is_dir():
-        raise CramError(f"{output} is a folder; give the name of an HTML file to write")
+        raise CramError(f"{output} is a folder; name an HTML file")
     axes = sorted(AXES, key=lambda axis: axis != first)
     drawn = [(axis, found) for axis in axes if (found := draw_losses(groups, axis)) is not None]
     html = render(
         "compare.html.j2",
         kind=kind,
         title=title,
-        notes=said,
+        notes=notes,
         figures=[
             {
                 "name": found.picture.name,
@@ -98,7 +98,7 @@ def write_page(
         plots=Markup(json.dumps({d.picture.name: d.plot for _, d in drawn}, allow_nan=False).translate(_SCRIPT_SAFE)),
         groups=[{"colour": _colour(number), "text": _legend(groups, number)} for number in range(len(groups))],
         verdicts=verdicts,
-        parts=[(part, Markup(to_inline_svg(part.picture)) if part.picture else None) for part in parts],
+        parts=[(part, Markup(to_inline_svg(part.picture)) if part.picture else None) for part in sections],
         runs=runs_table(groups),
         differences=differences(groups),
     )
@@ -111,12 +111,12 @@ def _colour(number: int) -> str:
 
 
 def _legend(groups: Sequence[Group], number: int) -> str:
-    """A group's line, with its number where the figure has no room for names."""
-    return f"{number + 1} · " * (len(groups) > NAMED) + group_line(groups[number])
+    """Legend entry of a group, numbered if the figure has no room for names."""
+    return f"{number + 1} · " * (len(groups) > MAX_NAMED_GROUPS) + group_line(groups[number])
 
 
 def runs_table(groups: Sequence[Group]) -> Table:
-    """Every run with its final numbers, a row each."""
+    """Final numbers of every run, one row each."""
     rows = [
         (
             run.name,

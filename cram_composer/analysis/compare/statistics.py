@@ -51,14 +51,14 @@ def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | S
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys() and len(a) > 1:
         differences = np.array([a[seed] - b[seed] for seed in sorted(a)])
         spread = float(differences.std(ddof=1))
-        return _student(
+        return _t_interval(
             float(differences.mean()),
             spread / math.sqrt(len(differences)),
             len(differences) - 1,
             PAIRED,
             spread,
             len(differences),
-            _percentiles(differences[None]),
+            _bootstrap_interval(differences[None]),
         )
     one, other = (np.array(list(x.values() if isinstance(x, dict) else x), dtype=np.float64) for x in (a, b))
     mean, fewer = float(one.mean() - other.mean()), min(len(one), len(other))
@@ -69,15 +69,15 @@ def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | S
     pooled = math.sqrt(sum(squares) / freedom)
     if fewer == 1:
         error = pooled * math.sqrt(1 / len(one) + 1 / len(other))
-        return _student(mean, error, freedom, "pooled", pooled, fewer, None)
+        return _t_interval(mean, error, freedom, "pooled", pooled, fewer, None)
     parts = [s / (len(x) - 1) / len(x) for s, x in zip(squares, (one, other), strict=True)]
     degrees = float(freedom)
     if sum(parts):  # Welch and Satterthwaite
         degrees = sum(parts) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (one, other), strict=True))
-    return _student(mean, math.sqrt(sum(parts)), degrees, "Welch", pooled, fewer, _percentiles(one, -other))
+    return _t_interval(mean, math.sqrt(sum(parts)), degrees, "Welch", pooled, fewer, _bootstrap_interval(one, -other))
 
 
-def _student(
+def _t_interval(
     mean: float, error: float, degrees: float, method: str, spread: float, runs: int, boot: tuple[float, float] | None
 ) -> Difference:
     from scipy import stats  # takes a second to import
@@ -87,7 +87,7 @@ def _student(
     return Difference(mean, mean - half, mean + half, p_value, method, degrees, spread, runs, boot)
 
 
-def _percentiles(*groups: np.ndarray) -> tuple[float, float]:
+def _bootstrap_interval(*groups: np.ndarray) -> tuple[float, float]:
     """Percentile bootstrap of the sum of the groups' means, resampled independently with a fixed seed."""
     random = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
@@ -117,27 +117,27 @@ def seeds_needed(effect: float, spread: float, paired: bool) -> int | None:
 
     `spread` is the standard deviation of paired differences if `paired`, of single runs otherwise.
     """
-    if _power_of(effect, spread, _MOST_SEEDS, paired) < POWER:
+    if _power_with_seeds(effect, spread, _MOST_SEEDS, paired) < POWER:
         return None
     low, high = 1, _MOST_SEEDS  # too few and enough: power rises with the seeds
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _power_of(effect, spread, middle, paired) < POWER else (low, middle)
+        low, high = (middle, high) if _power_with_seeds(effect, spread, middle, paired) < POWER else (low, middle)
     return high
 
 
-def detectable(spread: float, seeds: int, paired: bool) -> float:
+def detectable_effect(spread: float, seeds: int, paired: bool) -> float:
     """Smallest effect that `seeds` per group detect with 80 % power at 5 %."""
     low, high = 0.0, spread or 1.0
-    while _power_of(high, spread, seeds, paired) < POWER:
+    while _power_with_seeds(high, spread, seeds, paired) < POWER:
         high *= 2
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if _power_of(middle, spread, seeds, paired) < POWER else (low, middle)
+        low, high = (middle, high) if _power_with_seeds(middle, spread, seeds, paired) < POWER else (low, middle)
     return high
 
 
-def _power_of(effect: float, spread: float, seeds: int, paired: bool) -> float:
+def _power_with_seeds(effect: float, spread: float, seeds: int, paired: bool) -> float:
     error = spread * math.sqrt((1 if paired else 2) / seeds)
     if not error:
         return float(effect != 0.0)

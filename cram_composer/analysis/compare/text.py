@@ -1,4 +1,4 @@
-"""A comparison as text for the console, and as values for JSON."""
+"""A comparison as console text and as JSON values."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LEGEND = (
 )
 
 
-def console(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
-    """The groups, a table for every pair, how soon losses are reached, and the verdicts."""
+def console_text(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
+    """Text of the groups, a table and times to loss for every pair, and the verdicts."""
     lines = [group_line(group) for group in groups]
-    lines += [f"note: {note}" for note in notes(groups, pairs)]
+    lines += [f"note: {note}" for note in comparison_notes(groups, pairs)]
     for pair in pairs:
         lines += ["", f"{pair.challenger.name} against {pair.baseline.name}"]
-        lines += [f"  {line}" for line in table_lines([HEADER, *map(cells, pair.rows)], right=(1, 2, 3))]
+        lines += [f"  {line}" for line in table_lines([HEADER, *map(row_cells, pair.rows)], right=(1, 2, 3))]
         lines += [f"  {time_sentence(time)}" for time in pair.times]
     lines += ["", textwrap.fill(LEGEND, _WIDTH)]
     return "\n".join([*lines, *_verdicts(pairs)])
@@ -40,7 +40,7 @@ SUMMARY_HEADER = ("group", "runs", "held-out loss", "difference", "95 % interval
 
 
 def summary(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
-    """A line for each group, the baseline first, in the order of SUMMARY_HEADER: what the verdicts are about."""
+    """One row per group, the baseline first, in the order of SUMMARY_HEADER."""
     by_name = {pair.challenger.name: pair for pair in pairs}
     baseline = pairs[0].baseline.name
     rows: list[tuple[str, ...]] = []
@@ -51,7 +51,7 @@ def summary(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[tuple[str, .
         if pair is None:
             rows.append((group.name, str(len(group.runs)), loss, "", "", "", "baseline"))
             continue
-        final, speed = (cells(row) for row in (pair.rows[0], next(r for r in pair.rows if r.unit == "tokens/s")))
+        final, speed = (row_cells(row) for row in (pair.rows[0], next(r for r in pair.rows if r.unit == "tokens/s")))
         unit = "" if pair.rows[0].unit == "nats" else f" {pair.rows[0].unit}"
         shown = (final[3] + unit, final[4]) if pair.rows[0].difference is not None else ("-", "")
         rows.append((group.name, str(len(group.runs)), loss, *shown, speed[3], pair.verdict.word))
@@ -59,19 +59,19 @@ def summary(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[tuple[str, .
 
 
 def overview(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
-    """`console` with one line for each group in place of a table for each pair."""
+    """Text with one line per group instead of a table per pair."""
     lines = table_lines([SUMMARY_HEADER, *summary(groups, pairs)], right=(1, 2, 3, 5))
-    said = [f"note: {note}" for note in dict.fromkeys(notes(groups, pairs))]
+    noted = [f"note: {note}" for note in dict.fromkeys(comparison_notes(groups, pairs))]
     without = [pair for pair in pairs if pair.verdict.word == NO_VERDICT]
     if len(without) < 2:
-        return "\n".join([*said, "", *lines, *_verdicts(pairs)])
+        return "\n".join([*noted, "", *lines, *_verdicts(pairs)])
     names = ", ".join(pair.challenger.name for pair in without)
     text = (
         f"{NO_VERDICT.upper()} on {names}: one run says nothing of the spread between seeds; two more seeds of each "
         f"and of {pairs[0].baseline.name} give an interval, and more than that a narrow one."
     )
-    said_of = [pair for pair in pairs if pair.verdict.word != NO_VERDICT]
-    return "\n".join([*said, "", *lines, *_verdicts(said_of), "", textwrap.fill(text, _WIDTH)])
+    with_verdict = [pair for pair in pairs if pair.verdict.word != NO_VERDICT]
+    return "\n".join([*noted, "", *lines, *_verdicts(with_verdict), "", textwrap.fill(text, _WIDTH)])
 
 
 def _verdicts(pairs: Sequence[Pair]) -> list[str]:
@@ -79,38 +79,38 @@ def _verdicts(pairs: Sequence[Pair]) -> list[str]:
 
 
 def group_line(group: Group) -> str:
-    """A group in a line: how many runs, their seeds and recipes."""
+    """One line of a group: number of runs, seeds and recipes."""
     seeds = ", ".join(str(run.get("config.seed")) for run in group.runs)
     recipes = "+".join(group.runs[0].get("recipes") or []) or "no recipes"
     return f"{group.name}: {len(group.runs)} run{'s' * (len(group.runs) != 1)}, seed {seeds}; {recipes}"
 
 
-def notes(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[str]:
-    """What a reader must know before believing the numbers."""
-    said = [f"{group.name}: {note}" for group in groups for note in group.notes]
+def comparison_notes(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[str]:
+    """Notes and cautions on the groups and pairs."""
+    lines = [f"{group.name}: {note}" for group in groups for note in group.notes]
     for pair in pairs:
-        said += [f"{pair.challenger.name} against {pair.baseline.name}: {caution}" for caution in pair.rules.cautions]
-    return said
+        lines += [f"{pair.challenger.name} against {pair.baseline.name}: {caution}" for caution in pair.rules.cautions]
+    return lines
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """A row of the table as text, in the order of HEADER."""
+def row_cells(row: Row) -> tuple[str, ...]:
+    """Cells of a row, in the order of HEADER."""
     found = row.difference
     if found is None:
         return (row.measure, _value(row, row.a), _value(row, row.b), "-", row.missing, "", "")
-    show = _ratio if row.unit == "tokens/s" else lambda value: f"{value:+.{_digits(row)}f}"
+    show = _percent_change if row.unit == "tokens/s" else lambda value: f"{value:+.{_digits(row)}f}"
     return (
         row.measure,
         _value(row, row.a),
         _value(row, row.b),
         show(found.mean),
-        _between(found.low, found.high, show),
-        "-" if found.bootstrap is None else _between(found.bootstrap[0], found.bootstrap[1], show),
+        _interval_text(found.low, found.high, show),
+        "-" if found.bootstrap is None else _interval_text(found.bootstrap[0], found.bootstrap[1], show),
         found.method,
     )
 
 
-def _between(low: float | None, high: float | None, show: Any) -> str:
+def _interval_text(low: float | None, high: float | None, show: Any) -> str:
     return "-" if low is None or high is None else f"{show(low)} to {show(high)}"
 
 
@@ -124,12 +124,12 @@ def _digits(row: Row) -> int:
     return 2 if row.unit == "points" else 4
 
 
-def _ratio(logarithm: float) -> str:
+def _percent_change(logarithm: float) -> str:
     return f"{100 * math.expm1(logarithm):+.1f} %"
 
 
 def time_sentence(time: TimeToLoss) -> str:
-    """How soon one group reaches the loss that the other ends with."""
+    """Sentence on when one group reaches the final loss of the other."""
     loss = f"{time.b}'s last {time.kind} loss{' in the loop' * (time.kind == 'held-out')}"
     if time.ratio is None:
         return f"{time.a} does not reach {loss} in {time.runs - time.reached} of {time.runs} runs ({time.axis})"
@@ -140,7 +140,7 @@ def time_sentence(time: TimeToLoss) -> str:
 
 
 def as_json(groups: Sequence[Group], pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Everything that the text says, as values."""
+    """The comparison as values for JSON."""
     return {
         "groups": [{"name": g.name, "runs": [str(run.path) for run in g.runs], "notes": g.notes} for g in groups],
         "comparisons": [

@@ -1,4 +1,4 @@
-"""How soon a group reaches the loss that another ends with."""
+"""Time at which a group reaches the final loss of another."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cram_composer.analysis.compare.statistics import Difference, compare_means
 
 @dataclass(frozen=True)
 class TimeToLoss:
-    """When `a` reaches the loss that `b` ends with, as a share of what `b` took; both by the same curve.
+    """Time at which `a` reaches the final loss of `b`, as a share of the time of `b`, by the same kind of curve.
 
-    `ratio` has the logarithm of that share, None where some run does not reach it; `reached` of `runs` do.
+    `ratio` is the logarithm of that share, None unless all runs reach it; `reached` of `runs` do.
     """
 
     a: str
@@ -26,31 +26,31 @@ class TimeToLoss:
     ratio: Difference | None
 
 
-def one_objective(a: Group, b: Group) -> bool:
-    """Whether the training losses of all runs are of the same thing."""
+def same_objective(a: Group, b: Group) -> bool:
+    """Return True if the training losses of all runs are of the same objective."""
     keys = ("config.objective", "config.algorithms.label_smoothing")
     return len({str([run.get(key) for key in keys]) for run in [*a.runs, *b.runs]}) == 1
 
 
 def times_to_loss(a: Group, b: Group) -> list[TimeToLoss]:
-    """Both ways round, by wall-clock and tokens; by the training loss where a run has no evaluations in the loop.
+    """Times in both directions, by wall-clock and tokens, from the training loss if a run lacks evaluations.
 
-    Nothing where the training losses are not of the same objective either.
+    Empty if the training losses would be needed and are not of the same objective.
     """
     kind: Kind = "held-out"
     if any(len(curve(run, kind, "wall-clock").x) < 2 for run in [*a.runs, *b.runs]):
         kind = "training"
-    if kind == "training" and not one_objective(a, b):
+    if kind == "training" and not same_objective(a, b):
         return []
     return [
         found
         for one, other in ((a, b), (b, a))
         for axis in AXES[:2]
-        if (found := _time(one, other, kind, axis)) is not None
+        if (found := _time_to_loss(one, other, kind, axis)) is not None
     ]
 
 
-def _time(a: Group, b: Group, kind: Kind, axis: Axis) -> TimeToLoss | None:
+def _time_to_loss(a: Group, b: Group, kind: Kind, axis: Axis) -> TimeToLoss | None:
     of_a, of_b = (group.by_seed(range(len(group.runs))) for group in (a, b))  # places in their lists
     curves = [[curve(run, kind, axis) for run in group.runs] for group in (a, b)]
     if not all(len(one.x) for group in curves for one in group):

@@ -1,4 +1,4 @@
-"""`cram data inspect`: what a data set is made of and what its stages kept, as text and as one HTML file."""
+"""Contents of a data set and effect of its stages, as text and as one HTML file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TOKEN_NOTE = (
 
 @dataclass(frozen=True)
 class Bar:
-    """A share of the source that is left after a stage."""
+    """Share of the source that is left after a stage."""
 
     label: str
     documents: float
@@ -43,7 +43,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Group:
-    """Examples of one reason: how many documents had it, and the texts of some."""
+    """Number of documents dropped for one reason, with the texts of some."""
 
     reason: str
     documents: int
@@ -61,20 +61,20 @@ class StageExamples:
 
 
 def write_page(data: DataSet, output: Path) -> Path:
-    """Write the page of a data set to `output`. Raises CramError if that cannot be written."""
+    """Write the page of a data set to `output`. Raises CramError if it cannot be written."""
     if output.is_dir():
-        raise CramError(f"{output} is a folder; give the name of an HTML file to write")
+        raise CramError(f"{output} is a folder; name an HTML file")
     try:
         write_atomic(output, page(data))
     except OSError as error:
         raise CramError(
-            f"{output}: cannot be written ({error.strerror}); give another file: --output FILE.html"
+            f"{output}: cannot be written ({error.strerror}); choose another file with --output FILE.html"
         ) from error
     return output
 
 
 def page(data: DataSet) -> str:
-    """The HTML file: it loads nothing and is the same for the same data set."""
+    """Self-contained HTML page, identical for the same data set."""
     manifest = data.manifest
     dropped = (data.examples or {}).get("dropped", {})
     return render(
@@ -98,14 +98,14 @@ def page(data: DataSet) -> str:
     )
 
 
-def console(data: DataSet) -> str:
-    """The same in a few lines, without examples and rows."""
+def console_text(data: DataSet) -> str:
+    """Text of the page, without examples and rows."""
     lines = [f"{data.manifest['name']}: {', '.join(facts(data))}", ""]
     short = stages_table(data, short=True)
     if short.rows:
         lines += [*table_text(short), "  ≈ from characters: tokens are counted at the end only", ""]
     else:
-        lines += ["No stage is on: every document is in it as it was.", ""]
+        lines += ["No stage is on: every document was kept unchanged.", ""]
     for table in (reasons_table(data), *data_set_tables(data.manifest)[1:], tokenizer_table(data)):
         if table.rows:
             lines += [*table_text(table), ""]
@@ -118,9 +118,9 @@ def table_text(table: Table) -> list[str]:
 
 
 def facts(data: DataSet) -> list[str]:
-    """What kind of data set it is, a few words each."""
+    """Row length, packing, order and storage, a few words each."""
     manifest = data.manifest
-    said = [
+    described = [
         f"rows of {count(manifest['sequence_length'])} tokens",
         f"{manifest['packing']} packing",
         f"{manifest['ordering']} order",
@@ -129,12 +129,12 @@ def facts(data: DataSet) -> list[str]:
         f"{count(manifest['partitions'])} partition{'s' * (manifest['partitions'] != 1)}",
     ]
     if len(manifest["streams"]) > 1:
-        said.append(f"streams {', '.join(stream.removeprefix('train-') for stream in manifest['streams'])}")
-    return said
+        described.append(f"streams {', '.join(stream.removeprefix('train-') for stream in manifest['streams'])}")
+    return described
 
 
 def headline(data: DataSet) -> list[Tile]:
-    """The numbers a reader looks for first."""
+    """Headline numbers."""
     manifest = data.manifest
     train = [manifest["splits"][stream] for stream in manifest["streams"]]
     validation = manifest["splits"]["validation"]
@@ -175,7 +175,7 @@ def stages_table(data: DataSet, short: bool = False) -> Table:
         return *cells, tokens(stage["characters_in"]), tokens(stage["characters_out"])
 
     stages = data.manifest["stages"]
-    rows = [row(_name(stage), stage) for stage in stages]
+    rows = [row(_stage_label(stage), stage) for stage in stages]
     if stages:
         ends = {f"{unit}_in": stages[0][f"{unit}_in"] for unit in ("documents", "characters")}
         ends |= {f"{unit}_out": stages[-1][f"{unit}_out"] for unit in ("documents", "characters")}
@@ -191,16 +191,16 @@ def bars(data: DataSet) -> list[Bar]:
         return []
     documents, characters = stages[0]["documents_in"], stages[0]["characters_in"]
     left = [
-        Bar(_name(s), ratio(s["documents_out"], documents) or 0.0, ratio(s["characters_out"], characters) or 0.0)
+        Bar(_stage_label(s), ratio(s["documents_out"], documents) or 0.0, ratio(s["characters_out"], characters) or 0.0)
         for s in stages
     ]
     return [Bar("source", 1.0, 1.0), *left]
 
 
 def reasons_table(data: DataSet) -> Table:
-    """How many documents each stage dropped or changed, and why; the most frequent reason first."""
+    """Documents that each stage dropped or changed by reason, most frequent first."""
     rows = [
-        (_name(stage), _words(reason), count(documents), percent(ratio(documents, stage["documents_in"]), 2))
+        (_stage_label(stage), _spaced(reason), count(documents), percent(ratio(documents, stage["documents_in"]), 2))
         for stage in data.manifest["stages"]
         for reason, documents in _by_frequency(stage["reasons"])
     ]
@@ -208,7 +208,7 @@ def reasons_table(data: DataSet) -> Table:
 
 
 def tokenizer_table(data: DataSet) -> Table:
-    """The tokenizer in short."""
+    """Facts on the tokenizer."""
     manifest = data.manifest
     unknown = sum(split["unk_tokens"] for split in manifest["splits"].values())
     rows = [
@@ -226,11 +226,11 @@ def _stage_examples(stage: dict[str, Any], dropped: dict[str, list[str]], data: 
     name = stage["name"]
     settings = (data.manifest["config"].get("stages") or {}).get(name) or {}
     return StageExamples(
-        _name(stage),
+        _stage_label(stage),
         STAGE_TEXTS.get(name, ""),
         ", ".join(f"{key} {value}" for key, value in flatten(settings).items()),
         [
-            Group(_words(reason), documents, dropped.get(reason, []))
+            Group(_spaced(reason), documents, dropped.get(reason, []))
             for reason, documents in _by_frequency(stage["reasons"])
         ],
     )
@@ -245,11 +245,11 @@ def _by_frequency(reasons: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _name(stage: dict[str, Any]) -> str:
-    return _words(stage["name"])
+def _stage_label(stage: dict[str, Any]) -> str:
+    return _spaced(stage["name"])
 
 
-def _words(name: str) -> str:
+def _spaced(name: str) -> str:
     return name.replace("_", " ").replace("-", " ")
 
 

@@ -1,4 +1,4 @@
-"""Reads a finished data set, here or in object storage: its manifest, its examples and a few of its rows as text."""
+"""Read the manifest, examples and a few rows of a finished data set, local or in object storage."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ ROWS_PER_SPLIT = 4
 
 @dataclass(frozen=True)
 class SampleRow:
-    """A row as text. `documents` are its documents in order; the last goes on in another row if `goes_on`."""
+    """A row as text: its documents in order, the last of which may continue in another row."""
 
     block: int
     row: int  # in the block
     documents: list[str]
-    goes_on: bool
+    continues: bool
     padding: int  # [PAD] tokens at the end
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """`uri` is where it is; `examples` the contents of examples.json, None if there is no such file."""
+    """A data set: its location, manifest, examples.json (None if absent) and sampled rows."""
 
     uri: str
     manifest: Manifest
@@ -48,7 +48,7 @@ class DataSet:
 
 
 class _Files:
-    """Files of the data set by name: in its folder, or downloaded to `scratch` when they are first asked for."""
+    """Files of the data set by name, downloaded to `scratch` on first use if remote."""
 
     def __init__(self, uri: str, scratch: Path) -> None:
         self.scratch = scratch
@@ -69,12 +69,12 @@ class _Files:
 
 
 def load_data_set(uri: str) -> DataSet:
-    """The data set at `uri`, a folder or a prefix in object storage.
+    """Load the data set at `uri`, a folder or a prefix in object storage.
 
-    Of one in object storage only the smallest shard of every split is downloaded, and nothing of it is kept.
+    From object storage only the smallest shard of every split is downloaded, and deleted afterwards.
 
     Raises:
-        CramError: not a finished data set of this format, a file that is missing or damaged, or no access to it.
+        CramError: not a finished data set of this format, a missing or damaged file, or no access.
     """
     with tempfile.TemporaryDirectory(prefix="cram-inspect-") as scratch:
         files = _Files(uri, Path(scratch))
@@ -86,7 +86,7 @@ def load_data_set(uri: str) -> DataSet:
             files.path(MANIFEST)
             manifest = load_manifest(files.root)
             tokenizer = _tokenizer(files, manifest)
-            rows = {split: list(_sample(files, split, manifest, tokenizer)) for split in manifest["splits"]}
+            rows = {split: list(_sample_rows(files, split, manifest, tokenizer)) for split in manifest["splits"]}
             examples = read_json(files.path(EXAMPLES)) if files.has(EXAMPLES) else None
         except CramError as error:
             if not files.remote or str(files.root) not in str(error):
@@ -109,8 +109,8 @@ def _tokenizer(files: _Files, manifest: Manifest) -> Tokenizer:
     return Tokenizer.from_buffer(content)
 
 
-def _sample(files: _Files, split: str, manifest: Manifest, tokenizer: Tokenizer) -> Iterator[SampleRow]:
-    """Rows from places spread evenly over the split; over its smallest shard where shards have to be downloaded."""
+def _sample_rows(files: _Files, split: str, manifest: Manifest, tokenizer: Tokenizer) -> Iterator[SampleRow]:
+    """Rows spread evenly over the split, or over its smallest shard if shards are downloaded."""
     shards = read_json(files.path(f"{split}/index.json"))["shards"]
     ends = list(accumulate(shard["samples"] for shard in shards))
     first, end = 0, ends[-1]
@@ -121,13 +121,13 @@ def _sample(files: _Files, split: str, manifest: Manifest, tokenizer: Tokenizer)
         place = (end - first) * (number + 0.5) / ROWS_PER_SPLIT
         block = first + int(place)
         shard = bisect_right(ends, block)
-        rows = _block(files, split, shards[shard], block - ends[shard] + shards[shard]["samples"])
+        rows = _read_block(files, split, shards[shard], block - ends[shard] + shards[shard]["samples"])
         row = int((place - int(place)) * len(rows))
-        yield _as_text(rows[row], block, row, manifest["special_tokens"], tokenizer)
+        yield _decode_row(rows[row], block, row, manifest["special_tokens"], tokenizer)
 
 
-def _block(files: _Files, split: str, shard: dict[str, Any], record: int) -> NDArray:
-    """A block of rows [block_rows, sequence_length], from a shard whose hash is right."""
+def _read_block(files: _Files, split: str, shard: dict[str, Any], record: int) -> NDArray:
+    """Read a block of rows [block_rows, sequence_length] from a shard after checking its hash."""
     from streaming.base.compression import decompress
     from streaming.base.format import reader_from_json
 
@@ -147,10 +147,10 @@ def _block(files: _Files, split: str, shard: dict[str, Any], record: int) -> NDA
     return reader.decode_sample(reader.get_sample_data(record))[COLUMN]
 
 
-def _as_text(ids: NDArray, block: int, row: int, special: dict[str, int], tokenizer: Tokenizer) -> SampleRow:
+def _decode_row(ids: NDArray, block: int, row: int, special: dict[str, int], tokenizer: Tokenizer) -> SampleRow:
     kept = ids[: np.flatnonzero(ids != special["pad"])[-1] + 1] if (ids != special["pad"]).any() else ids[:0]
     parts = np.split(kept, np.flatnonzero(kept == special["sep"]) + 1)
-    goes_on = bool(len(parts[-1]))
-    documents = [part[part != special["sep"]] for part in (parts if goes_on else parts[:-1])]
+    continues = bool(len(parts[-1]))
+    documents = [part[part != special["sep"]] for part in (parts if continues else parts[:-1])]
     decoded = [tokenizer.decode(document.tolist(), skip_special_tokens=False) for document in documents]
-    return SampleRow(block, row, decoded, goes_on, len(ids) - len(kept))
+    return SampleRow(block, row, decoded, continues, len(ids) - len(kept))

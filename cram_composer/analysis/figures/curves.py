@@ -1,4 +1,4 @@
-"""From a trace to the lines of a figure: smoothing, thinning, throughput, and where the clock ran without training."""
+"""Curves of a trace: smoothing, thinning, throughput, and pauses without training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pause:
 
 
 def ema(values: Array, horizon: float) -> Array:
-    """Exponential moving average [n] with a mean age of `horizon` entries, bias-corrected, NaN entries passed over."""
+    """Exponential moving average [n] with a mean age of `horizon` entries, bias-corrected, skipping NaN."""
     decay = 1.0 - 1.0 / max(horizon, 1.0)
     total = weight = 0.0
     smoothed = np.full(len(values), np.nan)
@@ -37,12 +37,12 @@ def ema(values: Array, horizon: float) -> Array:
 
 
 def ema_horizon(steps: int) -> int:
-    """Smoothing horizon in steps for a run of this length: 2 % of it, at least 5, so that every run is as smooth."""
+    """Smoothing horizon in steps: 2 % of the run, at least 5."""
     return max(5, round(steps / 50))
 
 
 def thin(x: Array, y: Array, points: int) -> tuple[Array, Array]:
-    """At most `points` points of a line: the lowest and the highest of each stretch, so that no spike disappears."""
+    """Reduce a line to `points` points, the lowest and highest of each stretch, so that spikes remain."""
     finite = np.isfinite(y)
     x, y = x[finite], y[finite]
     if len(x) <= points:
@@ -55,8 +55,8 @@ def thin(x: Array, y: Array, points: int) -> tuple[Array, Array]:
     return x[index], y[index]
 
 
-def stairs(x: Array, y: Array, end: float) -> tuple[Array, Array]:
-    """The corners of a step function that takes value y[i] from x[i] on, up to `end`; for drawing 'steps-post'."""
+def step_corners(x: Array, y: Array, end: float) -> tuple[Array, Array]:
+    """Corners of the step function with value y[i] from x[i] on, up to `end`, for drawing 'steps-post'."""
     finite = np.isfinite(y)
     x, y = x[finite], y[finite]
     if not len(x):
@@ -66,7 +66,7 @@ def stairs(x: Array, y: Array, end: float) -> tuple[Array, Array]:
 
 
 def throughput(run: RunData, bins: int) -> tuple[Array, Array, Array]:
-    """Tokens/s and data stall over equal stretches of loop time, pauses included.
+    """Tokens/s and data stall over equal stretches of loop time, including pauses.
 
     Returns:
         edges: [k + 1] loop seconds, k <= bins (at least three steps a stretch).
@@ -91,7 +91,7 @@ def pauses(run: RunData) -> list[Pause]:
     """Stretches worth shading: time lost to a kill (before a later attempt's first step) and compilation.
 
     A step counts as compilation when the ledger has compile time, the step is far slower than the others, and it is
-    the first of a attempt or the first at a new shape, which is when compilation happens.
+    the first of an attempt or the first at a new shape, which is when compilation happens.
     """
     if run.steps < 2:
         return []

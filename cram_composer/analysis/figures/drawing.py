@@ -1,4 +1,4 @@
-"""What every figure needs: a blank figure, readable units for an axis, and a finish with shading and legends."""
+"""Helpers shared by the figures: blank figures, axis units, shading and legends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ XAxis = Literal["elapsed", "tokens"]
 
 @dataclass(frozen=True)
 class Unit:
-    """A readable unit for an axis: values are divided by `size`; `label` names it."""
+    """Unit of an axis: values are divided by `size`; `label` names it."""
 
     size: float
     label: str
@@ -47,20 +47,20 @@ def token_unit(most: float) -> Unit:
 
 
 def x_unit(runs: list[RunData], axis: XAxis) -> Unit:
-    """The unit that suits the longest of the runs."""
+    """Unit that suits the longest of the runs."""
     if axis == "elapsed":
         return time_unit(max(run.end for run in runs))
     return token_unit(max((float(run.trace["tokens"][-1]) for run in runs if run.steps), default=0.0))
 
 
 def run_label(runs: list[RunData], index: int, length: int = 42) -> str:
-    """A run's name as figures print it: numbered where there are several, its middle cut to `length` characters."""
+    """Name of a run in figures, numbered if there are several, shortened to `length` characters."""
     name = elide(runs[index].name, length)
     return name if len(runs) == 1 else f"{index + 1} · {name}"
 
 
 def new_figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of panels above each other that share their x axis; `height` in inches."""
+    """Make a figure of stacked panels with a shared x axis; `height` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -68,7 +68,7 @@ def new_figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def add_line(axes: Axes, runs: list[RunData], index: int, x: Array, y: Array, **style: Any) -> None:
-    """The index-th run's line, in its colour."""
+    """Draw the index-th run's line in its colour."""
     colour, dash = series_style(index)
     axes.plot(x, y, color=colour, linestyle=dash, label=run_label(runs, index), **style)
 
@@ -79,12 +79,12 @@ def nested_width(runs: list[RunData], index: int) -> float:
 
 
 def run_handles(axes: Axes, runs: list[RunData]) -> list[Artist]:
-    """Legend entries naming the runs; none where there is only one to name."""
+    """Legend entries naming the runs; none if there is only one."""
     return list(axes.get_lines()) if len(runs) > 1 else []
 
 
-def finish(figure: Figure, panels: list[Axes], runs: list[RunData], axis: XAxis, handles: list[Artist]) -> None:
-    """Label the shared x axis, shade one run's pauses and put the legend below the panels, where it covers nothing."""
+def finish_figure(figure: Figure, panels: list[Axes], runs: list[RunData], axis: XAxis, handles: list[Artist]) -> None:
+    """Label the shared x axis, shade one run's pauses and put the legend below the panels."""
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
@@ -114,7 +114,7 @@ def finish(figure: Figure, panels: list[Axes], runs: list[RunData], axis: XAxis,
 
 
 def plain_log_ticks(axes: Axes) -> None:
-    """Ticks at round numbers, written out, on a logarithmic axis that spans less than two decades."""
+    """Set plain ticks at round numbers on a logarithmic axis that spans less than two decades."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
@@ -123,11 +123,11 @@ def plain_log_ticks(axes: Axes) -> None:
 
 
 def power_of_ten(exponent: int) -> str:
-    """10⁻³ in plain characters, which every font and screen reader has."""
+    """A power of ten in plain characters: 10⁻³."""
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def last_finite(values: Array) -> float:
-    """The last measured value, NaN where there is none."""
+    """Last finite value, NaN if there is none."""
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else float("nan")

@@ -1,4 +1,4 @@
-"""The ledger as stacked bars: what the budget paid for, and beside it what lies outside the budget."""
+"""Ledger figure: time inside and outside the budget as stacked bars."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ LEAST_LABELLED = 0.12  # of the axis: a narrower piece has no room for its perce
 
 
 def draw_ledger(runs: list[RunData]) -> Picture:
-    """A thick bar per run for the seconds inside the budget, a thin one for those outside, all at one scale."""
+    """Draw a thick bar per run for the seconds inside the budget and a thin one for those outside, at one scale."""
     inside = [_items(run, "inside") for run in runs]
     outside = [_items(run, "outside") for run in runs]
     longest = max(sum(items.values()) for items in inside + outside)
     entries = max(len({name for items in side for name in items}) for side in (inside, outside))
     figure, panels = new_figure(1, 1.55 + 0.75 * len(runs) + 0.19 * entries)
     axes = panels[0]
-    for index, (budgeted, beside) in enumerate(zip(inside, outside, strict=True)):
+    for index, (budgeted, unbudgeted) in enumerate(zip(inside, outside, strict=True)):
         top = -ROW * index
         _stack(axes, top, 0.9, budgeted, longest, labelled=True)
-        _stack(axes, top - 0.8, 0.35, beside, longest, labelled=False)
-        heading = f"inside {duration(sum(budgeted.values()))}, outside {duration(sum(beside.values()))}"
+        _stack(axes, top - 0.8, 0.35, unbudgeted, longest, labelled=False)
+        heading = f"inside {duration(sum(budgeted.values()))}, outside {duration(sum(unbudgeted.values()))}"
         if len(runs) > 1:
             heading = f"{run_label(runs, index, 20)}: {heading}"
         axes.text(0, top + 0.6, heading, fontsize=9, color=LIGHT["muted"])
     _scale(axes, len(runs), longest)
     _legend(figure, "outside lower left", "Inside the budget (thick)", inside, entries, shares=True)
     _legend(figure, "outside lower right", "Outside it (thin)", outside, entries, shares=False)
-    said = "; ".join(
+    description = "; ".join(
         f"{run_label(runs, index)}: " + (", ".join(f"{n} {s:.1f} s" for n, s in items.items()) or "not measured")
         for index, items in enumerate(inside)
     )
@@ -47,7 +47,7 @@ def draw_ledger(runs: list[RunData]) -> Picture:
         name="ledger",
         caption="The thick bar is what the budget paid for; the thin bar, at the same scale, is what it does not "
         "count. Items of zero seconds are only in the table.",
-        alt=f"Stacked bars of the time inside the budget. {said}.",
+        alt=f"Stacked bars of the time inside the budget. {description}.",
         figure=figure,
     )
 
@@ -55,10 +55,10 @@ def draw_ledger(runs: list[RunData]) -> Picture:
 def _items(run: RunData, side: str) -> dict[str, float]:
     recorded = run.get(f"ledger.{side}") or {}
     items = {name: float(value) for name, value in recorded.items() if is_number(value) and value > 0}
-    return {name: items[name] for name in _in_order(items)}
+    return {name: items[name] for name in _sorted_items(items)}
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
+def _sorted_items(names: Iterable[str]) -> list[str]:
     order = list(LEDGER)
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
@@ -95,7 +95,7 @@ def _legend(figure: Figure, corner: Corner, title: str, sides: list[dict[str, fl
     from matplotlib.patches import Patch
 
     handles = []
-    for name in _in_order({name for items in sides for name in items}):
+    for name in _sorted_items({name for items in sides for name in items}):
         label = name.replace("_", " ")
         if len(sides) == 1:
             label += f"  {sides[0][name]:,.1f} s"

@@ -1,4 +1,4 @@
-"""The figures over time: loss, learning rate, shapes and throughput, for one run or for several overlaid."""
+"""Figures over time: loss, learning rate, shapes and throughput, of one run or of several overlaid."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cram_composer.analysis.figures.curves import ema, ema_horizon, stairs, thin, throughput
+from cram_composer.analysis.figures.curves import ema, ema_horizon, step_corners, thin, throughput
 from cram_composer.analysis.figures.drawing import (
     XAxis,
     add_line,
-    finish,
+    finish_figure,
     last_finite,
     nested_width,
     new_figure,
@@ -34,7 +34,7 @@ BINS = 96
 
 
 def draw_all(runs: list[RunData]) -> list[Picture]:
-    """Every figure of the page, in its order. One run shows raw and smoothed values; several are overlaid, smoothed."""
+    """Draw every figure of the report in order. One run shows raw and smoothed values; several show smoothed values."""
     with house_style():
         return [
             draw_loss(runs, "elapsed"),
@@ -47,21 +47,21 @@ def draw_all(runs: list[RunData]) -> list[Picture]:
 
 
 def draw_loss(runs: list[RunData], axis: XAxis) -> Picture:
-    """Loss against loop time or tokens: training, in-loop validation, and the unigram model's loss as a baseline."""
+    """Draw loss against loop time or tokens: training, in-loop validation, and the unigram baseline."""
     figure, panels = new_figure(1, 3.2)
     axes = panels[0]
     axes.set_yscale("log")
     axes.set_ylabel("loss (nats per token, log scale)")
     where = "wall-clock" if axis == "elapsed" else "tokens"
     axes.set_title(f"Loss against {where}")
-    handles = _one_loss(axes, runs[0], axis) if len(runs) == 1 else _several_losses(axes, runs, axis)
+    handles = _draw_one_loss(axes, runs[0], axis) if len(runs) == 1 else _draw_several_losses(axes, runs, axis)
     baselines = {run.get("data.unigram_validation_nats") for run in runs}
     # Runs on different data have different baselines, and one line would be wrong for the others.
     if len(baselines) == 1 and is_number(baseline := baselines.pop()) and any(run.steps for run in runs):
         label = f"unigram baseline, {baseline:.2f}"
         handles.append(axes.axhline(baseline, color=LIGHT["muted"], linestyle=(0, (4, 3)), linewidth=1.1, label=label))
     plain_log_ticks(axes)
-    finish(figure, panels, runs, axis, handles)
+    finish_figure(figure, panels, runs, axis, handles)
     ends = [
         f"{run_label(runs, index)}: final validation loss {decimal(run.get('metrics.validation_loss'))}, "
         f"last validation in the loop {decimal(last_finite(run.evaluations('eval/loss')['value']))}, "
@@ -77,17 +77,17 @@ def draw_loss(runs: list[RunData], axis: XAxis) -> Picture:
     )
 
 
-def _one_loss(axes: Axes, run: RunData, axis: XAxis) -> list[Artist]:
+def _draw_one_loss(axes: Axes, run: RunData, axis: XAxis) -> list[Artist]:
     size, horizon = x_unit([run], axis).size, ema_horizon(run.steps)
     blue, orange = series_style(0)[0], series_style(1)[0]
     x, y = thin(run.trace[axis] / size, run.trace["loss"], POINTS // 2)
     handles: list[Artist] = [*axes.plot(x, y, color=blue, alpha=0.3, linewidth=0.8, label="train, each step")]
     x, y = thin(run.trace[axis] / size, ema(run.trace["loss"], horizon), POINTS // 2)
     handles += axes.plot(x, y, color=blue, label=f"train, average of ~{horizon} steps")
-    return handles + _validation(axes, run, axis, size, orange)
+    return handles + _draw_validation(axes, run, axis, size, orange)
 
 
-def _several_losses(axes: Axes, runs: list[RunData], axis: XAxis) -> list[Artist]:
+def _draw_several_losses(axes: Axes, runs: list[RunData], axis: XAxis) -> list[Artist]:
     from matplotlib.lines import Line2D
 
     size = x_unit(runs, axis).size
@@ -100,12 +100,12 @@ def _several_losses(axes: Axes, runs: list[RunData], axis: XAxis) -> list[Artist
         smooth = ema(run.trace["loss"], ema_horizon(run.steps))
         add_line(axes, runs, index, *thin(run.trace[axis] / size, smooth, POINTS // len(runs)))
         handles.append(axes.get_lines()[-1])
-        _validation(axes, run, axis, size, series_style(index)[0])
+        _draw_validation(axes, run, axis, size, series_style(index)[0])
     return handles
 
 
-def _validation(axes: Axes, run: RunData, axis: XAxis, size: float, colour: str) -> list[Artist]:
-    """Dots for the evaluations in the loop, a diamond at the end for the final one, which is on more rows."""
+def _draw_validation(axes: Axes, run: RunData, axis: XAxis, size: float, colour: str) -> list[Artist]:
+    """Draw dots for evaluations in the loop and a diamond for the final one, which covers more rows."""
     style: dict[str, Any] = {
         "color": colour,
         "linestyle": "none",
@@ -128,7 +128,7 @@ def _validation(axes: Axes, run: RunData, axis: XAxis, size: float, colour: str)
 
 
 def draw_learning_rate(runs: list[RunData]) -> Picture:
-    """Learning rate against loop time, in units of the power of ten of its peak."""
+    """Draw the learning rate against loop time, in units of the power of ten of its peak."""
     figure, panels = new_figure(1, 3.2)
     axes = panels[0]
     peaks = [max(run.trace["lr"][np.isfinite(run.trace["lr"])], default=0.0) for run in runs]
@@ -139,30 +139,30 @@ def draw_learning_rate(runs: list[RunData]) -> Picture:
         add_line(axes, runs, index, x, y / 10.0**exponent, linewidth=nested_width(runs, index))
     axes.set_title(f"Learning rate (in {power_of_ten(exponent)})")
     axes.set_ylim(bottom=0)
-    finish(figure, panels, runs, "elapsed", run_handles(axes, runs))
-    said = "; ".join(f"{run_label(runs, index)}: peak {peak:.3g}" for index, peak in enumerate(peaks))
+    finish_figure(figure, panels, runs, "elapsed", run_handles(axes, runs))
+    description = "; ".join(f"{run_label(runs, index)}: peak {peak:.3g}" for index, peak in enumerate(peaks))
     return Picture(
         name="learning-rate",
         caption="The rate the optimizer used at each step.",
-        alt=f"Line chart of the learning rate against wall-clock. {said}.",
+        alt=f"Line chart of the learning rate against wall-clock. {description}.",
         figure=figure,
     )
 
 
 def draw_shapes(runs: list[RunData]) -> Picture:
-    """Rows of a global batch and tokens of a row against loop time, a panel each."""
+    """Draw rows per global batch and tokens per row against loop time, one panel each."""
     figure, panels = new_figure(2, 3.2)
     size = x_unit(runs, "elapsed").size
     titles = {"batch_size": "Batch size (rows)", "seq_length": "Sequence length (tokens)"}
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         for index, run in enumerate(runs):
-            x, y = stairs(run.trace["elapsed"], run.trace[column], run.end)
+            x, y = step_corners(run.trace["elapsed"], run.trace[column], run.end)
             width = nested_width(runs, index)
             add_line(axes, runs, index, x / size, y, drawstyle="steps-post", linewidth=width)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
         axes.set_title(title)
-    finish(figure, panels, runs, "elapsed", run_handles(panels[0], runs))
-    said = "; ".join(
+    finish_figure(figure, panels, runs, "elapsed", run_handles(panels[0], runs))
+    description = "; ".join(
         f"{run_label(runs, index)}: at the end {short_count(last_finite(run.trace['batch_size']))} rows "
         f"of {short_count(last_finite(run.trace['seq_length']))} tokens"
         for index, run in enumerate(runs)
@@ -170,13 +170,13 @@ def draw_shapes(runs: list[RunData]) -> Picture:
     return Picture(
         name="batch-and-sequence",
         caption="Global batch size and sequence length at each step.",
-        alt=f"Two line charts against wall-clock, of batch size and of sequence length. {said}.",
+        alt=f"Two line charts against wall-clock, of batch size and of sequence length. {description}.",
         figure=figure,
     )
 
 
 def draw_throughput(runs: list[RunData]) -> Picture:
-    """Tokens per second and the share of time spent waiting for data, over equal stretches of loop time."""
+    """Draw tokens per second and the share of time spent waiting for data, over equal stretches of loop time."""
     figure, panels = new_figure(2, 3.2)
     size = x_unit(runs, "elapsed").size
     for index, run in enumerate(runs):
@@ -190,8 +190,8 @@ def draw_throughput(runs: list[RunData]) -> Picture:
     panels[1].set_title("Data stall (% of the time)")
     panels[0].set_ylim(0, panels[0].get_ylim()[1] * 1.05)
     panels[1].set_ylim(0, max(1.0, panels[1].get_ylim()[1]))  # a stall of 0.02 % must not look like a wall
-    finish(figure, panels, runs, "elapsed", run_handles(panels[0], runs))
-    said = "; ".join(
+    finish_figure(figure, panels, runs, "elapsed", run_handles(panels[0], runs))
+    description = "; ".join(
         f"{run_label(runs, index)}: {short_count(run.get('tokens_per_second'))} tokens per second over the whole run"
         for index, run in enumerate(runs)
     )
@@ -199,6 +199,6 @@ def draw_throughput(runs: list[RunData]) -> Picture:
         name="throughput",
         caption="Averages over equal stretches of wall-clock, with whatever happened in them: evaluation, checkpoints, "
         "compilation.",
-        alt=f"Two step charts against wall-clock, of tokens per second and of data stall. {said}.",
+        alt=f"Two step charts against wall-clock, of tokens per second and of data stall. {description}.",
         figure=figure,
     )

@@ -1,4 +1,4 @@
-"""How figures look and how they become bytes: colours for light and dark pages, typography, inline SVG and PNG."""
+"""Style of figures and their output as inline SVG and PNG: colours for light and dark pages, typography."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ RC: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure: `name` is its file's stem, `caption` goes below it, `alt` says in words what it shows."""
+    """A drawn figure: `name` is the stem of its file, `caption` is printed below it, `alt` describes it."""
 
     name: str
     caption: str
@@ -131,7 +131,7 @@ def house_style() -> Iterator[None]:
 
 
 def series_style(index: int) -> tuple[str, str]:
-    """Colour and dash pattern of the index-th run; patterns change where colours come round again."""
+    """Colour and dash pattern of the index-th run; patterns change when colours repeat."""
     return SERIES[index % len(SERIES)], DASHES[index // len(SERIES) % len(DASHES)]
 
 
@@ -141,7 +141,7 @@ def css_variables(colours: dict[str, str]) -> str:
 
 
 def to_png(picture: Picture) -> bytes:
-    """A PNG on a white card, 1012 pixels wide, without date or version: same figure, same bytes."""
+    """Save as a PNG, 1012 pixels wide on white, without date or version: same figure, same bytes."""
     buffer = io.BytesIO()
     with house_style():
         picture.figure.savefig(buffer, format="png", dpi=220, facecolor=LIGHT["card"], metadata={"Software": None})
@@ -149,7 +149,7 @@ def to_png(picture: Picture) -> bytes:
 
 
 def to_inline_svg(picture: Picture) -> str:
-    """An <svg> element for an HTML page: transparent, colours as CSS variables, ids unique to this figure.
+    """Save as an <svg> element for an HTML page: transparent, colours as CSS variables, ids unique to this figure.
 
     Text keeps its size and colour and takes the page's font; `alt` becomes the accessible name.
     """

@@ -1,4 +1,4 @@
-"""Tables and headline numbers as the templates take them."""
+"""Tables and headline numbers of HTML pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTML pages from the templates beside this file: everything escaped, nothing undefined, light and dark colours."""
+"""Render HTML pages from the templates in this folder; values are escaped, undefined names are errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cram_composer.analysis.html.style import DARK, LIGHT, css_variables
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that `template` makes of `values`, the colours and the version of cram-composer."""
+    """Render `template` with `values`, the colours and the version of cram-composer."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup, escape
 

@@ -36,7 +36,7 @@ LEDGER_TEXTS = {
 
 
 def headline(run: RunData) -> list[Tile]:
-    """The numbers a reader looks for first."""
+    """Headline numbers."""
     loss, baseline = run.get("metrics.validation_loss"), run.get("data.unigram_validation_nats")
     against = f"unigram baseline {decimal(baseline)}"
     if is_number(loss) and is_number(baseline):
@@ -82,25 +82,25 @@ def _budget_note(run: RunData, spent: Any) -> str:
 
 
 def notes(run: RunData) -> list[str]:
-    """What a reader must know before believing the numbers."""
-    said = []
+    """Notes on interruptions, skipped steps and damaged lines."""
+    lines = []
     if run.get("status") == "running":
         progress = run.trace["progress"][-1] if run.steps else 0.0
-        said.append(
+        lines.append(
             f"This run has not ended: it is being trained, or was killed and not resumed. The page shows it as far as "
             f"its trace goes, {percent(progress)} of its budget."
         )
     elif run.get("reason"):
-        said.append(f"Why it ended: {run.get('reason')}.")
+        lines.append(f"Why it ended: {run.get('reason')}.")
     if is_number(skipped := run.get("steps_skipped")) and skipped > 0:
-        said.append(f"{count(skipped)} steps had a loss or gradient that was not finite and were not applied.")
+        lines.append(f"{count(skipped)} steps had a loss or gradient that was not finite and were not applied.")
     if run.unreadable_lines:
-        said.append(f"{count(run.unreadable_lines)} damaged lines of trace.jsonl or metrics.jsonl were left out.")
-    return said
+        lines.append(f"{count(run.unreadable_lines)} damaged lines of trace.jsonl or metrics.jsonl were left out.")
+    return lines
 
 
 def ledger_tables(run: RunData) -> list[Table]:
-    """Seconds inside and outside the budget, as shares of the sum inside, and that sum against another clock's."""
+    """Seconds inside and outside the budget, their shares, and the deviation of the sum from an independent clock."""
     total, wall = run.get("ledger.inside_total"), run.get("ledger.wall_seconds")
     rows = {
         side: [
@@ -125,11 +125,11 @@ def _seconds(value: Any) -> str:
 
 
 def environment_tables(run: RunData) -> list[Table]:
-    """What the run ran on: machine and software, kernels, library versions."""
+    """Machine, kernels and library versions."""
     environment = dict(run.get("environment") or {})
     libraries = environment.pop("libraries", None) or {}
-    machine = [(key.replace("_", " "), _words(value)) for key, value in environment.items()]
-    kernels = [(name.replace("_", " "), _words(kernel)) for name, kernel in (run.get("kernels") or {}).items()]
+    machine = [(key.replace("_", " "), _joined(value)) for key, value in environment.items()]
+    kernels = [(name.replace("_", " "), _joined(kernel)) for name, kernel in (run.get("kernels") or {}).items()]
     return [
         Table("Machine", ("", "Value"), machine),
         Table("Kernels", ("Part", "Kernel"), kernels),
@@ -137,14 +137,14 @@ def environment_tables(run: RunData) -> list[Table]:
     ]
 
 
-def _words(value: Any) -> str:
+def _joined(value: Any) -> str:
     if value is None:
         return NOT_RECORDED
     return ", ".join(map(value_text, value)) or "none" if isinstance(value, list) else value_text(value)
 
 
 def attempts_table(run: RunData) -> Table:
-    """The starts of the run: one, or more where it was interrupted and resumed."""
+    """Starts of the run, more than one if it was interrupted and resumed."""
     rows = [
         (
             str(number),
@@ -158,7 +158,7 @@ def attempts_table(run: RunData) -> Table:
 
 
 def evaluation_tables(run: RunData) -> list[tuple[Table, list[str]]]:
-    """For each protocol that the run was fine-tuned by: medians with their spread over seeds, averages, and notes."""
+    """Medians with their spread over seeds, averages and notes, for each fine-tuning protocol."""
     made = []
     for name, row in run.evaluated.items():
         if "averages" not in row:  # nothing was fine-tuned
@@ -189,7 +189,7 @@ def evaluation_tables(run: RunData) -> list[tuple[Table, list[str]]]:
 
 
 def fills(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Masked sentences with the model's best guesses and their probabilities."""
+    """Masked sentences with the model's top predictions and their probabilities."""
     return [
         (fill["sentence"], [(token, percent(probability)) for token, probability in fill["predictions"]])
         for fill in run.get("metrics.fills") or []
@@ -197,7 +197,7 @@ def fills(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def comparison(runs: list[RunData]) -> Table:
-    """The headline numbers of several runs, a row each."""
+    """Headline numbers of several runs, one row each."""
     rows = [
         (
             str(number),

@@ -1,4 +1,4 @@
-"""`cram report`: one HTML file that needs nothing beside it, and its figures as PNG files."""
+"""Report of runs: a self-contained HTML file, and its figures as PNG files."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from cram_composer.storage.files import read_json, write_atomic
 
 
 def write_report(runs: list[Path], output: Path | None = None) -> Path:
-    """Write the page of one run, or of several overlaid, and return its path.
+    """Write the report of one run, or of several overlaid, and return its path.
 
     Args:
-        runs: run folders; one that is still running is shown as far as it is.
+        runs: run folders; an unfinished run is shown up to its current step.
         output: the HTML file; by default report.html in the run's folder, for several runs in the current one. The
             figures go to `figures/*.png` beside it.
 
     Raises:
-        CramError: no run given, a folder that is not a run, or an output that is a folder.
+        CramError: no run, a folder that is not a run, or an output that is a folder.
     """
     from cram_composer.analysis.figures.over_time import draw_all
 
     if not runs:
-        raise CramError("a report needs at least one run folder; give RUNS_DIR/RUN_NAME")
+        raise CramError("a report needs at least one run folder, RUNS_DIR/RUN_NAME")
     target = output or (runs[0] if len(runs) == 1 else Path()) / "report.html"
     if target.is_dir():
-        raise CramError(f"{target} is a folder; give the name of an HTML file to write")
+        raise CramError(f"{target} is a folder; name an HTML file")
     loaded = [load_run(path) for path in runs]
     pictures = draw_all(loaded)
     for picture in pictures:
@@ -54,7 +54,7 @@ def _render(runs: list[RunData], figures: dict[str, dict[str, str]]) -> str:
         "report.html.j2",
         title=runs[0].name if not several else f"{len(runs)} runs",
         figures={name: {**figure, "svg": Markup(figure["svg"])} for name, figure in figures.items()},
-        runs=[_view(run, index) for index, run in enumerate(runs)],
+        runs=[_run_context(run, index) for index, run in enumerate(runs)],
         comparison=page.comparison(runs) if several else None,
         differences=_differences(runs) if several else None,
     )
@@ -67,7 +67,7 @@ def _differences(runs: list[RunData]) -> Table:
     )
 
 
-def _view(run: RunData, index: int) -> dict[str, Any]:
+def _run_context(run: RunData, index: int) -> dict[str, Any]:
     chosen, defaults = configuration_tables(run)
     return {
         "number": index + 1,
@@ -98,6 +98,6 @@ def _export(run: Path) -> dict[str, Any]:
         "run": str(run),
         "folder": str(run / "export"),
         "written": written,
-        # An architecture that transformers does not have brings its code along.
+        # An architecture that transformers lacks is exported with its code.
         "own_code": written and "auto_map" in read_json(config),
     }

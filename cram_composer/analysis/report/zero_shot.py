@@ -1,4 +1,4 @@
-"""What the page says of scores that needed no fine-tuning: a table for each protocol, by its kind."""
+"""Tables of scores without fine-tuning, by the kind of protocol."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cram_composer.analysis.runs.run import RunData
 
 
 def zero_shot_tables(run: RunData) -> list[tuple[Table, list[str]]]:
-    """The table of each zero-shot protocol that the run was scored by, and notes."""
+    """Table and notes of each zero-shot protocol of the run."""
     return [
         (_TABLES[row["kind"]](name, row), row["notes"])
         for name, row in run.evaluated.items()

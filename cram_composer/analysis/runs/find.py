@@ -1,4 +1,4 @@
-"""Run folders below folders, and choosing among them by `key=value`."""
+"""Find run folders, and filter runs by `key=value`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OWN_KEYS = ("name", "status", "recipe")  # what a filter may name besides keys o
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """Run folders at or below `folder`, sorted; nothing inside a run folder is looked at."""
+    """Run folders at or below `folder`, sorted, without descending into run folders."""
     for path, folders, files in os.walk(folder):
         if RECORD in files:
             folders.clear()
@@ -26,11 +26,11 @@ def find_runs(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def choose(runs: Sequence[RunData], filters: Sequence[str]) -> list[RunData]:
-    """The runs that every `key=value` fits.
+def filter_runs(runs: Sequence[RunData], filters: Sequence[str]) -> list[RunData]:
+    """Keep the runs that match every `key=value`.
 
-    A key is one of the configuration (`seed`, `optimizer.name`), `name`, `status` or `recipe`. A value is what YAML
-    makes of it; text may have `*` and `?`. A list fits when it has the value, or every value of `[a,b]`.
+    A key is one of the configuration (`seed`, `optimizer.name`), `name`, `status` or `recipe`. Values are parsed as
+    YAML; text may contain `*` and `?`. A list matches if it contains the value, or every value of `[a,b]`.
 
     Raises:
         CramError: no `=`, or a key that no run has.
@@ -38,14 +38,14 @@ def choose(runs: Sequence[RunData], filters: Sequence[str]) -> list[RunData]:
     for item in filters:
         key, equals, value = item.partition("=")
         if not equals:
-            raise CramError(f"'{item}' is neither a folder nor a filter; write key=value, such as recipe=muon")
+            raise CramError(f"'{item}' is neither a folder nor a filter; use key=value, such as recipe=muon")
         seen = [_value(run, key) for run in runs]
         if runs and all(entry is _ABSENT for entry in seen):
             known = [*OWN_KEYS, *flatten(runs[0].get("config") or {})]
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise CramError(f"{item}: no run has a key '{key}'; did you mean '{nearest}'?")
-        wanted = value if value[:1] in ("*", "?") else parse_override(item)[1]  # in YAML they would begin other things
-        runs = [run for run, entry in zip(runs, seen, strict=True) if _fits(entry, wanted)]
+        wanted = value if value[:1] in ("*", "?") else parse_override(item)[1]  # special characters in YAML
+        runs = [run for run, entry in zip(runs, seen, strict=True) if _matches(entry, wanted)]
     return list(runs)
 
 
@@ -61,10 +61,10 @@ def _value(run: RunData, key: str) -> Any:
     return value
 
 
-def _fits(value: Any, wanted: Any) -> bool:
+def _matches(value: Any, wanted: Any) -> bool:
     if isinstance(value, list):
         return all(
-            any(_fits(entry, one) for entry in value) for one in (wanted if isinstance(wanted, list) else [wanted])
+            any(_matches(entry, one) for entry in value) for one in (wanted if isinstance(wanted, list) else [wanted])
         )
     if isinstance(wanted, str):
         return isinstance(value, str) and fnmatch.fnmatchcase(value, wanted)

@@ -1,4 +1,4 @@
-"""A run folder read from disk, of a finished or a running cram: record.json, trace.jsonl and metrics.jsonl."""
+"""Run folder of a finished or running run, read from record.json, trace.jsonl and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class RunData:
 
     Attributes:
         path: the folder, as given.
-        record: record.json, which holds the resolved configuration too.
-        trace: column -> float64 array [steps], NaN where a value is null or absent.
+        record: record.json, including the resolved configuration.
+        trace: column -> float64 array [steps], NaN if a value is null or absent.
         metrics: the lines of metrics.jsonl, in order.
         evaluated: protocol -> row of evaluations.json, which `cram eval` writes; empty before that.
-        unreadable_lines: damaged lines of the two jsonl files, which are left out.
+        unreadable_lines: damaged lines of the two jsonl files, which are skipped.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class RunData:
 
     @property
     def name(self) -> str:
-        """The run's name, or its folder's where the record has none."""
+        """Name of the run, or of its folder if the record has none."""
         return str(self.record.get("run_name") or self.path.resolve().name)
 
     @property
@@ -64,14 +64,14 @@ class RunData:
 
     @property
     def device_hours(self) -> float | None:
-        """Budget spent times devices, in hours; None where neither was recorded."""
+        """Budget spent times devices, in hours; None if not recorded."""
         if is_number(recorded := self.get("device_hours")):
             return float(recorded)
         devices, seconds = self.get("world_size"), self.get("ledger.inside_total")
         return devices * seconds / 3600.0 if is_number(devices) and is_number(seconds) else None
 
     def get(self, dotted: str) -> Any:
-        """The record's value at a dotted key, or None where any part of the way is missing."""
+        """Value of the record at a dotted key, or None if any part of it is missing."""
         value: Any = self.record
         for part in dotted.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -112,7 +112,7 @@ def _read_json(path: Path) -> Any:
     try:
         return read_json(path)
     except ValueError as error:
-        raise CramError(f"{path} is not valid JSON ({error}); restore it or give another run") from None
+        raise CramError(f"{path} is not valid JSON ({error}); restore it or choose another run") from None
 
 
 def _add_present_progress(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:
@@ -132,9 +132,9 @@ def _add_present_progress(record: dict[str, Any], trace: dict[str, Array], path:
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of a jsonl file and the number of lines that are none.
+    """Read the JSON objects of a jsonl file and count the damaged lines.
 
-    A last line without its newline is one being written now, and is no fault of the file.
+    A last line without a newline is still being written and is not counted.
     """
     if not path.is_file():
         return [], 0

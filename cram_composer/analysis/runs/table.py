@@ -1,4 +1,4 @@
-"""`cram runs`: what runs there are, a line each."""
+"""Table of runs, one line each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, duration, is_number, short_count
-from cram_composer.analysis.runs.find import choose, find_runs
+from cram_composer.analysis.runs.find import filter_runs, find_runs
 from cram_composer.analysis.runs.run import RunData, load_run
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RECORD
@@ -19,31 +19,31 @@ COLUMNS = ("name", "status", "recipes", "seed", "budget", "tokens", "held-out lo
 
 
 def list_runs(arguments: Sequence[str], default: Path) -> tuple[list[RunData], list[str]]:
-    """The runs in the folders among `arguments` (`default` if there is none) that its filters fit, and problems.
+    """Runs in the folders among `arguments` (by default `default`) that match its filters, and problems.
 
-    A folder that cannot be read as a run is a line of the problems and keeps no other from being listed.
+    A folder that cannot be read as a run becomes a line of the problems.
 
     Raises:
-        CramError: a folder that is not there, or a bad filter.
+        CramError: a missing folder, or an invalid filter.
     """
     folders = [Path(item) for item in arguments if Path(item).is_dir()]
     filters = [item for item in arguments if not Path(item).is_dir()]
     for item in filters:
         if "=" not in item:
-            raise CramError(f"{item}: no such folder; give folders with runs, or filters such as recipe=muon seed=1")
+            raise CramError(f"{item}: no such folder; name folders with runs, or filters such as recipe=muon seed=1")
     if not folders and not default.is_dir():
-        raise CramError(f"{default}: no such folder; give the folder that has the runs")
+        raise CramError(f"{default}: no such folder; name the folder with the runs")
     runs, problems = [], []
     for path in dict.fromkeys(run for folder in folders or [default] for run in find_runs(folder)):
         try:
             runs.append(load_run(path, curves=False))
         except CramError as error:
             problems.append(str(error))
-    return choose(runs, filters), problems
+    return filter_runs(runs, filters), problems
 
 
 def row(run: RunData) -> dict[str, Any]:
-    """A run's line as values for JSON; what was not measured is None."""
+    """Values of a run for JSON; None if not measured."""
     return {
         "name": run.name,
         "path": str(run.path),
@@ -61,7 +61,7 @@ def row(run: RunData) -> dict[str, Any]:
 
 
 def date(run: RunData) -> datetime:
-    """When the run began, in UTC; for one whose record does not say, when the record was written."""
+    """Start of the run in UTC, or the time of its record if it has none."""
     for attempt in (run.get("attempts") or [])[:1]:
         with contextlib.suppress(KeyError, ValueError):
             return datetime.fromisoformat(attempt["started_at"])
@@ -69,7 +69,7 @@ def date(run: RunData) -> datetime:
 
 
 def budget_text(run: RunData) -> str:
-    """The budget in words: 10 min, 24 device-hours, 1.2 M tokens, 500 steps, a replay."""
+    """Budget in words: 10 min, 24 device-hours, 1.2 M tokens, 500 steps, a replay."""
     budget, hours = run.get("budget") or {}, run.get("config.budget.device_hours")
     if budget.get("mode") == "replay":
         return f"replay of {count(budget.get('steps'))} steps"
@@ -82,7 +82,7 @@ def budget_text(run: RunData) -> str:
 
 
 def table(runs: Sequence[RunData]) -> str:
-    """The runs as text, a line each below the names of the columns."""
+    """Runs as text, one line each below a header."""
     cells = [COLUMNS]
     for run in runs:
         values = row(run)

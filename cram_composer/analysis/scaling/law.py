@@ -1,9 +1,9 @@
 """Scaling laws: loss = E + A/N^a + B/D^b from runs of several sizes and lengths, by a robust fit with many starts.
 
 The objective is that of Hoffmann et al. (2022, arXiv 2203.15556, approach 3): Huber's loss, delta 1e-3, of the
-residuals of log loss. It is summed and followed until it stands still, since the original stopped early on a mean
+residuals of log loss. It is summed and minimized to convergence, since the original stopped early on a mean
 (Besiroglu et al. 2024, arXiv 2404.10102). Starts are not random: for given exponents the rest is a linear fit (variable
-projection; arXiv 2603.22339 uses it for scaling laws), so that a grid of exponents covers what there is to cover.
+projection; arXiv 2603.22339 uses it for scaling laws), so that a grid of exponents covers the search space.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DELTA = 1e-3
 LEVEL = 0.95
 RESAMPLES = 300
 _EXPONENTS = np.geomspace(0.05, 2.0, 12)
-_KEPT = 12  # starts that are followed to the end
+_KEPT = 12  # starts that are minimized to convergence
 _LOWEST = -30.0  # of the logarithm of a term: nothing
 
 
@@ -49,9 +49,9 @@ class Fit:
     Attributes:
         law: the best fit.
         x: [points, terms]; loss: [points], nats.
-        resampled: laws that the data might have given as well.
+        resampled: laws fitted to resampled residuals.
         spread: standard deviation of the residuals of log loss, with the law's degrees of freedom taken out.
-        spreads: the same as it might have been, [resamples].
+        spreads: the same for the resampled laws, [resamples].
     """
 
     law: PowerLaw
@@ -62,12 +62,12 @@ class Fit:
     spreads: Array
 
     def interval(self, values: Array) -> tuple[float, float]:
-        """The 95 % percentile interval of a value of every resampled law [resamples]."""
+        """95 % percentile interval of a value of every resampled law [resamples]."""
         low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
     def predict(self, x: Array) -> tuple[float, float, float]:
-        """Loss of one further run at `x` [terms], and its 95 % interval: of the law and of a run's own noise."""
+        """Loss of one further run at `x` [terms] with its 95 % interval, including the noise of a run."""
         noise = self.spreads * np.random.default_rng(1).normal(size=len(self.resampled))
         losses = np.array([float(law.loss(x)) for law in self.resampled]) * np.exp(noise)
         return float(self.law.loss(x)), *self.interval(losses)
@@ -88,12 +88,12 @@ def fit(x: Array, loss: Array, resamples: int = RESAMPLES) -> Fit:
         raise ValueError(f"{len(loss)} points for {parameters} parameters")
     centre = np.exp(np.log(x).mean(axis=0))
     logs, target = np.log(x / centre), np.log(loss)
-    starts = _starts(logs, loss)
-    theta, objective = _descend(starts, logs, np.broadcast_to(target, (len(starts), len(target))), 60)
+    starts = _initial_parameters(logs, loss)
+    theta, objective = _levenberg_marquardt(starts, logs, np.broadcast_to(target, (len(starts), len(target))), 60)
     best = np.argsort(objective)[:_KEPT]
-    theta, objective = _descend(theta[best], logs, np.broadcast_to(target, (len(best), len(target))), 400)
+    theta, objective = _levenberg_marquardt(theta[best], logs, np.broadcast_to(target, (len(best), len(target))), 400)
     order = np.argsort(objective)
-    law = _law(theta[order[0]], objective[order[0]], centre)
+    law = _power_law(theta[order[0]], objective[order[0]], centre)
 
     predicted = np.log(law.loss(x))
     residuals = target - predicted
@@ -104,19 +104,19 @@ def fit(x: Array, loss: Array, resamples: int = RESAMPLES) -> Fit:
     targets = predicted + spreads[:, None] * random.normal(size=(resamples, len(loss)))
     # Each from the best fit and from two others that ended well, since a resample may have its best elsewhere.
     begins = theta[order[[0, len(order) // 3, len(order) // 2]]]
-    found, values = _descend(np.repeat(begins, resamples, axis=0), logs, np.tile(targets, (3, 1)), 150)
+    found, values = _levenberg_marquardt(np.repeat(begins, resamples, axis=0), logs, np.tile(targets, (3, 1)), 150)
     chosen = values.reshape(3, resamples).argmin(axis=0) * resamples + np.arange(resamples)
     return Fit(
         law,
         x,
         loss,
-        [_law(found[place], values[place], centre) for place in chosen],
+        [_power_law(found[place], values[place], centre) for place in chosen],
         spread,
         spreads,
     )
 
 
-def _law(theta: Array, objective: float, centre: Array) -> PowerLaw:
+def _power_law(theta: Array, objective: float, centre: Array) -> PowerLaw:
     terms = len(centre)
     exponents = theta[1 + terms :]
     return PowerLaw(
@@ -124,7 +124,7 @@ def _law(theta: Array, objective: float, centre: Array) -> PowerLaw:
     )
 
 
-def _starts(logs: Array, loss: Array) -> Array:
+def _initial_parameters(logs: Array, loss: Array) -> Array:
     """Parameters [starts, 1 + 2 * terms] for every choice of exponents: log E, log terms at the centre, exponents.
 
     Given exponents, E and the terms are a least-squares fit of relative errors; what comes out negative starts small.
@@ -138,14 +138,14 @@ def _starts(logs: Array, loss: Array) -> Array:
     return np.concatenate([np.log(np.maximum(solved, 1e-2 * loss.min())), grid], axis=1)
 
 
-def _descend(theta: Array, logs: Array, target: Array, steps: int) -> tuple[Array, Array]:
-    """Levenberg and Marquardt on Huber's loss by reweighting, for all starts at once.
+def _levenberg_marquardt(theta: Array, logs: Array, target: Array, steps: int) -> tuple[Array, Array]:
+    """Minimize Huber's loss by Levenberg-Marquardt with reweighting, for all starts at once.
 
     Args:
         theta: [starts, 1 + 2 * terms]. logs: [points, terms], about zero. target: log losses [starts, points].
 
     Returns:
-        Where each start ended, and the objective there.
+        The parameters each start converged to, and their objectives.
     """
     terms = logs.shape[1]
     theta = theta.copy()

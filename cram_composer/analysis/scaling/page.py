@@ -1,4 +1,4 @@
-"""The page of a scaling law: every run's curve, the law with its runs, tables."""
+"""HTML page of a scaling law: curves of the runs, the law and tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cram_composer.analysis.compare.groups import group_by_configuration
-from cram_composer.analysis.compare.page import Part, write_page
+from cram_composer.analysis.compare.page import Section, write_page
 from cram_composer.analysis.figures.drawing import plain_log_ticks
 from cram_composer.analysis.html.formatting import short_count
 from cram_composer.analysis.html.style import Picture, house_style, series_style
@@ -21,18 +21,20 @@ from cram_composer.analysis.scaling.text import LAWS, held_back_cells, law_cells
 _BEYOND = 4.0  # times the longest run: how far the law is drawn
 
 
-def write_scaling(scaling: Scaling, runs: Sequence[RunData], said: Sequence[str], output: Path) -> Path:
-    """Write the page and return its path; `said` are sentences of predictions. Raises CramError for a folder."""
+def write_scaling(scaling: Scaling, runs: Sequence[RunData], sentences: Sequence[str], output: Path) -> Path:
+    """Write the page with `sentences` below the law and return its path. Raises CramError if `output` is a folder."""
     parts = []
     if scaling.law is not None:
         picture = draw_law(scaling, scaling.law)
-        parts.append(Part("The law", [_table(scaling.law, ("parameters", "tokens"))], list(said), picture=picture))
+        parts.append(
+            Section("The law", [_table(scaling.law, ("parameters", "tokens"))], list(sentences), picture=picture)
+        )
     if scaling.compute is not None:
-        parts.append(Part("Loss against compute", [_table(scaling.compute, ("FLOPs",))]))
+        parts.append(Section("Loss against compute", [_table(scaling.compute, ("FLOPs",))]))
     if scaling.held_back:
         header, *rows = held_back_cells(scaling)
         table = Table("Runs that the law has not seen", header, rows, numeric=(1, 2, 3, 4, 6))
-        parts.append(Part("Is it right?", [table], kind="wide"))
+        parts.append(Section("Is it right?", [table], kind="wide"))
     notes = [*scaling.notes, *[scaling.missing] * bool(scaling.missing)]
     title = f"Scaling of {len(scaling.points)} runs"
     return write_page("scaling law", title, group_by_configuration(runs), parts, [], notes, output, first="FLOPs")
@@ -44,7 +46,7 @@ def _table(result: Fit, names: tuple[str, ...]) -> Table:
 
 
 def draw_law(scaling: Scaling, result: Fit) -> Picture:
-    """Final losses against tokens in a colour for every size, with the law's line; hollow are the runs held back."""
+    """Draw final losses against tokens and the law, one colour per size; runs held back are hollow."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

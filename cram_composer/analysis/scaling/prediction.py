@@ -1,4 +1,4 @@
-"""The law behind runs of several sizes and lengths, what it says of longer ones, and of the best size."""
+"""Scaling law of runs of several sizes and lengths, its predictions, and the best size for a budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cram_composer.analysis.compare.groups import data_refusals, differing_settings
+from cram_composer.analysis.compare.comparability import data_refusals
+from cram_composer.analysis.compare.groups import differing_settings
 from cram_composer.analysis.html.formatting import is_number
 from cram_composer.analysis.runs.run import Array, RunData
 from cram_composer.analysis.scaling.law import Fit, fit
@@ -38,7 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class HeldBack:
-    """A run that the law did not see: its loss, and what the law said with its 95 % interval for one run."""
+    """A run that was not fitted, with its predicted loss and the 95 % interval for one run."""
 
     point: Point
     predicted: tuple[float, float, float]
@@ -46,7 +47,7 @@ class HeldBack:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best size for a budget, its tokens and its loss, with intervals; `outside` of the sizes measured or not."""
+    """Best size for a budget, with its tokens, loss and intervals; `outside` if beyond the measured sizes."""
 
     parameters: tuple[float, float, float]
     tokens: float
@@ -56,7 +57,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What was fitted.
+    """Fitted laws.
 
     Attributes:
         points: the runs that the laws were fitted to.
@@ -77,7 +78,7 @@ class Scaling:
 
 
 def read_points(runs: Sequence[RunData]) -> tuple[list[Point], list[str]]:
-    """The finished runs as points, and notes on what else differs between them.
+    """Read finished runs as points, with notes on their other differences.
 
     Raises:
         CramError: runs whose losses are not comparable.
@@ -115,22 +116,22 @@ def read_points(runs: Sequence[RunData]) -> tuple[list[Point], list[str]]:
 
 
 def _rate_is_high(run: RunData) -> bool:
-    """Whether the learning rate ended near its peak, as that of a trunk of branches does."""
+    """Return True if the learning rate ended near its peak, as in a run from which others are branched."""
     if run.get("config.algorithms.swa"):  # has a decay of its own
         return False
     return run.get("config.schedule.name") == "constant" or (run.get("config.schedule.final") or 0.0) > 0.5
 
 
-def scale(points: Sequence[Point], notes: Sequence[str] = (), hold_back: int = 0) -> Scaling:
-    """Fit the laws to all points but the `hold_back` of the most compute, and predict those.
+def fit_scaling(points: Sequence[Point], notes: Sequence[str] = (), hold_back: int = 0) -> Scaling:
+    """Fit the laws to all points except the `hold_back` largest by compute, and predict those.
 
     Raises:
         CramError: too few runs for any law.
     """
     in_order = sorted(points, key=lambda point: point.parameters * point.tokens)
     used, kept_back = in_order[: len(in_order) - hold_back], in_order[len(in_order) - hold_back :]
-    missing = _missing(used)
-    law = None if missing else fit(_x(used), np.array([point.loss for point in used]))
+    missing = _too_few(used)
+    law = None if missing else fit(_sizes_and_tokens(used), np.array([point.loss for point in used]))
     best = _frontier(used)
     compute = None
     if len(best) > 3:
@@ -141,7 +142,7 @@ def scale(points: Sequence[Point], notes: Sequence[str] = (), hold_back: int = 0
             "or four that each do better with more compute"
         )
     if law is not None:
-        held = [HeldBack(point, law.predict(_x([point])[0])) for point in kept_back]
+        held = [HeldBack(point, law.predict(_sizes_and_tokens([point])[0])) for point in kept_back]
     else:
         assert compute is not None
         known = [point for point in kept_back if point.flops is not None]
@@ -149,24 +150,24 @@ def scale(points: Sequence[Point], notes: Sequence[str] = (), hold_back: int = 0
     return Scaling(used, law, missing, compute, [point.name for point in best], held, list(notes))
 
 
-def _x(points: Sequence[Point]) -> Array:
+def _sizes_and_tokens(points: Sequence[Point]) -> Array:
     return np.array([[point.parameters, point.tokens] for point in points], dtype=np.float64)
 
 
-def _missing(points: Sequence[Point]) -> str:
-    sizes, lengths = (_levels([getattr(p, name) for p in points]) for name in ("parameters", "tokens"))
+def _too_few(points: Sequence[Point]) -> str:
+    sizes, lengths = (_count_levels([getattr(p, name) for p in points]) for name in ("parameters", "tokens"))
     if len(points) < 7 or sizes < LEAST_LEVELS or lengths < LEAST_LEVELS:
         return f"{len(points)} runs of {sizes} sizes and {lengths} lengths are too few for a law in both"
     return ""
 
 
-def _levels(values: Sequence[float]) -> int:
+def _count_levels(values: Sequence[float]) -> int:
     ordered = np.log(np.sort(np.array(values, dtype=np.float64)))
     return int(len(ordered) and 1 + (np.diff(ordered) > SAME_SIZE).sum())
 
 
 def _frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats with as many FLOPs or fewer, by FLOPs; of those with the same, the best one."""
+    """Points whose loss no other reaches with as many FLOPs or fewer, in order of FLOPs."""
     measured = sorted(((p.flops, p) for p in points if p.flops is not None), key=lambda pair: pair[0])
     levels: list[tuple[float, Point]] = []
     for flops, point in measured:
@@ -183,14 +184,13 @@ def _frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def optimum(scaling: Scaling, seconds: float, flops_per_second: float | None = None) -> Optimum:
-    """The size that the law expects the lowest loss from in `seconds`, at the speed that the runs had.
+    """Size with the lowest predicted loss after `seconds` at the speed of the runs.
 
-    How many tokens a second a size does is a power law of the runs' own measurements; with `flops_per_second` it is
-    that over the FLOPs of a token, whose power law in the size is fitted instead. Sizes a hundred times beyond the
-    measured ones are not looked at.
+    Tokens per second are a power law of the size, fitted to the runs' measured speeds, or to `flops_per_second` over
+    their FLOPs per token. The search covers a factor of one hundred beyond the measured sizes.
 
     Raises:
-        CramError: no law, or no speeds to go by.
+        CramError: no law, or no recorded speeds.
     """
     law = scaling.law
     if law is None:
@@ -205,7 +205,7 @@ def optimum(scaling: Scaling, seconds: float, flops_per_second: float | None = N
         for point in scaling.points
     ]
     if any(speed is None for speed in speeds):
-        raise CramError("the runs' records have no speed to go by; give runs of this version of cram-composer")
+        raise CramError("the records of the runs have no speed; use runs of this version of cram-composer")
     slope, level = np.polyfit(np.log(sizes), np.log(np.array(speeds, dtype=np.float64)), 1)
     grid = np.geomspace(sizes.min() / 100, sizes.max() * 100, 2001)
     x = np.stack([grid, np.exp(level + slope * np.log(grid)) * seconds], axis=1)
@@ -221,7 +221,7 @@ def optimum(scaling: Scaling, seconds: float, flops_per_second: float | None = N
 
 
 def predict(scaling: Scaling, parameters: float, tokens: float) -> tuple[float, float, float]:
-    """The loss of one run of this size and length with its 95 % interval. Raises CramError without a law."""
+    """Loss of one run of this size and length with its 95 % interval. Raises CramError without a law."""
     if scaling.law is None:
         raise CramError(f"no prediction without a law in sizes and tokens: {scaling.missing}")
     return scaling.law.predict(np.array([parameters, tokens]))
@@ -239,14 +239,14 @@ def parameters_of(result: Fit, names: Sequence[str]) -> list[tuple[str, float, f
 
 
 def optimal_exponent(result: Fit) -> tuple[float, float, float]:
-    """By which power of compute the best size grows, b / (a + b), with its 95 % interval."""
+    """Exponent of compute with which the best size grows, b / (a + b), with its 95 % interval."""
     pairs = np.array([law.exponents for law in [result.law, *result.resampled]])
     shares = pairs[:, 1] / pairs.sum(axis=1)
     return float(shares[0]), *result.interval(shares[1:])
 
 
 def as_json(scaling: Scaling) -> dict[str, Any]:
-    """The laws and what they were fitted to, as values."""
+    """The laws and the fitted runs as JSON values."""
 
     def values(result: Fit | None, names: Sequence[str]) -> dict[str, Any] | None:
         if result is None:

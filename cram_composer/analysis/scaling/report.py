@@ -9,8 +9,8 @@ from pathlib import Path
 from cram_composer.analysis.runs.run import load_run
 from cram_composer.analysis.runs.table import list_runs
 from cram_composer.analysis.scaling.page import write_scaling
-from cram_composer.analysis.scaling.prediction import as_json, optimum, predict, read_points, scale
-from cram_composer.analysis.scaling.text import console, optimum_line, prediction_line
+from cram_composer.analysis.scaling.prediction import as_json, fit_scaling, optimum, predict, read_points
+from cram_composer.analysis.scaling.text import console_text, optimum_line, prediction_line
 from cram_composer.errors import CramError
 
 
@@ -41,7 +41,7 @@ def report_scaling(
         raise CramError(f"no finished run among the {len(runs)} that were found; name folders of finished runs")
     if hold_back >= len(points):
         raise CramError(f"--hold-back {hold_back}: there are only {len(points)} finished runs")
-    scaling = scale(points, [*notes, *(f"left out: {problem}" for problem in problems)], hold_back)
+    scaling = fit_scaling(points, [*notes, *(f"left out: {problem}" for problem in problems)], hold_back)
     predicted = None if size_and_tokens is None else predict(scaling, *size_and_tokens)
     best = None if seconds is None else optimum(scaling, seconds, flops_per_second)
     if page is None:
@@ -54,4 +54,4 @@ def report_scaling(
         speed = "at the runs' own speed" if flops_per_second is None else f"at {flops_per_second:.3g} FLOP/s"
         sentences.append(optimum_line(best, seconds, speed))
     written = write_scaling(scaling, [load_run(run.path) for run in runs], sentences, page)
-    return "\n".join([console(scaling), *sentences, "", f"page: {written}"])
+    return "\n".join([console_text(scaling), *sentences, "", f"page: {written}"])

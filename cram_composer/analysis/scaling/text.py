@@ -17,8 +17,8 @@ _NOTHING = 1e-6
 _TERMS = {"parameters": ("A", "a"), "tokens": ("B", "b"), "FLOPs": ("C", "c")}
 
 
-def console(scaling: Scaling) -> str:
-    """The laws with the intervals of their parameters, and predictions of the runs that were held back."""
+def console_text(scaling: Scaling) -> str:
+    """Text of the laws with the intervals of their parameters, and predictions of runs that were held back."""
     lines = [f"{len(scaling.points)} runs"] + [f"note: {note}" for note in scaling.notes]
     if scaling.law is None:
         lines.append(f"note: {scaling.missing}")
@@ -58,11 +58,11 @@ def law_cells(result: Fit, names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _number(value: float) -> str:
-    return "0" if abs(value) < _NOTHING else f"{value:.4g}"  # what the fit takes for a floor of zero
+    return "0" if abs(value) < _NOTHING else f"{value:.4g}"  # the fit's lower bound
 
 
 def held_back_cells(scaling: Scaling) -> list[tuple[str, ...]]:
-    """Every run that was held back with its loss and its prediction."""
+    """Measured and predicted loss of every run that was held back."""
     rows: list[tuple[str, ...]] = [
         ("run", "parameters", "tokens", "measured", "predicted", "95 % interval", "off by", "")
     ]
@@ -84,7 +84,7 @@ def held_back_cells(scaling: Scaling) -> list[tuple[str, ...]]:
 
 
 def prediction_line(parameters: float, tokens: float, predicted: tuple[float, float, float]) -> str:
-    """A predicted loss in a sentence."""
+    """Sentence with a predicted loss."""
     value, low, high = predicted
     return (
         f"{short_count(parameters)} parameters on {short_count(tokens)} tokens: loss {value:.4f} "
@@ -92,12 +92,12 @@ def prediction_line(parameters: float, tokens: float, predicted: tuple[float, fl
     )
 
 
-def optimum_line(found: Optimum, seconds: float, where: str) -> str:
-    """The best size in a sentence; `where` says at whose speed."""
+def optimum_line(found: Optimum, seconds: float, speed: str) -> str:
+    """Sentence with the best size; `speed` describes the assumed speed."""
     size, low, high = found.parameters
     loss, least, most = found.loss
     text = (
-        f"best in {duration(seconds)} {where}: {short_count(size)} parameters ({short_count(low)} to "
+        f"best in {duration(seconds)} {speed}: {short_count(size)} parameters ({short_count(low)} to "
         f"{short_count(high)}) on {short_count(found.tokens)} tokens, loss {loss:.4f} ({least:.4f} to {most:.4f})"
     )
     return text + ("; beyond the sizes measured, so measure one there" if found.outside else "")

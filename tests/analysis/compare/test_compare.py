@@ -12,7 +12,7 @@ import pytest
 
 from cram_composer.analysis.compare.compare import Pair, choose_baseline, compare
 from cram_composer.analysis.compare.groups import Group, make_group, read_groups
-from cram_composer.analysis.compare.text import as_json, cells, console, overview
+from cram_composer.analysis.compare.text import as_json, console_text, overview, row_cells
 from cram_composer.analysis.runs.run import RunData, load_run
 from cram_composer.errors import CramError
 from tests.analysis.conftest import DATA
@@ -110,7 +110,7 @@ def test_several_challengers_are_judged_together(make_seeds) -> None:
 def test_other_rules_are_refused_in_the_table(make_seeds, replaced: dict[str, Any], said: str) -> None:
     found = pair(make_seeds("a", [3.0, 3.1, 3.2], **replaced), make_seeds("b", [4.2, 4.3, 4.4]))
     assert found.verdict.word == "not comparable"
-    assert said in cells(found.rows[0])[4]
+    assert said in row_cells(found.rows[0])[4]
     assert all(row.difference is None for row in found.rows if "loss" in row.measure)
     assert found.times == []
     assert found.rows[-1].difference is not None  # throughput is still worth knowing
@@ -171,7 +171,7 @@ def test_time_to_loss_is_the_share_of_the_others_time(make_seeds) -> None:
     assert math.exp(ahead.ratio.mean) == pytest.approx(0.5)  # twice the slope, from the same start
     behind = found["b", "wall-clock"]
     assert (behind.reached, behind.ratio) == (0, None)
-    text = console(groups, compare(groups, groups[1]))
+    text = console_text(groups, compare(groups, groups[1]))
     assert "a reaches b's last held-out loss in the loop after 50.0 % of b's wall-clock" in text
     assert "b does not reach a's last held-out loss in the loop in 3 of 3 runs (wall-clock)" in text
 
@@ -227,7 +227,7 @@ def test_groups_come_from_patterns_and_configurations(make_seeds, tmp_path: Path
         read_groups([str(tmp_path / "nothing")])
     with pytest.raises(CramError, match="only one group, base"):
         choose_baseline(plain[:1], None)
-    with pytest.raises(CramError, match="there are base, muon"):
+    with pytest.raises(CramError, match="the groups are base, muon"):
         choose_baseline(plain, "lion")
     assert choose_baseline(plain, "muon") is plain[1]
 

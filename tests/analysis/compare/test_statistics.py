@@ -10,7 +10,7 @@ import pytest
 from cram_composer.analysis.compare.statistics import (
     Difference,
     compare_means,
-    detectable,
+    detectable_effect,
     holm,
     seeds_needed,
     student_quantile,
@@ -87,15 +87,15 @@ def test_seeds_needed_are_those_of_statsmodels() -> None:
     assert seeds_needed(1.0, 1.0, paired=True) == 10
     assert seeds_needed(-1.0, 1.0, paired=False) == 17
     assert seeds_needed(0.5, 1.0, paired=False) == 64
-    assert detectable(1.0, 3, paired=True) == pytest.approx(3.2640436, rel=1e-4)
-    assert detectable(2.0, 3, paired=False) == pytest.approx(2 * 3.0708923, rel=1e-4)
+    assert detectable_effect(1.0, 3, paired=True) == pytest.approx(3.2640436, rel=1e-4)
+    assert detectable_effect(2.0, 3, paired=False) == pytest.approx(2 * 3.0708923, rel=1e-4)
     assert seeds_needed(0.0, 1.0, paired=True) is None
     assert seeds_needed(1e-6, 1.0, paired=True) is None
 
 
 def test_power_is_that_of_a_simulation() -> None:
     random, seen = np.random.default_rng(3), 0
-    effect = detectable(1.0, 4, paired=False)
+    effect = detectable_effect(1.0, 4, paired=False)
     for _ in range(400):
         found: Difference = compare_means([*random.normal(effect, 1.0, 4)], [*random.normal(0.0, 1.0, 4)])
         assert found.low is not None

@@ -14,7 +14,7 @@ import pytest
 from streaming import MDSWriter
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from cram_composer.analysis.dataset.page import console, page, stages_table
+from cram_composer.analysis.dataset.page import console_text, page, stages_table
 from cram_composer.analysis.dataset.read import load_data_set
 from cram_composer.cli import main
 from cram_composer.data.pipeline.tokenizer.tokenizer import save_tokenizer
@@ -145,7 +145,7 @@ def table_lines(text: str) -> dict[str, list[str]]:
 
 
 def test_the_console_shows_every_stage_before_and_after(make_data_set: MakeDataSet) -> None:
-    text = console(load_data_set(str(make_data_set())))
+    text = console_text(load_data_set(str(make_data_set())))
     lines = table_lines(text[: text.index("Why documents")])
     # 6 characters a token: (48 + 4) rows of 16 tokens, 6 characters each.
     assert lines["length"] == ["1,000", "900", "90.00 %", "100 k", "96 k", "96.00 %", "≈ 16.67 k", "≈ 16 k"]
@@ -154,7 +154,7 @@ def test_the_console_shows_every_stage_before_and_after(make_data_set: MakeDataS
 
 
 def test_reasons_are_counted_with_the_most_frequent_first(make_data_set: MakeDataSet) -> None:
-    text = console(load_data_set(str(make_data_set())))
+    text = console_text(load_data_set(str(make_data_set())))
     reasons = text[text.index("Why documents") : text.index("Splits")]
     assert re.findall(r"(too short|too long|repeated) +(\d+) +([\d.]+) %", reasons) == [
         ("too short", "93", "9.30"),
@@ -174,7 +174,7 @@ def test_rows_are_those_of_the_shards(make_data_set: MakeDataSet, compression: s
             five = " ".join([f"word{number}"] * 5)
             odd = sample.row % 2
             assert sample.documents == ([five, five] if odd else [five, five, " ".join([f"word{number}"] * 4)])
-            assert sample.goes_on is not bool(odd)
+            assert sample.continues is not bool(odd)
             assert sample.padding == 4 * odd
 
 
@@ -185,7 +185,7 @@ def test_padding_is_not_text(make_data_set: MakeDataSet) -> None:
     (root / "manifest.json").write_text(json.dumps(manifest))
     data = load_data_set(str(root))
     assert stages_table(data).rows[0][-1] == f"≈ {round(96_000 / 6.24 / 1000, 2)} k"
-    assert table_lines(console(data))["padding"] == ["4.167 %", "0.000 %"]  # 32 of 768
+    assert table_lines(console_text(data))["padding"] == ["4.167 %", "0.000 %"]  # 32 of 768
 
 
 def test_the_page_holds_the_same_and_the_examples(make_data_set: MakeDataSet) -> None:
@@ -217,7 +217,7 @@ def test_a_data_set_without_stages_or_examples_has_a_page(make_data_set: MakeDat
     root = make_data_set(stages=[])
     (root / "examples.json").unlink()
     data = load_data_set(str(root))
-    assert "No stage is on" in console(data)
+    assert "No stage is on" in console_text(data)
     assert "No stage is on" in Reader(page(data)).text
     (root / "manifest.json").write_text(json.dumps(dict(data.manifest) | {"stages": STAGES}))
     assert "no examples.json" in Reader(page(load_data_set(str(root)))).text

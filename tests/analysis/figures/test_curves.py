@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cram_composer.analysis.figures.curves import ema, pauses, stairs, thin, throughput
+from cram_composer.analysis.figures.curves import ema, pauses, step_corners, thin, throughput
 from cram_composer.analysis.runs.run import load_run
 
 
@@ -35,7 +35,7 @@ def test_thinning_keeps_the_ends_of_the_range_and_the_order() -> None:
 
 
 def test_stairs_are_the_corners_only() -> None:
-    x, y = stairs(np.arange(6.0), np.array([1, 1, 2, 2, 2, 1.0]), end=9.0)
+    x, y = step_corners(np.arange(6.0), np.array([1, 1, 2, 2, 2, 1.0]), end=9.0)
     assert x.tolist() == [0, 2, 5, 9]
     assert y.tolist() == [1, 2, 1, 1]
 

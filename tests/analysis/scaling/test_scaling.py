@@ -14,14 +14,14 @@ from cram_composer.analysis.runs.run import load_run
 from cram_composer.analysis.scaling.law import DELTA, PowerLaw, fit
 from cram_composer.analysis.scaling.prediction import (
     Point,
+    fit_scaling,
     optimal_exponent,
     optimum,
     parameters_of,
     predict,
     read_points,
-    scale,
 )
-from cram_composer.analysis.scaling.text import console
+from cram_composer.analysis.scaling.text import console_text
 from cram_composer.cli import main
 from cram_composer.errors import CramError
 from tests.analysis.conftest import CONFIG, DATA
@@ -48,7 +48,7 @@ def test_a_law_without_noise_is_found_exactly() -> None:
 
 
 def test_parameters_of_a_noisy_law_are_inside_their_intervals() -> None:
-    found = scale(points(0.004))
+    found = fit_scaling(points(0.004))
     truth = [1.8172, 482.01, 0.3478, 2085.43, 0.3658]
     assert found.law is not None
     for (name, _, low, high), value in zip(parameters_of(found.law, ("N", "D")), truth, strict=True):
@@ -94,18 +94,18 @@ def test_the_fit_is_the_lowest_point_of_hubers_loss() -> None:
 
 def test_longer_runs_are_predicted_by_shorter_ones() -> None:
     far = np.array([(1e8, 3e10), (3e8, 1e10)])
-    found = scale(points(0.004, seed=1, x=np.concatenate([X, far])), hold_back=2)
+    found = fit_scaling(points(0.004, seed=1, x=np.concatenate([X, far])), hold_back=2)
     assert {one.point.tokens for one in found.held_back} == {1e10, 3e10}
     for one in found.held_back:
         value, low, high = one.predicted
         assert low <= one.point.loss <= high
         assert value == pytest.approx(one.point.loss, rel=0.02)
         assert high - low < 0.1 * value
-    assert "inside" in console(found)
+    assert "inside" in console_text(found)
 
 
 def test_the_best_size_is_where_the_law_says() -> None:
-    found = scale(points(0.0))
+    found = fit_scaling(points(0.0))
     seconds, flops = 3.6e5, 1e13
     best = optimum(found, seconds)
     # Hoffmann et al. 2022, equation 4: N = G (C / 6)^(b / (a + b)), G = (a A / (b B))^(1 / (a + b)).
@@ -121,7 +121,7 @@ def test_the_best_size_is_where_the_law_says() -> None:
 
 
 def test_compute_alone_is_fitted_on_the_runs_that_none_beats() -> None:
-    found = scale([point for point in points(0.0) if point.parameters < 1e7])
+    found = fit_scaling([point for point in points(0.0) if point.parameters < 1e7])
     assert found.law is None
     assert "2 sizes" in found.missing
     flops = {point.name: point.flops for point in found.points}
@@ -131,13 +131,13 @@ def test_compute_alone_is_fitted_on_the_runs_that_none_beats() -> None:
     assert found.compute is not None
     # A hair's breadth fewer FLOPs do not make a worse run one that none beats.
     worse = replace(found.points[0], name="worse", tokens=found.points[0].tokens * 0.999, loss=99.0)
-    assert scale([*found.points, worse]).frontier == found.frontier
+    assert fit_scaling([*found.points, worse]).frontier == found.frontier
     with pytest.raises(CramError, match="no best size without a law"):
         optimum(found, 60.0)
 
 
 def test_runs_held_back_are_predicted_by_compute_where_there_is_no_law_in_sizes() -> None:
-    found = scale([point for point in points(0.0) if point.parameters < 1e7], hold_back=2)
+    found = fit_scaling([point for point in points(0.0) if point.parameters < 1e7], hold_back=2)
     assert found.law is None and len(found.held_back) == 2
     for one in found.held_back:
         assert one.predicted[1] <= one.predicted[0] <= one.predicted[2]
@@ -155,7 +155,7 @@ def test_a_run_at_a_constant_rate_is_left_out_beside_others(make_run: Any) -> No
 
 def test_too_few_runs_are_refused() -> None:
     with pytest.raises(CramError, match="2 runs of 1 sizes and 2 lengths are too few"):
-        scale(points(0.0)[:2])
+        fit_scaling(points(0.0)[:2])
 
 
 @pytest.fixture

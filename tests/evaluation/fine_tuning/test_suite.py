@@ -147,7 +147,7 @@ def test_task_with_its_own_seeds(model, data, tmp_path):
         (["--set", "epochs=0"], "epochs"),
         (["--set", "precision=fp16"], "fp16 needs a GPU"),
         (["--seeds", "0"], "seeds"),
-        (["--slurm", "nonsense"], "--slurm nonsense: not key=value"),
+        (["--slurm", "nonsense"], "--slurm nonsense: expected key=value"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_trained(arguments, message, model, data, tmp_path, capsys):

@@ -1,0 +1,144 @@
+"""Rules for comparing groups: budget, data, evaluation and machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cram_composer.analysis.compare.groups import Group, digest
+from cram_composer.analysis.html.formatting import is_number
+from cram_composer.analysis.runs.run import RunData
+from cram_composer.analysis.runs.table import budget_text
+
+
+def data_hash(run: RunData) -> str:
+    """Hash of the recorded manifest, without the versions of the libraries that wrote it."""
+    return digest({key: value for key, value in (run.get("data") or {}).items() if key != "created_with"})
+
+
+@dataclass(frozen=True)
+class Comparability:
+    """Result of comparing the conditions of two groups.
+
+    Attributes:
+        budget: the quantity that is equal for both: "wall-clock", "device-hours", "tokens" or "steps"; None if the
+            budgets differ.
+        refusals: reasons why losses are not comparable, one line each, starting with the part that differs.
+        in_loop: reason why only held-out losses in the loop are not comparable; empty if they are.
+        cautions: other differences that may matter.
+        per_character: the text is the same and only the tokens differ, so that bits per character are comparable.
+    """
+
+    budget: str | None
+    refusals: list[str]
+    in_loop: str
+    cautions: list[str]
+    per_character: bool
+
+
+def comparability(a: Group, b: Group) -> Comparability:
+    """Find differences in budget, data, evaluation and machine between and within two groups."""
+    runs = [*a.runs, *b.runs]
+    refusals = data_refusals(runs)
+    per_character = len(refusals) == 1 and refusals[0].startswith("tokenizer")
+    cautions = _cautions(runs)
+    if per_character and not all(map(_scores_whole_split, runs)):
+        cautions.append("the final evaluations are of a part of the held-out text, which other tokens end elsewhere")
+    budget = _equal_budget(runs)
+    if budget is None:
+        refusals.insert(0, f"budget: {_join_distinct(budget_text(run) + _devices_suffix(run) for run in runs)}")
+    rows = {str(run.get("config.eval.rows")): None for run in runs}
+    in_loop = f"not comparable: evaluation: rows in the loop {_join_distinct(rows)}" if len(rows) > 1 else ""
+    return Comparability(budget, refusals, in_loop, cautions, per_character and budget is not None)
+
+
+def _scores_whole_split(run: RunData) -> bool:
+    """Return True if the final evaluation covered all held-out rows, up to an incomplete batch."""
+    rows, asked = run.get("metrics.validation_rows"), run.get("config.eval.final_rows")
+    return is_number(rows) and is_number(asked) and rows + (run.get("config.eval.batch_size") or 0) <= asked
+
+
+def data_refusals(runs: Sequence[RunData]) -> list[str]:
+    """Reasons, one line each, why final held-out losses are not comparable even at equal budget."""
+    refusals = []
+    tokenizers = list(dict.fromkeys(run.get("data.tokenizer_sha256") for run in runs))
+    if len(tokenizers) > 1:
+        refusals.append(f"tokenizer: {_join_distinct(str(token)[:12] for token in tokenizers)}")
+        if len({_text_digest(run) for run in runs}) > 1:
+            refusals.append("data: not the same text")
+    elif len({data_hash(run) for run in runs}) > 1:
+        names = _join_distinct(f"{run.get('data.name')} ({data_hash(run)[:8]})" for run in runs)
+        refusals.append(f"data: {names}")
+    # The whole split of another tokenizer has another number of rows, and is the same text.
+    whole_texts = len(tokenizers) > 1 and all(map(_scores_whole_split, runs))
+    for key, what in (
+        ("config.objective.shift", "evaluation: tokens are predicted at other positions, objective.shift"),
+        ("metrics.validation_rows", "evaluation: rows"),
+        ("config.eval.batch_size", "evaluation: masks are drawn batch by batch, of rows"),
+    ):
+        if len({run.get(key) for run in runs}) > 1 and not (whole_texts and key == "metrics.validation_rows"):
+            refusals.append(f"{what} {_join_distinct(str(run.get(key)) for run in runs)}")
+    return refusals
+
+
+def _equal_budget(runs: Sequence[RunData]) -> str | None:
+    budgets = [run.get("budget") or {} for run in runs]
+    if any(budget.get("mode") == "replay" for budget in budgets):
+        equal = len({run.get("tokens") for run in runs}) == 1 and all(b.get("mode") == "replay" for b in budgets)
+        return "tokens" if equal else None
+    for name in ("tokens", "steps"):
+        if len({budget.get(name) for budget in budgets}) > 1:
+            return None
+    seconds = {budget.get("seconds") for budget in budgets}
+    devices = [run.get("world_size") or 1 for run in runs]
+    if len(seconds) == 1:
+        return _binding_limit(runs, budgets[0])
+    if None in seconds:
+        return None
+    spent = [one["seconds"] * count for one, count in zip(budgets, devices, strict=True)]
+    return "device-hours" if max(spent) <= 1.001 * min(spent) else None
+
+
+def _binding_limit(runs: Sequence[RunData], budget: dict[str, Any]) -> str | None:
+    """The limit, the same for all runs, that ended them."""
+    names = {"seconds": "wall-clock", "tokens": "tokens", "steps": "steps"}
+    limits = [key for key in names if budget.get(key) is not None]
+    for key in ("tokens", "steps"):
+        if key in limits and all((run.get(key) or 0) >= budget[key] for run in runs):
+            return names[key]
+    return " or ".join(names[key] for key in limits) or None
+
+
+def _devices_suffix(run: RunData) -> str:
+    devices = run.get("world_size") or 1
+    return f" on {devices} devices" if devices > 1 else ""
+
+
+def _text_digest(run: RunData) -> str:
+    """Hash of the tokenized text: sources and size of the held-out text."""
+    split = run.get("data.splits.validation") or {}
+    return digest([run.get("data.sources"), split.get("documents"), split.get("characters")])
+
+
+def _cautions(runs: Sequence[RunData]) -> list[str]:
+    cautions = []
+    for key, what in (
+        ("environment.cpu", "processors"),
+        ("environment.gpus", "GPUs"),
+        ("environment.threads", "CPU threads"),
+        ("environment.libraries.torch", "versions of torch"),
+        ("environment.git_revision", "revisions of cram-composer"),
+        ("world_size", "numbers of devices"),
+    ):
+        values = {json.dumps(run.get(key)) for run in runs}
+        if len(values) > 1:
+            cautions.append(f"different {what}: {_join_distinct(json.dumps(run.get(key)) for run in runs)}")
+    if any(one.get("reason") != "branched" for run in runs for one in (run.get("attempts") or [])[:-1]):
+        cautions.append("some runs were interrupted and resumed; what they lost counts as spent")
+    return cautions
+
+
+def _join_distinct(values: Iterable[str]) -> str:
+    return " against ".join(dict.fromkeys(values))
