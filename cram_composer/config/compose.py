@@ -22,6 +22,7 @@ from cram_composer.config.messages import config_error, set_in
 from cram_composer.config.paths import find_shared
 from cram_composer.config.recipes import Recipe, check_architecture, check_compatible, load_recipe
 from cram_composer.config.schema.base import Settings
+from cram_composer.config.schema.introspect import allows_none, annotations_at
 from cram_composer.config.schema.optimizer import AdamWConfig, Optimizer
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.schedule import Schedule, TriangleConfig
@@ -92,6 +93,7 @@ def compose(schema: type[_S], path: Path | str, overrides: list[str]) -> Compose
     for source, values in layers:
         merged.add(source, values)
     raw = merged.resolve()
+    _unset_nulls(schema, raw)
     try:
         config = schema.model_validate(raw)
     except ValidationError as error:
@@ -175,6 +177,18 @@ class _Merged:
         source = self.sources.pop(key, None)
         if source is not None:
             self.overridden.setdefault(key, []).append((source, value))
+
+
+def _unset_nulls(schema: type[Settings], values: dict[str, Any]) -> None:
+    """Remove keys set to null that cannot be null: they go back to their default."""
+    for key, value in flatten(values).items():
+        allowed = list(annotations_at(schema, key.split(".")))
+        if value is None and allowed and not any(allows_none(annotation) for annotation in allowed):
+            *path, last = key.split(".")
+            section = values
+            for name in path:
+                section = section[name]
+            del section[last]
 
 
 def _named_recipes(in_file: dict[str, Any], on_command_line: list[tuple[str, Any]], path: str) -> list[Recipe]:

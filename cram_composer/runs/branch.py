@@ -20,6 +20,7 @@ from cram_composer.budget.trace import TRACE
 from cram_composer.config import Composed
 from cram_composer.config.layers import flatten, unflatten
 from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.schema.schedule import ConstantConfig, WsdConfig
 from cram_composer.config.units import format_duration, parse_duration
 from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BranchPoint, list_branch_points
@@ -153,18 +154,17 @@ def _format_amount(amount: float, unit: str) -> str:
 
 def _check_constant_rate(record: dict[str, Any], point: BranchPoint) -> None:
     """Raise CramError unless the rate at the branch point is the peak, after the warmup and before any decay."""
-    schedule = record["config"]["schedule"]
-    name, warmup = schedule["name"], _schedule_value(schedule, "warmup")
-    if name not in ("constant", "wsd"):
+    schedule = _trunk_schedule(record)
+    if not isinstance(schedule, ConstantConfig | WsdConfig):
         raise CramError(
-            f"schedule.name: the trunk has '{name}', but a branch needs a constant rate; train the trunk "
+            f"schedule.name: the trunk has '{schedule.name}', but a branch needs a constant rate; train the trunk "
             "with the recipe schedule-constant or schedule-wsd"
         )
-    end = 1.0 - _schedule_value(schedule, "decay") if name == "wsd" else 1.0
-    if not warmup <= point.progress <= end:
+    end = 1.0 - schedule.decay if isinstance(schedule, WsdConfig) else 1.0
+    if not schedule.warmup <= point.progress <= end:
         raise CramError(
-            f"--at: the rate of the trunk is constant from {warmup:.0%} to {end:.0%} of its budget, and this is "
-            f"{point.progress:.1%}"
+            f"--at: the rate of the trunk is constant from {schedule.warmup:.0%} to {end:.0%} of its budget, "
+            f"and this is {point.progress:.1%}"
         )
 
 
@@ -196,11 +196,11 @@ def _branch_schedule(
     record: dict[str, Any], limit: float, decay_start: float, total: float, shape: str
 ) -> dict[str, Any]:
     """Return the values of a WSD schedule that matches the trunk up to the branch point and decays from there."""
-    schedule = record["config"]["schedule"]
+    schedule = _trunk_schedule(record)
     values = {
         "name": "wsd",
-        "start": _schedule_value(schedule, "start"),
-        "warmup": _schedule_value(schedule, "warmup") * limit / total,
+        "start": schedule.start,
+        "warmup": schedule.warmup * limit / total,
         "decay": 1.0 - decay_start / total,
         "decay_shape": shape,
         "final": 0.0,
@@ -208,9 +208,9 @@ def _branch_schedule(
     return {f"schedule.{key}": value for key, value in values.items()}
 
 
-def _schedule_value(schedule: dict[str, Any], key: str) -> float:
-    """Return a value of the trunk's schedule, or the schedule's default if it is not set."""
-    return float(getattr(RunConfig.model_validate({"schedule": schedule}).schedule, key))
+def _trunk_schedule(record: dict[str, Any]) -> Any:
+    """Return the trunk's schedule, with its defaults where the record sets none."""
+    return RunConfig.model_validate({"schedule": record["config"]["schedule"]}).schedule
 
 
 def _write_folder(

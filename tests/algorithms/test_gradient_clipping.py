@@ -61,7 +61,7 @@ def test_what_starts_at_zero_gets_a_gradient():
 
 def test_the_decoder_is_left_alone():
     model = MaskedLMTrainingModel(tiny_model())
-    algorithm = gradient_clipping(GradientClippingConfig("adaptive", 1e-6), unknown)
+    algorithm = gradient_clipping(GradientClippingConfig(clipping_type="adaptive", clipping_threshold=1e-6), unknown)
     assert isinstance(algorithm, AdaptiveGradientClipping)
     state = SimpleNamespace(model=model)
     algorithm.apply(Event.INIT, state, None)
@@ -76,7 +76,7 @@ def test_the_decoder_is_left_alone():
 
 @pytest.mark.parametrize(("kind", "norm"), [("norm", lambda g: g.norm()), ("value", lambda g: g.abs().max())])
 def test_the_others_are_composers(kind: str, norm):
-    algorithm = gradient_clipping(GradientClippingConfig(kind, 0.5), unknown)
+    algorithm = gradient_clipping(GradientClippingConfig(clipping_type=kind, clipping_threshold=0.5), unknown)
     assert isinstance(algorithm, GradientClipping)
     model = nn.Linear(30, 1, bias=False)
     model.weight.grad = torch.randn(1, 30) * 10
@@ -92,7 +92,7 @@ def test_a_norm_that_is_known_is_not_computed_again():
         for p in model.parameters():
             p.grad = torch.randn_like(p)
     norm = nn.utils.get_total_norm([p.grad for p in known.parameters()])
-    config = GradientClippingConfig("norm", 0.5)
+    config = GradientClippingConfig(clipping_type="norm", clipping_threshold=0.5)
     for model, found in ((computed, None), (known, norm)):
         optimizer = torch.optim.SGD(model.parameters())
         state = SimpleNamespace(model=model, optimizers=[optimizer], fsdp_config_version=0)

@@ -17,7 +17,7 @@ from tests.models.tiny_models import tiny_model, training_batch
 def smoothed(smoothing: float, kernel: str = "full") -> MaskedLMTrainingModel:
     model = MaskedLMTrainingModel(tiny_model())
     model.use_loss(kernel, "cpu")
-    algorithm = LabelSmoothing(LabelSmoothingConfig(smoothing))
+    algorithm = LabelSmoothing(LabelSmoothingConfig(smoothing=smoothing))
     state = SimpleNamespace(model=model)
     assert algorithm.match(Event.INIT, state)
     algorithm.apply(Event.INIT, state, None)

@@ -63,7 +63,7 @@ def backward(model: MaskedLMTrainingModel) -> set[str]:
     [(0.5, 1.0, [0, 0, 0, 1, 3, 4]), (0.0, 0.5, [0, 0, 1, 1, 1, 2]), (1.0, 1.0, [0] * 6), (0.0, 0.0, [0] * 6)],
 )
 def test_the_number_of_frozen_layers_grows_in_a_line(start: float, level: float, expected: list[int]):
-    _, algorithm, budget, state = frozen(0.0, config=LayerFreezingConfig(start, level))
+    _, algorithm, budget, state = frozen(0.0, config=LayerFreezingConfig(freeze_start=start, freeze_level=level))
     found, logged = [], []
     for progress in (0.0, 0.3, 0.5, 0.7, 0.9, 1.0):
         logged += go_on(algorithm, budget, state, progress)

@@ -44,7 +44,7 @@ def test_calibration_trains_here_and_writes_nothing(tmp_path: Path, monkeypatch,
     "given, message",
     [
         (["--devices", "0"], "--devices 0: must be >= 1"),
-        (["--devices", "3", "--flops", "1e9"], "not a whole number of microbatches"),
+        (["--devices", "3", "--flops", "1e9"], "must be a whole number of microbatches"),
         (["--flops", "-1"], "--flops -1.0: must be > 0"),
         (["--mfu", "0.4"], "--mfu and --peak"),
         (["--mfu", "40", "--peak", "1e9"], "--mfu 40.0: must be <= 1, a share"),

@@ -103,7 +103,7 @@ def test_a_size_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeyp
     assert main(arguments) == 2  # what was kept is not written over
     # In all, 16 rows are a microbatch of one device only.
     assert main([item for item in arguments if item != "--weak"][:-2]) == 1
-    assert capsys.readouterr().err.count("train.batch_size: 16 is not a whole number of microbatches") == 3
+    assert capsys.readouterr().err.count("train.batch_size: must be a whole number of microbatches") == 3
 
 
 @pytest.mark.parametrize("given", [["-n", "two"], ["-n", "0,1"], ["--steps", "3"], ["budget=now"]])

@@ -115,7 +115,7 @@ def test_trunk_with_several_device_counts_or_late_points_is_refused(trunk: Path,
 
 def test_points_outside_the_budget_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "yamls/cram-cpu.yaml", "checkpoint.branch_at=[1.5]"]) == 2
-    assert "checkpoint.branch_at: [1.5]: each is a progress" in capsys.readouterr().err
+    assert "checkpoint.branch_at: must be between 0 and 1, exclusive, got [1.5]" in capsys.readouterr().err
 
 
 def test_from_the_command_line_with_a_clock(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

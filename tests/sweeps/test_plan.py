@@ -94,7 +94,7 @@ def test_leave_one_out_keeps_the_preset() -> None:
 def test_what_needs_a_recipe_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def needing(name: str, asked_by: str) -> Recipe:
         recipe = load_recipe(name, asked_by)
-        return replace(recipe, card=replace(recipe.card, needs=["muon"])) if name == "relu2" else recipe
+        return replace(recipe, card=recipe.card.model_copy(update={"needs": ["muon"]})) if name == "relu2" else recipe
 
     monkeypatch.setattr("cram_composer.sweeps.ablation.load_recipe", needing)
     sweep = leave_one_out("yamls/cram-cpu.yaml", ["recipes=[crammed-bert,muon,relu2]"])
@@ -113,15 +113,15 @@ def test_what_the_file_sets_too_cannot_be_left_out_and_is_said() -> None:
         ("", "own.yaml: neither 'variants' nor 'grid'"),
         ("variants: {a: {}}\nbaseline: b", "own.yaml: baseline: there is no variant 'b'; there are a"),
         ("grid: {optimizer.lr: []}", "grid.optimizer.lr: is empty"),
-        ("variants: {a: {}, b: {add: [muonn]}}", "variant 'b': command line: recipes: there is no recipe 'muonn'"),
+        ("variants: {a: {}, b: {add: [muonn]}}", "variant 'b': recipes: no recipe 'muonn'"),
         ("variants: {a: {without: [ema]}}", "variant 'a': without: the run has no recipe 'ema'; it has crammed-bert"),
-        ("variants: {a: {set: {optimizer.rate: 1}}}", "variant 'a': command line: unknown key 'optimizer.rate'"),
+        ("variants: {a: {set: {optimizer.rate: 1}}}", "variant 'a': optimizer.rate: unknown key for 'adamw'"),
         ("variants: {a: {set: {schedule.power: 2}}}", "variant 'a': "),
         ("variants: {a: {set: {optimizer.lr: 1}}}\ngrid: {optimizer.lr: [1, 2]}", "the grid sets it too"),
         ("grid: {optimizer.lr: [1.0e-3, 0.001]}", "grid: 'lr=0.001' occurs twice"),
         ("variants: {a: {set: {seed: 4}}}", "a sets seed, which the sweep sets for every run"),
         ("variants: {a b: {}, a-b: {}}", "two names give the same folder name"),
-        ("variants: {a: {sett: {}}}", "unknown key 'variants.a.sett'; did you mean 'set'?"),
+        ("variants: {a: {sett: {}}}", "variants.a.sett: unknown key; did you mean 'set'?"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, text: str, says: str) -> None:

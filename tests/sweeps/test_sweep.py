@@ -150,7 +150,13 @@ def test_runs_of_another_sweep_are_not_taken_for_its_own(capsys: pytest.CaptureF
     run = Path("runs/sweeps/own/a-seed1")
     run.mkdir(parents=True)
     composed = compose(RunConfig, "small.yaml", ["optimizer.lr=0.7"])
-    record = {"status": "finished", "config": composed.plain, "config_hash": composed.hash, "metrics": {}}
+    record = {
+        "format_version": 2,
+        "status": "finished",
+        "config": composed.plain,
+        "config_hash": composed.hash,
+        "metrics": {},
+    }
     (run / "record.json").write_text(json.dumps(record))
     status, _, errors = sweep("--yes", capsys=capsys)
     assert status == 2
@@ -175,7 +181,8 @@ def test_what_was_killed_early_is_over_and_not_compared(tmp_path: Path, capsys: 
     trials = plan_trials(config, "own.yaml", Path("runs/sweeps/own"))
     for trial, status in zip(trials, ("finished", "stopped-early"), strict=True):
         trial.path.mkdir(parents=True)
-        record = {"status": status, "config": trial.composed.plain, "config_hash": trial.composed.hash}
+        record = {"format_version": 2, "status": status, "config_hash": trial.composed.hash}
+        record["config"] = trial.composed.plain
         (trial.path / "record.json").write_text(json.dumps(record | {"metrics": {"validation_loss": 5.0}}))
     shown = SweepProgress(trials)
     assert shown.left == []

@@ -33,6 +33,11 @@ def literals(annotation: Any) -> list[Any]:
     return [choice for m in members(annotation) if get_origin(m) is Literal for choice in get_args(m)]
 
 
+def allows_none(annotation: Any) -> bool:
+    """Report whether an annotation is optional, or of any type."""
+    return annotation is Any or annotation is type(None) or type(None) in get_args(annotation)
+
+
 def tag(section: type[BaseModel]) -> str | None:
     """Return the one value of the `name` or `kind` that chooses this section among others; None if it has neither."""
     for key in ("name", "kind"):

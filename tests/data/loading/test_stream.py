@@ -115,7 +115,7 @@ def test_stream_resumes_on_another_number_of_ranks(root: Path, before: int, work
 
 
 def test_state_of_other_data_is_refused(three: Path):
-    curriculum = [CurriculumPointConfig(0.0, {"web": 1.0, "wiki": 1.0})]
+    curriculum = [CurriculumPointConfig(at=0.0, proportions={"web": 1.0, "wiki": 1.0})]
     with pytest.raises(CramError, match="2 data streams, this run has 1"):
         stream(three).load_state_dict(stream(three, curriculum=curriculum).state_dict())
 
@@ -142,7 +142,10 @@ def test_mixtures_have_the_weights_of_streaming(three: Path):
     ("settings", "message"),
     [
         ({"mixture": {"books": StreamWeightConfig(repeat=2.0)}}, "no stream 'books'; it has web, wiki, tiny"),
-        ({"curriculum": [CurriculumPointConfig(0.0, {"books": 1.0})]}, "data.curriculum: the data set has no stream"),
+        (
+            {"curriculum": [CurriculumPointConfig(at=0.0, proportions={"books": 1.0})]},
+            "data.curriculum: the data set has no stream",
+        ),
         ({"mixture": {"web": StreamWeightConfig(proportion=1.0)}}, "no proportion for wiki, tiny"),
         ({"mixture": {name: StreamWeightConfig(proportion=0.0) for name in ("web", "wiki", "tiny")}}, "weight 0"),
     ],
@@ -158,9 +161,9 @@ def test_a_curriculum_gives_each_step_its_shares_and_every_stream_its_rows_in_or
     three: Path, ranks: int, workers: int
 ):
     points = [
-        CurriculumPointConfig(0.0, {"web": 3.0, "wiki": 1.0}),
-        CurriculumPointConfig(0.5, {"web": 1.0, "wiki": 1.0}),
-        CurriculumPointConfig(1.0, {"wiki": 1.0}),
+        CurriculumPointConfig(at=0.0, proportions={"web": 3.0, "wiki": 1.0}),
+        CurriculumPointConfig(at=0.5, proportions={"web": 1.0, "wiki": 1.0}),
+        CurriculumPointConfig(at=1.0, proportions={"wiki": 1.0}),
     ]
     readers = [stream(three, r, ranks, num_workers=workers, curriculum=points, prefetch=4) for r in range(ranks)]
     curriculum = Curriculum(points, ["train-web", "train-wiki"])

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +134,7 @@ def test_same_input_and_seed_give_the_same_bytes_anywhere(built, config, tmp_pat
     config.sources[0].licence = "none"
     again = files_of(build(config, progress=False))
     assert again == files_of(built)
-    other_seed = build(replace(config, output=str(tmp_path / "seed"), seed=1), progress=False)
+    other_seed = build(config.model_copy(update={"output": str(tmp_path / "seed"), "seed": 1}), progress=False)
     assert files_of(other_seed)["train/00000/shard.00000.mds"] != again["train/00000/shard.00000.mds"]
 
 
@@ -170,11 +169,11 @@ def test_finished_data_set_is_kept(config, capsys):
     assert build(config) == root
     assert "is finished already" in capsys.readouterr().err
     assert (root / "manifest.json").stat().st_mtime_ns == before
-    changed = replace(config, validation_fraction=0.2)
+    changed = config.model_copy(update={"validation_fraction": 0.2})
     with pytest.raises(CramError, match=r"another configuration .*overwrite=true"):
         build(changed, progress=False)
     assert (root / "manifest.json").stat().st_mtime_ns == before
-    build(replace(changed, overwrite=True), progress=False)
+    build(changed.model_copy(update={"overwrite": True}), progress=False)
     assert load_manifest(root)["config"]["validation_fraction"] == 0.2
     assert build(changed, progress=False) == root
     assert sorted(path.name for path in root.parent.iterdir()) == [".out.lock", "out"]
@@ -186,7 +185,7 @@ def test_progress_is_printed_without_a_terminal_unless_disabled(config, capsys):
     assert re.search(r"tokens of files: 0\.\d MB in \d+ s, [\d.]+ MB/s", told)
     assert re.search(r"train shards: 0\.\d MB in \d+ s, [\d.]+ MB/s, [\d.]+ M tokens, [\d.]+ M tokens/s", told)
     assert len(told.splitlines()) < 12
-    build(replace(config, overwrite=True), progress=False)
+    build(config.model_copy(update={"overwrite": True}), progress=False)
     assert capsys.readouterr().err == ""
 
 
@@ -266,7 +265,7 @@ def test_failed_overwrite_keeps_the_old_data_set(config, monkeypatch):
     before = files_of(root)
     monkeypatch.setattr("cram_composer.data.pipeline.phases.open_sources", lambda configs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        build(replace(config, overwrite=True), progress=False)
+        build(config.model_copy(update={"overwrite": True}), progress=False)
     assert files_of(root) == before
 
 

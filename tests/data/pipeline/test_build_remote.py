@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,13 +29,13 @@ def objects(bucket: Bucket) -> dict[str, bytes]:
 
 def test_objects_are_the_files_of_a_local_build(remote, s3, tmp_path):
     assert build(remote, progress=False) == f"{s3.uri}/set"
-    local = build(replace(remote, output=str(tmp_path / "local"), work=None), progress=False)
+    local = build(remote.model_copy(update={"output": str(tmp_path / "local"), "work": None}), progress=False)
     assert objects(s3) == files_of(local)
     assert not (tmp_path / "work").exists()
 
 
 def test_partitions_upload_their_own_shards(remote, s3, tmp_path):
-    build(replace(remote, partitions=2), progress=False)
+    build(remote.model_copy(update={"partitions": 2}), progress=False)
     names = set(objects(s3))
     assert {"train/00000/shard.00000.mds.zstd", "train/00001/shard.00000.mds.zstd", "manifest.json"} <= names
     assert not any(name.endswith("0/index.json") for name in names)
@@ -74,15 +73,15 @@ def test_finished_data_set_is_kept_and_another_configuration_refused(remote, s3)
     before = objects(s3)
     assert build(remote, progress=False) == f"{s3.uri}/set"
     with pytest.raises(CramError, match=r"s3://.*: holds a data set of another configuration .*overwrite=true"):
-        build(replace(remote, seed=1), progress=False)
+        build(remote.model_copy(update={"seed": 1}), progress=False)
     assert objects(s3) == before
-    build(replace(remote, seed=1, overwrite=True), progress=False)
+    build(remote.model_copy(update={"seed": 1, "overwrite": True}), progress=False)
     assert json.loads(objects(s3)["manifest.json"])["seed"] == 1
 
 
 def test_overwriting_leaves_no_shard_of_the_old_one(remote, s3):
-    build(replace(remote, partitions=2, jobs=1), progress=False)
-    build(replace(remote, overwrite=True), progress=False)
+    build(remote.model_copy(update={"partitions": 2, "jobs": 1}), progress=False)
+    build(remote.model_copy(update={"overwrite": True}), progress=False)
     assert [name for name in objects(s3) if name.startswith("train/")] == [
         "train/00000/shard.00000.mds.zstd",
         "train/index.json",
@@ -136,5 +135,5 @@ def test_unusable_storage_is_one_line_before_any_work(remote, s3, monkeypatch, t
 
 def test_no_bucket_is_one_line(remote, tmp_path):
     with pytest.raises(CramError, match="bucket") as error:
-        build(replace(remote, output="s3://no-such-bucket-here/set"), progress=False)
+        build(remote.model_copy(update={"output": "s3://no-such-bucket-here/set"}), progress=False)
     assert "\n" not in str(error.value)

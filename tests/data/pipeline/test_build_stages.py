@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +54,7 @@ def built(texts: list[str], folder: Path, stages: StagesConfig, **changes: objec
         validation_fraction=0.1,
         stages=stages,
     )
-    root = build(replace(config, **changes), progress=False)  # type: ignore[arg-type]
+    root = build(config.model_copy(update=changes), progress=False)  # type: ignore[arg-type]
     assert isinstance(root, Path)
     return root, load_manifest(root)
 

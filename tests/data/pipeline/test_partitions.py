@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,11 +124,11 @@ def test_rows_of_all_partitions_are_shuffled_together(files, tmp_path):
 
 @pytest.mark.parametrize("stages", [StagesConfig(), ALL_DUPLICATES], ids=["plain", "duplicates"])
 def test_same_seed_and_number_of_partitions_give_the_same_bytes(files, tmp_path, stages):
-    config = replace(configuration(files, tmp_path / "out", 3), stages=stages)
+    config = configuration(files, tmp_path / "out", 3).model_copy(update={"stages": stages})
     first = files_of(build(config, progress=False))
-    elsewhere = replace(config, output=str(tmp_path / "again"), jobs=1)
+    elsewhere = config.model_copy(update={"output": str(tmp_path / "again"), "jobs": 1})
     assert files_of(build(elsewhere, progress=False)) == first
-    other = replace(config, output=str(tmp_path / "other"), seed=1)
+    other = config.model_copy(update={"output": str(tmp_path / "other"), "seed": 1})
     assert files_of(build(other, progress=False))["train/00001/shard.00000.mds"] != first["train/00001/shard.00000.mds"]
 
 
@@ -180,14 +179,14 @@ def test_limit_takes_the_same_text_for_any_number_of_partitions(files):
 def test_foreign_folder_is_never_used_as_work_folder(files, tmp_path, place):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("mine")
-    config = replace(configuration(files, tmp_path / "out", 1), work=str(tmp_path / place))
+    config = configuration(files, tmp_path / "out", 1).model_copy(update={"work": str(tmp_path / place)})
     with pytest.raises(CramError, match=r"work: .*choose another folder"):
         build(config, progress=False)
     assert (tmp_path / "foreign" / "thesis.tex").read_text() == "mine"
 
 
 def test_half_removed_work_is_not_resumed(files, tmp_path, monkeypatch):
-    config = replace(configuration(files, tmp_path / "out", 1), work=str(tmp_path / "work"))
+    config = configuration(files, tmp_path / "out", 1).model_copy(update={"work": str(tmp_path / "work")})
     before = files_of(build(config, progress=False))
     assert not (tmp_path / "work").exists()
     remove = Workspace.remove
@@ -199,10 +198,10 @@ def test_half_removed_work_is_not_resumed(files, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Workspace, "remove", killed)
     with pytest.raises(ZeroDivisionError):
-        build(replace(config, overwrite=True), progress=False)
+        build(config.model_copy(update={"overwrite": True}), progress=False)
     monkeypatch.undo()
     assert (tmp_path / "work" / "done").is_dir()
-    assert files_of(build(replace(config, overwrite=True), progress=False)) == before
+    assert files_of(build(config.model_copy(update={"overwrite": True}), progress=False)) == before
 
 
 def test_streams_are_separate_splits(files, tmp_path):
@@ -271,14 +270,16 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_slurm_array_makes_the_same_shards(files, tmp_path, slurm):
     local = build(configuration(files, tmp_path / "local", 3), progress=False)
-    config = replace(configuration(files, tmp_path / "slurm", 3), executor="slurm", slurm={"slurm_partition": "cpu"})
+    config = configuration(files, tmp_path / "slurm", 3).model_copy(
+        update={"executor": "slurm", "slurm": {"slurm_partition": "cpu"}}
+    )
     assert files_of(build(config, progress=False)) == files_of(local)
 
 
 def test_failure_in_a_slurm_job_is_the_same_one_line(files, tmp_path, slurm):
     spoilt = tmp_path / "spoilt.jsonl"
     spoilt.write_text('{"text": "fine"}\n{"text": 3}\n')
-    config = replace(configuration([*files, spoilt], tmp_path / "out", 3), executor="slurm")
+    config = configuration([*files, spoilt], tmp_path / "out", 3).model_copy(update={"executor": "slurm"})
     config.tokenizer.sample_bytes = 20_000
     with pytest.raises(CramError, match=r"spoilt\.jsonl:2: column 'text' holds int, not text") as error:
         build(config, progress=False)
@@ -286,7 +287,7 @@ def test_failure_in_a_slurm_job_is_the_same_one_line(files, tmp_path, slurm):
 
 
 def test_no_slurm_is_one_line(files, tmp_path):
-    config = replace(configuration(files, tmp_path / "out", 2), executor="slurm")
+    config = configuration(files, tmp_path / "out", 2).model_copy(update={"executor": "slurm"})
     with pytest.raises(CramError, match="executor=slurm cannot be used: .*srun"):
         build(config, progress=False)
 

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from cram_composer.config.schema.model import ModelConfig
-from cram_composer.errors import CramError
 from cram_composer.models.crambert.convolution import ShortConvolution, visible_neighbours
-from cram_composer.models.factory import build_model
 from tests.models.crambert.test_architecture import check_that_documents_and_padding_cut_rows, influence, logits, model
 from tests.models.tiny_models import tiny_config, training_batch
 
@@ -64,6 +62,5 @@ def test_nothing_crosses_documents_padding_or_time():
 
 
 def test_an_even_number_of_tokens_is_refused():
-    settings = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, short_convolution=4)
-    with pytest.raises(CramError, match=r"model.short_convolution: 4 must be odd"):
-        build_model(settings, 64, {"pad": 0, "cls": 2, "sep": 3})
+    with pytest.raises(ValueError, match="short_convolution: must be odd or 0, got 4"):
+        ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, short_convolution=4)
