@@ -130,7 +130,7 @@ class _Merged:
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}{set_in(source)}") from None
         lists = {key[: key.index(next(f".{part}" for part in key.split(".") if part.isdigit()))] for key in indexed}
         after = flatten(OmegaConf.to_container(self.values))
-        for key in (flatten(nested).keys() | lists) & after.keys():
+        for key in (flatten(nested).keys() & after.keys()) | lists:
             self._replace(key, source, before)
         for key in before.keys() - after.keys():
             self._forget(key, before[key])

@@ -120,9 +120,10 @@ def _unknown_key(key: str, path: list[str], section: type[BaseModel] | None) -> 
     known = list(section.model_fields) if section is not None else []
     if not known:
         return "unknown key; this section has no settings"
-    if section is not None and (chosen := tag(section)) is not None:
+    chosen = tag(section) if section is not None else None
+    if chosen is not None and not difflib.get_close_matches(path[-1], known):
         return f"unknown key for '{chosen}', which has {', '.join(sorted(known))}"
-    return f"unknown key; did you mean '{nearest(path[-1], known)}'?"
+    return f"unknown key{f' for {chosen!r}' if chosen else ''}; did you mean '{nearest(path[-1], known)}'?"
 
 
 def _choice(value: Any, known: list[str]) -> str:

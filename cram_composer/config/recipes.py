@@ -98,11 +98,11 @@ def exclusion(first: Recipe, second: Recipe) -> str | None:
     if not clashing:
         return None
     # A choice is why other keys differ: it explains more than the first of them.
-    key = next((key for key in clashing if _is_choice(key)), clashing[0])
+    choice = next((key for key in clashing if _is_choice(key)), None)
+    key = choice or clashing[0]
     section, _, name = key.rpartition(".")
-    if name == "name":
-        return f"both choose the {section} ({mine[key]}, {others[key]})"
-    return f"both set {key} ({mine[key]}, {others[key]})"
+    what = f"choose the {section}" if name == "name" else f"choose {key}" if choice else f"set {key}"
+    return f"both {what} ({mine[key]}, {others[key]})"
 
 
 def _is_choice(dotted: str) -> bool:
