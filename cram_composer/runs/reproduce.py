@@ -123,12 +123,6 @@ def _provenance_key(key: str, provenance: dict[str, str]) -> str:
     return key
 
 
-def _parent_keys(key: str) -> Iterator[str]:
-    while "." in key:
-        key = key.rpartition(".")[0]
-        yield key
-
-
 def _compose_values(values: dict[str, Any]) -> Composed:
     with tempfile.TemporaryDirectory(prefix="cram-reproduce-") as scratch:
         path = Path(scratch) / "run.yaml"
