@@ -39,8 +39,9 @@ def _print_list() -> None:
 
 
 def _print_card(name: str) -> None:
+    card = load_recipe(name, "command line").card
     print(name)
-    for label, value in vars(load_recipe(name, "command line").card).items():
+    for label, value in card:
         items = [value] if isinstance(value, str) else value
         if isinstance(value, dict):
             items = [f"{other} ({reason})" for other, reason in value.items()]
