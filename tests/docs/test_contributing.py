@@ -26,6 +26,21 @@ def test_nothing_else_is_loose_at_the_top_of_the_package():
     assert all(f" {name} " in f" {section('Where things live')} " for name in loose - {"__init__.py"})
 
 
+def test_imports_run_downward_only():
+    order = TEXT.partition("Imports run downward only")[2].partition(".\n")[0]
+    levels = [re.findall(r"`(\w+)`", level) for level in order.split("->")]
+    level_of = {name: number for number, names in enumerate(levels) for name in names}
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert level_of.keys() == rooms - {"__init__"}
+    upward = []
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for imported in re.findall(r"^\s*from cram_composer\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            if imported != room and level_of[imported] <= level_of[room]:
+                upward.append(f"{path.relative_to(PACKAGE)}: {imported}")
+    assert upward == []
+
+
 def test_the_files_that_it_names_exist():
     named = re.findall(r"`([a-z_]+/[\w/]+\.py)`", TEXT)
     assert len(named) > 20
