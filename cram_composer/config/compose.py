@@ -128,12 +128,13 @@ class _Merged:
         except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
             key = getattr(error, "full_key", None) or next(iter(values))
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}{set_in(source)}") from None
-        lists = {key[: key.index(next(f".{part}" for part in key.split(".") if part.isdigit()))] for key in indexed}
+        lists = [key[: key.index(next(f".{part}" for part in key.split(".") if part.isdigit()))] for key in indexed]
         after = flatten(OmegaConf.to_container(self.values))
-        for key in (flatten(nested).keys() & after.keys()) | lists:
+        for key in (*(key for key in flatten(nested) if key in after), *lists):
             self._replace(key, source, before)
-        for key in before.keys() - after.keys():
-            self._forget(key, before[key])
+        for key, value in before.items():
+            if key not in after:
+                self._forget(key, value)
 
     def resolve(self) -> dict[str, Any]:
         """Return the merged values as nested dicts, interpolations replaced."""
