@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from cram_composer.config.renamed import RENAMED_KEYS
 from cram_composer.config.schema.introspect import item_types, literals, sections, tag
@@ -81,7 +80,7 @@ def _locate(annotation: Any, location: Iterable[int | str]) -> tuple[type[BaseMo
     return section, path
 
 
-def _describe(problem: ErrorDetails, section: type[BaseModel] | None, path: list[str]) -> tuple[str, str]:
+def _describe(problem: Mapping[str, Any], section: type[BaseModel] | None, path: list[str]) -> tuple[str, str]:
     """Return the dotted key that a problem is about, and the problem."""
     kind, value, key = problem["type"], problem["input"], ".".join(path)
     context: Mapping[str, Any] = problem.get("ctx", {})

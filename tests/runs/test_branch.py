@@ -119,17 +119,17 @@ def test_points_outside_the_budget_are_refused(capsys: pytest.CaptureFixture[str
 
 
 def test_from_the_command_line_with_a_clock(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A trunk of six seconds is left at about half, for one and a half seconds more."""
+    """A trunk of twelve seconds is left at about half, for one and a half seconds more."""
     settings = ["recipes=[crammed-bert,schedule-constant]", "algorithms.batch_size_ramp=null", "run_name=trunk"]
-    done = train(*settings, "budget=6s", "checkpoint.branch_at=[0.5]", "data.num_workers=0")
+    done = train(*settings, "budget=12s", "checkpoint.branch_at=[0.5]", "data.num_workers=0")
     assert done.returncode == 0, done.stderr
     (point,) = list_branch_points(tmp_path / "trunk")
-    leave = ["branch", str(tmp_path / "trunk"), "--at", "3s", "--budget"]
+    leave = ["branch", str(tmp_path / "trunk"), "--at", "6s", "--budget"]
     assert main([*leave, f"{point.elapsed + 1.5:.2f}s", "--name", "short", "--prepare"]) == 0
     said = capsys.readouterr().out
     yaml = tmp_path / "short" / BRANCH_YAML
     assert f"train: composer train.py {yaml}" in said
-    assert main([*leave, "9s", "--name", "short"]) == 2
+    assert main([*leave, "18s", "--name", "short"]) == 2
     assert "already exists; continue it with" in capsys.readouterr().err
     goes_on = subprocess.run([sys.executable, "-m", "cram_composer.cli", "train", str(yaml)], env=environment())
     assert goes_on.returncode == 0
