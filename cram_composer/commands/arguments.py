@@ -22,12 +22,10 @@ def add_command(
     return command
 
 
-def add_yaml(parser: argparse.ArgumentParser) -> None:
+def add_yaml(parser: argparse.ArgumentParser, example: str = "budget=6h recipes=[crammed-bert,ema]") -> None:
     """Add the arguments for a YAML file and overrides of its values."""
     parser.add_argument("yaml", type=Path, metavar="FILE.yaml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="such as budget=6h recipes=[crammed-bert,ema]"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"such as {example}")
 
 
 def overrides_from(**values: object) -> list[str]:

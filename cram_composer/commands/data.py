@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
     )
     build = data.add_parser("build", help="Build a data set from a data YAML.")
     build.set_defaults(run=run_build)
-    add_yaml(build)
+    add_yaml(build, "output=~/data/mine tokenizer.vocab_size=8192")
     build.add_argument(
         "--partitions", type=int, metavar="N", help="split the work into N tasks: local processes, or Slurm jobs"
     )

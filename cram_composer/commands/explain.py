@@ -10,6 +10,7 @@ from typing import Any
 from cram_composer.commands.arguments import Commands, add_command, add_yaml
 from cram_composer.config import Composed, compose_run
 from cram_composer.config.layers import flatten
+from cram_composer.errors import CramError
 
 
 def add(commands: Commands) -> None:
@@ -18,7 +19,8 @@ def add(commands: Commands) -> None:
         commands,
         "explain",
         run,
-        "Print the final configuration and the source of every value; reject what `cram train` rejects.",
+        "Print the final configuration and the source of every value; reject what `cram train` rejects before it "
+        "looks at data and devices.",
     )
     add_yaml(explain)
     explain.add_argument("-n", "--devices", type=int, default=1, metavar="N", help="devices to check for (default: 1)")
@@ -27,6 +29,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print every key with its value, its source and the values it replaced; or the differences from another run."""
+    if options.devices < 1:
+        raise CramError(f"-n {options.devices}: must be >= 1")
     composed = compose_run(options.yaml, options.overrides, options.devices)
     lines = _explained(composed) if options.diff is None else _differences(composed, options.diff, options.devices)
     print("\n".join(lines))

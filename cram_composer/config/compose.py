@@ -67,7 +67,11 @@ def compose_run(path: Path | str, overrides: list[str], world_size: int = 1) -> 
         ConfigError: one line.
     """
     composed = compose(RunConfig, path, overrides)
-    check_run(composed.config, world_size)
+    try:
+        check_run(composed.config, world_size)
+    except ConfigError as error:
+        source = composed.provenance.get(str(error).partition(":")[0], DEFAULT)
+        raise ConfigError(f"{error}{set_in(None if source == DEFAULT else source)}") from None
     return composed
 
 
@@ -97,7 +101,7 @@ def compose(schema: type[_S], path: Path | str, overrides: list[str]) -> Compose
     try:
         config = schema.model_validate(raw)
     except ValidationError as error:
-        raise config_error(error, schema, merged.source_of) from None
+        raise config_error(error, schema, merged.last_set) from None
     plain = config.model_dump(mode="json")
     provenance = {key: merged.sources.get(key, DEFAULT) for key in flatten(plain)}
     if isinstance(config, RunConfig):
@@ -130,7 +134,10 @@ class _Merged:
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}{set_in(source)}") from None
         lists = [key[: key.index(next(f".{part}" for part in key.split(".") if part.isdigit()))] for key in indexed]
         after = flatten(OmegaConf.to_container(self.values))
+        given = flatten(values)
         for key in (*(key for key in flatten(nested) if key in after), *lists):
+            if after[key] is None and key not in before and key not in given:
+                continue  # of a short form: nothing that the layer says
             self._replace(key, source, before)
         for key, value in before.items():
             if key not in after:
@@ -153,6 +160,12 @@ class _Merged:
                 return source
         sections = itertools.accumulate(key.split(".")[:-1], "{}.{}".format)
         return next((self.sources[section] for section in sections if section in self.sources), None)
+
+    def last_set(self, keys: list[str]) -> tuple[str, str | None]:
+        """Return which of the keys a layer set last, and the layer; the first key and None if all are defaults."""
+        order = list(self.sources)
+        latest = max(keys, key=lambda key: order.index(key) if key in order else -1)
+        return latest, self.source_of(latest)
 
     def _reset_other_choices(self, source: str, layer: dict[str, Any]) -> None:
         """Drop what earlier layers set for another optimizer or schedule than the one that `layer` chooses."""

@@ -32,7 +32,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 def parse_override(item: str) -> tuple[str, Any]:
     """Split `key=value` and parse the value as YAML. Raises ConfigError."""
     key, equals, value = item.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"{COMMAND_LINE}: '{item}' is not an override: write key=value, such as budget=6h")
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from cram_composer.config.renamed import RENAMED_KEYS
+from cram_composer.config.renamed import REMOVED_KEYS, RENAMED_KEYS
 from cram_composer.config.schema.introspect import item_types, literals, sections, tag
 from cram_composer.errors import ConfigError
 
@@ -20,6 +20,7 @@ _EXPECTED = {
     "bool": "true or false",
     "string": "text",
     "list": "a list",
+    "tuple": "a list",
     "dict": "a mapping",
     "model": "a mapping",
 }
@@ -32,21 +33,24 @@ _LIMITS = {
 
 
 def config_error(
-    error: ValidationError, schema: type[BaseModel], source_of: Callable[[str], str | None]
+    error: ValidationError, schema: type[BaseModel], last_set: Callable[[list[str]], tuple[str, str | None]]
 ) -> ConfigError:
     """Turn the first problem of a validation into a ConfigError.
 
     Args:
         error: what validating against `schema` raised.
         schema: class of the whole configuration.
-        source_of: the layer that set a dotted key; None for a default.
+        last_set: which of some dotted keys a layer set last, and the layer; None for a default.
     """
     problems = error.errors(include_url=False)
     # A mistyped key may be why another one is missing or wrong.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     section, path = _locate(schema, problem["loc"])
     key, text = _describe(problem, section, path)
-    return ConfigError(f"{key}: {text}{set_in(source_of(key))}" if key else f"{text}{set_in(source_of(key))}")
+    involved = [f"{key.rpartition('.')[0]}.{name}" for name in re.findall(r"(\w+)=", text)]
+    latest, source = last_set([key, *involved])
+    origin = set_in(source) if latest == key else set_in(source).replace("(set", f"({latest} set")
+    return ConfigError(f"{key}: {text}{origin}" if key else f"{text}{origin}")
 
 
 def set_in(source: str | None) -> str:
@@ -56,9 +60,11 @@ def set_in(source: str | None) -> str:
     return " (set on the command line)" if source == "command line" else f" (set in {source})"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is most like `name`."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Ask whether the known name most like `name` is meant; nothing if none is like it."""
+    folded = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
+    return f"; did you mean '{folded[close[0]]}'?" if close else ""
 
 
 def _locate(annotation: Any, location: Iterable[int | str]) -> tuple[type[BaseModel] | None, list[str]]:
@@ -110,23 +116,25 @@ def _describe(problem: Mapping[str, Any], section: type[BaseModel] | None, path:
         wanted = context.get("min_length", context.get("max_length"))
         return key, f"must have {wanted} values, got {context['actual_length']}: {value}"
     expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.split("_")[0])
-    return key, f"must be {expected}, got {_shown(value)}" if expected else problem["msg"]
+    hint = f"; write {key}.name={value}" if key in ("optimizer", "schedule") and isinstance(value, str) else ""
+    return key, f"must be {expected}, got {_shown(value)}{hint}" if expected else problem["msg"]
 
 
 def _unknown_key(key: str, path: list[str], section: type[BaseModel] | None) -> str:
     if key in RENAMED_KEYS:
         return f"unknown key; did you mean '{RENAMED_KEYS[key]}'?"
+    if key in REMOVED_KEYS:
+        return f"removed; {REMOVED_KEYS[key]}"
     known = list(section.model_fields) if section is not None else []
     if not known:
         return "unknown key; this section has no settings"
     chosen = tag(section) if section is not None else None
-    if chosen is not None and not difflib.get_close_matches(path[-1], known):
-        return f"unknown key for '{chosen}', which has {', '.join(sorted(known))}"
-    return f"unknown key{f' for {chosen!r}' if chosen else ''}; did you mean '{nearest(path[-1], known)}'?"
+    hint = did_you_mean(path[-1], known) or f"; there are {', '.join(sorted(known))}"
+    return f"unknown key{f' for {chosen!r}' if chosen else ''}{hint}"
 
 
 def _choice(value: Any, known: list[str]) -> str:
-    return f"must be one of {', '.join(known)}, got '{value}'; did you mean '{nearest(str(value), known)}'?"
+    return f"must be one of {', '.join(known)}, got '{value}'{did_you_mean(str(value), known)}"
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from cram_composer.config.compose import Composed, compose
 from cram_composer.config.layers import read_yaml
-from cram_composer.config.messages import nearest
+from cram_composer.config.messages import did_you_mean
 from cram_composer.config.paths import protocol_file
 from cram_composer.config.schema.evaluation import PROTOCOLS
 from cram_composer.errors import ConfigError
@@ -18,8 +18,7 @@ def protocol_kind(suite: str) -> str:
     kind = str(read_yaml(file).get("kind", "fine-tuning"))
     if kind not in PROTOCOLS:
         raise ConfigError(
-            f"kind: must be one of {', '.join(PROTOCOLS)}, got '{kind}'; did you mean '{nearest(kind, PROTOCOLS)}'? "
-            f"(set in {file})"
+            f"kind: must be one of {', '.join(PROTOCOLS)}, got '{kind}'{did_you_mean(kind, PROTOCOLS)} (set in {file})"
         )
     return kind
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cram_composer.config.layers import flatten, read_yaml
-from cram_composer.config.messages import config_error, nearest, set_in
+from cram_composer.config.messages import config_error, did_you_mean, set_in
 from cram_composer.config.paths import shared_dir
 from cram_composer.config.schema.introspect import annotations_at, literals
 from cram_composer.config.schema.model import ModelConfig
@@ -44,7 +44,7 @@ def load_recipe(name: str, source: str) -> Recipe:
     """Read recipe `name`, which the layer `source` names. Raises ConfigError."""
     path = shared_dir() / "recipes" / f"{name}.yaml"
     if "/" in name or not path.is_file():
-        hint = f"; did you mean '{nearest(name, known)}'?" if (known := recipe_names()) else ""
+        hint = did_you_mean(name, recipe_names())
         raise ConfigError(f"recipes: no recipe '{name}'{hint} (`cram recipes` lists them){set_in(source)}")
     return Recipe(name, *_read(path))
 
@@ -57,7 +57,7 @@ def _read(path: Path) -> tuple[Card, dict[str, Any]]:
     try:
         return Card.model_validate(header), values
     except ValidationError as error:
-        reason = config_error(error, Card, lambda key: None)
+        reason = config_error(error, Card, lambda keys: (keys[0], None))
         raise ConfigError(f"{path}: card.{reason}") from None
 
 

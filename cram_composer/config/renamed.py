@@ -1,4 +1,4 @@
-"""Configuration keys of earlier versions and their present names."""
+"""Configuration keys of earlier versions: their present names, or what takes their place."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ RENAMED_KEYS = {
     "train.nonfinite": "train.on_nonfinite",
     "train.kill": "train.early_stop",
     "optimizer.mup_base_width": "model.mup_base_width",
+}
+REMOVED_KEYS = {
+    "optimizer.matrix_lr": "matrices and the rest have one rate; set optimizer.lr",
+    "algorithms.seq_length_warmup.max_seq_length": "the warmup ends at the rows of the data set",
 }
 RENAMED_VALUES = {("model.ffn", "gelu_glu"): "geglu"}
 

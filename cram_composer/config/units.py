@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: 24h, 90m, 600s, 1d, 1h30m; 50gb."""
+"""Durations, sizes and URIs as people write them: 24h, 90m, 600s, 1d, 1h30m; 50gb; s3://bucket/path."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _SIZES = ["b", "kb", "mb", "gb", "tb"]
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(b|kb|mb|gb|tb)")
+SCHEMES = ("s3", "gs", "oci", "azure")  # of object stores
+_URI = re.compile(r"([^:/]+):(/+)([^/]*)/?(.*)")
 
 
 def parse_duration(text: str) -> float:
@@ -29,6 +31,18 @@ def parse_bytes(text: str) -> int:
     if match is None or float(match[1]) <= 0:
         raise ConfigError(f"'{text}' is not a size: write it as 50gb, 500mb or 2tb")
     return int(float(match[1]) * 1024 ** _SIZES.index(match[2]))
+
+
+def split_uri(uri: str) -> tuple[str, str, str] | None:
+    """Split the URI of an object store into scheme, bucket and path; None for a folder. Raises ConfigError."""
+    match = _URI.fullmatch(uri)
+    if match is None:
+        return None
+    scheme, slashes, bucket, path = match.groups()
+    if scheme not in SCHEMES or slashes != "//" or not bucket:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ConfigError(f"{uri}: not the URI of an object store; use {known} with a bucket, or a folder")
+    return scheme, bucket, path.rstrip("/")
 
 
 def format_duration(seconds: float) -> str:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cram_composer.config.paths import expand
-from cram_composer.errors import ConfigError, CramError
+from cram_composer.config.units import split_uri
+from cram_composer.errors import CramError
 from cram_composer.storage.error_causes import classify_error
 from cram_composer.storage.providers import CONNECT_SECONDS, READ_SECONDS, SCHEMES, ObjectStore, connect, load_clients
 
@@ -66,16 +67,13 @@ class Storage:
     def __init__(self, uri: str, deadline: float = 120.0) -> None:
         self.deadline = deadline
         self._local = threading.local()  # one client per thread; a forked process creates its own
-        if not is_remote(uri):
+        parts = split_uri(uri)
+        if parts is None:
             self._scheme, self._bucket, self._prefix = "", str(expand(uri)), ""
             self.uri = self._bucket
             return
         self.uri = uri.rstrip("/")
-        self._scheme, _, rest = self.uri.partition("://")
-        self._bucket, _, path = rest.partition("/")
-        if self._scheme not in SCHEMES or not self._bucket:
-            known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-            raise ConfigError(f"{uri}: not the URI of an object store; use {known} with a bucket, or a folder")
+        self._scheme, self._bucket, path = parts
         self._prefix = f"{path}/" if path else ""
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -47,7 +47,8 @@ WRONG_VALUES = [
     "algorithms.stochastic_depth={drop_rate: 1.0}", "eval.interval=1.5", "eval.rows=8", "checkpoint.branch_at=[1.5]",
     "checkpoint.keep=0", "checkpoint.interval=1y", "scaleout=fsdp3", "scaleout.fsdp2.mixed_precision=HALF",
     "scaleout={strategy: deepspeed, deepspeed: {optimizer: {}}}", "logging.tensorbord=false", "export.sentences=x",
-    "seed=x", "device=tpu", "data.local=${oc.env:NO_SUCH_VARIABLE}",
+    "seed=x", "seed=-1", "seed=4294967296", "data.remote=ftp://a/b", "data.remote=s3:/a", "runs_remote=s3://",
+    "optimizer..lr=3", "optimizer=muon", "device=tpu", "data.local=${oc.env:NO_SUCH_VARIABLE}",
 ]  # fmt: skip
 CASES = [(CPU, [value]) for value in WRONG_VALUES]
 CASES += [
@@ -79,6 +80,35 @@ def test_explain_and_train_refuse_the_same_with_the_same_line(path, overrides, c
 def test_an_old_key_gets_the_new_one(capsys):
     for old, new in (("train.nonfinite=stop", "train.on_nonfinite"), ("model.norm_place=pre", "model.norm_position")):
         assert f"did you mean '{new}'?" in refusal(capsys, "explain", CPU, [old])
+
+
+def test_a_removed_key_gets_what_takes_its_place(capsys):
+    assert "removed; the warmup ends at" in refusal(
+        capsys, "explain", CPU, ["algorithms.seq_length_warmup.max_seq_length=64"]
+    )
+
+
+def test_a_suggestion_is_like_what_was_written(capsys):
+    assert "did you mean 'FULL'?" in refusal(capsys, "explain", CPU, ["scaleout.fsdp2.mixed_precision=full"])
+    assert "did you mean" not in refusal(capsys, "explain", CPU, ["model.norm=foo"])
+
+
+def test_the_layer_named_is_the_one_that_made_the_mistake(capsys):
+    for override in ("model.num_attention_heads=3", "model.hidden_size=130"):
+        key = override.partition("=")[0]
+        assert f"({key} set on the command line)" in refusal(capsys, "explain", CPU, [override])
+    said = refusal(capsys, "explain", CPU, ["train.batch_size=7"])
+    assert said.endswith("change train.device_train_microbatch_size (set on the command line)\n")
+
+
+def test_no_devices_are_refused(capsys):
+    assert refusal(capsys, "explain", CPU, ["-n", "0"]) == "error: -n 0: must be >= 1\n"
+
+
+def test_a_short_form_sets_only_what_it_says(capsys):
+    assert main(["explain", CPU]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("budget.")}
+    assert lines["budget.wall"].endswith(f"# {CPU}") and lines["budget.replay"].endswith("# default")
 
 
 def test_every_value_is_explained(capsys):

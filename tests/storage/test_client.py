@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from cram_composer.config import units
 from cram_composer.errors import ConfigError, CramError
+from cram_composer.storage import providers
 from cram_composer.storage.client import Storage, StorageError, is_remote
 from tests.servers import Bucket
 
@@ -367,6 +369,7 @@ def test_operations_leave_no_threads(s3: Bucket, tmp_path: Path):
 
 
 def test_uris():
+    assert tuple(providers.SCHEMES) == units.SCHEMES
     assert is_remote("s3://a") and is_remote("gs://a/b") and not is_remote("/a") and not is_remote("a/b")
     assert Storage("s3://bucket/a/").object_uri("b/c") == "s3://bucket/a/b/c"
     assert Storage("s3://bucket").object_uri("c") == "s3://bucket/c"

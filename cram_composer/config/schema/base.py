@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from cram_composer.config.units import parse_bytes, parse_duration
+from cram_composer.config.units import parse_bytes, parse_duration, split_uri
 
 
 class Settings(BaseModel):
@@ -52,16 +52,23 @@ def _checked_size(text: str) -> str:
     return text
 
 
+def _checked_place(text: str) -> str:
+    split_uri(text)
+    return text
+
+
 _NUMBERS = (int, float, int | None, float | None)
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 """A fraction, most often of the budget."""
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Rate = Annotated[float, Field(ge=0.0, le=0.9)]
 """A probability of dropping something."""
 Duration = Annotated[str, AfterValidator(_checked_duration)]
 """Seconds as text: 24h, 90m, 600s, 1d, 1h30m."""
 ByteSize = Annotated[str, AfterValidator(_checked_size)]
 """Bytes as text: 50gb, 500mb."""
+Place = Annotated[str, AfterValidator(_checked_place)]
+"""A folder, or the URI of one in object storage: s3://bucket/path, gs://, oci://, azure://."""
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Betas = tuple[Beta, Beta]
 """Decay rates of the first and the second moment."""

@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from cram_composer.config.schema.base import ByteSize, Duration, Settings, Share, key
+from cram_composer.config.schema.base import ByteSize, Duration, Place, Settings, Share, key
 from cram_composer.config.units import parse_duration
 
 
 class StreamWeightConfig(Settings):
-    """Weight of a stream in an epoch: one of the three, as in Streaming's `Stream`."""
+    """Weight of a stream in an epoch: one of the three at most, as in Streaming's `Stream`; none: all of it, once."""
 
     proportion: NonNegativeFloat | None = key(None, "share of the epoch, relative to other proportions")
     repeat: NonNegativeFloat | None = key(None, "multiple of its own size")
@@ -43,8 +43,8 @@ class DataConfig(Settings):
     """The data set: a folder, a copy in object storage, or a data YAML that builds it."""
 
     local: str | None = key(None, "folder of a data set, or cache of `remote`; null: output of `build`")
-    remote: str | None = key(None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://")
-    mirror: str | None = key(None, "a copy of `remote`, for shards that cannot be read there")
+    remote: Place | None = key(None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://")
+    mirror: Place | None = key(None, "a copy of `remote`, for shards that cannot be read there")
     cache_limit: ByteSize | None = key(None, "disk for shards of `remote`, such as 50gb; oldest are evicted")
     deadline: Duration = key("2m", "time to keep retrying a file of `remote`; each try gets at least 10 s")
     prefetch: NonNegativeInt = key(64, "blocks read ahead, per device")

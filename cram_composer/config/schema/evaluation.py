@@ -36,7 +36,7 @@ class ProtocolConfig(Settings):
     weight_decay: NonNegativeFloat = key(0.0, "of matrices")
     betas: Betas = key((0.9, 0.98), "AdamW's decay rates")
     eps: NonNegativeFloat = key(1e-6, "AdamW's epsilon")
-    dropout: Rate = key(0.1, "dropout of the encoder and the head", le=0.9)
+    dropout: Rate = key(0.1, "dropout of the encoder and the head")
     max_length: int = key(128, "tokens of a row, a pair included; longer rows are cut", ge=8)
     mnli_start: bool = key(False, "start RTE, MRPC and STS-B from the MNLI model; against the rules")
     overrides: dict[str, TaskSettingsConfig] = key(dict, "settings by task")

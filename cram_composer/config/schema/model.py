@@ -27,7 +27,7 @@ class ModelConfig(Settings):
         "plain", "how the layers are chained"
     )
     repeats: PositiveInt = key(4, "stack=recurrent: passes through the layers")
-    dropped_tokens: Rate = key(0.5, "stack=token-dropping: share skipped by the middle layers", le=0.9)
+    dropped_tokens: Rate = key(0.5, "stack=token-dropping: share skipped by the middle layers")
     norm: Literal["layernorm", "rmsnorm"] = key("layernorm", "normalisation layer")
     norm_position: Literal["pre", "post", "sandwich"] = key(
         "pre", "before the blocks, after the residual sum, or around the blocks"
@@ -64,8 +64,8 @@ class ModelConfig(Settings):
     mup_base_width: PositiveInt | None = key(
         None, "hidden size whose initial weights, logits and learning rates hold (muP); see recipe mup"
     )
-    hidden_dropout_prob: Rate = key(0.0, "dropout of embeddings and block outputs", le=0.9)
-    attention_probs_dropout_prob: Rate = key(0.0, "dropout of attention weights", le=0.9)
+    hidden_dropout_prob: Rate = key(0.0, "dropout of embeddings and block outputs")
+    attention_probs_dropout_prob: Rate = key(0.0, "dropout of attention weights")
     document_masking: bool = key(False, "pretraining: attention stays within a document")
     attention_kernel: Literal["auto", "sdpa", "eager", "flex", "flash"] = key(
         "auto", "in training; flex and flash need CUDA. auto: eager on a CPU, else sdpa"
@@ -90,7 +90,10 @@ class ModelConfig(Settings):
             if getattr(self, name) % 2:
                 raise ValueError(f"{name}: must be even, got {getattr(self, name)}")
         if self.positions == "rotary" and (width := self.hidden_size // self.num_attention_heads) % 2:
-            raise ValueError(f"num_attention_heads: rotary positions need heads of even width, got {width}")
+            raise ValueError(
+                f"num_attention_heads: rotary positions need heads of even width, got hidden_size="
+                f"{self.hidden_size} / {self.num_attention_heads} = {width}"
+            )
         if self.value_embeddings > (self.num_hidden_layers + 1) // 2:
             raise ValueError(
                 f"value_embeddings: at most half of the {self.num_hidden_layers} layers, got {self.value_embeddings}"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt, field_validator, model_validator
 
 from cram_composer.config.schema.algorithms import AlgorithmsConfig
-from cram_composer.config.schema.base import Duration, Settings, Share, key
+from cram_composer.config.schema.base import Duration, Place, Settings, Share, key
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.config.schema.model import ModelConfig
 from cram_composer.config.schema.objective import ObjectiveConfig
@@ -114,11 +114,11 @@ class RunConfig(Settings):
 
     run_name: str | None = key(None, "folder under runs_dir; null: name of the YAML")
     runs_dir: str = key("runs", "folder of run folders")
-    runs_remote: str | None = key(
+    runs_remote: Place | None = key(
         None, "copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://"
     )
     recipes: list[str] = key(list, "names of recipes, a preset first")
-    seed: int = key(17, "seed of weights, data order and masks")
+    seed: int = key(17, "seed of weights, data order and masks", ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: cuda if there is a GPU")
     budget: BudgetConfig = key(BudgetConfig, "what may be spent")
     data: DataConfig = key(DataConfig, "what is read")

@@ -22,8 +22,9 @@ class Schedule(Settings):
 
     @model_validator(mode="after")
     def _check_phases(self) -> Schedule:
-        if getattr(self, "warmup", 0.0) + getattr(self, "decay", 0.0) > 1.0:
-            raise ValueError("warmup and decay together are longer than the budget")
+        warmup, decay = getattr(self, "warmup", 0.0), getattr(self, "decay", 0.0)
+        if warmup + decay > 1.0:
+            raise ValueError(f"warmup and decay together are longer than the budget: {warmup} + {decay} is above 1")
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from cram_composer.config.messages import nearest
+from cram_composer.config.messages import did_you_mean
 from cram_composer.config.schema.model import SIZES, ModelConfig
 from cram_composer.errors import ConfigError
 
@@ -19,16 +19,15 @@ def check_hugging_face(model: ModelConfig) -> None:
     name = model.hf_name or ""
     if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise ConfigError(
-            f"model.hf_name: '{name}' is not a masked LM of transformers; did you mean "
-            f"'{nearest(name, MODEL_FOR_MASKED_LM_MAPPING_NAMES)}'?"
+            f"model.hf_name: '{name}' is not a masked LM of transformers"
+            f"{did_you_mean(name, MODEL_FOR_MASKED_LM_MAPPING_NAMES)}"
         )
     defaults = AutoConfig.for_model(name)
     known = {**defaults.to_dict(), **dict.fromkeys(defaults.attribute_map)}
     for key in model.hf_overrides:
         if key not in known:
             raise ConfigError(
-                f"model.hf_overrides.{key}: {type(defaults).__name__} has no such key; did you mean "
-                f"'{nearest(key, known)}'?"
+                f"model.hf_overrides.{key}: {type(defaults).__name__} has no such key{did_you_mean(key, known)}"
             )
     config = AutoConfig.for_model(name, **{**{size: getattr(model, size) for size in SIZES}, **model.hf_overrides})
     # Not every architecture has both: FNet has no attention.

@@ -16,6 +16,8 @@ def check_run(config: RunConfig, world_size: int) -> None:
     if not any((config.data.local, config.data.remote, config.data.build)):
         raise ConfigError("data: no data set; set data.build, data.local or data.remote")
     _check_batches(config, world_size)
+    if config.device == "cpu" and config.optimizer.name == "adamw-8bit":
+        raise ConfigError("optimizer.name: adamw-8bit needs a GPU; set adamw")
     if config.device == "cpu" and config.train.precision == "fp16":
         raise ConfigError("train.precision: fp16 needs a GPU; set bf16 or fp32")
     check_combinations(config)

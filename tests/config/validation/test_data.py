@@ -36,7 +36,10 @@ def test_mixtures_and_curricula_are_read():
     ("overrides", "message"),
     [
         (["data.mixture={wiki: {proportion: -1}}"], "data.mixture.wiki.proportion: must be >= 0, got -1"),
-        (["data.mixture={wiki: {share: 1}}"], "data.mixture.wiki.share: unknown key; did you mean '"),
+        (
+            ["data.mixture={wiki: {share: 1}}"],
+            "data.mixture.wiki.share: unknown key; there are choose, proportion, repeat",
+        ),
         (["data.mixture={wiki: {repeat: 2, choose: 3}}"], "data.mixture.wiki: repeat and choose are both set"),
         (
             ["data.mixture={wiki: {repeat: 2}}", "data.curriculum=[{proportions: {wiki: 1}}]"],
