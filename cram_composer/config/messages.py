@@ -129,7 +129,8 @@ def _unknown_key(key: str, path: list[str], section: type[BaseModel] | None) -> 
     if not known:
         return "unknown key; this section has no settings"
     chosen = tag(section) if section is not None else None
-    hint = did_you_mean(path[-1], known) or f"; there are {', '.join(sorted(known))}"
+    listed = ", ".join(sorted(known))
+    hint = did_you_mean(path[-1], known) or (f", which has {listed}" if chosen else f"; there are {listed}")
     return f"unknown key{f' for {chosen!r}' if chosen else ''}{hint}"
 
 
