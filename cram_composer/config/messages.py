@@ -49,15 +49,16 @@ def config_error(
     key, text = _describe(problem, section, path)
     involved = [f"{key.rpartition('.')[0]}.{name}" for name in re.findall(r"(\w+)=", text)]
     latest, source = last_set([key, *involved])
-    origin = set_in(source) if latest == key else set_in(source).replace("(set", f"({latest} set")
+    origin = set_in(source, "" if latest == key else latest)
     return ConfigError(f"{key}: {text}{origin}" if key else f"{text}{origin}")
 
 
-def set_in(source: str | None) -> str:
-    """Name the layer that a value is from, in parentheses; nothing for a default."""
+def set_in(source: str | None, key: str = "") -> str:
+    """Name the layer that a value, of another `key` if given, is from, in parentheses; nothing for a default."""
     if source is None:
         return ""
-    return " (set on the command line)" if source == "command line" else f" (set in {source})"
+    place = "on the command line" if source == "command line" else f"in {source}"
+    return f" ({key} set {place})" if key else f" (set {place})"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -138,8 +138,8 @@ class RunConfig(Settings):
     @classmethod
     def _default_name(cls, value: Any, info: Any) -> Any:
         """Let a section without a name be that of the default optimizer or schedule."""
-        default = {"optimizer": "adamw", "schedule": "triangle"}[info.field_name]
-        return {"name": default, **value} if isinstance(value, dict) else value
+        default = cls.model_fields[info.field_name].get_default(call_default_factory=True)
+        return {"name": default.name, **value} if isinstance(value, dict) else value
 
     @field_validator("recipes", mode="before")
     @classmethod
