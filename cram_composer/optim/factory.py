@@ -1,16 +1,18 @@
-"""Optimizers by name. To add one: settings in config/schema/optimizer.py, a function and a line in `OPTIMIZERS`."""
+"""Optimizers by name. To add one: a class in config/schema/optimizer.py, a line in `OPTIMIZERS`, and a recipe."""
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from cram_composer.config.schema.optimizer import Optimizer
 from cram_composer.errors import CramError
 from cram_composer.optim.groups import parameter_groups
 from cram_composer.optim.parameters import ModelParameter
@@ -21,12 +23,26 @@ if TYPE_CHECKING:
 Groups = Callable[..., list[dict[str, Any]]]  # `parameter_groups` with all but its options bound
 Builder = Callable[[nn.Module, Any, Groups], torch.optim.Optimizer]
 
-# pytorch_optimizer is imported where it is used: it takes a second, and AdamW does without it.
+# Libraries are imported where they are used: pytorch_optimizer takes a second, and AdamW does without it.
 
 
-def adamw(model: nn.Module, settings: schema.AdamWConfig, groups: Groups) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), torch's fused kernel: one pass over all parameters."""
-    return torch.optim.AdamW(groups(), betas=settings.betas, eps=settings.eps, fused=True)
+def library(path: str, renamed: Mapping[str, str] = MappingProxyType({}), **fixed: Any) -> Builder:
+    """Return a builder for the class at `path` ("module:class").
+
+    The class gets the parameter groups, the settings of this optimizer alone as keyword arguments, those in `renamed`
+    under the library's name, and `fixed`.
+    """
+
+    def build(model: nn.Module, settings: Any, groups: Groups) -> torch.optim.Optimizer:
+        module, _, name = path.partition(":")
+        own = settings.model_dump(exclude=set(Optimizer.model_fields))
+        optimizer = getattr(importlib.import_module(module), name)
+        built: torch.optim.Optimizer = optimizer(
+            groups(), **{renamed.get(key, key): value for key, value in own.items()}, **fixed
+        )
+        return built
+
+    return build
 
 
 def adamw_8bit(model: nn.Module, settings: schema.AdamW8bitConfig, groups: Groups) -> torch.optim.Optimizer:
@@ -47,10 +63,7 @@ def adamw_8bit(model: nn.Module, settings: schema.AdamW8bitConfig, groups: Group
 
 
 def adafactor(model: nn.Module, settings: schema.AdafactorConfig, groups: Groups) -> torch.optim.Optimizer:
-    """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) at the run's own learning rate.
-
-    Not torch's: that one caps the rate at 1 / sqrt(step), whatever the schedule says.
-    """
+    """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) at the run's own learning rate."""
     from pytorch_optimizer import AdaFactor
 
     return AdaFactor(
@@ -61,13 +74,6 @@ def adafactor(model: nn.Module, settings: schema.AdafactorConfig, groups: Groups
         relative_step=False,
         momentum_dtype=torch.float32,
     )
-
-
-def adan(model: nn.Module, settings: schema.AdanConfig, groups: Groups) -> torch.optim.Optimizer:
-    """Adan (Xie et al. 2022, arXiv 2208.06677, algorithm 1, with its proximal weight decay)."""
-    from pytorch_optimizer import Adan
-
-    return Adan(groups(), betas=settings.betas, eps=settings.eps)
 
 
 def lamb(model: nn.Module, settings: schema.LambConfig, groups: Groups) -> torch.optim.Optimizer:
@@ -87,13 +93,6 @@ def lamb(model: nn.Module, settings: schema.LambConfig, groups: Groups) -> torch
     )
     optimizer.clamp = math.inf
     return optimizer
-
-
-def lion(model: nn.Module, settings: schema.LionConfig, groups: Groups) -> torch.optim.Optimizer:
-    """Lion (Chen et al. 2023, arXiv 2302.06675, algorithm 2): the sign of an interpolated momentum."""
-    from pytorch_optimizer import Lion
-
-    return Lion(groups(), betas=settings.betas)
 
 
 def muon(model: nn.Module, settings: schema.MuonConfig, groups: Groups) -> torch.optim.Optimizer:
@@ -119,23 +118,6 @@ def muon(model: nn.Module, settings: schema.MuonConfig, groups: Groups) -> torch
     )
 
 
-def radam(model: nn.Module, settings: schema.RAdamConfig, groups: Groups) -> torch.optim.Optimizer:
-    """RAdam (Liu et al. 2019, arXiv 1908.03265, algorithm 2), torch's own, with decoupled weight decay."""
-    return torch.optim.RAdam(
-        groups(), betas=settings.betas, eps=settings.eps, decoupled_weight_decay=True, foreach=True
-    )
-
-
-def schedule_free(model: nn.Module, settings: schema.ScheduleFreeConfig, groups: Groups) -> torch.optim.Optimizer:
-    """Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682, algorithm 1).
-
-    Warmup is the schedule's: the average weighs a step by the square of the highest rate so far, as with the authors'.
-    """
-    from pytorch_optimizer import ScheduleFreeAdamW
-
-    return ScheduleFreeAdamW(groups(), betas=settings.betas, eps=settings.eps, r=settings.averaging_power)
-
-
 def shampoo(model: nn.Module, settings: schema.ShampooConfig, groups: Groups) -> torch.optim.Optimizer:
     """Shampoo by blocks, grafted on RMSProp's step size (Anil et al. 2020, arXiv 2002.09018, section 4).
 
@@ -159,53 +141,21 @@ def shampoo(model: nn.Module, settings: schema.ShampooConfig, groups: Groups) ->
     )
 
 
-def soap(model: nn.Module, settings: schema.SoapConfig, groups: Groups) -> torch.optim.Optimizer:
-    """SOAP (Vyas et al. 2024, arXiv 2409.11321, algorithm 3): Adam in the eigenbasis of Shampoo's preconditioner."""
-    from pytorch_optimizer import SOAP
-
-    return SOAP(
-        groups(),
-        betas=settings.betas,
-        eps=settings.eps,
-        precondition_frequency=settings.precondition_frequency,
-        max_precondition_dim=settings.max_precondition_dim,
-    )
-
-
-def sophia(model: nn.Module, settings: schema.SophiaConfig, groups: Groups) -> torch.optim.Optimizer:
-    """Sophia-G (Liu et al. 2023, arXiv 2305.14342), see SophiaG."""
-    from cram_composer.optim.sophia import SophiaG
-
-    return SophiaG(
-        groups(),
-        betas=settings.betas,
-        eps=settings.eps,
-        rho=settings.rho,
-        hessian_frequency=settings.hessian_frequency,
-    )
-
-
-def stableadamw(model: nn.Module, settings: schema.StableAdamWConfig, groups: Groups) -> torch.optim.Optimizer:
-    """AdamW with Adafactor's update clipping per tensor (Wortsman et al. 2023, arXiv 2304.13013, algorithm 2)."""
-    from pytorch_optimizer import StableAdamW
-
-    return StableAdamW(groups(), betas=settings.betas, eps=settings.eps)
-
-
 OPTIMIZERS: dict[str, Builder] = {
+    # Not torch's Adafactor: that one caps the rate at 1 / sqrt(step), whatever the schedule says.
     "adafactor": adafactor,
-    "adamw": adamw,
+    "adamw": library("torch.optim:AdamW", fused=True),
     "adamw-8bit": adamw_8bit,
-    "adan": adan,
+    "adan": library("pytorch_optimizer:Adan"),
     "lamb": lamb,
-    "lion": lion,
+    "lion": library("pytorch_optimizer:Lion"),
     "muon": muon,
-    "radam": radam,
-    "schedule-free": schedule_free,
+    "radam": library("torch.optim:RAdam", decoupled_weight_decay=True, foreach=True),
+    "schedule-free": library("pytorch_optimizer:ScheduleFreeAdamW", renamed={"averaging_power": "r"}),
     "shampoo": shampoo,
-    "soap": soap,
-    "sophia": sophia,
-    "stableadamw": stableadamw,
+    "soap": library("pytorch_optimizer:SOAP"),
+    "sophia": library("cram_composer.optim.sophia:SophiaG"),
+    "stableadamw": library("pytorch_optimizer:StableAdamW"),
 }
 
 

@@ -31,6 +31,7 @@ from cram_composer.storage.files import link_or_copy, write_atomic, write_json
 
 BRANCH_YAML = "branch.yaml"
 _TOLERANCE = 0.02  # as shares: of a kept checkpoint from the requested time, and of its progress from its point
+_LATEST_SECONDS = 2.0  # by which a step or a pause of the machine may delay a checkpoint of a short budget
 _PROGRESS_DEPENDENT = {  # settings whose value at a step depends on the budget
     "algorithms.ema": "ema",
     "algorithms.swa": "swa",
@@ -131,7 +132,8 @@ def _nearest_branch_point(
         raise CramError(
             f"--at: {trunk} kept no checkpoint at {_format_amount(wanted, unit)}; it has checkpoints at {available}"
         )
-    if nearest.progress - nearest.point > _TOLERANCE:
+    allowed = max(_TOLERANCE * limit, _LATEST_SECONDS if unit == "seconds" else 0.0)
+    if (nearest.progress - nearest.point) * limit > allowed:
         raise CramError(
             f"--at: {trunk} was interrupted there, and kept its checkpoint at {nearest.progress:.1%} of its budget "
             f"instead of {nearest.point:.1%}; branch from another"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticUndefined
 
 from cram_composer.config.units import parse_bytes, parse_duration, split_uri
 
@@ -40,6 +41,16 @@ def key(default: Any, meaning: str, **limits: Any) -> Any:
     if callable(default):
         return Field(default_factory=default, description=meaning, **limits)
     return Field(default, description=meaning, **limits)
+
+
+def chosen_by_name(base: type[Settings]) -> Any:
+    """Return the union of all classes below `base` that declare a `name`, told apart by it, in order of names."""
+    found, queue = {}, [base]
+    while queue:
+        queue += (section := queue.pop()).__subclasses__()
+        if (name := section.model_fields["name"].default) is not PydanticUndefined:
+            found[name] = section
+    return Annotated[Union[tuple(found[name] for name in sorted(found))], Field(discriminator="name")]  # noqa: UP007
 
 
 def _checked_duration(text: str) -> str:

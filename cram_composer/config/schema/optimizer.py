@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
-from cram_composer.config.schema.base import Beta, Betas, Settings, key
+from cram_composer.config.schema.base import Beta, Betas, Settings, chosen_by_name, key
 
 _EPS = "added to the root of the second moment"
 _LR_SCALE = "learning rate of this optimizer, in units of `lr`"
@@ -169,8 +169,7 @@ class StableAdamWConfig(_Adam):
     betas: Betas = key((0.9, 0.99), "decay rates of the two moments")
 
 
-OptimizerConfig = Annotated[
-    AdamWConfig | AdafactorConfig | AdamW8bitConfig | AdanConfig | LambConfig | LionConfig | MuonConfig | RAdamConfig
-    | ScheduleFreeConfig | ShampooConfig | SoapConfig | SophiaConfig | StableAdamWConfig,
-    Field(discriminator="name"),
-]  # fmt: skip
+if TYPE_CHECKING:
+    OptimizerConfig = Optimizer
+else:
+    OptimizerConfig = chosen_by_name(Optimizer)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
-from cram_composer.config.schema.base import Settings, Share, key
+from cram_composer.config.schema.base import Settings, Share, chosen_by_name, key
 
 _START = "factor of the peak rate at progress 0"
 _PEAK_AT = "progress of the peak"
@@ -119,8 +119,7 @@ class WsdConfig(_WithWarmup):
     decay_shape: Literal["linear", "1-sqrt"] = key("linear", "1-sqrt: Haegele et al. 2024, section 3")
 
 
-ScheduleConfig = Annotated[
-    TriangleConfig | OneCycleConfig | LinearConfig | PolynomialConfig | CosineConfig | CosineRestartsConfig
-    | InverseCosineConfig | MultiCycleConfig | ConstantConfig | InverseSqrtConfig | WsdConfig,
-    Field(discriminator="name"),
-]  # fmt: skip
+if TYPE_CHECKING:
+    ScheduleConfig = Schedule
+else:
+    ScheduleConfig = chosen_by_name(Schedule)
