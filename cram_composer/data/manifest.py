@@ -15,7 +15,7 @@ from cram_composer.storage.files import read_json
 
 MANIFEST = "manifest.json"
 EXAMPLES = "examples.json"
-COLUMN = "rows"  # of the MDS records: a block of rows
+COLUMN = "rows"  # column of the MDS records; holds a block of rows
 FORMAT_VERSION = 2
 _READ_BYTES = 8 << 20
 

@@ -14,7 +14,7 @@ SYLLABLES = ["ba", "co", "di", "fu", "ga", "ho", "li", "mo", "nu", "pe", "ri", "
 
 
 def synthetic_documents(count: int, seed: int = 0) -> list[str]:
-    """Different documents of 20 to 120 words, which a small vocabulary covers."""
+    """Return different documents of 20 to 120 words, which a small vocabulary covers."""
     random = np.random.default_rng(seed)
     words = ["".join(random.choice(SYLLABLES, random.integers(1, 4))) for _ in range(600)]
     lengths = random.integers(20, 120, count)
@@ -28,7 +28,7 @@ def documents() -> list[str]:
 
 @pytest.fixture(scope="session")
 def corpus(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The documents as a .jsonl file."""
+    """Return the documents as a .jsonl file."""
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return path

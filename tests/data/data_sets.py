@@ -23,7 +23,7 @@ TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
 
 def numbered_rows(count: int, start: int = 0, length: int = LENGTH) -> NDArray[np.uint16]:
-    """Rows that say which they are in their first two tokens, [count, length]."""
+    """Return rows [count, length] whose first two tokens encode their number."""
     rows = np.random.default_rng(start).integers(5, 200, (count, length)).astype(np.uint16)
     numbers = np.arange(start, start + count)
     rows[:, 0], rows[:, 1] = numbers // 190 + 5, numbers % 190 + 5
@@ -31,7 +31,7 @@ def numbered_rows(count: int, start: int = 0, length: int = LENGTH) -> NDArray[n
 
 
 def number_of(rows: NDArray) -> list[int]:
-    """The numbers of `numbered_rows`."""
+    """Return the numbers of `numbered_rows`."""
     return [int(a - 5) * 190 + int(b - 5) for a, b in rows[:, :2]]
 
 
@@ -45,7 +45,7 @@ def write_data_set(
     compression: str = "none",
     ordering: str = "random",
 ) -> Path:
-    """A data set as the build makes it. `rows` are those of each train stream, numbered on from one to the next."""
+    """Write a data set like a build. `rows` counts the rows of each train stream, numbered across the streams."""
     streams = {"train": rows} if isinstance(rows, int) else rows
     (root / "tokenizer").mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
@@ -83,9 +83,9 @@ def write_data_set(
 
 
 def close_shared_memory() -> None:
-    """Let go of what Streaming keeps to the end of the process, if it is much, and of what killed processes left.
+    """Free shared memory that Streaming keeps until the process ends, if there is much, or that killed processes left.
 
-    A data set that is opened opens the shared memory of all others, and a process may have no more than 1,024 files.
+    Opening a data set opens the shared memory of all others, and a process can have only 1,024 open files.
     """
     descriptors = Path("/proc/self/fd")
     if descriptors.is_dir() and len(list(descriptors.iterdir())) > 200:
@@ -94,7 +94,7 @@ def close_shared_memory() -> None:
         for held in gc.get_objects():
             if type(held) is SharedMemory:
                 atexit.unregister(held.cleanup)
-                with suppress(BufferError):  # an array in use holds it
+                with suppress(BufferError):  # an array still uses it
                     held.cleanup()
 
 

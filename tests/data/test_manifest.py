@@ -16,7 +16,7 @@ TRAIN, VALIDATION = "train/00000/shard.00000.mds", "validation/00000/shard.00000
 
 @pytest.fixture
 def root(tiny_data, tmp_path) -> Path:
-    """A copy to damage."""
+    """Return a copy of a data set, to be damaged."""
     return Path(shutil.copytree(tiny_data, tmp_path / "data"))
 
 

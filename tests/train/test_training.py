@@ -245,7 +245,7 @@ def test_shards_come_from_a_remote(train: Train, tiny_data: Path, tmp_path: Path
     assert shard.read_bytes() == (tiny_data / shard.relative_to(cache)).read_bytes()
     (cache / "manifest.json").write_text("{}")
     other = train(*remote, "run_name=o")
-    assert other.returncode == 2 and "holds another data set" in other.stderr
+    assert other.returncode == 2 and "contains a different data set" in other.stderr
 
 
 def test_two_ranks_take_the_same_steps_and_feed_twice_the_tokens(train: Train, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The blocks of a data set by number; their shards are fetched and evicted as needed.
+"""Access to the blocks of a data set by number, with shards fetched and evicted as needed.
 
 Streaming provides the shard format, the shard states shared by all processes of a machine, eviction and the sampling of
 epochs. Missing in Streaming 0.13 (docs/upstream.md) and added here: a shard that cannot be fetched raises an error in
@@ -29,7 +29,7 @@ from cram_composer.errors import CramError
 
 _POLL_SECONDS = 0.02
 _MAX_READS = 8  # a shard may be evicted between fetching and reading
-# A shard's blocks are spread over this many shards' worth of an epoch, which must be local at the same time.
+# The shuffle spreads a shard's blocks over a window of this many shards, which must all be local at the same time.
 _WINDOW_SHARDS = 16
 
 
@@ -63,11 +63,12 @@ class BlockDataset(StreamingDataset):
         )
         if block_rows is not None and len(block_rows) != self.num_samples:
             raise CramError(
-                f"{streams[0].local}: the index lists {self.num_samples} blocks, the manifest {len(block_rows)}"
+                f"{streams[0].local}: the index lists {self.num_samples} blocks, the manifest {len(block_rows)}; "
+                "the data set is damaged, copy or build it again"
             )
         self.block_rows = block_rows
         self._fetch_timeout = max(stream.fetch_timeout for stream in streams)
-        # Streaming would mistake a lock file that a killed process left for a running one.
+        # Streaming would mistake its own lock file, left by a killed process, for a running process.
         split_folders = "\n".join(sorted(os.path.abspath(os.path.join(s.local, s.split)) for s in streams))
         name = f"cram-shards-{os.getuid()}-{hashlib.sha256(split_folders.encode()).hexdigest()[:16]}.lock"
         self._cache_filelock_path = os.path.join(tempfile.gettempdir(), name)
@@ -80,8 +81,8 @@ class BlockDataset(StreamingDataset):
 
     def __del__(self) -> None:
         super().__del__()
-        # Streaming keeps its shared memory and open files until the process exits. Memory that ranks share must stay: a
-        # slower rank would find the names of the next data set taken.
+        # Streaming keeps its shared memory and open files until the process exits. Memory that ranks share must stay:
+        # otherwise a slower rank finds the names of the next data set taken.
         if getattr(self, "_opened_by", None) != os.getpid() or self._unique_rank_world.num_ranks > 1:
             return
         shared = [self._shared_barrier._arr, self._next_epoch.arr, self._cache_usage.arr]
@@ -129,7 +130,7 @@ class BlockDataset(StreamingDataset):
             added = stream.prepare_shard(shard, max(MIN_FETCH_SECONDS, deadline - time.monotonic()))
             state = _ShardState.LOCAL
         finally:
-            # In any case: all processes would wait forever for a shard left as "preparing".
+            # Also after an error: other processes would wait forever for a shard in the state PREPARING.
             with self._cache_lock():
                 self.cache_usage += added - reserved
                 self._shard_access_times[shard_id] = time.time_ns()
@@ -144,9 +145,9 @@ class BlockDataset(StreamingDataset):
         return int(self.spanner[block][0])
 
     def epoch_order(self, epoch: int, stream: int | None = None) -> NDArray[np.int64]:
-        """Return the blocks of an epoch in order, of one stream or all: Streaming's sampling and py1e shuffle.
+        """Return the block ids of an epoch in order, for one stream or all, by Streaming's sampling and py1e shuffle.
 
-        In stored order each stream keeps its own order, and several are interleaved evenly.
+        Without shuffling, each stream keeps its stored order and several streams are interleaved evenly.
         """
         units, ids = self.resample_streams(epoch, stream)
         if self.shuffle:

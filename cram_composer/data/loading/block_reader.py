@@ -1,4 +1,4 @@
-"""Reader processes: they read the requested blocks and fetch shards ahead."""
+"""Reader processes, which read the requested blocks and prefetch shards."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class BlockReader(Dataset):
             return request.key, self._blocks[request.block]
         except CramError as error:
             return request.key, ReadFailure(str(error))
-        except Exception as error:  # any error must reach the reader, which would wait otherwise
+        except Exception as error:  # the requesting process would wait forever for a lost error
             line = (str(error).splitlines() or [""])[0]
             return request.key, ReadFailure(f"{self._blocks.streams[0].local}: {type(error).__name__}: {line}")
 
@@ -88,7 +88,7 @@ def identity(item: _T) -> _T:
 
 
 def init_worker(worker: int) -> None:
-    """Tie the reader process to its parent, and ignore signals to the process group."""
+    """End this reader process with its parent, and ignore signals to the process group."""
     # Ctrl-C and `timeout` signal the process group, but the last step before the checkpoint still needs its rows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):
@@ -99,8 +99,8 @@ def init_worker(worker: int) -> None:
 def kill_workers(loader_iterator: Any) -> None:
     """Kill the reader processes of a torch loader's iterator.
 
-    torch asks them to exit and waits, and Python waits again at its own exit: forever, for a process that is stopped or
-    blocked by a dead disk.
+    torch waits for them to exit, and so does Python at its own exit. Both would wait forever for a process that is
+    stopped or blocked by a failed disk.
     """
     workers = getattr(loader_iterator, "_workers", [])
     if not workers:

@@ -11,7 +11,7 @@ from cram_composer.data.loading.stream import TrainLoader
 
 
 class _UncopiedMicrobatch(dict[str, torch.Tensor]):
-    """A microbatch that is not copied: Composer deep-copies each for training metrics, which no model here has."""
+    """A microbatch that deep-copies to itself: Composer copies each for training metrics, which no model here has."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _UncopiedMicrobatch:
         return self

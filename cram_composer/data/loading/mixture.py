@@ -15,7 +15,7 @@ _PREFIX = "train-"
 
 @dataclass(frozen=True)
 class SelectedStream:
-    """A train stream that is read: its split, and at most one of Streaming's weights."""
+    """A train stream to read: its split and at most one of Streaming's weights."""
 
     split: str
     proportion: float | None = None
@@ -43,13 +43,13 @@ def select_streams(config: DataConfig, manifest: Manifest) -> list[SelectedStrea
         without = [stream_name(split) for split, weight in weights if weight.proportion is None]
         if without:
             raise CramError(
-                f"data.mixture: no proportion for {', '.join(without)}; give every stream one, 0 to leave it out"
+                f"data.mixture: no proportion for {', '.join(without)}; set one for every stream (0 leaves it out)"
             )
     chosen = [SelectedStream(split, w.proportion, w.repeat, w.choose) for split, w in weights]
     # Streaming distributes leftover blocks to all streams, including those of proportion 0.
     chosen = [stream for stream in chosen if stream.proportion != 0.0 and stream.repeat != 0.0]
     if not chosen:
-        raise CramError("data.mixture: every stream has the weight 0; raise one")
+        raise CramError("data.mixture: the weights of all streams are 0; set at least one > 0")
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""Opening a prepared data set: its rows as a stream or an array."""
+"""Open a prepared data set as a stream or an array of rows."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def open_block_dataset(
 
 @contextmanager
 def _opening_lock() -> Iterator[None]:
-    """Let one run per user open a data set at a time: concurrent ones take each other's shared memory names."""
+    """Let one run per user open a data set at a time: concurrent runs take each other's shared memory names."""
     lock = FileLock(Path(tempfile.gettempdir()) / f"cram-opening-{os.getuid()}.lock")
     with lock if get_local_rank() == 0 else nullcontext():
         barrier()
@@ -82,13 +82,13 @@ def _open_with_retry(data: PreparedDataset, open_new: Callable[[], BlockDataset]
         return _retry_name_collisions(open_new)
     except ValueError as error:
         raise CramError(
-            f"{data.root}: another run uses this folder as its cache; give each its own data.local"
+            f"{data.root}: another run uses this folder as its cache; set data.local to a different folder"
         ) from error
 
 
 def _retry_name_collisions(open_new: Callable[[], BlockDataset]) -> BlockDataset:
     """Open a data set, retrying if another process takes the shared memory name that Streaming found free."""
-    tries = _NAME_TRIES if get_world_size() == 1 else 1  # ranks that have agreed on a name cannot switch to another
+    tries = _NAME_TRIES if get_world_size() == 1 else 1  # ranks that have agreed on a name cannot change it
     for _ in range(tries - 1):
         try:
             return open_new()
@@ -114,7 +114,7 @@ def _block_rows(data: PreparedDataset, split: str) -> NDArray[np.int64] | None:
         return np.array([counts["rows"]])
     if counts["rows"] != counts["blocks"] * full:
         raise CramError(
-            f"{data.root}: split {split} has {counts['rows']} rows, which are not {counts['blocks']} blocks of {full}; "
+            f"{data.root}: split {split} has {counts['rows']} rows, but {counts['blocks']} blocks of {full} rows; "
             "the data set is damaged, copy or build it again"
         )
     return np.full(counts["blocks"], full)
@@ -141,7 +141,7 @@ def open_validation(data: PreparedDataset, limit: int) -> tuple[NDArray, int]:
 def open_train(
     data: PreparedDataset, config: DataConfig, *, seed: int, rank: int = 0, world_size: int = 1, reserved: int = 0
 ) -> RowStream:
-    """Open the training rows from the beginning. Collective; `reserved` bytes of the cache are in use already."""
+    """Open the training rows from the beginning. Collective; `reserved` bytes of the cache are already in use."""
     streams = select_streams(config, data.manifest)
     limit = None if data.cache_limit is None else data.cache_limit - reserved
     blocks = open_block_dataset(data, streams, shuffle=is_shuffled(config, data.manifest), seed=seed, cache_limit=limit)
@@ -159,5 +159,5 @@ def open_train(
 
 
 def is_shuffled(config: DataConfig, manifest: Manifest) -> bool:
-    """Return True if `data.order` asks for random order or, by default, if the build did not sort the rows."""
+    """Return True if `data.order` selects random order or, by default, if the build did not sort the rows."""
     return manifest["ordering"] == "random" if config.order == "auto" else config.order == "shuffled"

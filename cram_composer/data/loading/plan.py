@@ -37,7 +37,10 @@ class ReadPlan:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the position that a plan of the same orders reported."""
         if len(state["rows"]) != len(self.orders):
-            raise CramError(f"the checkpoint has {len(state['rows'])} data streams, this run has {len(self.orders)}")
+            raise CramError(
+                f"the checkpoint has {len(state['rows'])} data streams, this run has {len(self.orders)}; "
+                "resume with the data of the checkpoint"
+            )
         self.next, self._owed = list(state["rows"]), list(state["owed"])
         self._step = None
 
@@ -73,7 +76,7 @@ class ReadPlan:
         return key
 
     def discard(self, key: BlockKey) -> None:
-        """Remove a block that was read directly from the look-ahead."""
+        """Remove from the look-ahead a block that was read directly."""
         self._upcoming.pop(key, None)
 
     def look_ahead(self, count: int, known: set[BlockKey]) -> list[BlockKey]:

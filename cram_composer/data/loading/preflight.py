@@ -54,7 +54,7 @@ class RemoteDataset:
                 if storage is self._storages[-1]:
                     raise
                 _warn(f"{error}; using the other copy of the data")
-        raise AssertionError("there is a storage")
+        raise AssertionError("no storage")
 
     def check_shards(self, shards: dict[str, Shard]) -> None:
         """Check presence and size of every shard by one listing of each copy. Raises CramError."""
@@ -73,7 +73,7 @@ class RemoteDataset:
             raise CramError(f"{'; '.join(unavailable[0])}{more}; copy the data set there again")
         incomplete = [problems for problems in wrong.values() if problems]
         if incomplete:
-            _warn(f"{incomplete[0][0]}; {len(incomplete)} of {len(shards)} shards are in one copy of the data only")
+            _warn(f"{incomplete[0][0]}; {len(incomplete)} of {len(shards)} shards are in only one copy of the data")
 
 
 def download_metadata(remote: RemoteDataset, root: Path) -> Manifest:
@@ -99,7 +99,7 @@ def _download_metadata(remote: RemoteDataset, root: Path, scratch: Path) -> Mani
     manifest = remote.download(MANIFEST, scratch / MANIFEST, lambda _: load_manifest(scratch))
     kept = root / MANIFEST
     if kept.is_file() and kept.read_bytes() != (scratch / MANIFEST).read_bytes():
-        raise CramError(f"{root}: holds another data set than {remote.uri}; choose another folder with data.local")
+        raise CramError(f"{root}: contains a different data set from {remote.uri}; set data.local to another folder")
 
     def check_tokenizer(path: Path) -> None:
         if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["tokenizer_sha256"]:
@@ -168,15 +168,15 @@ def check_disk_space(root: Path, shards: dict[str, Shard], kept: int, cache_limi
     )
     if cache_limit is not None and cache_limit < 5 * largest:
         raise CramError(
-            f"data.cache_limit: {format_bytes(cache_limit)} is less than five times the largest shard, "
-            f"{format_bytes(largest)}; set at least {-(-5 * largest // (1 << 20))}mb"
+            f"data.cache_limit: must be at least five times the largest shard ({format_bytes(largest)}), "
+            f"got {format_bytes(cache_limit)}; set it to {-(-5 * largest // (1 << 20))}mb or more"
         )
     needed = (total if cache_limit is None else min(total, cache_limit)) - kept
     free = shutil.disk_usage(root).free
     if free < needed:
         raise CramError(
-            f"{root}: the shards take {format_bytes(needed)} of disk and {format_bytes(free)} are free; make room, "
-            "choose another folder with data.local, or set data.cache_limit"
+            f"{root}: the shards need {format_bytes(needed)} of disk space, {format_bytes(free)} are free; free some "
+            "space, set data.local to a folder on another disk, or set data.cache_limit"
         )
 
 

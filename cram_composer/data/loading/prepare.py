@@ -1,4 +1,4 @@
-"""The data set of a run: built or downloaded if necessary, and checked, before the clock starts."""
+"""Prepare the data set of a run before the clock starts: build or download it if necessary, and check it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def prepare_dataset(config: DataConfig, local_leader: bool, wait: Callable[[], N
 
 
 def resolve_location(config: DataConfig) -> tuple[Path, str | None]:
-    """Return the local folder of the data set, and the remote that its content comes from, if any."""
+    """Return the local folder of the data set, and its remote, if any."""
     remote = config.remote
     if remote is None and config.local is None:
         assert config.build is not None  # checked when the run's configuration was validated
@@ -91,7 +91,7 @@ def resolve_location(config: DataConfig) -> tuple[Path, str | None]:
 
 def _build(config: DataConfig, output: str) -> None:
     if config.build is None:
-        raise CramError(f"{output}: no finished data set (data.local); build one with `cram data build`")
+        raise CramError(f"{output}: no finished data set (data.local); build one with: cram data build YAML")
     if not config.build_if_missing:
         raise CramError(f"{output}: no finished data set; build it first: cram data build {config.build}")
     build(compose(DataBuildConfig, config.build, [f"output={output}"]).config)

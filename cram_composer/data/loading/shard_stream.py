@@ -25,7 +25,7 @@ from cram_composer.errors import CramError
 from cram_composer.storage.client import Storage, StorageError
 
 TEMPORARY = ".fetching-"  # prefix of temporary file names
-MIN_FETCH_SECONDS = 10.0  # minimum time of a fetch, even if waiting for other processes took all the time
+MIN_FETCH_SECONDS = 10.0  # minimum time for a fetch, even after a long wait for other processes
 _DAMAGED = "the data set is damaged, copy or build it again"
 _NO_ROOM = "free some space, or set data.cache_limit"
 
@@ -84,7 +84,7 @@ class ShardStream(Stream):
         problems: dict[str, int] = {}
         ends = time.monotonic() + fetch_timeout
         for i, uri in enumerate(list(self._sources)):
-            # An unresponsive copy leaves a share of the time for the next one.
+            # Leaves a share of the time for the next copy if this one is unresponsive.
             share = max(MIN_FETCH_SECONDS, (ends - time.monotonic()) / (len(self._sources) - i))
             storage = self._open_storage(uri, share)
             for _ in range(2):  # fetch a damaged copy once more

@@ -31,11 +31,11 @@ from cram_composer.errors import CramError
 
 Batch = dict[str, torch.Tensor]
 _REQUESTS_PER_WORKER = 4
-_MASK_SEED = 1  # second number of the mask seed, which separates masks from other uses of the run's seed
+_MASK_SEED = 1  # second number of the mask seed; separates masks from other uses of the run's seed
 
 
 class RowStream:
-    """Endless rows of a data set: each step takes the next ones, of which this rank gets its share (see ReadPlan).
+    """Endless rows of a data set: each step takes the next rows and divides them among ranks (see ReadPlan).
 
     Args:
         orders: one endless sequence of rows per entry.
@@ -112,7 +112,7 @@ class RowStream:
         assert self._results is not None
         try:
             key, found = next(self._results)
-        except RuntimeError as error:  # a reader process ended, or timed out
+        except RuntimeError as error:  # a reader process ended or timed out
             self._stop_workers()
             raise CramError(f"{self._local_folder}: the data loader failed: {str(error).splitlines()[0]}") from None
         self._requests.in_flight.discard(key)

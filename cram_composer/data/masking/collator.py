@@ -24,18 +24,19 @@ class MaskedLMCollator:
     """Chooses and replaces the tokens to predict.
 
     Chosen tokens are listed in K slots per row, with K fixed for a row length so that shapes never change; unused slots
-    have the label -100. Special tokens are never chosen, nor used as replacement.
+    have the label -100. Special tokens are neither chosen nor used as replacements.
 
     Tokens are chosen one by one, by whole words, or by spans of whole words; a last word that does not fit is left out,
-    so a row has at most one word less than its count. A span is replaced as a whole: all [MASK], all random or all kept
-    (SpanBERT, Joshi et al. 2019, arXiv 1907.10529, section 3.1); otherwise each token is replaced independently.
+    so a row falls short of its count by less than one word. A span is replaced as a whole: all [MASK], all random or
+    all kept (SpanBERT, Joshi et al. 2019, arXiv 1907.10529, section 3.1); otherwise each token is replaced
+    independently.
 
     With `shift`, a token is predicted at the position before its own, where a causal model predicts it too (masked
     next-token prediction: GPT-BERT, Charpentier and Samuel 2024, arXiv 2410.24159, section 2). A row's first token and,
     with `sep_id`, a document's first token have no such position, so they (or their words) are not chosen.
-    Each row is used for causal attention with probability `causal_fraction`: such rows keep all their tokens, and as
-    many random tokens as in a masked row are labels, which estimates the causal loss without bias and at the same
-    weight.
+    Each row is used for causal attention with probability `causal_fraction`: such rows keep all their
+    tokens. As many random tokens as in a masked row are labels, so the causal loss is estimated without bias and at the
+    same weight.
     """
 
     vocab_size: int
@@ -149,7 +150,7 @@ class MaskedLMCollator:
         wanted: int | NDArray  # tokens per row
         if self.fixed_count:
             wanted = min(slots, max(1, round(probability * length)))
-            if self.pad_id is not None:  # a short row must stay as readable as a full one
+            if self.pad_id is not None:  # a short row is masked at the same rate as a full one
                 tokens = (inputs != self.pad_id).sum(axis=1, keepdims=True)
                 wanted = np.clip(np.rint(probability * tokens), 1, slots).astype(np.int64)
         else:
@@ -239,7 +240,7 @@ def evaluation_collator(
     sep_id: int | None = None,
     shift: bool = False,
 ) -> MaskedLMCollator:
-    """Build the collator of held-out evaluation: 15 % of every row, all [MASK], for comparable losses of all runs.
+    """Build the collator of held-out evaluation: 15 % of every row, all [MASK], so that losses are comparable.
 
     With `shift`, predictions are read at the position before, as in training.
     """

@@ -12,11 +12,11 @@ _PERIOD = 2**128  # of PCG64
 # Distance between the numbers of two calls: the period over the golden ratio, as in numpy's PCG64.jumped. A power of
 # two would leave them correlated.
 _CALL_STRIDE = 0x9E3779B97F4A7C15F39CC0605CEDC835
-_MAX_CALLS_PER_STEP = 16  # maximum per step
+_MAX_CALLS_PER_STEP = 16
 
 
 class RowRandom:
-    """Replaces a numpy Generator where a batch is divided among ranks, for arrays [rows, n].
+    """Replacement for a numpy Generator, for arrays [rows, n] of a batch that is divided among ranks.
 
     Each call draws from its own stretch of one long sequence, determined by `seed`, the step and the number of the
     call; row i of the array comes from row `first_row + i` of that stretch. The numbers of a row thus depend neither on

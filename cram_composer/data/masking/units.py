@@ -17,8 +17,7 @@ def word_starts(rows: NDArray, joins: NDArray, longest: int) -> NDArray[np.int64
     """Return the column, int64 [B, L], of the first token of the word that each token of `rows` [B, L] belongs to.
 
     `joins` is the table of `words.word_joins`; a row's first token starts a word. A word of more than `longest` tokens
-    is
-    split: text without spaces would otherwise be one word and use up all masked tokens of a row.
+    is split: text without spaces would otherwise be one word and use up all masked tokens of a row.
     """
     marks = joins[rows]
     starts = np.ones(rows.shape, dtype=bool)

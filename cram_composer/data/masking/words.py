@@ -22,12 +22,12 @@ _CLASS_BY_CATEGORY = {"L": _LETTER, "M": _LETTER, "N": _DIGIT}
 
 
 def word_joins(folder: Path, vocab_size: int) -> NDArray[np.uint8]:
-    """Return a table uint8 [vocab_size]: token b continues the word of the preceding token a if table[b] & (table[a] >>
-    4).
+    """Return a table uint8 [vocab_size] that tells which tokens belong to the same word.
 
-    WordPiece marks continuations in b ("##ing"). Where words carry the space before them, a word is a run of letters,
-    of digits or of other signs, as in pre-tokenizers, so that "dog" and the following "," are two words; a table of
-    word-starting tokens could not express that.
+    Token b continues the word of the preceding token a if table[b] & (table[a] >> 4). WordPiece marks continuations in
+    b ("##ing"). In vocabularies whose words include the preceding space, a word is a run of letters, of digits or of
+    other signs, as in pre-tokenizers: "dog" and the following "," are two words. A table of word-starting tokens could
+    not express that.
 
     Raises:
         CramError: the tokens do not mark where words begin.
@@ -42,7 +42,7 @@ def word_joins(folder: Path, vocab_size: int) -> NDArray[np.uint8]:
 
 
 def _join_flags_function(tokenizer: dict[str, Any], folder: Path) -> Callable[[str], tuple[int, int]]:
-    """Return a function from a token to two flags: what may join it to the token before it, and to the one after it."""
+    """Return a function from a token to the flags with which it joins the preceding and the following token."""
     model = tokenizer["model"]
     prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
     if prefix:
@@ -59,13 +59,13 @@ def _join_flags_function(tokenizer: dict[str, Any], folder: Path) -> Callable[[s
         return lambda token: _spaced_token_flags(token, SPACE)
     raise CramError(
         f"{folder}: the tokenizer's tokens do not mark where words begin, which objective.unit=word and span "
-        "need; use objective.unit=token"
+        "need; set objective.unit=token"
     )
 
 
 def _spaced_token_flags(token: str, space: str) -> tuple[int, int]:
     if token == space:
-        return 0, _ANY  # a word whose first letter was not merged with its space
+        return 0, _ANY  # begins a word whose first letter was not merged with its space
     if not token:
         return 0, 0
     return 0 if token.startswith(space) else _character_class(token[0]), _character_class(token[-1])
@@ -73,5 +73,5 @@ def _spaced_token_flags(token: str, space: str) -> tuple[int, int]:
 
 def _character_class(character: str) -> int:
     if character == "\N{REPLACEMENT CHARACTER}":
-        return _LETTER  # part of a character's bytes, which in running text is mostly a letter
+        return _LETTER  # part of a character's bytes; in running text mostly a letter
     return _BLANK if character.isspace() else _CLASS_BY_CATEGORY.get(unicodedata.category(character)[0], _SIGN)

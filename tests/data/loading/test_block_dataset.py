@@ -1,4 +1,4 @@
-"""Fetching shards from other places: the right rows or one clear error line, within bounded time."""
+"""Fetching of shards: the right rows or a one-line error, within bounded time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config(root: Path, remote: Path | str | None = None, **settings) -> DataConf
 
 
 def opened(config: DataConfig, before: Callable[[], object] = lambda: None) -> RowStream:
-    """A stream; `before` happens between the pre-flight and the first row."""
+    """Return a stream; `before` is called between the pre-flight check and the first row."""
     data = prepare_dataset(config, True, lambda: None)
     before()
     return open_train(data, config, seed=1)
@@ -48,7 +48,7 @@ def damage(path: Path) -> None:
 
 
 def failure(reader: RowStream, rows: int = ROWS) -> str:
-    """The line that reading ends with; nothing but right rows comes before it."""
+    """Return the error that ends reading, after checking that only right rows precede it."""
     seen: list[int] = []
     with pytest.raises(CramError) as error:
         while len(seen) < rows:
@@ -84,7 +84,7 @@ def test_compressed_data_set_is_unpacked_in_place(tmp_path: Path, workers: int):
     order = number_of(opened(config(plain)).take(ROWS))
     for _ in range(2):
         assert number_of(opened(config(root, num_workers=workers)).take(ROWS)) == order
-    damage(next((root / "train" / "00000").glob("*.mds")))  # an unpacked shard is made again
+    damage(next((root / "train" / "00000").glob("*.mds")))  # a damaged unpacked shard is unpacked again
     assert number_of(opened(config(root, num_workers=workers)).take(ROWS)) == order
 
 
@@ -229,7 +229,7 @@ def test_unresponsive_server_is_one_line_by_the_deadline(s3: Bucket, seaweed: S3
         assert time.monotonic() - started < 60.0
     finally:
         seaweed.resume()
-    # The process that fetches the shard says the one; one that waited for it may be first to say the other.
+    # The fetching process reports the first error, a waiting process the second; either may come first.
     assert (uri in line and "cannot be reached" in line) or "not fetched by any process" in line
 
 

@@ -1,4 +1,4 @@
-"""Checks before the clock starts: problems are one line, and repairable ones are repaired."""
+"""Checks before the clock starts: problems are repaired where possible, or reported in one line."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_several_missing_shards_are_counted(source: Path, tmp_path: Path):
 def test_a_cache_of_another_data_set_is_refused(source: Path, tmp_path: Path):
     prepared(tmp_path / "cache", source)
     other = write_data_set(tmp_path / "other", 256)
-    assert "holds another data set than" in refused(tmp_path / "cache", other)
+    assert "contains a different data set from" in refused(tmp_path / "cache", other)
 
 
 def test_leftovers_of_killed_processes_and_damaged_shards_are_removed_from_the_cache(
@@ -130,9 +130,10 @@ def test_disk_space_is_checked(source: Path, tmp_path: Path, monkeypatch: pytest
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=6000))
     line = refused(tmp_path / "cache", source)
-    assert "free; make room, choose another folder with data.local, or set data.cache_limit" in line
+    assert "free; free some space, set data.local to a folder on another disk, or set data.cache_limit" in line
     prepared(tmp_path / "cache", source, cache_limit="5000b")
-    assert "is less than five times the largest shard" in refused(tmp_path / "cache", source, cache_limit="1kb")
+    line = refused(tmp_path / "cache", source, cache_limit="1kb")
+    assert "data.cache_limit: must be at least five times the largest shard" in line
 
 
 def test_only_used_streams_must_exist(tmp_path: Path):
@@ -167,5 +168,5 @@ def test_index_and_manifest_agree_on_rows(source: Path, tmp_path: Path):
     manifest["splits"]["train"]["rows"] -= 1
     (source / "manifest.json").write_text(json.dumps(manifest))
     data = prepared(tmp_path / "cache", source)
-    with pytest.raises(CramError, match="511 rows, which are not 64 blocks of 8"):
+    with pytest.raises(CramError, match="511 rows, but 64 blocks of 8 rows"):
         open_train(data, DataConfig(num_workers=0), seed=1)

@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Streams of 240, 80 and, in one short block, 5 rows."""
+    """Return a data set with streams of 240, 80 and 5 rows, the last in one short block."""
     streams = {"train-web": 240, "train-wiki": 80, "train-tiny": 5}
     return write_data_set(tmp_path_factory.mktemp("three") / "data", streams, ordering="fragment")
 
@@ -57,7 +57,7 @@ def test_epochs_have_every_row_once_in_different_orders(root: Path, workers: int
     assert sorted(first) == sorted(second) == list(range(ROWS))
     assert first != second and reader.epochs == 2.0
     again = stream(root)
-    assert [first, second] == [number_of(again.take(ROWS)), number_of(again.take(ROWS))]  # workers change nothing
+    assert [first, second] == [number_of(again.take(ROWS)), number_of(again.take(ROWS))]  # independent of workers
     assert number_of(stream(root, seed=8).take(ROWS)) != first
 
 
@@ -89,7 +89,7 @@ def test_order_does_not_depend_on_step_sizes(root: Path, workers: int):
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 def test_ranks_divide_the_rows_of_a_single_rank(root: Path, ranks: int, workers: int):
-    """With batches that change in size, of less than a block and of many, over the end of epochs."""
+    """Batch sizes change, from less than a block to many, and batches span the end of epochs."""
     if workers and ranks > 2:
         pytest.skip("too many processes for a test")
     rows = [1, 1, 3, 3, 3, 30, 30, 30, 7, 7, 64, 64, 1]
@@ -147,7 +147,10 @@ def test_mixtures_have_the_weights_of_streaming(three: Path):
             "data.curriculum: the data set has no stream",
         ),
         ({"mixture": {"web": StreamWeightConfig(proportion=1.0)}}, "no proportion for wiki, tiny"),
-        ({"mixture": {name: StreamWeightConfig(proportion=0.0) for name in ("web", "wiki", "tiny")}}, "weight 0"),
+        (
+            {"mixture": {name: StreamWeightConfig(proportion=0.0) for name in ("web", "wiki", "tiny")}},
+            "all streams are 0",
+        ),
     ],
 )
 def test_invalid_mixture_is_one_line(three: Path, settings, message: str):
@@ -179,15 +182,15 @@ def test_a_curriculum_gives_each_step_its_shares_and_every_stream_its_rows_in_or
             numbers += number_of(reader.take(10))
         due += 10 * ranks * expected
         taken += numbers
-        assert np.abs(np.array(shares(taken)[:2]) - due).max() < 1.0  # to the row, at every step
-        if step == 20:  # the place holds what is owed to a stream
+        assert np.abs(np.array(shares(taken)[:2]) - due).max() < 1.0  # exact to the row at every step
+        if step == 20:  # the position includes the rows owed to a stream
             place = readers[0].state_dict()
             readers = [stream(three, r, ranks, curriculum=points) for r in range(ranks)]
             for reader in readers:
                 reader.load_state_dict(place)
     for low, high in ((0, 240), (240, 320)):
         mine = [n for n in taken if low <= n < high]
-        assert mine == [low + i % (high - low) for i in range(len(mine))]  # this data set is in a stored order
+        assert mine == [low + i % (high - low) for i in range(len(mine))]  # this data set has a stored order
 
 
 def test_a_random_walk_of_ranks_workers_and_sizes_delivers_the_sequence(root: Path):
@@ -214,7 +217,7 @@ def test_shared_memory_name_taken_by_another_program_is_replaced(root: Path, mon
     def memory(name: str, create: bool, *size: int):
         if create and len(taken) < 2:
             taken.append(real(name, True, 64))
-            taken[-1].buf[:5] = np.int32(5).tobytes() + b"0"  # the other's folders: none
+            taken[-1].buf[:5] = np.int32(5).tobytes() + b"0"  # the other data set has no folders
         return real(name, create, *size)
 
     monkeypatch.setattr(prefix, "SharedMemory", memory)
@@ -232,7 +235,7 @@ def test_cutting_rows_loses_no_token_and_truncating_keeps_their_heads(root: Path
     assert full.shape == (32, LENGTH) and pieces.shape == (64, 8) and heads.shape == (32, 8)
     rows = torch.from_numpy(stream(root).take(32).astype(np.int64))
     kept = [batch != 4 for batch in (full, pieces, heads)]
-    assert (pieces == rows.reshape(64, 8))[kept[1]].float().mean() > 0.9  # all but the random replacements
+    assert (pieces == rows.reshape(64, 8))[kept[1]].float().mean() > 0.9  # all except random replacements
     assert (heads == rows[:, :8])[kept[2]].float().mean() > 0.9
 
 

@@ -52,7 +52,7 @@ def test_80_10_10():
     count = inputs.numel()
     assert (inputs == MASK).sum() / count == pytest.approx(0.8, abs=0.01)
     assert (inputs == batch["labels"]).sum() / count == pytest.approx(0.1, abs=0.01)
-    assert ((inputs >= 5) | (inputs == MASK)).all()  # no other special token comes in
+    assert ((inputs >= 5) | (inputs == MASK)).all()  # no other special token is inserted
 
 
 def test_all_mask():
@@ -109,7 +109,7 @@ PAD, SEP = 0, 3
 
 
 def padded_rows() -> np.ndarray:
-    """128 tokens; row 0 is full, row 1 has 40 tokens of two documents, row 2 is all padding."""
+    """Return rows of 128 tokens: row 0 is full, row 1 has 40 tokens of two documents, row 2 is all padding."""
     tokens = rows(3)
     tokens[1, 39] = SEP
     tokens[1, 40:] = tokens[2] = PAD
@@ -122,7 +122,7 @@ def test_padding_is_neither_masked_nor_seen_and_short_rows_keep_their_rate():
     assert (batch["labels"] != IGNORED).sum(dim=1).tolist() == [32, 10, 0]
     assert batch["labels"].shape == (3, 32)
     assert batch["attention_mask"].dtype == torch.int64
-    assert batch["attention_mask"].sum(dim=1).tolist() == [128, 40, 1]  # attention to nothing at all is not defined
+    assert batch["attention_mask"].sum(dim=1).tolist() == [128, 40, 1]  # attention to nothing is undefined
     assert torch.equal(batch["attention_mask"][:2].bool(), torch.from_numpy(tokens[:2] != PAD))
     assert not (batch["labels"] == PAD).any()
     assert "document_ids" not in batch

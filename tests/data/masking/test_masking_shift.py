@@ -36,7 +36,7 @@ def test_shifted_label_is_the_token_after_its_position():
     assert (batch["labels"] != IGNORED).all()
     ids = torch.from_numpy(tokens.astype(np.int64))
     assert torch.equal(ids.gather(1, batch["masked_positions"] + 1), batch["labels"])
-    assert batch["masked_positions"].min() == 0  # where the second token is read; the first is never chosen
+    assert batch["masked_positions"].min() == 0  # predicts the second token; the first is never chosen
     assert torch.equal(batch["input_ids"][:, 0], ids[:, 0])
     at_label = batch["input_ids"].gather(1, batch["masked_positions"] + 1)
     assert (at_label == MASK).float().mean() == pytest.approx(0.8, abs=0.02)
@@ -67,7 +67,7 @@ def test_first_token_of_a_document_is_not_predicted_from_the_previous_one():
 @pytest.mark.parametrize("unit", ["word", "span"])
 def test_a_word_whose_first_token_cannot_be_read_is_not_chosen_at_all(unit: str):
     tokens = rows()
-    tokens[:, 1] = 7  # goes on with the word that the row starts with
+    tokens[:, 1] = 7  # continues the first word of the row
     batch = masked(tokens, 0.9, shift=True, unit=unit, joins=JOINS)
     used = batch["labels"] != IGNORED
     assert batch["masked_positions"][used].min() >= 1
@@ -97,12 +97,12 @@ def test_causal_rows_keep_their_tokens_and_predict_some_of_the_next_ones():
     assert causal.float().mean() == pytest.approx(0.25, abs=0.02)
     ids = torch.from_numpy(tokens.astype(np.int64))
     assert torch.equal(batch["input_ids"][causal], ids[causal])
-    assert (batch["labels"] != IGNORED).all()  # as many in every row, so that all rows weigh the same
+    assert (batch["labels"] != IGNORED).all()  # the same number in every row, so that all rows have equal weight
     assert torch.equal(ids.gather(1, batch["masked_positions"] + 1), batch["labels"])
     hits = torch.bincount(batch["masked_positions"][causal].flatten(), minlength=128) / causal.sum()
     readable = hits[torch.tensor([c for c in range(127) if c != 16])]  # the token after 16 is special
     assert hits[16] == hits[127] == 0
-    assert readable.min() > 0.2 and readable.max() < 0.31  # any next token alike: no bias
+    assert readable.min() > 0.2 and readable.max() < 0.31  # uniform over next tokens: no bias
 
 
 def test_the_masked_rows_of_a_hybrid_are_those_of_masked_next_token_prediction():
@@ -111,9 +111,9 @@ def test_the_masked_rows_of_a_hybrid_are_those_of_masked_next_token_prediction()
         settings = {"shift": True, "unit": unit, "joins": JOINS}
         alone, hybrid = masked(tokens, **settings), masked(tokens, **settings, causal_fraction=0.25)
         causal = hybrid.pop("causal")
-        if unit != "span":  # whose lengths are drawn after the choice of rows
+        if unit != "span":  # span lengths are drawn after the choice of rows
             assert all(torch.equal(alone[name][~causal], hybrid[name][~causal]) for name in alone)
-        assert (hybrid["labels"][causal] != IGNORED).all()  # token by token: nothing is cut off
+        assert (hybrid["labels"][causal] != IGNORED).all()  # single tokens always fit
 
 
 def test_microbatches_know_which_of_their_rows_are_causal():

@@ -35,13 +35,13 @@ def masked(unit: str, tokens: NDArray, probability: float = 0.15, seed: int = 1,
 
 
 def chosen(batch: dict[str, torch.Tensor]) -> NDArray:
-    """Which tokens are labels, bool [B, L]."""
+    """Return which tokens are labels, bool [B, L]."""
     used = (batch["labels"] != IGNORED).int()
     return torch.zeros_like(batch["input_ids"]).scatter_add(1, batch["masked_positions"], used.long()).bool().numpy()
 
 
 def words_of(row: NDArray) -> list[list[int]]:
-    """The words of a row by their columns, one token after the other."""
+    """Return the words of a row as lists of columns."""
     words: list[list[int]] = []
     for column, token in enumerate(row.tolist()):
         goes_on = column and token % 4 == 3 and token > 4 and row[column - 1] > 4
@@ -67,7 +67,7 @@ def test_words_are_chosen_whole_and_rows_lack_at_most_a_word(unit: str, probabil
 
 
 def test_words_are_taken_in_random_order_until_one_does_not_fit():
-    """A second implementation, a word after the other, from the same random numbers."""
+    """Compare with a second implementation, word by word, on the same random numbers."""
     tokens = rows(64)
     batch = masked("word", tokens)
     score = np.random.default_rng(1).random(tokens.shape, dtype=np.float32)
@@ -95,9 +95,9 @@ def test_where_every_word_is_one_token_words_are_masked_like_tokens():
 def test_a_very_long_word_is_masked_in_pieces():
     tokens = np.full((64, 128), 7, np.uint16)  # a row is one word
     counts = chosen(masked("word", tokens)).sum(axis=1)
-    assert set(counts.tolist()) == {10, 18}  # of 19; the last piece of a row has eight
+    assert set(counts.tolist()) == {10, 18}  # 19 wanted; the last piece of a row has 8 tokens
     counts = chosen(masked("word", tokens[:, :20])).sum(axis=1)
-    assert set(counts.tolist()) == {2, 3}  # a short row of which three are wanted has smaller pieces
+    assert set(counts.tolist()) == {2, 3}  # a short row with 3 wanted tokens has smaller pieces
 
 
 @pytest.mark.parametrize("unit", ["word", "span"])
@@ -105,12 +105,12 @@ def test_every_token_is_as_likely_as_any_other_of_its_kind(unit: str):
     tokens = np.full((20000, 64), 8, np.uint16)
     hits = chosen(masked(unit, tokens, 0.25)).mean(axis=0)
     assert hits.sum() == pytest.approx(16.0)
-    # The last span of a row is cut from behind, which tells at the row's ends.
+    # The last span of a row is truncated, which affects the ends of rows.
     assert np.abs(hits - 0.25).max() < (0.02 if unit == "word" else 0.03)
 
 
 def test_span_lengths_are_spanberts():
-    """Truncated geometric with p = 0.2 and 10 words at most; the paper gives a mean of 3.8."""
+    """The lengths are geometric with p = 0.2, truncated at 10 words; the paper gives a mean of 3.8."""
     lengths = span_lengths(np.random.default_rng(0).random((1000, 1000), dtype=np.float32))
     expected = 0.2 * 0.8 ** np.arange(10)
     assert lengths.mean() == pytest.approx(3.8, abs=0.01)
@@ -136,7 +136,7 @@ def test_spans_tile_a_row_in_whole_words_and_end_with_documents():
 
 
 def test_a_span_is_replaced_as_one():
-    tokens = np.full((4000, 128), 8, np.uint16)  # words of a token each
+    tokens = np.full((4000, 128), 8, np.uint16)  # every token is a word
     batch = masked("span", tokens)
     is_chosen, inputs = chosen(batch), batch["input_ids"].numpy()
     fate = np.where(inputs == MASK, 0, np.where(inputs == 8, 2, 1))  # masked, another token, kept
@@ -144,7 +144,7 @@ def test_a_span_is_replaced_as_one():
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.015)
     neighbours = is_chosen[:, 1:] & is_chosen[:, :-1]
     alike = (fate[:, 1:] == fate[:, :-1])[neighbours].mean()
-    assert alike > 0.9  # of two tokens on their own it would be 0.66; two spans may touch
+    assert alike > 0.9  # 0.66 for independent tokens; below 1 because spans may touch
     by_word = masked("word", tokens)
     fate = np.where(by_word["input_ids"].numpy() == MASK, 0, 1)
     neighbours = chosen(by_word)[:, 1:] & chosen(by_word)[:, :-1]
@@ -159,7 +159,7 @@ def test_units_need_a_joins_table():
 @pytest.mark.parametrize("kind", KINDS)
 def test_words_equal_those_of_the_pre_tokenizer(kind: str, documents: list[str], tmp_path: Path):
     odd = '(ba), "co di"... 12.5%! fu_ga: x=3; a--b ba1984co'
-    if kind != "byte-bpe":  # which cuts these into bytes that no longer tell what they are of
+    if kind != "byte-bpe":  # byte-BPE cuts these into bytes of unknown class
         odd += " Ünïcode, “quotes” – dashes… don’t"
     sample = tmp_path / "sample.txt"
     sample.write_text("\n".join([*documents, odd]) + "\n", encoding="utf-8")
