@@ -14,7 +14,7 @@ from cram_composer.data.loading.stream import Batch
 def build_held_out_evaluator(
     label: str, batches: list[Batch], batch_size: int, due: Callable[[State, Event], bool] | None = None
 ) -> Evaluator:
-    """Evaluate loss and masked accuracy over `batches`, in the loop whenever `due` returns True."""
+    """Build an evaluator of loss and masked accuracy over `batches`, to run in the loop whenever `due` returns True."""
     return Evaluator(
         label=label,
         dataloader=DataSpec(
@@ -30,7 +30,7 @@ def build_held_out_evaluator(
 def due_at_progress_interval(interval: float, budget: Budget) -> Callable[[State, Event], bool]:
     """Return a function that is True after the steps at which progress passes a multiple of `interval`.
 
-    The last one is left to the final evaluation outside the budget, which uses more rows and takes no training time.
+    It skips the last multiple: the final evaluation outside the budget uses more rows and takes no training time.
     """
     passed: int | None = None
 
@@ -38,7 +38,7 @@ def due_at_progress_interval(interval: float, budget: Budget) -> Callable[[State
         nonlocal passed
         if event != Event.BATCH_END or interval <= 0.0 or budget.progress > 1.0 - 0.5 * interval:
             return False
-        # The first call of a start only records the position.
+        # The first call after a start only records the position.
         before, passed = passed, int(budget.progress / interval)
         return before is not None and passed > before
 

@@ -49,7 +49,7 @@ class ModelSource:
 
     @property
     def has_token_types(self) -> bool:
-        """True if the model uses token types, which tell the texts of a pair apart."""
+        """True if the model uses token types, which distinguish the texts of a pair."""
         return "token_type_ids" in self.load_tokenizer().model_input_names and bool(
             getattr(self._load_config(), "type_vocab_size", 0)
         )
@@ -84,7 +84,7 @@ class ModelSource:
             if self.untrained:
                 draw = model_class if isinstance(config, CramBertConfig) else model_class.from_config
                 return draw(config)
-            # The head of another task is dropped, as when fine-tuning continues from an MNLI model.
+            # Discards the head of another task, such as that of a model fine-tuned on MNLI.
             return model_class.from_pretrained(self.source, config=config, ignore_mismatched_sizes=True)
         except (OSError, ValueError) as error:
             raise CramError(f"{self.name}: cannot be loaded: {_one_line(error)}") from None
@@ -139,10 +139,10 @@ def find_model(name: str) -> ModelSource:
     if (folder / RECORD).is_file():
         folder = folder / "export"
         if not (folder / "config.json").is_file():
-            raise CramError(f"{name}: this run has no export yet; make one: cram export {name}")
+            raise CramError(f"{name}: the run has no export yet; run: cram export {name}")
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise CramError(f"{folder}: neither a run nor a model: it has no {RECORD} and no config.json")
+            raise CramError(f"{folder}: not a run folder or a model: it has neither {RECORD} nor config.json")
         return ModelSource(name, str(folder), _hash_folder(folder))
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise CramError(f"{name}: no such folder")

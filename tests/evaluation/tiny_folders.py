@@ -50,7 +50,7 @@ _LIMIT = 64
 
 
 def wordpiece(lowercase: bool = True) -> Tokenizer:
-    """80 entries (83 with capitals): a few words, and letters for all others; what is not in TEXT is [UNK]."""
+    """Return 80 entries (83 with capitals): a few words, and letters; characters that are not in TEXT are [UNK]."""
     letters = string.ascii_lowercase + ("" if lowercase else "ANT")
     vocab = [*SPECIAL, *",.;", *letters, *(f"##{letter}" for letter in string.ascii_lowercase), *PIECES]
     model = models.WordPiece({token: number for number, token in enumerate(vocab)}, unk_token="[UNK]")
@@ -62,7 +62,7 @@ def wordpiece(lowercase: bool = True) -> Tokenizer:
 
 
 def byte_level() -> Tokenizer:
-    """A byte-level BPE: nothing is unknown to it, and a piece holds the space before its word."""
+    """Return a byte-level BPE: it knows every text, and a piece includes the space before its word."""
     merges = [tuple(merge.split()) for merge in MERGES]
     vocab = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(merge) for merge in merges)]
     tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(vocab)}, merges))
@@ -84,7 +84,7 @@ def wrapped(tokenizer: Tokenizer, **changes) -> PreTrainedTokenizerFast:
 
 
 def masked_lm(kind: str, vocab_size: int) -> PreTrainedModel:
-    """A masked LM of two layers with weights that do not nearly agree on everything."""
+    """Return a masked LM of two layers whose weights are large enough for distinct predictions."""
     sizes = {"vocab_size": vocab_size, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
     ends = {"intermediate_size": 64, "max_position_embeddings": _LIMIT + 8, "initializer_range": 0.3, "pad_token_id": 0}
     torch.manual_seed(11)
@@ -104,7 +104,7 @@ def masked_lm(kind: str, vocab_size: int) -> PreTrainedModel:
 
 
 def save(folder: Path, kind: str = "bert", tokenizer: Tokenizer | None = None, **changes) -> Path:
-    """A model with a tokenizer; `changes` are of the latter."""
+    """Save a model with a tokenizer; `changes` are settings of the tokenizer."""
     made = wrapped(tokenizer or wordpiece(), **changes)
     masked_lm(kind, len(made)).save_pretrained(folder)
     made.save_pretrained(folder)

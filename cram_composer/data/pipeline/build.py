@@ -1,11 +1,11 @@
-"""The data build as a whole. The data set is complete or absent, even if processes are killed.
+"""Build a data set, which is complete or absent even if processes are killed.
 
 Sources -> stages -> splits -> tokenizer -> packed rows -> ordered rows -> MDS shards -> manifest, in phases that are
 cut into tasks by partition (tasks.py). An interrupted build resumes with the remaining tasks.
 
-Memory of a task, beyond the interpreter and the libraries, is bounded whatever the size of the corpus, for text in a
-natural language: 256 MiB + the larger of 2 x `tokenizer.sample_bytes` (while the tokenizer is trained, once) and
-`shuffle_memory_mib`. Text whose words hardly ever repeat makes the training of a tokenizer cost more.
+For natural-language text of any size, the memory of a task beyond the interpreter and the libraries is bounded by
+256 MiB + the larger of 2 x `tokenizer.sample_bytes` (only while the tokenizer is trained) and `shuffle_memory_mib`.
+Training a tokenizer takes more memory on text whose words hardly ever repeat.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
 from cram_composer.storage.client import Storage, is_remote
 
-# Settings of where and how a data set is built, which do not change its content.
+# Settings that do not change the content of a data set.
 _NOT_CONTENT = ("output", "overwrite", "jobs", "executor", "slurm", "work")
 
 REMOTE_DEADLINE_SECONDS = 120.0  # for a single request, retries included
@@ -43,8 +43,8 @@ def build(config: DataBuildConfig, progress: bool = True) -> Path | str:
 
     A finished data set is returned unchanged. The work folder is `config.work`, by default `OUTPUT.partial` or, if the
     output is in object storage, a folder in $CRAM_CACHE. It keeps the finished tasks of a build that failed or was
-    killed, and the next start resumes from them. One process of a machine builds at a time; others wait. The same text,
-    configuration and library versions give the same bytes.
+    killed, and the next start resumes from them. One process of a machine builds a data set at a time; others wait. The
+    same text, configuration and library versions give the same bytes.
 
     Raises:
         CramError: the input or the configuration cannot be used.
@@ -74,11 +74,11 @@ def _check(config: DataBuildConfig) -> None:
     unused = (TokenizerConfig(path=config.tokenizer.path), NormaliseConfig())
     if config.tokenizer.path is not None and (config.tokenizer, config.normalise) != unused:
         raise CramError(
-            "tokenizer.path: that tokenizer is used as it is; remove the other keys of tokenizer and normalise"
+            "tokenizer.path: an existing tokenizer is used unchanged; remove the other keys of tokenizer and normalise"
         )
     for source in config.sources:
         if source.stream is not None and not source.stream.replace("-", "").replace("_", "").isalnum():
-            raise CramError(f"source: stream '{source.stream}' must be letters, digits, '-' and '_'")
+            raise CramError(f"sources: stream '{source.stream}' must consist of letters, digits, '-' and '_'")
 
 
 def _build_local(config: DataBuildConfig, identity: str, progress: bool) -> Path:
@@ -87,7 +87,7 @@ def _build_local(config: DataBuildConfig, identity: str, progress: bool) -> Path
         Path(os.path.abspath(expand(config.work))) if config.work else root.with_name(f"{root.name}.partial")
     )
     if root == work.root or root in work.root.parents or work.root in root.parents:
-        raise CramError(f"work: {work.root} and the output {root} must not be in each other; choose another folder")
+        raise CramError(f"work: {work.root} and the output {root} must not contain each other; choose another folder")
     with _one_line_errors(work.root):
         if not _is_finished(root, config, identity, progress):
             root.parent.mkdir(parents=True, exist_ok=True)
@@ -149,10 +149,10 @@ def _is_finished(root: Path, config: DataBuildConfig, identity: str, progress: b
         raise CramError(f"{error}; to replace it, pass overwrite=true") from None
     if found != identity:
         raise CramError(
-            f"{name or root}: holds a data set of another configuration ({found}, not {identity}); choose another "
+            f"{name or root}: contains a data set of another configuration ({found}, not {identity}); choose another "
             "output or pass overwrite=true"
         )
-    print_status(progress, f"{name or root} is finished already (configuration {identity})")
+    print_status(progress, f"{name or root} is already finished (configuration {identity})")
     return True
 
 
@@ -201,7 +201,7 @@ def _move_into_place(work: Workspace, root: Path) -> None:
     for left_over in (new, old):
         if left_over.exists():
             shutil.rmtree(left_over)
-    shutil.move(work.out, new)  # copies if the work is on another disk
+    shutil.move(work.out, new)  # copies if the work folder is on another disk
     if root.exists():
         os.replace(root, old)
     os.replace(new, root)

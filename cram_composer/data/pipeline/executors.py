@@ -67,10 +67,10 @@ class Executor:
                 continue
             failure = failure or result.error
             if result.killed:
-                hint = "" if self._on_slurm else "; set jobs lower and start again"
+                hint = "" if self._on_slurm else "; lower jobs and run the same command again"
                 failure = f"data build: partition {partitions[result.index]} of phase '{phase}': {result.error}{hint}"
             if self._on_slurm:
-                break  # leaving the runner cancels the others; tasks that run here may end, and need not be repeated
+                break  # cancels the other jobs; local tasks may finish, so that they need not be repeated
         if failure:
             raise CramError(failure)
 

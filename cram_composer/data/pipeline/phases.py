@@ -44,7 +44,7 @@ def run_pipeline(
     # All tasks read the same commit of a data set on the hub.
     config = config.model_copy(update={"sources": [*_with_revisions(config, sources)]})
     if cancelled := cancel_left_over(work.root / SLURM_FOLDER):
-        print_status(progress, f"cancelled {cancelled} Slurm jobs of the last start")
+        print_status(progress, f"cancelled {cancelled} Slurm jobs of the previous start")
     if not work.begin(config.model_dump(mode="json"), [*key, _inputs(sources)]):
         print_status(progress, f"resuming the build in {work.root}")
     _check_disk(work, sources)
@@ -114,23 +114,23 @@ def _run(work: Workspace, phase: str, executor: Executor) -> None:
 
 
 def _inputs(sources: list[Source]) -> list[Any]:
-    """Return what must not change for a build to resume: the files, their sizes and times."""
+    """Return the files with their sizes and times, which must be unchanged for a build to resume."""
     paths = [part.path for source in sources for part in source.parts if part.path is not None]
     origins: list[Any] = [[source.name, source.origin] for source in sources]
     return [*origins, *([str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in paths)]
 
 
 def _check_disk(work: Workspace, sources: list[Source]) -> None:
-    # At two bytes a token and 4.5 characters a token, the rows and their shuffled copy take about as much as the text;
-    # a stage that compares documents keeps the text itself, and as much of keys.
+    # At 2 bytes and 4.5 characters per token, the rows and their shuffled copy take about as much space as the text.
+    # Stages that compare documents store the text too, and keys of about the same size.
     copies = 3 if needs_all_documents(work.config.stages) else 1
     needed = copies * sum(source.expected_bytes or 0 for source in sources)
     used = sum(path.stat().st_size for path in work.root.rglob("*") if path.is_file())
     free = shutil.disk_usage(work.root).free + used
     if free < needed:
         raise CramError(
-            f"{work.root.parent}: the build needs about {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are "
-            "free; choose another output or free some space"
+            f"{work.root.parent}: the build needs about {needed / 1e9:.1f} GB of disk space, {free / 1e9:.1f} GB are "
+            "free; free some space or choose another output"
         )
 
 

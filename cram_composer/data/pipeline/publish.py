@@ -1,4 +1,4 @@
-"""The end of a build: merge shard indexes, write the manifest, and verify what is in object storage."""
+"""The last phases of a build: merge shard indexes, write the manifest, verify the upload."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _file_entry(path: Path) -> dict[str, Any]:
 
 
 def upload_manifest(work: Workspace) -> None:
-    """Upload everything but shards, the manifest last, after checking that all it lists has arrived.
+    """Upload everything but shards; upload the manifest last, after checking that all files it lists have arrived.
 
     Removes shards of an earlier data set.
     """
@@ -191,7 +191,7 @@ def upload_manifest(work: Workspace) -> None:
             # Local shards are deleted after their upload, so there is nothing to resume.
             work.remove()
             problem = f"{found[name]} bytes instead of {size}" if name in found else "missing"
-            raise CramError(f"{storage.object_uri(name)}: {problem} after its upload; start the build again")
+            raise CramError(f"{storage.object_uri(name)}: {problem} after its upload; run the same command again")
     for name in found.keys() - expected.keys():
         if _SHARD.fullmatch(name):
             storage.delete(name)

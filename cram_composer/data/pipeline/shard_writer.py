@@ -17,7 +17,7 @@ from cram_composer.data.manifest import COLUMN, stored_entry
 from cram_composer.storage.client import Storage
 
 _SHARD_BYTES = 32 << 20  # MDSWriter uses about three times this much memory
-_CONCURRENT_UPLOADS = 4  # concurrent
+_CONCURRENT_UPLOADS = 4
 
 
 @dataclass

@@ -23,7 +23,7 @@ def read(work: Workspace, partition: int, progress: bool) -> dict[str, Any]:
 
 
 def encode(work: Workspace, partition: int, progress: bool) -> dict[str, Any]:
-    """Encode documents into rows; straight from the sources unless a stage has to compare them first."""
+    """Encode documents into rows, straight from the sources unless a stage has to compare them first."""
     if needs_all_documents(work.config.stages):
         statistics = StageStatistics()
         encoder = RowEncoder(work, partition, statistics)
@@ -54,7 +54,7 @@ def run_task(root: Path, phase: str, partition: int, progress: bool = False) -> 
     """Run one task of the build in `root`.
 
     Raises:
-        CramError: why it failed, in one line; also written to `failed/PHASE.PARTITION.txt`.
+        CramError: the task failed; the message is also written to `failed/PHASE.PARTITION.txt`.
     """
     work = Workspace(root)
     failure = root / "failed" / f"{phase}.{partition:05d}.txt"
@@ -66,7 +66,7 @@ def run_task(root: Path, phase: str, partition: int, progress: bool = False) -> 
         write_atomic(failure, message)
         if not isinstance(error, CramError | OSError):
             write_atomic(failure.with_suffix(".traceback"), traceback.format_exc())
-            message += f" (in phase {phase}; {failure.with_suffix('.traceback')} has the traceback)"
+            message += f" (in phase {phase}; traceback in {failure.with_suffix('.traceback')})"
         raise CramError(message) from error
 
 

@@ -54,7 +54,7 @@ def read_pieces(stream: TextIO, ends_document: Callable[[str], bool]) -> Iterato
 
 
 def _split_at_space(text: str) -> tuple[str, str]:
-    """Split after the last space or line end, so that no word is torn; text without any stays whole."""
+    """Split after the last space or line end, so that no word is torn; text without spaces stays whole."""
     end = max(text.rfind(" "), text.rfind("\n")) + 1 or len(text)
     return text[:end], text[end:]
 
@@ -74,8 +74,8 @@ def join_pieces(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
 def assign_split(text: str, validation_fraction: float, seed: int) -> int:
     """Return the split (an index into SPLITS) of a document that begins with `text`, white space collapsed.
 
-    The split depends on a keyed hash of the case-folded beginning: exact duplicates land in the same split, whatever
-    the other documents, their order and the length of pieces.
+    The split depends on a keyed hash of the case-folded beginning: exact duplicates land in the same split,
+    regardless of the other documents, their order and the length of pieces.
     """
     start = text[:_SPLIT_CHARACTERS].casefold().encode()
     digest = hashlib.blake2b(start, digest_size=8, key=seed.to_bytes(8, "little")).digest()

@@ -24,7 +24,7 @@ _NONE = np.zeros(0, np.uint32)
 
 @dataclass
 class SplitTextCounts:
-    """Documents and characters in a split; a document counts once, whatever its number of chunks."""
+    """Documents and characters in a split; a document counts once, regardless of its number of chunks."""
 
     documents: int = 0
     characters: int = 0
@@ -112,7 +112,7 @@ class RowEncoder:
 
 
 def incompressibility_reason(text: str, tokens: int, config: CompressibilityConfig) -> str | None:
-    """Apply the paper's filter: the reason to drop a text of this many tokens, None to keep it."""
+    """Return the reason to drop a text of this many tokens by the paper's filter, None to keep it."""
     return "too-many-tokens" if tokens >= config.threshold * len(text) else None
 
 

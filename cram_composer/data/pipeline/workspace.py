@@ -50,7 +50,7 @@ class Workspace:
     def begin(self, config: dict[str, Any], key: list[Any]) -> bool:
         """Create the folder for the build that `key` identifies; return False if there is one to resume.
 
-        Removes the work of another build. Raises CramError for a folder that is not the work of a build.
+        Removes the work of another build. Raises CramError for a folder that is not a work folder.
         """
         found = self.read_plan()
         resumed = found is not None and found["key"] == key
@@ -68,7 +68,7 @@ class Workspace:
         if not self.root.exists():
             return
         if not (self.root / _MARKER).is_file() and any(self.root.iterdir()):
-            raise CramError(f"work: {self.root} already exists and is not the work of a build; choose another folder")
+            raise CramError(f"work: {self.root} already exists and is not a work folder; choose another folder")
         (self.root / _PLAN).unlink(missing_ok=True)
         mark = self.root / _MARKER
         for path in self.root.iterdir():

@@ -1,6 +1,6 @@
 """From rows to shards, as tasks over partitions: distribute rows to buckets, then write each bucket as shards.
 
-Whatever the number of partitions, the rows of a stream end up in one global order: random, or sorted by key.
+With any number of partitions, the rows of a stream end up in one global order: random, or sorted by key.
 """
 
 from __future__ import annotations

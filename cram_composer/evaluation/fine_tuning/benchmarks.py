@@ -12,11 +12,9 @@ BENCHMARKS: dict[str, dict[str, Task]] = {"glue": GLUE, "superglue": SUPERGLUE}
 
 
 def find_task(name: str, asked_by: str, benchmark: str = "glue") -> Task:
-    """Find a task of a benchmark; `asked_by` is the option that an error blames. Raises CramError."""
+    """Find a task of a benchmark; `asked_by` names the option in the error message. Raises CramError."""
     tasks = BENCHMARKS[benchmark]
     if name not in tasks:
         nearest = difflib.get_close_matches(name, tasks, n=1, cutoff=0.0)[0]
-        raise CramError(
-            f"{asked_by}: there is no task '{name}'; did you mean '{nearest}'? There are {', '.join(tasks)}"
-        )
+        raise CramError(f"{asked_by}: must be one of {', '.join(tasks)}, got '{name}'; did you mean '{nearest}'?")
     return tasks[name]

@@ -21,9 +21,9 @@ class EncodedRows(NamedTuple):
 
     Attributes:
         ids: int32, all rows concatenated; row r is ids[starts[r]:starts[r + 1]].
-        types: token types of `ids`, None if the model has none.
+        types: uint8 token types of `ids`; None if the model has no token types.
         labels: int64 [N], or fp32 for a regression.
-        groups: int64 [N], numbers of the examples' groups.
+        groups: int64 [N], group number of each example.
         credits: fp32 [N].
     """
 

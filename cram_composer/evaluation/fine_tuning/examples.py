@@ -1,4 +1,4 @@
-"""Reading and checking the rows of a task's split from local files or from the hub, with the hub's column names."""
+"""Read and check the rows of a task's split from local files or the hub, with the hub's column names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class Split(NamedTuple):
-    """The examples of a split's `rows` rows in order; `official` is the published number of rows."""
+    """Examples of a split in order, its number of rows, and the `official` (published) number of rows."""
 
     name: str
     examples: list[Example]
@@ -55,7 +55,7 @@ def read_split(task: Task, name: str, data: Path | None) -> Split:
         try:
             examples += _example_of_texts(task, row) if task.make_examples is None else task.make_examples(row, count)
         except ValueError as error:
-            raise CramError(f"{origin}, row {count + 1}: {error}, as {task.title} has them") from None
+            raise CramError(f"{origin}, row {count + 1}: {task.title}: {error}") from None
         count += 1
     if not count:
         raise CramError(f"{origin}: has no rows")
@@ -67,7 +67,7 @@ def _check_columns(task: Task, row: Mapping[str, Any], origin: str) -> None:
     if missing:
         raise CramError(
             f"{origin}: {task.title} needs the columns {', '.join(task.columns)}; "
-            f"there is no {' and no '.join(missing)} (found: {', '.join(map(str, row))})"
+            f"missing: {', '.join(missing)} (found: {', '.join(map(str, row))})"
         )
     for column in task.texts:
         if not isinstance(row[column], str):
@@ -85,7 +85,7 @@ def _example_of_texts(task: Task, row: Mapping[str, Any]) -> list[Example]:
     except (TypeError, ValueError):
         number = math.nan
     if not low <= number <= high:
-        raise ValueError(f"label {row['label']!r} is no number from {low:g} to {high:g}")
+        raise ValueError(f"label must be a number from {low:g} to {high:g}, got {row['label']!r}")
     return [Example(texts, number)]
 
 
@@ -103,7 +103,7 @@ def _from_files(task: Task, name: str, data: Path) -> tuple[str, Iterator[Mappin
 
 
 def read_file(path: Path, read: Callable[[Path], Iterator[T]]) -> Iterator[T]:
-    """Yield what `read` reads from a file. Raises CramError with the file's name for errors of system and format."""
+    """Yield the items of `read(path)`. Raises CramError with the file's name for system and format errors."""
     import pyarrow
 
     try:
@@ -125,7 +125,7 @@ def read_jsonl_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except ValueError as error:
                 raise CramError(f"{path}:{number}: not valid JSON: {error}") from None
             if not isinstance(row, dict):
-                raise CramError(f"{path}:{number}: not an object with columns")
+                raise CramError(f"{path}:{number}: not a JSON object")
             yield number, row
 
 
@@ -134,7 +134,7 @@ def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _read_tsv(path: Path) -> Iterator[Mapping[str, Any]]:
-    with open(path, encoding="utf-8", newline="") as file:  # GLUE's files use no quoting, and have quotes in texts
+    with open(path, encoding="utf-8", newline="") as file:  # GLUE's files have quotes in texts, but no quoting
         yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
@@ -160,14 +160,14 @@ def _from_hub(task: Task, name: str) -> tuple[str, Iterator[Mapping[str, Any]]]:
         from datasets import load_dataset
     except ImportError:
         raise CramError(
-            "the hub's data need the package datasets: pip install 'cram-composer[hub]', or give the folder of the "
-            "files with --data"
+            "tasks from the hub need the datasets library; run: pip install 'cram-composer[hub]', or pass a folder of "
+            "local files with --data"
         ) from None
-    origin = f"{task.hub} ({task.hub_name or task.name}, {name}) of the hub"
+    origin = f"{task.hub} ({task.hub_name or task.name}, {name}) on the hub"
     try:
         rows = load_dataset(task.hub, task.hub_name or task.name, split=name, revision=task.hub_revision)
     except (OSError, ValueError) as error:
         raise CramError(
-            f"{origin}: cannot be loaded ({str(error).splitlines()[0]}); give the folder of the files with --data"
+            f"{origin}: cannot be loaded ({str(error).splitlines()[0]}); pass a folder of local files with --data"
         ) from None
     return origin, iter(rows)

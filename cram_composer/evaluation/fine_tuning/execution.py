@@ -33,20 +33,20 @@ def run_jobs(
     folder: Path,
     report: Callable[[float], None],
 ) -> Generator[tuple[Job, list[Result], str], None, None]:
-    """Run jobs and yield each as it ends, with its results or why it failed in one line.
+    """Run jobs and yield each as it finishes, with its results or a one-line error.
 
     A job that continues from another's model starts after it. Closing the generator cancels the running jobs.
 
     Args:
         jobs: to run.
         device: "cuda", for all GPUs of this machine, or "cpu".
-        processes: jobs at a time on a CPU; default: one for every core, up to 8.
+        processes: jobs at a time on a CPU; default: one per core, up to 8.
         slurm: submitit's parameters, to run the jobs as Slurm arrays; see `_SLURM_DEFAULTS`.
         folder: shared by all nodes, for the files and logs of Slurm jobs.
-        report: called every second with the number of jobs done, running ones by the share of their steps.
+        report: called every second with the number of jobs done, counting running jobs by their share of steps done.
 
     Raises:
-        CramError: there is no Slurm, or it refuses the array.
+        CramError: Slurm is missing or rejects the array.
     """
     cores = len(available_cores())
     if device == "cuda":
@@ -85,5 +85,5 @@ def _set_up_process(device: str, threads: int) -> None:
     set_up_cpu(threads, trains_here=device == "cpu")
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    transformers.logging.set_verbosity_error()  # that a head is new, for every job
+    transformers.logging.set_verbosity_error()  # otherwise warns about the new head in every job
     warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef`")

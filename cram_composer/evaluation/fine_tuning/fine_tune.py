@@ -53,8 +53,8 @@ def fine_tune(
     Args:
         model: with a new head; changed in place.
         task: the task.
-        rows: by split.
-        settings: of this task, see `task_settings`.
+        rows: encoded rows by split.
+        settings: settings of this task, see `task_settings`.
         seed: determines the order of rows and dropout.
         device: to train on.
         precision: "bf16", "fp16" or "fp32"; weights stay in fp32.

@@ -51,7 +51,7 @@ class Job:
 
     @property
     def keys(self) -> list[ResultKey]:
-        """Keys of its results."""
+        """Keys of the job's results."""
         return [
             (self.model.hash, self.hashes[task.name], task.name, self.seed) for task in (self.task, *self.diagnostics)
         ]
@@ -83,7 +83,7 @@ def plan_jobs(
             raise CramError(f"tasks: {task.name} is scored with the model of {task.trained_on}; add {task.trained_on}")
     from_mnli = [name for name in names if name in _FROM_MNLI and protocol.mnli_start]
     if from_mnli and "mnli" not in names:
-        raise CramError(f"mnli_start: {', '.join(from_mnli)} start from the model of mnli; add mnli to tasks")
+        raise CramError(f"mnli_start: {', '.join(from_mnli)} start from the MNLI model; add mnli to tasks")
     mnli_hash = ""  # hash of the settings of MNLI
     if from_mnli:
         mnli_hash = settings_hash(
@@ -164,7 +164,7 @@ def _digests(task: Task, data: Path | None) -> dict[str, str]:
     return {f"{task.name} {name}": read_split(task, name, data).digest for name in task.sizes}
 
 
-@functools.lru_cache(maxsize=4)  # the seeds of a task follow each other
+@functools.lru_cache(maxsize=4)  # the seeds of a task run one after another
 def _rows(
     model: ModelSource, benchmark: str, name: str, max_length: int, data: Path | None
 ) -> tuple[dict[str, EncodedRows], dict[str, int], list[str]]:

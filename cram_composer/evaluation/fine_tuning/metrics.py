@@ -33,7 +33,7 @@ def _exact_match(logits: torch.Tensor, rows: EncodedRows) -> torch.Tensor:
 
 
 def _parity(logits: torch.Tensor, rows: EncodedRows) -> torch.Tensor:
-    """Return the share of groups whose examples are all classified alike."""
+    """Return the share of groups whose examples are all classified the same."""
     predicted = logits.argmax(dim=-1)
     return torch.maximum(
         _group_minimum(predicted == 0, rows.groups), _group_minimum(predicted == 1, rows.groups)
@@ -67,7 +67,7 @@ def compute_metrics(task: Task, logits: torch.Tensor, rows: EncodedRows) -> dict
         rows: with the expected labels.
 
     Returns:
-        by metric. A correlation with constant predictions is undefined and counts as 0, like Matthews'.
+        values by metric. A correlation with constant predictions is undefined and counts as 0, like Matthews'.
     """
     predicted = logits.squeeze(-1) if task.is_regression else logits.argmax(dim=-1)
     if task.is_regression and bool((predicted == predicted[0]).all()):

@@ -69,7 +69,7 @@ R = TypeVar("R", bound=KeyedResult)
 
 
 def append_result(path: Path, result: KeyedResult) -> None:
-    """Append a line to the results file atomically; a torn last line of a killed process is ended first."""
+    """Append a line to the results file atomically, after ending an incomplete last line of a killed process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(asdict(result), ensure_ascii=False, allow_nan=False) + "\n"
     with open(path, "ab+") as file:

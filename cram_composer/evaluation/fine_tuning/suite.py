@@ -23,7 +23,7 @@ from cram_composer.evaluation.model_source import ModelSource, find_model
 from cram_composer.storage.files import read_json, write_json
 
 NO_GPU = "use --device cpu"  # hint in errors
-RUN_FILE = "evaluations.json"  # in a run folder: its rows by protocol, for its report
+RUN_FILE = "evaluations.json"  # in a run folder: rows by protocol, for the report of the run
 _LINE_EVERY_SECONDS = 30.0
 
 
@@ -37,22 +37,22 @@ def evaluate_models(
     jobs: int | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> tuple[str, list[str]]:
-    """Run the jobs without results in FOLDER/results.jsonl, and write FOLDER/PROTOCOL.json with a row for each model.
+    """Run the jobs that have no result in FOLDER/results.jsonl; write FOLDER/PROTOCOL.json with a row per model.
 
     Args:
-        names: run folders, model folders, or names of the hub; see `find_model`.
+        names: run folders, model folders, or names on the hub; see `find_model`.
         protocol: tasks, seeds and settings.
         data: folder of the tasks' files, or None for the hub.
         folder: folder of the results, to which later evaluations append.
         device: "auto", "cuda" or "cpu".
-        jobs: processes at a time on a CPU; default: one for every core, up to 8.
+        jobs: jobs at a time on a CPU; default: one per core, up to 8.
         slurm: submitit's parameters, to run the jobs as Slurm arrays.
 
     Returns:
         The table, and one line for every job that failed.
 
     Raises:
-        CramError: models, data or settings are unusable; raised before any training.
+        CramError: invalid models, data or settings; raised before any training.
     """
     models = [find_model(name) for name in names]
     models = list({model.hash: model for model in models}.values())
@@ -94,11 +94,11 @@ def _pending_jobs(planned: list[Job], found: dict[ResultKey, Result]) -> list[Jo
     return [job for job in planned if job in left or job.save_to in starts]
 
 
-def precision_on(asked: str, device: str) -> str:
+def precision_on(requested: str, device: str) -> str:
     """Return "bf16", "fp16" or "fp32" for one of them or "auto". Raises CramError if the device does not support it."""
-    if asked == "fp16" and device == "cpu":
+    if requested == "fp16" and device == "cpu":
         raise CramError("precision: fp16 needs a GPU; use bf16 or fp32")
-    return fast_precision(device) if asked == "auto" else asked
+    return fast_precision(device) if requested == "auto" else requested
 
 
 def add_to_runs(models: Sequence[ModelSource], protocol: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -130,10 +130,10 @@ class _Progress:
             form = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left"
             self._bar = tqdm(total=total - done, desc="eval", bar_format=form)
         elif done:
-            self._print_line(f"{done} of {total} jobs are in the results already")
+            self._print_line(f"{done} of {total} jobs are already in the results")
 
     def report(self, done: float) -> None:
-        """Show the number of jobs done, running ones by the share of their steps."""
+        """Show the number of jobs done, counting running jobs by their share of steps done."""
         if self._bar is not None:
             self._bar.n = done
             self._bar.refresh()

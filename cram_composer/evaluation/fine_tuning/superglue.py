@@ -24,7 +24,7 @@ _PLACEHOLDER = "@placeholder"
 def _copa(row: Mapping[str, Any], number: int) -> list[Example]:
     questions = {"cause": "What was the cause?", "effect": "What happened as a result?"}
     if row["question"] not in questions:
-        raise ValueError(f"column 'question' holds {row['question']!r}, neither cause nor effect")
+        raise ValueError(f"column 'question' must be 'cause' or 'effect', got {row['question']!r}")
     right = class_label(row["label"], ("choice1", "choice2"))
     premise = f"{row['premise']} {questions[row['question']]}"
     return [Example((premise, row[f"choice{at + 1}"]), int(at == right), number) for at in range(2)]
@@ -33,7 +33,7 @@ def _copa(row: Mapping[str, Any], number: int) -> list[Example]:
 def _multirc(row: Mapping[str, Any], number: int) -> list[Example]:
     place = row["idx"]
     if not isinstance(place, Mapping) or not {"paragraph", "question"} <= place.keys():
-        raise ValueError("column 'idx' needs the numbers 'paragraph' and 'question'")
+        raise ValueError("column 'idx' must have the numbers 'paragraph' and 'question'")
     question = f"{row['question']} {row['answer']}"
     group = (place["paragraph"], place["question"])
     return [Example((row["paragraph"], question), class_label(row["label"], _FALSE_TRUE), group)]
@@ -59,7 +59,7 @@ def _wic(row: Mapping[str, Any], number: int) -> list[Example]:
 def _wsc(row: Mapping[str, Any], number: int) -> list[Example]:
     words, place = row["text"].split(), str(row["span2_index"])
     if not place.isdigit() or int(place) >= len(words):
-        raise ValueError(f"column 'span2_index' holds {place!r}, no number of a word of the text")
+        raise ValueError(f"column 'span2_index' must be the index of a word of the text, got {place!r}")
     at = int(place)
     marked = " ".join([*words[:at], f"*{words[at]}*", *words[at + 1 :]])
     return [Example((marked, row["span1_text"]), class_label(row["label"], _FALSE_TRUE))]
@@ -73,7 +73,7 @@ def _axg(row: Mapping[str, Any], number: int) -> list[Example]:
 def _list_of_texts(row: Mapping[str, Any], column: str) -> list[str]:
     found = row[column]
     if not isinstance(found, list) or not found or not all(isinstance(item, str) for item in found):
-        raise ValueError(f"column '{column}' holds no list of texts")
+        raise ValueError(f"column '{column}' must be a list of texts")
     return found
 
 

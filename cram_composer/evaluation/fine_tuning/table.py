@@ -28,9 +28,9 @@ def model_row(
 
     Args:
         protocol: the requested protocol.
-        name: of the model.
-        model_hash: of the model.
-        results: of the model under this protocol.
+        name: name of the model.
+        model_hash: hash of the model.
+        results: results of the model under this protocol.
         row_length: row length that the model supports, at most the protocol's.
 
     Returns:
@@ -87,12 +87,12 @@ def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int)
         if 0 < len(by_task[task.name]) < (wanted := task_settings(protocol, task.name).seeds)
     ]
     if few:
-        notes.append(f"seeds that failed or are still to come: {', '.join(few)}")
+        notes.append(f"seeds that failed or have not run: {', '.join(few)}")
     partial = sorted({f"{BENCHMARKS[r.benchmark][r.task].title} {split}" for r in results for split in r.partial})
     if partial:
-        notes.append(f"not the official number of rows: {', '.join(partial)}")
+        notes.append(f"without the official number of rows: {', '.join(partial)}")
     if row_length < protocol.max_length:
-        notes.append(f"rows cut at {row_length} tokens, all that the model takes, and not at {protocol.max_length}")
+        notes.append(f"rows truncated to {row_length} tokens, the model's maximum, instead of {protocol.max_length}")
     if any(r.mnli_start for r in results):
         notes.append("RTE, MRPC and STS-B start from the model fine-tuned on MNLI, which the rules of a cram forbid")
     return notes
@@ -105,14 +105,14 @@ def _differences_from_paper(protocol: ProtocolConfig) -> list[str]:
     papers = ProtocolConfig()
     names = [name for name in ProtocolConfig.model_fields if name not in _REPORTED_ELSEWHERE]
     changed = [
-        f"{name} {_format_value(getattr(protocol, name))} (there {_format_value(getattr(papers, name))})"
+        f"{name} {_format_value(getattr(protocol, name))} (published: {_format_value(getattr(papers, name))})"
         for name in names
         if getattr(protocol, name) != getattr(papers, name)
     ]
     for task, own in protocol.overrides.items():
         if own_settings := [f"{name} {_format_value(value)}" for name, value in own if value is not None]:
             changed.append(f"for {BENCHMARKS['glue'][task].title} {', '.join(own_settings)}")
-    return [f"not fine-tuned as in the published rows: {'; '.join(changed)}"] if changed else []
+    return [f"fine-tuned differently from the published rows: {'; '.join(changed)}"] if changed else []
 
 
 def _format_value(value: Any) -> str:
@@ -138,18 +138,18 @@ def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> s
             means = [f"{one.mean:.1f}" if name == "nine-number mean" else "" for name in names]
             cells.append([one.name, *shown, *means])
         notes += _published_notes(protocol, rows)
-    legend = "median over seeds (lowest to highest); * a split without its official rows; "
+    legend = "median over seeds (lowest to highest); * a split without the official number of rows; "
     return "\n".join([*table_lines(cells, right=range(1, len(cells[0]))), "", legend + _legend(protocol), *notes])
 
 
 def _legend(protocol: ProtocolConfig) -> str:
     if protocol.benchmark != "glue":
-        return "a task with several numbers counts with their mean"
+        return "each task counts with the mean of its numbers"
     left_out = [BENCHMARKS["glue"][name].title for name in protocol.not_averaged]
     without = f"; without {', '.join(left_out)}" if left_out else ""
     return (
-        "nine-number mean: the paper's, MNLI counts twice, tasks with two metrics by the first; "
-        f"eight-task mean: both metrics of a task as one{without}"
+        "nine-number mean: as in the paper, with both splits of MNLI and the first metric of every task; "
+        f"eight-task mean: the mean of each task's numbers{without}"
     )
 
 
@@ -158,14 +158,14 @@ def _published_notes(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -
     lines = [f"{one.name} ({one.mean:.1f}): {one.source}" for one in PUBLISHED]
     lines.append("published rows: all eight tasks, the median of 5 seeds")
     if protocol.seeds != 5:
-        lines[-1] += f"; these: {protocol.seeds} seed{'s' * (protocol.seeds != 1)}"
+        lines[-1] += f"; this evaluation: {protocol.seeds} seed{'s' * (protocol.seeds != 1)}"
     scored = {_published_key(number) for row in rows for number in row["numbers"]}
     for one in PUBLISHED:
         shared = [key for key in one.numbers if key in scored]
         if shared and len(shared) < len(one.numbers):
             tasks = ", ".join(dict.fromkeys(BENCHMARKS["glue"][key.split()[0]].title for key in shared))
             mean = statistics.fmean(one.numbers[key] for key in shared)
-            lines.append(f"{one.name}, {one.mean:.1f} in all: {mean:.1f} on {tasks}, the tasks scored here")
+            lines.append(f"{one.name}: {mean:.1f} on {tasks}, the tasks scored here ({one.mean:.1f} on all)")
     return lines
 
 

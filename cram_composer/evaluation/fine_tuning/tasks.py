@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 
 class Example(NamedTuple):
-    """An input of the model, one or two texts, with its label: a class, or a number for a regression.
+    """One or two texts as input of the model, with a label: a class, or a number for a regression.
 
-    Examples of one `group` are scored together: the answers to a question, of which any or exactly one may be right.
+    Examples of one `group` are scored together, for example the answers to a question, of which several may be right.
     `credit`, from 0 to 1, is the value of choosing this example if it exceeds that of its label.
     """
 
@@ -68,14 +68,14 @@ class Task:
 
 
 def class_label(value: Any, names: Sequence[str]) -> int:
-    """Return the class that `value` means, also if numbers are stored as text. Raises ValueError."""
+    """Return the class of a label that is stored as a number or as text. Raises ValueError."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = -1.0
     if number not in range(len(names)):
         known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-        raise ValueError(f"label {value!r} is none of {known}")
+        raise ValueError(f"label must be one of {known}, got {value!r}")
     return int(number)
 
 

@@ -30,7 +30,7 @@ class MaskedScorer:
     Args:
         source: the model to load.
         seed: initialises the weights of an untrained model.
-        device: to compute on.
+        device: device to compute on.
         precision: "fp32", "bf16" or "fp16"; log-probabilities are always computed in fp32.
         batch_tokens: tokens per batch, including padding.
 
@@ -78,7 +78,7 @@ def load_mask_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     if tokenizer.mask_token_id is None:
         raise CramError(f"{source.name}: its tokenizer has no [MASK] token, so it is not a masked language model")
     if not tokenizer.is_fast:
-        raise CramError(f"{source.name}: its tokenizer is not a fast one (tokenizer.json), which scoring needs")
+        raise CramError(f"{source.name}: scoring needs a fast tokenizer (tokenizer.json), which it does not have")
     return tokenizer
 
 

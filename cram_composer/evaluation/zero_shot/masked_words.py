@@ -7,16 +7,14 @@ bits is divided by their characters, which are the same for all models.
 
 Tokenizers that discard information are charged for it:
 
-- The text under an [UNK] piece costs `unknown_bits_per_byte` for every byte of its UTF-8, on top of predicting [UNK]:
-at 8
-  bits, as much as spelling it out without any model. So does a character that no piece covers.
+- The text under an [UNK] piece costs `unknown_bits_per_byte` for every byte of its UTF-8, on top of predicting [UNK].
+  At 8 bits, this is the cost of spelling it out without any model. A character that no piece covers costs the same.
 - A piece that also covers part of a neighbouring word is masked and charged whole.
-- A window that has more pieces than the model reads is halved between words until every part fits, so that its words
-are
+- A window with more pieces than the model reads is halved between words until every part fits, so its words are
   predicted from less context; no word is cut. A single word that is too long is charged as unknown.
 
-Not charged, but noted beside the numbers: a tokenizer that lower-cases or drops accents predicts less. The number of
-pieces of a hidden word is revealed, and pieces of one word are predicted independently.
+Not charged, but noted beside the numbers: a model whose tokenizer lower-cases or drops accents predicts less. The
+number of pieces of a hidden word is revealed, and pieces of one word are predicted independently.
 """
 
 from __future__ import annotations
@@ -78,7 +76,7 @@ class WindowCost(NamedTuple):
 
 
 def read_parts(protocol: MaskedWordsConfig, data: Path) -> list[TextSample]:
-    """Read about `protocol.characters` of the text of a file or a folder of files, as a list of one.
+    """Read about `protocol.characters` of the text of a file or a folder of files, as a list of one sample.
 
     Raises:
         CramError: a missing or unreadable file, or no word to mask.
@@ -87,13 +85,13 @@ def read_parts(protocol: MaskedWordsConfig, data: Path) -> list[TextSample]:
     chosen = random.Random(protocol.seed)
     windows = []
     for piece in source.sample(protocol.characters):
-        # Normalizes accents, whether a tokenizer composes them or not.
+        # One form of accents for all tokenizers, whether they compose them or not.
         for words in cut_windows(unicodedata.normalize("NFC", piece.text), protocol.window_characters):
             masked = tuple(number for number in range(len(words)) if chosen.random() < protocol.mlm_probability)
             if masked:
                 windows.append(Window(words, masked))
     if not windows:
-        raise CramError(f"--data {data}: empty: no word of it is masked, at mlm_probability {protocol.mlm_probability}")
+        raise CramError(f"--data {data}: no word to mask at mlm_probability {protocol.mlm_probability}; use more text")
     return [TextSample(data.name, windows)]
 
 
@@ -217,7 +215,7 @@ def _utf8_size(text: str) -> int:
 
 
 def _tokenizer_losses(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """List what the tokenizer drops from a text, which its models need not predict."""
+    """List the features of a text that the tokenizer drops, which its models need not predict."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None:
         return []
@@ -227,7 +225,7 @@ def _tokenizer_losses(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         for what, (given, kept) in checks.items()
         if kept not in unicodedata.normalize("NFC", normalizer.normalize_str(given))
     ]
-    return [f"its tokenizer {' and '.join(lost)}: it predicts less than one that keeps them"] if lost else []
+    return [f"its tokenizer {' and '.join(lost)}, so its model predicts less than one that keeps them"] if lost else []
 
 
 def summarize(protocol: MaskedWordsConfig, scored: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -252,7 +250,7 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
 
 
 def legend(protocol: MaskedWordsConfig, parts: Sequence[TextSample]) -> str:
-    """Explain the numbers."""
+    """Return the line below the table that explains its numbers."""
     (text,) = parts
     words = sum(len(window.masked) for window in text.windows)
     characters = sum(window.characters for window in text.windows)
@@ -270,5 +268,5 @@ def notes(row: dict[str, Any]) -> list[str]:
     cut = found["cut_windows"]
     return [
         *found["notes"],
-        *[f"{cut} of {found['windows']} windows were too long for it and were read in parts"] * (cut > 0),
+        *[f"{cut} of {found['windows']} windows were too long for the model and were read in parts"] * (cut > 0),
     ]

@@ -57,7 +57,7 @@ def read_parts(protocol: MinimalPairsConfig, data: Path) -> list[Paradigm]:
         CramError: no such folder, no file in it, a line that is not a pair, or two files of one paradigm.
     """
     if not data.is_dir():
-        raise CramError(f"--data {data}: no such folder; give the one that holds a .jsonl file for each paradigm")
+        raise CramError(f"--data {data}: no such folder; pass a folder with one .jsonl file per paradigm")
     files = sorted(path for path in data.iterdir() if path.name.endswith(_SUFFIXES) and path.is_file())
     if not files:
         raise CramError(f"--data {data}: no {', '.join(_SUFFIXES)} file in this folder")
@@ -66,7 +66,7 @@ def read_parts(protocol: MinimalPairsConfig, data: Path) -> list[Paradigm]:
     for path in files:
         paradigm = _read_paradigm(path)
         if paradigm.name in found:
-            raise CramError(f"{path}: the paradigm '{paradigm.name}' is in {found[paradigm.name]} already")
+            raise CramError(f"{path}: paradigm '{paradigm.name}' is already in {found[paradigm.name]}; keep one file")
         found[paradigm.name] = path
         paradigms.append(paradigm)
     return paradigms
@@ -80,18 +80,18 @@ def _read_paradigm(path: Path) -> Paradigm:
         for key in _SENTENCES:
             if key not in row:
                 raise CramError(
-                    f"{origin}: no key '{key}' (found: {', '.join(row)}); a pair has {', '.join(_SENTENCES)}"
+                    f"{origin}: no key '{key}' (found: {', '.join(row)}); a pair needs {', '.join(_SENTENCES)}"
                 )
             if not isinstance(row[key], str) or not row[key].strip():
-                raise CramError(f"{origin}: '{key}' is no sentence: {json.dumps(row[key])[:60]}")
+                raise CramError(f"{origin}: '{key}' must be a sentence, got {json.dumps(row[key])[:60]}")
         for key in ("UID", *_GROUPS):
             if row.get(key) is not None and same.setdefault(key, str(row[key])) != str(row[key]):
                 raise CramError(
-                    f"{origin}: {key} is '{row[key]}' here and '{same[key]}' before; a file is one paradigm"
+                    f"{origin}: {key} is '{row[key]}', but '{same[key]}' in earlier lines; split the file by {key}"
                 )
         pairs.append(SentencePair(row["sentence_good"], row["sentence_bad"], origin))
     if not pairs:
-        raise CramError(f"{path}: empty; a paradigm has a pair in each line")
+        raise CramError(f"{path}: empty; it must have a pair in each line")
     name = same.pop("UID", path.name.partition(".jsonl")[0])
     return Paradigm(name, same, pairs)
 
@@ -124,8 +124,8 @@ def sentence_scores(scorer: MaskedScorer, sentences: Sequence[str], names: Seque
 
     Args:
         scorer: the model.
-        sentences: to score.
-        names: of the sentences in errors.
+        sentences: sentences to score.
+        names: names of the sentences for errors.
         kind: "pll" or "within-word-l2r".
 
     Raises:
@@ -137,7 +137,7 @@ def sentence_scores(scorer: MaskedScorer, sentences: Sequence[str], names: Seque
         made = list(masked_rows(scorer.tokenizer, sentence, MASKED_POSITIONS[kind]))
         if made and len(made[0].input_ids) > scorer.max_length:
             raise CramError(
-                f"{name}: a sentence of {len(made[0].input_ids)} tokens, where the model reads {scorer.max_length}"
+                f"{name}: the sentence has {len(made[0].input_ids)} tokens, the model reads at most {scorer.max_length}"
             )
         rows += made
         counts.append(len(made))
@@ -204,7 +204,7 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
 
 
 def legend(protocol: MinimalPairsConfig, parts: Sequence[Paradigm]) -> str:
-    """Explain the numbers."""
+    """Return the line below the table that explains its numbers."""
     count = f"{len(parts)} paradigm{'s' * (len(parts) != 1)}"
     return f"accuracy in percent by {protocol.score}, mean over {count}; chance is 50, ties count half"
 
@@ -213,6 +213,6 @@ def notes(row: dict[str, Any]) -> list[str]:
     """Return remarks on a model's row."""
     ties = sum(found["ties"] for found in row["paradigms"].values())
     pairs = sum(found["pairs"] for found in row["paradigms"].values())
-    return [f"{ties} of {pairs} pairs are ties: both sentences have one score, such as where it reads the same"] * (
+    return [f"{ties} of {pairs} pairs are ties: both sentences have the same score, such as with equal tokens"] * (
         ties > 0
     )

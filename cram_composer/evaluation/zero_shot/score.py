@@ -71,20 +71,20 @@ class PartResult:
 def score_models(
     names: Sequence[str], protocol: Any, *, data: Path, folder: Path = Path("runs/eval"), device: str = "auto"
 ) -> tuple[str, list[str]]:
-    """Score what is missing in FOLDER/zero-shot.jsonl, and write FOLDER/PROTOCOL.json with a row per model.
+    """Score the parts that have no result in FOLDER/zero-shot.jsonl; write FOLDER/PROTOCOL.json with a row per model.
 
     Args:
         names: run folders, model folders, or names on the hub; see `find_model`.
-        protocol: of one of the SUITES.
+        protocol: a protocol of one of the SUITES.
         data: the suite's file or folder.
-        folder: of the results, to which later evaluations append.
+        folder: folder of the results, to which later evaluations append.
         device: "auto", "cuda" or "cpu".
 
     Returns:
-        the table, and a line for every model that could not be scored.
+        The table, and one line for every model that could not be scored.
 
     Raises:
-        CramError: invalid models, data or settings, before anything is scored.
+        CramError: invalid models, data or settings; raised before anything is scored.
     """
     suite = SUITES[protocol.kind]
     models = [find_model(name) for name in names]
@@ -164,7 +164,7 @@ def _model_row(
 
 
 def _table(suite: Suite, rows: Sequence[dict[str, Any]], legend: str) -> str:
-    """Format the rows as text, a model each, with legend and notes."""
+    """Format the rows as text, one per model, with legend and notes."""
     cells = [suite.columns(row) for row in rows]
     headers = list(dict.fromkeys(header for of_row in cells for header in of_row))
     shown = [

@@ -70,7 +70,7 @@ def test_rows_are_all_documents_packed_and_shuffled(built, documents):
         rows = [tuple(row) for row in rows_of(built, split).tolist()]
         assert rows != in_order[: len(rows)]
         assert Counter(rows) <= Counter(in_order)
-        # Whole blocks of train rows; some row, by chance, stays out.
+        # Only whole blocks of train rows are written, so some random rows are left out.
         assert len(rows) == (len(in_order) // 16 * 16 if split == "train" else len(in_order))
         counts = manifest["splits"][split]
         assert counts["documents"] == len(texts)
@@ -82,7 +82,7 @@ def test_rows_are_all_documents_packed_and_shuffled(built, documents):
 
 
 def test_no_document_is_in_both_splits(built, documents):
-    # Every document ends in a number of its own, a full stop and [SEP].
+    # Every document ends with a unique number, a full stop and [SEP].
     tokenizer = AutoTokenizer.from_pretrained(built / "tokenizer")
     ends = {}
     for split in SPLITS:
@@ -101,7 +101,7 @@ def test_blocks_dtype_and_hashes(built):
         blocks = [sample["rows"] for sample in LocalDataset(str(built / split))]
         assert {block.dtype for block in blocks} == {np.dtype(np.uint16)}
         assert {block.shape for block in blocks[:-1]} <= {(16, 32)}
-        # Training blocks are shared out among ranks, which must all get as many rows.
+        # Training blocks are divided among ranks, which must get equal numbers of rows.
         assert len(blocks[-1]) == 16 if split == "train" else 0 < len(blocks[-1]) <= 16
         assert manifest["splits"][split]["blocks"] == len(blocks)
         index = json.loads((built / split / "index.json").read_bytes())
@@ -159,7 +159,7 @@ def test_shuffle_in_many_buckets_keeps_every_row(built, config, monkeypatch):
         few, many = rows_of(built, split).tolist(), rows_of(root, split).tolist()
         assert few != many
         assert len(few) == len(many)
-        # By chance, other rows may be those that do not fill a block.
+        # Other random rows may be left out because they do not fill a block.
         assert len(set(map(tuple, few)) - set(map(tuple, many))) < (16 if split == "train" else 1)
 
 
@@ -167,7 +167,7 @@ def test_finished_data_set_is_kept(config, capsys):
     root = build(config, progress=False)
     before = (root / "manifest.json").stat().st_mtime_ns
     assert build(config) == root
-    assert "is finished already" in capsys.readouterr().err
+    assert "is already finished" in capsys.readouterr().err
     assert (root / "manifest.json").stat().st_mtime_ns == before
     changed = config.model_copy(update={"validation_fraction": 0.2})
     with pytest.raises(CramError, match=r"another configuration .*overwrite=true"):
@@ -195,7 +195,7 @@ def test_existing_tokenizer_is_used(built, config):
     assert load_manifest(root)["tokenizer_sha256"] == load_manifest(built)["tokenizer_sha256"]
     assert rows_of(root, "train").tolist() == rows_of(built, "train").tolist()
     config.normalise = NormaliseConfig(ascii_only=True)
-    with pytest.raises(CramError, match="used as it is; remove the other keys"):
+    with pytest.raises(CramError, match="used unchanged; remove the other keys"):
         build(config, progress=False)
 
 
@@ -215,7 +215,7 @@ def test_killed_build_does_not_look_finished_and_resumes(config, corpus, built, 
     command = [sys.executable, "-c", program, str(root), str(corpus)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        # Everything but the manifest is written when the child says so.
+        # The child reports that everything except the manifest is written.
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGKILL)
     partial = root.parent / "out.partial"
@@ -291,7 +291,7 @@ def test_disk_space_is_checked_first(config, monkeypatch):
         return shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(shutil, "disk_usage", small)
-    with pytest.raises(CramError, match=r"the build needs about 0\.0 GB of disk and 0\.0 GB are free"):
+    with pytest.raises(CramError, match=r"the build needs about 0\.0 GB of disk space, 0\.0 GB are free"):
         build(config, progress=False)
 
 
@@ -327,7 +327,7 @@ def broken_later(config: DataBuildConfig, tmp_path: Path) -> None:
     [
         (foreign_folder, "out: exists and is not a data set"),
         (file_in_the_way, "file: File exists"),
-        (no_text, "no text: the sources hold nothing"),
+        (no_text, "sources: no text in the train split"),
         (one_document, "the validation split is empty: 0 of 1 documents, 0 tokens; add text or change"),
         (broken_later, r"later\.jsonl:2: not valid JSON"),
         (lambda config, _: setattr(config, "sources", []), "data build: 'sources' is not set"),

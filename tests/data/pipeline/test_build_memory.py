@@ -19,7 +19,7 @@ def test_memory_stays_below_the_stated_bound_and_below_the_text():
     done = subprocess.run([sys.executable, *program], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
-    assert result["token_mib"] > 10 * 1, "the shuffle was not put to the test"
+    assert result["token_mib"] > 10 * 1, "too few tokens to test the shuffle"
     assert result["growth_mib"] < result["bound_mib"] == 264
 
 
@@ -38,4 +38,4 @@ def test_pages_of_read_text_are_freed(tmp_path):
     assert mapped() > before + 40
     texts.release()
     assert mapped() < before + 8
-    assert texts.read_bytes(47) == read[47], "it can be read again"
+    assert texts.read_bytes(47) == read[47], "freed pages can be read again"

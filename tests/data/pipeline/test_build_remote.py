@@ -72,7 +72,7 @@ def test_finished_data_set_is_kept_and_another_configuration_refused(remote, s3)
     build(remote, progress=False)
     before = objects(s3)
     assert build(remote, progress=False) == f"{s3.uri}/set"
-    with pytest.raises(CramError, match=r"s3://.*: holds a data set of another configuration .*overwrite=true"):
+    with pytest.raises(CramError, match=r"s3://.*: contains a data set of another configuration .*overwrite=true"):
         build(remote.model_copy(update={"seed": 1}), progress=False)
     assert objects(s3) == before
     build(remote.model_copy(update={"seed": 1, "overwrite": True}), progress=False)

@@ -32,7 +32,7 @@ SPAN = "this sentence of seventy five bytes and a few more is found in many docu
 
 @pytest.fixture
 def texts() -> list[str]:
-    """300 documents, and with them: copies, near copies, one that hardly compresses, short ones, a span in twenty."""
+    """Return 300 documents plus copies, near copies, an incompressible one and short ones; 20 share a span."""
     documents = synthetic_documents(300)
     for i in range(20):
         documents[i] += f" {SPAN} {i}"
@@ -96,7 +96,7 @@ def test_every_stage_drops_its_documents(texts, tmp_path, partitions):
     assert set(examples["dropped"]["length"]["too-short"]) == {"short", "short too"}
     assert len(examples["kept"]) == 20
     assert any(SPAN in text for text in examples["dropped"]["repeated_spans"]["parts-of-it"])
-    # The span stays where it comes first; rows tear a few words.
+    # The first copy of the span is kept; rows may cut it.
     assert text_of(root).count("seventy five bytes") <= 1
 
 
@@ -108,7 +108,7 @@ def test_stages_off_change_nothing(texts, tmp_path):
 
 
 def test_likely_rows_come_first(tmp_path):
-    # Words of known frequency: half of the documents are of the commonest word, and there are eight words in all.
+    # Words of known frequency: half of the documents consist of the most common of eight words.
     random = np.random.default_rng(0)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     texts = [" ".join(["alpha"] * 60) + f" {i}" for i in range(200)]
@@ -124,7 +124,7 @@ def test_likely_rows_come_first(tmp_path):
     counts = np.bincount(rows.ravel())
     nats = np.log(counts.sum()) - np.log(np.maximum(counts, 1))
     mean = nats[rows].mean(axis=1)
-    assert (np.diff(mean) > -1e-6).all(), "rows are not in the order of their likelihood"
+    assert (np.diff(mean) > -1e-6).all(), "rows are not ordered by likelihood"
 
 
 @pytest.mark.parametrize("partitions", [1, 3])

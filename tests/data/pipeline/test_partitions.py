@@ -48,14 +48,14 @@ def rows_of(root: Path, split: str) -> NDArray:
 
 
 def words_of(root: Path, split: str) -> Counter:
-    """How often each word is in a split, torn words at row ends left out."""
+    """Count the words of a split, except torn words at row ends."""
     tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
     return Counter(word for row in tokenizer.batch_decode(rows_of(root, split)) for word in row.split()[1:-1])
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Five files of documents of their own."""
+    """Return five files of different documents."""
     folder = tmp_path_factory.mktemp("files")
     paths = [folder / f"part{i}.jsonl" for i in range(5)]
     for i, path in enumerate(paths):
@@ -97,7 +97,7 @@ def test_partitions_hold_what_one_does(files, tmp_path):
     for split in ("train", "validation"):
         facts, expected = manifest["splits"][split], load_manifest(one)["splits"][split]
         assert (facts["documents"], facts["characters"]) == (expected["documents"], expected["characters"])
-        left_out = 3 * 2 * 32 + 3 * 32  # less than a block of rows and a row in each partition
+        left_out = 3 * 2 * 32 + 3 * 32  # less than one block, and one row per partition
         assert abs(facts["tokens"] - expected["tokens"]) <= left_out
         assert facts["tokens"] + facts["dropped_tokens"] == expected["tokens"] + expected["dropped_tokens"]
         assert facts["rows"] == len(rows_of(three, split))
@@ -109,7 +109,7 @@ def test_partitions_hold_what_one_does(files, tmp_path):
 
 
 def test_rows_of_all_partitions_are_shuffled_together(files, tmp_path):
-    # The last file's documents say so by their numbers, which no other file's reach.
+    # Documents of the last file have numbers above those of all others.
     root = build(configuration(files, tmp_path / "out", 3), progress=False)
     tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
     index = json.loads((root / "train" / "index.json").read_text())
@@ -136,7 +136,7 @@ def test_failed_partition_is_named_and_the_others_are_not_done_again(files, tmp_
     spoilt = tmp_path / "spoilt.jsonl"
     spoilt.write_text('{"text": "fine"}\n{"text": 3}\n')
     config = configuration([*files, spoilt], tmp_path / "out", 3)
-    config.tokenizer.sample_bytes = 20_000  # which does not reach the spoilt line
+    config.tokenizer.sample_bytes = 20_000  # does not reach the invalid line
     with pytest.raises(CramError, match=r"spoilt\.jsonl:2: column 'text' holds int, not text"):
         build(config, progress=False)
     assert "Traceback" not in capfd.readouterr().err
@@ -150,7 +150,7 @@ def test_little_text_is_written_by_fewer_partitions(files, tmp_path):
     manifest = load_manifest(build(config, progress=False))
     facts = manifest["splits"]["train"]
     assert facts["blocks"] * 64 == facts["rows"]
-    assert facts["dropped_tokens"] < 64 * 32 + 16 * 32  # a block, and a row of each partition
+    assert facts["dropped_tokens"] < 64 * 32 + 16 * 32  # one block, and one row per partition
     config = configuration(files[:1], tmp_path / "less", 16)
     config.packing = PackingConfig(sequence_length=32, block_rows=4096)
     facts = load_manifest(build(config, progress=False))["splits"]["train"]
@@ -192,7 +192,7 @@ def test_half_removed_work_is_not_resumed(files, tmp_path, monkeypatch):
     remove = Workspace.remove
 
     def killed(self: Workspace) -> None:
-        if self.has_results():  # between the move and the end of the removal
+        if self.has_results():  # after the move, before the removal is complete
             raise ZeroDivisionError
         remove(self)
 
@@ -221,7 +221,7 @@ def test_streams_are_separate_splits(files, tmp_path):
 
 
 FAKE_SBATCH = """#!{python}
-# Takes an array of jobs as sbatch does and runs it one after the other in the background, a number per phase.
+# Accepts an array of jobs like sbatch and runs its tasks one after another in the background; one job id per phase.
 import os, re, shutil, subprocess, sys, time
 folder = os.path.dirname(__file__)
 if sys.argv[1] != "--run":
@@ -231,7 +231,7 @@ if sys.argv[1] != "--run":
     print("Submitted batch job", number)
     sys.exit()
 text, number = open(sys.argv[2]).read(), sys.argv[3]
-time.sleep(1)  # a queue is never empty: submitit puts the jobs' files in place after it has submitted them
+time.sleep(1)  # submitit moves the files of the jobs into place after it has submitted them
 command = re.search(r"\\S+ -u -m submitit\\S* \\S+", text)[0]
 for task in range(int(re.search(r"#SBATCH --array=0-(\\d+)", text)[1]) + 1):
     environment = dict(os.environ, SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID=number, SLURM_ARRAY_JOB_ID=number,
@@ -252,7 +252,7 @@ done; done
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that answer as Slurm's do, before everything else on PATH."""
+    """Put stand-ins for Slurm's commands first on PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     nothing = "#!/bin/sh\n"

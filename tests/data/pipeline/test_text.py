@@ -9,14 +9,14 @@ from cram_composer.data.pipeline.text import PIECE_CHARACTERS, SPLITS, Piece, re
 
 
 def documents_of(pieces) -> list[str]:
-    """Whole documents, put together again from their pieces."""
+    """Join pieces to whole documents."""
     documents, parts = [], []
     for piece in pieces:
         parts.append(piece.text)
         if piece.last:
             documents.append("".join(parts))
             parts = []
-    assert not parts, "the last document was left open"
+    assert not parts, "the last document has no end"
     return documents
 
 

@@ -1,4 +1,4 @@
-"""Rows of SuperGLUE's tasks with the columns of the hub."""
+"""Rows of SuperGLUE's tasks with the hub's columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
 
 
 def superglue_rows(task: str, count: int = 4) -> list[dict[str, Any]]:
-    """`count` rows; every second one is the other answer to the same question."""
+    """Return `count` rows; every second one is the other answer to the same question."""
     made = []
     for number in range(count):
         row: dict[str, Any] = {column: f"the {column} {number}" for column in SUPERGLUE[task].texts}

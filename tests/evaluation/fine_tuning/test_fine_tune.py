@@ -34,7 +34,7 @@ def made(
     groups: list[int] | None = None,
     credits: list[float] | None = None,
 ) -> EncodedRows:
-    """Rows as `encode` makes them."""
+    """Build rows like `encode`."""
     return EncodedRows(
         torch.tensor([*itertools.chain(*rows)], dtype=torch.int32),
         None if types is None else torch.tensor([*itertools.chain(*types)], dtype=torch.uint8),
@@ -46,7 +46,7 @@ def made(
 
 
 def encoded(count: int, regression: bool = False) -> EncodedRows:
-    """Rows of 3 to 12 tokens, of which one says the label."""
+    """Return rows of 3 to 12 tokens, one of which determines the label."""
     generator = torch.Generator().manual_seed(0)
     rows, labels = [], []
     for number in range(count):
@@ -58,7 +58,7 @@ def encoded(count: int, regression: bool = False) -> EncodedRows:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export with a tokenizer."""
+    """Return an export with a tokenizer."""
     made = tmp_path_factory.mktemp("model")
     tiny_model().save_pretrained(made)
     return save_tokenizer(made)
@@ -188,7 +188,7 @@ def test_metrics_equal_their_definitions():
 
 
 def test_group_metrics_equal_their_definitions():
-    """Three questions of two or three answers; the odds of being right are second less first logit."""
+    """Three questions with two or three answers; the log-odds of being right are the second minus the first logit."""
     odds = torch.tensor([0.5, -1.0, -0.2, -0.1, 2.0, 1.0, -3.0])
     rows = made(
         [[2]] * 7, [1, 0, 1, 0, 0, 1, 0], groups=[0, 0, 1, 1, 2, 2, 2], credits=[1.0, 0.0, 1.0, 0.5, 0.25, 1.0, 0.0]
@@ -214,12 +214,12 @@ def test_group_metrics_equal_their_definitions():
 def test_runs_exports_and_folders_are_found(folder: Path, tmp_path: Path):
     assert len(find_model(str(folder)).hash) == 16
     (tmp_path / "record.json").write_text("{}")
-    with pytest.raises(CramError, match="has no export yet; make one: cram export"):
+    with pytest.raises(CramError, match="has no export yet; run: cram export"):
         find_model(str(tmp_path))
     (tmp_path / "export").symlink_to(folder)
     assert find_model(str(tmp_path)).hash == find_model(str(folder)).hash
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CramError, match="neither a run nor a model"):
+    with pytest.raises(CramError, match="not a run folder or a model"):
         find_model(str(tmp_path / "empty"))
     with pytest.raises(CramError, match="no such folder"):
         find_model(str(tmp_path / "nowhere"))

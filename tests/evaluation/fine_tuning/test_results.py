@@ -13,7 +13,7 @@ from cram_composer.evaluation.fine_tuning.tasks import GLUE
 
 
 def result(task: str, seed: int = 1, value: float = 50.0, **scores: float) -> Result:
-    """Every metric is `value` unless `scores` says otherwise."""
+    """Return a result in which every metric is `value` unless it is in `scores`."""
     found = GLUE[task]
     by_split = {split: {metric: scores.get(metric, value) for metric in found.metrics} for split in found.scored}
     if "mismatched" in scores:

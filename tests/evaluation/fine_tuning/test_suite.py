@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def superglue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All ten tasks with the hub's columns, a few rows each."""
+    """Return all ten tasks with the hub's columns, a few rows each."""
     folder = tmp_path_factory.mktemp("superglue")
     for task in SUPERGLUE.values():
         for split in task.sizes:
@@ -44,7 +44,7 @@ def superglue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All nine tasks with the hub's columns, a few rows each."""
+    """Return all nine tasks with the hub's columns, a few rows each."""
     folder = tmp_path_factory.mktemp("glue")
     for task in GLUE.values():
         for split in task.sizes:
@@ -76,13 +76,14 @@ def test_nine_tasks_in_one_command_and_nothing_to_do_the_second_time(model, data
     for row in json.loads((tmp_path / "glue.json").read_text())["rows"]:
         assert len(row["numbers"]) == 13
         assert row["averages"]["nine-number mean"]["missing"] == []
-    for text in ("MNLI mm acc", "nine-number mean", "80.9", "these: 1 seed", "without WNLI", "not the official number"):
+    for text in ("MNLI mm acc", "nine-number mean", "80.9", "this evaluation: 1 seed", "without WNLI"):
         assert text in table
-    assert "\nnot fine-tuned as in the published rows: epochs 1 (there 5)\n" in table
+    assert "\nwithout the official number of rows: " in table
+    assert "\nfine-tuned differently from the published rows: epochs 1 (published: 5)\n" in table
     before = (tmp_path / "results.jsonl").read_bytes()
     status, again, progress = eval_(*arguments, capsys=capsys)
     assert (status, again) == (0, table)
-    assert "18 of 18 jobs are in the results already" in progress
+    assert "18 of 18 jobs are already in the results" in progress
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
@@ -102,7 +103,7 @@ def test_ten_tasks_of_superglue_in_one_command(model, superglue, tmp_path, capsy
     by_task = [[n["median"] for n in row["numbers"] if n["task"] == name] for name in counted]
     expected = sum(sum(numbers) / len(numbers) for numbers in by_task) / len(counted)
     assert row["averages"]["mean of tasks"]["mean"] == pytest.approx(expected)
-    assert "rows cut at 24 tokens" in table and "nine-number" not in table
+    assert "rows truncated to 24 tokens" in table and "nine-number" not in table
 
 
 def test_failing_job_is_named_and_the_others_continue(model, data, tmp_path, capsys):
@@ -112,7 +113,7 @@ def test_failing_job_is_named_and_the_others_continue(model, data, tmp_path, cap
     assert "RTE, seed 1: rte, seed 1: the loss is" in progress
     assert [r.task for r in read_results(tmp_path / "results.jsonl")] == ["cola"]
     assert "not scored: RTE" in table
-    assert "published rows: epochs 1 (there 5); for RTE epochs 4, lr 1e+30" in table
+    assert "published rows: epochs 1 (published: 5); for RTE epochs 4, lr 1e+30" in table
 
 
 def test_rte_starts_from_mnli_with_a_note(model, data, tmp_path, capsys):
@@ -141,7 +142,7 @@ def test_task_with_its_own_seeds(model, data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "colla"], "there is no task 'colla'; did you mean 'cola'"),
+        (["--tasks", "colla"], "got 'colla'; did you mean 'cola'?"),
         (["--suite", "glew"], "--suite glew: there is no such protocol; there are glue"),
         (["--tasks", "rte", "--set", "mnli_start=true"], "add mnli to tasks"),
         (["--set", "epochs=0"], "epochs"),
@@ -188,7 +189,8 @@ def test_published_results_are_averaged_over_the_scored_tasks():
     ]
     protocol = ProtocolConfig(tasks=["cola", "sst2"], seeds=3)
     table = console_table(protocol, [model_row(protocol, "m", "h", results, 128)])
-    assert f"BERT-base, fully trained, 80.9 in all: {(56.5 + 91.9) / 2:.1f} on SST-2, CoLA" in table
+    mean = (56.5 + 91.9) / 2
+    assert f"BERT-base, fully trained: {mean:.1f} on SST-2, CoLA, the tasks scored here (80.9 on all)" in table
     assert "45.0 (6 missing)" in table
     assert "80.0 (80.0 to 80.0)" in table
 

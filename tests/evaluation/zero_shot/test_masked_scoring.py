@@ -20,7 +20,7 @@ def scorer(folder: Path, batch_tokens: int = 4096) -> MaskedScorer:
 
 
 def rows(count: int = 30) -> list[MaskedRow]:
-    """Rows of 4 to 20 tokens of which one to three are masked."""
+    """Return rows of 4 to 20 tokens, one to three of them masked."""
     generator = torch.Generator().manual_seed(0)
     made = []
     for number in range(count):

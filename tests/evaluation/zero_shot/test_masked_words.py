@@ -39,7 +39,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_bits_per_character_equal_a_computation_by_hand(tmp_path: Path):
-    """Two windows, four masked words: pieces, logits of the bare model, an [UNK] spelled out."""
+    """Two windows with four masked words: pieces, logits of the plain model, and the charge for an [UNK]."""
     save(tmp_path / "model")
     windows = [Window(("the", "king", "flows", "."), (1, 3)), Window(("a", "river", "xΩ"), (1, 2))]
     model = scorer(tmp_path / "model")
@@ -81,7 +81,7 @@ def test_tokenizers_mask_exactly_the_same_words():
 
 
 def test_unknown_text_is_charged_by_the_byte():
-    """A word of letters apart: [UNK] covers it whole. A zero-width space is dropped. Bytes know everything."""
+    """[UNK] covers a whole unknown word, a zero-width space is dropped, and byte-level BPE knows everything."""
     (row,), cut, characters, size = window_cost(WINDOW, wrapped(wordpiece()), 64)
     assert row.targets.count(1) == 1 and not cut
     assert characters == len("Ωflows") + 1
@@ -90,7 +90,7 @@ def test_unknown_text_is_charged_by_the_byte():
 
 
 def test_tokenizers_with_unknown_text_do_not_score_better(tmp_path: Path):
-    """The same model, with a vocabulary that lacks most letters: cheap to predict, dear to spell out."""
+    """The same model with a vocabulary that lacks most letters: cheap to predict, expensive to spell out."""
     windows = [Window(tuple(sentence.split()), (1, 3, 4)) for sentence in TEXT]
     whole, poor = wordpiece(), wordpiece()
     state = json.loads(poor.to_str())
@@ -159,7 +159,7 @@ def test_text_does_not_depend_on_the_file_format(tmp_path: Path):
 
 
 def test_the_interval_is_that_of_windows(tmp_path: Path):
-    """Equal windows have no spread; the width is about four standard errors of the ratio otherwise."""
+    """Equal windows have no spread; otherwise the width is about four standard errors of the ratio."""
     save(tmp_path)
     model = scorer(tmp_path)
     same = score_part(TextSample("t", [Window(("the", "king"), (1,))] * 20), model, MaskedWordsConfig())
@@ -187,10 +187,10 @@ def test_losses_of_a_tokenizer_are_noted(tmp_path: Path):
     ("name", "content", "message"),
     [
         ("none.txt", None, "none.txt: no such file"),
-        ("empty.txt", "  \n", "empty.txt: empty: no word of it is masked"),
+        ("empty.txt", "  \n", "empty.txt: no word to mask"),
         ("bad.jsonl", '{"text": "a"}\n{', "bad.jsonl:2: not valid JSON"),
         ("key.jsonl", '{"body": "a"}\n', "key.jsonl:1: no column 'text'"),
-        ("text.doc", "a", "no reader for this kind of file"),
+        ("text.doc", "a", "unsupported type of file"),
     ],
 )
 def test_bad_texts_are_one_line(name: str, content: str | None, message: str, tmp_path: Path):

@@ -28,7 +28,7 @@ SENTENCES = [*TEXT, "the sea", "kindness, unbelievable river", "zzz the Ω flows
 
 
 def pll(folder: Path, sentence: str, within_word: bool) -> float:
-    """One position at a time, from the words of the text as the tokenizer cuts them."""
+    """Return the pseudo-log-likelihood, computed one position at a time."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     words = [word for word, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(sentence.lower())]
@@ -98,7 +98,7 @@ def test_swapped_sentences_and_an_untrained_model_are_at_chance(tmp_path: Path):
 
 def test_a_sentence_too_long_for_the_model_is_named(tmp_path: Path):
     save(tmp_path, model_max_length=8)
-    with pytest.raises(CramError, match=r"f:2: a sentence of \d+ tokens, where the model reads 8"):
+    with pytest.raises(CramError, match=r"f:2: the sentence has \d+ tokens, the model reads at most 8"):
         score_part(paradigm(("the sea", "the king"), ("the sea", TEXT[0])), scorer(tmp_path), MinimalPairsConfig())
 
 
@@ -137,11 +137,11 @@ def test_means_are_over_paradigms_whatever_their_size():
     [
         ({"p.jsonl": '{"sentence_good": "a"}\n'}, r"p.jsonl:1: no key 'sentence_bad' \(found: sentence_good\)"),
         ({"p.jsonl": line() + "{nonsense\n"}, "p.jsonl:2: not valid JSON"),
-        ({"p.jsonl": line() + "[1]\n"}, "p.jsonl:2: not an object"),
-        ({"p.jsonl": line(good=" ")}, "p.jsonl:1: 'sentence_good' is no sentence"),
+        ({"p.jsonl": line() + "[1]\n"}, "p.jsonl:2: not a JSON object"),
+        ({"p.jsonl": line(good=" ")}, "p.jsonl:1: 'sentence_good' must be a sentence, got"),
         ({"p.jsonl": "\n"}, "p.jsonl: empty"),
-        ({"p.jsonl": line(UID="a") + line(UID="b")}, "p.jsonl:2: UID is 'b' here and 'a' before"),
-        ({"p.jsonl": line(UID="a"), "q.jsonl": line(UID="a")}, "the paradigm 'a' is in .*p.jsonl already"),
+        ({"p.jsonl": line(UID="a") + line(UID="b")}, "p.jsonl:2: UID is 'b', but 'a' in earlier lines"),
+        ({"p.jsonl": line(UID="a"), "q.jsonl": line(UID="a")}, "paradigm 'a' is already in .*p.jsonl"),
         ({"p.txt": "text"}, "no .jsonl, .jsonl.zst, .jsonl.gz file in this folder"),
         ({"p.jsonl.gz": "not compressed"}, "p.jsonl.gz: cannot be read"),
     ],

@@ -28,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """A named text source with its licence; `origin` is what the manifest says about it besides its files."""
+    """A named text source with its licence; `origin` is recorded in the manifest beside its files."""
 
     name: str
     kind: str

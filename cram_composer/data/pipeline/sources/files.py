@@ -32,14 +32,14 @@ def _expand_path(text: str) -> list[Path]:
     matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
     found = [p for p in matched if p.is_file()]
     if not found:
-        raise CramError(f"{path}: no such file, and no match as a glob; check the paths of the source")
+        raise CramError(f"{path}: no such file or folder, and no match as a glob; check sources.paths")
     return found
 
 
 def _part(path: Path, config: FilesConfig) -> Part:
     file_format = format_of(path)
     if file_format is None:
-        raise CramError(f"{path}: no reader for this kind of file; use {' '.join(FORMATS)}")
+        raise CramError(f"{path}: unsupported type of file; use {' '.join(FORMATS)}")
     size = path.stat().st_size
     read = partial(file_format.read, path, config.text_column, config.document)
     return Part(path.name, read, int(size * file_format.expansion), path)

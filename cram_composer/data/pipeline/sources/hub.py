@@ -33,7 +33,7 @@ def _newest_commit(dataset: str) -> str | None:
 
     try:
         return HfApi().dataset_info(dataset, timeout=30).sha
-    except Exception as error:  # the library passes on errors of its transport
+    except Exception as error:  # the library also raises errors of its transport
         raise _read_error(dataset, error) from error
 
 

@@ -96,12 +96,10 @@ def earlier_pairs(
 
     Args:
         files: files of one bucket, of all partitions.
-        candidates: maximum pairs per position: with the earliest position that has its key and with the closest before
-            it.
-            Equal keys do not guarantee equal text around them; one with equal text is nearly always among these.
-        apart: minimum distance of a pair in bytes. Closer pairs are useless to `repeated_spans` if this is its length,
-            and
-            text such as "-----" has them at every byte.
+        candidates: maximum pairs per position: with the earliest position of equal key and the closest ones before it.
+            Equal keys do not guarantee equal text around them; a position with equal text is nearly always among these.
+        apart: minimum distance of a pair in bytes. Pairs closer than the `length` of `repeated_spans` are useless to
+            it, and text such as "-----" has them at every byte.
         share: part of the records to process.
     """
     keys, positions = _sorted_records(files, share)

@@ -66,7 +66,7 @@ def _check_lines(text: str, config: QualityConfig) -> str | None:
 
 def _check_words(words: list[str], config: QualityConfig) -> str | None:
     needed = config.min_alphabetic_words * len(words)
-    # Most words are letters and nothing else, which is told faster than that there is a letter among others.
+    # Most words consist of letters only, which is faster to test than that a word contains a letter.
     mixed = [word for word in words if not word.isalpha()]
     found = len(words) - len(mixed)
     if found < needed:
@@ -75,7 +75,7 @@ def _check_words(words: list[str], config: QualityConfig) -> str | None:
 
 
 def language(text: str, config: LanguageConfig) -> str | None:
-    """Filter by the commonest words of the language and the script of its letters, if there are any."""
+    """Filter by the most common words of the language and by the script of the letters, if there are any."""
     stop_words = tuple(config.stop_words)
     # Stop words usually occur early; the head ends at a space so that no word is torn.
     head = text[: text.rfind(" ", 0, _HEAD_CHARACTERS) + 1]
@@ -109,7 +109,7 @@ def _script_table(script: str) -> NDArray[np.uint8]:
     if 2 not in table:
         raise CramError(
             f"stages.language.script: no letter's Unicode name begins with '{script}'; "
-            "try LATIN, CYRILLIC, GREEK, ARABIC, HEBREW, DEVANAGARI, CJK, HIRAGANA or HANGUL"
+            "use LATIN, CYRILLIC, GREEK, ARABIC, HEBREW, DEVANAGARI, CJK, HIRAGANA or HANGUL"
         )
     return table
 

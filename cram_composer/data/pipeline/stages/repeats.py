@@ -46,7 +46,7 @@ def gram_length(length: int) -> int:
 def find_anchors(text: bytes, length: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """Return keys [n] and ascending offsets [n] of the text's anchors.
 
-    Two equal spans of `length` >= 16 bytes, in whatever texts, have an anchor with the same key at the same distance
+    Two equal spans of `length` >= 16 bytes, in any texts, have an anchor with the same key at the same distance
     from their start: the gram of `gram_length` bytes with the smallest hash of all grams in the span. A shorter text
     has no anchor.
     """
@@ -112,9 +112,10 @@ def repeated_spans(
     """Return the spans of a document that occurred before, sorted and disjoint.
 
     A byte is in a span if it is in a run of `length` bytes that occurs before in one document: in an earlier one or,
-    without overlap, in the same one. (The rule about overlap leaves text that repeats itself, "aaaa", its first
-    `length` bytes. The earlier text may itself be in a removed span.) Complete if `earlier` holds every candidate; a
-    run whose anchors all lack the position that it repeats is missed. Ends of spans are shrunk to whole characters.
+    without overlap, in the same one. Because of the overlap rule, text that repeats itself ("aaaa") keeps its first
+    `length` bytes. The earlier text may itself be in a removed span. The result is complete if `earlier` contains every
+    candidate; a run is missed if none of its anchors is paired with the position that the run repeats. The ends of
+    spans are shrunk to whole characters.
 
     Args:
         text: the document, UTF-8.
@@ -145,7 +146,7 @@ def repeated_spans(
 
 
 class _Comparison:
-    """Compares a document with the text of one partition; `own` is the document's start in it, if it belongs to it."""
+    """Compares a document with the text of one partition; `own` is the document's start if it is part of that text."""
 
     def __init__(self, data: NDArray[np.uint8], text: PartitionText, own: int | None, length: int) -> None:
         self._data = data

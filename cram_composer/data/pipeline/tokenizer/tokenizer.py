@@ -72,7 +72,7 @@ def adopt_tokenizer(config: TokenizerConfig, folder: Path) -> BuiltTokenizer:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CramError(f"tokenizer.path: {source} cannot be loaded: {reason}") from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
-        raise CramError(f"tokenizer.path: {source} holds no fast tokenizer (tokenizer.json)")
+        raise CramError(f"tokenizer.path: {source} has no fast tokenizer (tokenizer.json)")
     missing = [role for role in SPECIAL_TOKENS if getattr(loaded, f"{role}_token_id") is None]
     if missing:
         raise CramError(f"tokenizer.path: {source} has no {', '.join(missing)} token, which masked LM training needs")

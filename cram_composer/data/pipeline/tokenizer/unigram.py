@@ -1,10 +1,10 @@
 """Unigram language model of pieces (Kudo 2018, arXiv 1804.10959), trained by sentencepiece on counted words.
 
 Expectation-maximization runs in one thread and over sorted words, so that the same text gives the same vocabulary. The
-trainer of `tokenizers` is not reproducible: it adds up in the order of its hash maps and threads.
+trainer of `tokenizers` is not reproducible: its sums depend on the order of hash maps and threads.
 
 The initial pieces are counted here. From a list of words, sentencepiece would count every word once, which costs 5 to
-10 % more tokens; from whole text it would hold all of it in memory (1.2 GB for 57 MB, in place of 0.2 GB).
+10 % more tokens; from whole text it would hold all of it in memory (1.2 GB instead of 0.2 GB for 57 MB).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def unigram(sample: Path, config: TokenizerConfig, normalise: NormaliseConfig, s
 
 
 def _count_words(sample: Path, counter: Tokenizer, known: set[str], show_progress: bool) -> dict[str, int]:
-    """Counts of the most frequent words of known characters; `tokenizers` makes both passes over the sample."""
+    """Count the most frequent words of known characters; `tokenizers` makes both passes over the sample."""
     trainer = trainers.WordLevelTrainer(
         vocab_size=_WORDS + 1,
         min_frequency=MIN_COUNT,
@@ -75,7 +75,7 @@ def _count_words(sample: Path, counter: Tokenizer, known: set[str], show_progres
 
 
 def _train(words: dict[str, int], single: list[str], size: int, folder: Path) -> list[tuple[str, float]]:
-    """At most `size` pieces, all of `single` among them, with log-probabilities, most likely first."""
+    """Return at most `size` pieces, including all of `single`, with log-probabilities, most likely first."""
     skipped = [character for character in single if character in _RESERVED]
     model = io.BytesIO()
     with tempfile.TemporaryDirectory(dir=folder, prefix="unigram-") as scratch:
@@ -119,7 +119,7 @@ def _write_counts(path: Path, counts: list[tuple[str, int]]) -> Path:
 
 
 def _frequent_substrings(words: dict[str, int], limit: int) -> list[tuple[str, int]]:
-    """At most `limit` substrings of two characters or more with the number of characters they cover, most first."""
+    """Return the `limit` substrings of at least two characters that cover the most characters, with these numbers."""
     best: list[tuple[str, int]] = []
     for size in range(2, _LONGEST_PIECE + 1):  # one at a time to bound memory
         counts: Counter[str] = Counter()

@@ -26,11 +26,11 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train a tokenizer of `config.kind` on the lines of `sample`; special tokens get the first ids.
 
-    The same sample gives the same tokenizer, whatever the process and the number of threads.
+    The same sample gives the same tokenizer in any process and with any number of threads.
 
     Raises:
-        CramError: a sample without text, or a vocabulary that cannot hold the alphabet.
+        CramError: the sample has no text, or the vocabulary cannot hold the alphabet.
     """
     if not sample.stat().st_size:
-        raise CramError("no text: the sources hold nothing for the train split to train a tokenizer on")
+        raise CramError("sources: no text in the train split for the tokenizer; add text or change validation_fraction")
     return KINDS[config.kind](sample, config, normalise, show_progress)

@@ -13,7 +13,7 @@ from cram_composer.data.pipeline.tokenizer.tokenizer import save_tokenizer
 from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS, train_tokenizer
 from tests.data.conftest import synthetic_documents
 
-# Cases of which it is not plain that a word stands for itself: signs, scripts, marks, letters that change with place.
+# Hard cases for context-free words: signs, scripts, marks, and letters whose form depends on their position.
 _ODD = [
     *"aZ9.,-'\"#ßΣςİǅ漢字仮名ꙮ",
     "é",
@@ -62,7 +62,7 @@ def test_word_encoder_equals_text_encoder(kind, normalise, texts, tmp_path):
     assert isinstance(encode, WordEncoder) == (kind != "byte-bpe" or not normalise.ascii_only)
     expected = [backend.encode(text, add_special_tokens=False).ids for text in texts]
     assert [ids.tolist() for ids in encode(texts)] == expected
-    assert [ids.tolist() for ids in encode(texts[::-1])] == expected[::-1], "words that were seen before"
+    assert [ids.tolist() for ids in encode(texts[::-1])] == expected[::-1], "from the cache"
 
 
 def test_full_word_cache_is_cleared(texts, tmp_path, monkeypatch):

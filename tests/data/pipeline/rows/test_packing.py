@@ -45,7 +45,7 @@ def random_documents(count: int, longest: int, seed: int = 0) -> list[list[int]]
 
 
 def in_pieces(documents: list[list[int]], seed: int = 1) -> Iterator[tuple[list[list[int]], list[bool]]]:
-    """The documents cut into pieces at random, a few pieces at a time."""
+    """Yield the documents cut into random pieces, a few pieces at a time."""
     random = np.random.default_rng(seed)
     ids: list[list[int]] = []
     last: list[bool] = []
@@ -83,7 +83,7 @@ def test_chop_takes_pieces_of_documents(tmp_path):
 
 @pytest.mark.parametrize("longest", [12, 40, 200])
 def test_best_fit_keeps_every_document_and_tears_only_those_longer_than_a_row(tmp_path, monkeypatch, longest):
-    monkeypatch.setattr(packing, "_BUFFER_TOKENS", 500)  # many rounds
+    monkeypatch.setattr(packing, "_BUFFER_TOKENS", 500)  # packs many times
     documents = random_documents(300, longest)
     packer, rows = best_fit_rows(tmp_path, documents, 32)
     expected = Counter()
@@ -121,7 +121,7 @@ def test_best_fit_pads_little(tmp_path):
 
 
 def test_best_fit_takes_the_tightest_row():
-    # 60 and 55 open rows with 4 and 9 left; 9 goes where it fits exactly, 4 too, 3 opens a row.
+    # 60 and 55 open rows with room for 4 and 9; 9 and 4 fit exactly, 3 opens a row.
     assert best_fit(np.array([4, 60, 3, 55, 9]), 64).tolist() == [0, 0, 2, 1, 1]
 
 

@@ -23,14 +23,14 @@ DTYPE = np.dtype(np.uint16)
 
 
 def rows_file(folder: Path, numbers: NDArray) -> RowFile:
-    """Rows that are a number four times each."""
+    """Write rows that repeat their number four times."""
     path = folder / "rows"
     np.repeat(numbers.astype(DTYPE), LENGTH).tofile(path)
     return RowFile(path, LENGTH, DTYPE)
 
 
 def shuffle(folder: Path, rows: int, memory_rows: int, seed: int = 0) -> NDArray:
-    """Numbers of the rows 0..rows-1 in shuffled order."""
+    """Return the numbers of the rows 0..rows-1 in shuffled order."""
     dealt = folder / f"dealt{seed}"
     dealt.mkdir(exist_ok=True)
     buckets = buckets_needed(rows, ROW_BYTES, memory_rows * ROW_BYTES, 1)
@@ -80,7 +80,7 @@ def test_equal_keys_are_spread_over_buckets(tmp_path):
 def test_every_row_comes_once_and_far_from_home(tmp_path, memory_rows):
     order = shuffle(tmp_path, 20_000, memory_rows)
     assert sorted(order) == list(range(20_000))
-    # For a random order the mean distance is a third of the length, and neighbours are no nearer than others.
+    # In a random order, the mean distance of two rows is a third of the length, for neighbours too.
     assert np.abs(order.astype(int) - np.arange(20_000)).mean() == pytest.approx(20_000 / 3, rel=0.05)
     assert np.abs(np.diff(order.astype(int))).mean() == pytest.approx(20_000 / 3, rel=0.05)
 
@@ -92,7 +92,7 @@ def test_order_depends_on_seed_alone(tmp_path):
 
 
 def test_every_place_is_as_likely(tmp_path):
-    # Row 0 over many seeds, with several buckets: mean and spread of a uniform place.
+    # The position of row 0 over many seeds and several buckets has the mean and spread of a uniform one.
     places = [shuffle(tmp_path, 200, 50, seed).tolist().index(0) for seed in range(300)]
     assert np.mean(places) == pytest.approx(99.5, abs=3.5 * 58 / 300**0.5)
     assert np.std(places) == pytest.approx(57.7, rel=0.15)

@@ -18,7 +18,7 @@ TEXTS = ["The first document.", "", 'A "second" one,\nof two lines – ünïcode
 
 
 def read(config) -> list[str]:
-    """Whole documents of all sources of a configuration."""
+    """Return the whole documents of all sources of a configuration."""
     documents, parts = [], []
     for source in open_sources([config]):
         for piece in source.pieces():
@@ -41,7 +41,7 @@ def zstd(content: bytes) -> bytes:
 WRITERS = {
     "a.jsonl": lambda path: path.write_bytes(json_lines()),
     "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(json_lines())),
-    # Two frames, as parallel compressors write them.
+    # Two frames, as written by parallel compressors.
     "a.jsonl.zst": lambda path: path.write_bytes(zstd(json_lines(TEXTS[:1])) + zstd(json_lines(TEXTS[1:]))),
     "a.parquet": lambda path: pq.write_table(pa.table({"text": TEXTS, "id": range(4)}), path, row_group_size=3),
 }
@@ -158,7 +158,7 @@ BROKEN = {
     "short zst": ("a.jsonl.zst", zstd(json_lines())[:-3], r"a\.jsonl\.zst: cannot be read: Truncated"),
     "corrupt parquet": ("a.parquet", b"PAR1 hello", r"a\.parquet: cannot be read"),
     "not utf-8": ("a.txt", b"caf\xe9", r"a\.txt: not UTF-8 text"),
-    "unknown kind of file": ("a.doc", b"x", r"a\.doc: no reader for this kind of file; use \.txt"),
+    "unknown kind of file": ("a.doc", b"x", r"a\.doc: unsupported type of file; use \.txt"),
 }
 
 

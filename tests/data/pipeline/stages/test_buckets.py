@@ -69,7 +69,7 @@ def test_later_owners(tmp_path):
 @pytest.mark.parametrize("apart", [1, 50])
 def test_earlier_pairs(tmp_path, candidates, apart):
     rng = np.random.default_rng(0)
-    positions = rng.permutation(2000)[:900]  # a position has one key
+    positions = rng.permutation(2000)[:900]  # every position has one key
     records = np.stack([rng.integers(0, 200, 900), positions], axis=1)
     files = [write(tmp_path, str(p), part.tolist()) for p, part in enumerate(np.array_split(records, 3))]
     groups = defaultdict(list)
@@ -89,7 +89,7 @@ def test_earlier_pairs(tmp_path, candidates, apart):
 
 def test_large_bucket_is_processed_in_shares(tmp_path):
     random = np.random.default_rng(0)
-    # Keys of documents are hashes: all of their bits are random.
+    # Keys are hashes, so all of their bits are random.
     hashes = random.integers(0, 1 << 63, 200, np.uint64)
     keys, owners = hashes[random.integers(0, 200, 3000)], random.permutation(3000).astype(np.uint64)
     writer = BucketWriter(tmp_path, "x", 1, 1 << 20)

@@ -58,7 +58,7 @@ def test_ascii(text, expected):
 
 @pytest.mark.parametrize("form", ["nfkc", "nfc", "none"])
 def test_ascii_of_parts_is_that_of_the_whole(form):
-    # Characters are looked at a few at a time; the whole text through the same steps is the same.
+    # Converting a few characters at a time gives the same text as converting it whole.
     for seed in range(50):
         text = any_text(seed, 300)
         cleaner = Cleaner(CleanConfig(unicode=form, ascii=True))

@@ -25,11 +25,11 @@ def test_document_keys():
     assert document_key("a  b\n c", exact) == document_key(" a b c ", exact) != document_key("a bc", exact)
     assert document_key("A b", exact) != document_key("a b", exact)
     assert document_key("A Straße", folded) == document_key("a STRASSE", folded)
-    assert document_key("", folded) == 0x2D06800538D394C2  # XXH3's of nothing, from its specification
+    assert document_key("", folded) == 0x2D06800538D394C2  # XXH3 of the empty input, from its specification
 
 
 def test_near_duplicates_of_known_similarity_meet_as_often_as_the_formula_says():
-    """1 - (1 - s^rows)^bands, for documents of which shingles of one word are exactly so similar."""
+    """Check 1 - (1 - s^rows)^bands on documents whose one-word shingles have similarity s exactly."""
     config = NearDuplicatesConfig(words=1)
     rng = random.Random(0)
     for shared in (60, 80, 90):
@@ -73,7 +73,7 @@ def test_shingles_are_runs_of_words():
     runs = [" ".join(tokens[i : i + 5]) for i in range(len(tokens) - 4)]
     assert hashes.tolist() == [int(duplicates._shingles(run, 5)[0]) for run in runs]
     assert len(set(hashes.tolist())) == len(runs)
-    # Wherever in a text they are.
+    # The position in the text does not matter.
     long = "é字 " * 100_000 + FOX
     assert duplicates._shingles(long, 5)[-len(runs) :].tolist() == hashes.tolist()
 
@@ -92,7 +92,7 @@ print(digest[:4], sum(digest), band_keys(text, NearDuplicatesConfig(bands=2), 3)
 
 @pytest.mark.parametrize("kernel", ["", "scalar", "avx2"])
 def test_keys_are_the_same_in_every_process(kernel):
-    """rensa's version 2 signatures: another algorithm in a later release would be noticed here."""
+    """Detect a change of the signatures of rensa version 2 in a later release."""
     environment = {**os.environ, "RENSA_FORCE_KERNEL": kernel, "PYTHONHASHSEED": "5"}
     command = [sys.executable, "-c", KNOWN]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -103,7 +103,7 @@ def test_keys_are_the_same_in_every_process(kernel):
 
 
 def test_long_documents_have_the_signature_of_all_their_shingles(monkeypatch):
-    # In parts, so that rensa starts no threads; every part fills every position of the signature.
+    # Processed in parts, so that rensa starts no threads; each part fills all positions of the signature.
     text = " ".join(words(random.Random(2), 40_000))
     keys = band_keys(text, NearDuplicatesConfig(), 0)
     monkeypatch.setattr(duplicates, "_MAX_TOKENS", 1 << 16)

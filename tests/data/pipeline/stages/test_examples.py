@@ -13,7 +13,7 @@ def offers(count: int) -> list[tuple[str, str | None, str, int]]:
     fates = [("length", "too-short"), ("quality", "ellipses"), ("quality", "hash-signs"), ("any", None)]
     found = []
     for i in range(count):
-        text = f"document {i // 2} " * 3  # every document comes twice
+        text = f"document {i // 2} " * 3  # every document occurs twice
         found.append((*rng.choice(fates), text, xxhash.xxh3_64_intdigest(text)))
     return found
 

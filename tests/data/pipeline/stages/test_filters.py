@@ -26,7 +26,7 @@ def test_length_without_a_maximum():
     assert length("x" * 10**7, LengthConfig()) is None
 
 
-# A text for each of Gopher's rules, just over its limit, and the same just under it.
+# For each of Gopher's rules, a text just over its limit and one just under it.
 QUALITY = {
     "too-few-words": (" ".join(["word"] * 49), " ".join(["word"] * 50)),
     "too-many-words": ("word " * 100_001, "word " * 100_000),
@@ -34,7 +34,7 @@ QUALITY = {
     "long-words": ("internationally " * 60, "accordance " * 60),
     "hash-signs": ("word " * 100 + "#tag " * 12, "word " * 100 + "#tag " * 11),
     "ellipses": ("well... oh… " * 5 + "word " * 89, "well... oh… " * 5 + "word " * 90),
-    # 19 of 20 lines that have anything in them, and 18.
+    # 19 and 18 of 20 lines that are not empty.
     "bullet-lines": ("• some four words here\n" * 17 + "* 6\n- 7\n\nten", "• some four words here\n" * 18 + "x\ny\n"),
     "ellipsis-lines": (
         "a line of words that goes on and on…\n" * 2 + "and more of the same, but it has an end\n\n" * 4,
@@ -72,7 +72,7 @@ def test_text_without_words():
         ("theory of band together", "few-stop-words"),  # parts of words do not count
         ("Der schnelle braune Fuchs springt über den faulen Hund und das ist alles.", "few-stop-words"),
         ("the fox and " + "лиса " * 20, "other-script"),
-        ("the fox and лис", None),  # 9 of 12 letters, see the limit below
+        ("the fox and лис", None),  # 9 of 12 letters are Latin
         ("the résumé, and a café", None),
     ],
 )
@@ -84,7 +84,7 @@ def test_stop_words_are_found_wherever_they_are():
     for size in (100, 2040, 2047, 2048, 2049, 5000):
         for filler in ("x", "x ", "xy z "):
             assert language((filler * size)[:size] + " that is with", LanguageConfig()) is None
-    # "then" is not "the", wherever texts are cut to be looked at.
+    # "then" must not count as "the", wherever the text is cut.
     for size in range(2030, 2060):
         assert language("with " + "x" * size + " then this", LanguageConfig()) == "few-stop-words"
 

@@ -17,13 +17,15 @@ from cram_composer.data.pipeline.stages.repeats import (
     repeated_spans,
 )
 
-EVERY = 1 << 30  # candidates: as many as there are
+EVERY = 1 << 30  # all candidates
 Corpus = list[list[bytes]]  # partitions of documents
 
 
 def removed_by_brute_force(corpus: Corpus, length: int) -> list[list[list[bool]]]:
-    """For every byte whether it is in a run of `length` bytes that occurs in an earlier document, or earlier and
-    without overlap in its own."""
+    """Return for every byte whether it is in a run of `length` bytes with an earlier copy.
+
+    The copy is in an earlier document or, without overlap, in the same one.
+    """
     removed = []
     seen: set[bytes] = set()  # runs of earlier documents
     for documents in corpus:
@@ -44,7 +46,7 @@ def removed_by_brute_force(corpus: Corpus, length: int) -> list[list[list[bool]]
 def spans_of(
     corpus: Corpus, length: int, folder: Path, candidates: int = EVERY, apart: int = 1
 ) -> list[list[list[Span]]]:
-    """What a build does, over bucket files."""
+    """Find repeated spans through bucket files, as a build does."""
     buckets = 3
     starts = [np.cumsum([0, *map(len, documents)])[:-1].astype(np.uint64) for documents in corpus]
     texts = [
@@ -85,7 +87,7 @@ def random_text(rng: random.Random, alphabet: str, size: int) -> str:
 
 
 def random_document(rng: random.Random, alphabet: str, earlier: list[str], length: int) -> str:
-    """Fresh text, copies out of earlier documents, repetitions of what is just before, runs of one character."""
+    """Mix new text, copies from earlier documents, repetitions of the preceding text, and runs of one character."""
     text = ""
     for _ in range(rng.randrange(6)):
         kind = rng.randrange(4)
@@ -145,7 +147,7 @@ def test_anchors_do_not_depend_on_blocks(length, monkeypatch):
     by_gram: dict[int, set[bytes]] = {}
     for key, offset in zip(keys.tolist(), offsets.tolist(), strict=True):
         by_gram.setdefault(key, set()).add(text[offset : offset + gram])
-    assert all(len(grams) == 1 for grams in by_gram.values())  # a key is a hash of the bytes there
+    assert all(len(grams) == 1 for grams in by_gram.values())  # a key depends only on the bytes of its gram
     assert len(by_gram) == len({text[o : o + gram] for o in offsets.tolist()})
     for block in (1, 7, 64, 1000):
         monkeypatch.setattr("cram_composer.data.pipeline.stages.repeats._BLOCK", block)
@@ -173,7 +175,7 @@ def test_anchors_are_as_dense_as_winnowing_says():
 
 
 def whole_characters(text: bytes, gone: list[bool]) -> list[bool]:
-    """A character goes if all of its bytes do."""
+    """Mark characters as removed only if all of their bytes are."""
     rounded: list[bool] = []
     for character in text.decode():
         size = len(character.encode())
@@ -182,7 +184,7 @@ def whole_characters(text: bytes, gone: list[bool]) -> list[bool]:
 
 
 def check_against_brute_force(seed: int, alphabet: str, length: int, folder: Path) -> tuple[int, int]:
-    """Bytes that are to go, and bytes that do with few candidates."""
+    """Return the bytes to remove, and those removed with few candidates."""
     corpus = random_corpus(seed, alphabet, length)
     expected = removed_by_brute_force(corpus, length)
     found = spans_of(corpus, length, folder, apart=random.Random(seed).choice([1, length]))
@@ -195,7 +197,7 @@ def check_against_brute_force(seed: int, alphabet: str, length: int, folder: Pat
             assert spans == sorted(spans)
             kept = remove_spans(text, spans)
             assert kept == bytes(b for b, is_gone in zip(text, gone, strict=True) if not is_gone)
-            # With fewer candidates nothing goes that should stay.
+            # Fewer candidates never remove more.
             few = flags(text, fewer)
             assert all(is_gone for is_gone, found in zip(gone, few, strict=True) if found)
             counts[0] += sum(gone)
@@ -222,7 +224,7 @@ def test_spans_do_not_depend_on_what_is_compared_at_a_time(tmp_path, monkeypatch
 
 
 def fresh(seed: int, size: int) -> bytes:
-    """Text without repeats."""
+    """Return text without repeats."""
     return random_text(random.Random(seed), string.ascii_letters + string.digits, size).encode()
 
 
@@ -239,21 +241,21 @@ def test_text_that_repeats_itself_keeps_its_first_copy(tmp_path, period):
     unit = fresh(period, period)
     text = b"before" + unit * (20_000 // period) + b"after!"
     [[[span]]] = spans_of([[text]], 75, tmp_path, candidates=8, apart=75)
-    # The first copy is at least `length` bytes in whole periods, without which there is nothing to repeat.
+    # The first copy is at least `length` bytes in whole periods; shorter text does not count as a repeat.
     first = -(-75 // period) * period
     assert span == (6 + first, len(text) - 6)
 
 
 def test_long_copies_go_whole_with_one_candidate(tmp_path):
     text = fresh(0, 50_000)
-    decoy = b" ".join(text[i : i + 60] for i in range(0, 50_000, 61))  # the earliest that has most of the anchors
+    decoy = b" ".join(text[i : i + 60] for i in range(0, 50_000, 61))  # the earliest text with most of the anchors
     spans = spans_of([[decoy, text], [b"<" + text + b">"]], 75, tmp_path, candidates=2)
     assert spans == [[[], []], [[(1, 50_001)]]]
 
 
 def test_matches_end_with_their_documents(tmp_path):
     a, b = fresh(1, 60), fresh(2, 60)
-    # a + b is in the text of the partition, but no document has it.
+    # a + b occurs in the partition's text, but in no document.
     assert spans_of([[a, b], [a + b]], 75, tmp_path) == [[[], []], [[]]]
     assert spans_of([[a + b], [a, b]], 75, tmp_path) == [[[]], [[], []]]
     assert spans_of([[b"", a + b, b"", b"", a, b, b"", a + b]], 75, tmp_path)[0][-1] == [(0, 120)]
@@ -267,7 +269,7 @@ def test_text_of_equal_hash_is_compared(tmp_path):
 
 
 def test_spans_begin_and_end_between_characters(tmp_path):
-    # The Greek letters differ in their second byte, the first is part of the repeated bytes.
+    # The Greek letters differ in their second byte only; the first belongs to the repeated bytes.
     body = "字" * 10 + "é" * 30 + fresh(3, 40).decode()
     first, second = ("α" + body + "β").encode(), ("γ" + body + "δ").encode()
     [[spans, again]] = spans_of([[first, second]], 75, tmp_path)

@@ -43,7 +43,7 @@ def folder(sample, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(sample, tmp_path_factory) -> dict[str, Path]:
-    """A saved tokenizer of every kind."""
+    """Return a saved tokenizer of every kind."""
     root = tmp_path_factory.mktemp("tokenizers")
     for kind in KINDS:
         settings = TokenizerConfig(kind=kind, vocab_size=400)
@@ -53,7 +53,7 @@ def folders(sample, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_vocabulary_is_the_same_in_every_process_and_with_any_number_of_threads(sample, kind):
-    # The trainers' own order of first pieces changes from process to process; 400 entries hold many ties.
+    # The trainers order the first pieces differently in every process; 400 entries contain many ties.
     program = (
         "import sys, hashlib; from pathlib import Path\n"
         "from cram_composer.config.schema.data_build import NormaliseConfig, TokenizerConfig\n"
@@ -119,7 +119,7 @@ def test_a_character_outside_the_alphabet_is_unknown(folders, kind):
 
 
 def test_unigram_has_every_character_of_the_alphabet_and_the_size_asked_for(tmp_path, documents):
-    """Also "▅", which sentencepiece reserves, and characters that are seen once."""
+    """Includes "▅", which sentencepiece reserves, and characters that occur once."""
     path = tmp_path / "sample.txt"
     path.write_text("\n".join([*documents, "▅ ▅ba ▅ 漢 ⁇"]) + "\n", encoding="utf-8")
     normalise = NormaliseConfig()
@@ -227,7 +227,7 @@ def test_spread_sample_covers_the_source_and_is_deterministic(tmp_path):
     (tmp_path / "all.txt").write_text("\n".join(lines) + "\n")
     size = (tmp_path / "all.txt").stat().st_size
     (source,) = open_sources([FilesConfig(paths=[str(tmp_path / "all.txt")], document="line")])
-    for expected in (size, size // 20, size * 3):  # sizes are guesses
+    for expected in (size, size // 20, size * 3):  # expected sizes are estimates
         (part,) = source.parts
         guessed = replace(source, parts=[replace(part, expected_bytes=expected)])
         write_sample([guessed], tmp_path / "sample", 20_000, 1e-9, 0, Progress("", None, False), "spread")
@@ -240,7 +240,7 @@ def test_spread_sample_covers_the_source_and_is_deterministic(tmp_path):
         assert quarters.min() > 0.2
         if expected == size:
             first = found
-        assert found == first, "the choice does not depend on the guess"
+        assert found == first, "the choice depends on the estimate"
     write_sample([source], tmp_path / "sample", 10**9, 1e-9, 0, Progress("", None, False), "spread")
     assert (tmp_path / "sample").read_text().splitlines() == lines
 
