@@ -1,7 +1,7 @@
 """Real S3 servers on this machine, for tests of everything that touches object storage: SeaweedFS and rclone.
 
-Each enforces an access key, keeps its data in a folder of its own over restarts, and dies with the process that started
-it. They are started and signalled by pid: stopping, pausing and changing credentials is what the tests are about.
+Each enforces an access key, keeps its data in a separate folder across restarts, and ends with the process that started
+it. Tests can stop and pause the servers and change their credentials.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Command = Callable[["S3Server"], list[str]]
 
 
 class S3Server:
-    """A server process; `command` makes its command line from the ports and credentials it has now.
+    """A server process; `command` returns its command line for its current ports and credentials.
 
-    `reloads` says that it reads its credentials again on SIGHUP.
+    `reloads` is True if the server rereads its credentials on SIGHUP.
     """
 
     def __init__(self, folder: Path, command: Command, ports: int, reloads: bool = False) -> None:
@@ -49,12 +49,12 @@ class S3Server:
 
     @property
     def port(self) -> int:
-        """The S3 port, the same over restarts."""
+        """The S3 port, which stays the same across restarts."""
         return self.ports[0]
 
     @property
     def endpoint(self) -> str:
-        """What S3_ENDPOINT_URL is set to."""
+        """The value of S3_ENDPOINT_URL."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -64,7 +64,7 @@ class S3Server:
         return self._process.pid
 
     def environment(self) -> dict[str, str]:
-        """Variables that point boto3, Composer and Streaming at this server and at nothing else of this machine."""
+        """Return variables that point boto3, Composer and Streaming at this server, independent of the machine."""
         return {
             "S3_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -77,7 +77,7 @@ class S3Server:
         }
 
     def start(self) -> S3Server:
-        """Start, unless it runs, and wait until an object can be written. Restarts on the ports it had."""
+        """Start the server unless it runs, on its previous ports, and wait until an object can be written."""
         if self._process is not None and self._process.poll() is None:
             return self
         for _ in range(3):
@@ -88,12 +88,12 @@ class S3Server:
                 return self
             self.stop()
             if self.folder.joinpath("used").exists():
-                break  # clients know the ports: no others will do
-            self.ports = []  # another process may have taken one in between
+                break  # clients know these ports
+            self.ports = []  # another process may have taken one in the meantime
         raise RuntimeError(f"the server did not start: {(self.folder / 'log').read_text()[-2000:]}")
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL if it is still there some seconds later. Its data stay."""
+        """Stop the server with SIGTERM, or SIGKILL after a second. Its data stay."""
         if self._process is None:
             return
         self.resume()
@@ -105,33 +105,33 @@ class S3Server:
             self._process.wait()
         self._process = None
         for port in self.ports:
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # SIGKILL leaves them; no option moves them
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # remain after SIGKILL; no option moves them
                 left.unlink(missing_ok=True)
 
     def pause(self) -> None:
-        """Stop its process: connections are still accepted (by the kernel), and nothing is ever answered."""
+        """Suspend the process: the kernel still accepts connections, but no request is answered."""
         os.kill(self.pid, signal.SIGSTOP)
-        # The signal takes its time, and every thread stops by itself: a request sent at once could be answered.
+        # Threads stop one by one after the signal, so an immediate request could still be answered.
         threads = Path(f"/proc/{self.pid}/task")
         while threads.is_dir() and not all(_is_stopped(thread) for thread in threads.iterdir()):
             time.sleep(0.01)
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Resume a paused server."""
         if self._process is not None and self._process.poll() is None:
             os.kill(self.pid, signal.SIGCONT)
 
     def put_credentials(self, key: str, secret: str) -> None:
-        """From now on only these are accepted (at least 8 characters each, or rclone ignores them).
+        """Replace the accepted credentials (at least 8 characters each, or rclone ignores them).
 
-        environment() has them; what was taken from it before is wrong now. A running rclone is restarted for it.
+        `environment()` returns the new ones; earlier results become invalid. A running rclone is restarted.
         """
         self.keys_before.append(self.access_key)
         self.access_key, self.secret_key = key, secret
         if self._process is None:
             return
         if self._reloads:
-            self._command(self)  # writes the file that it reads
+            self._command(self)  # writes the credentials file
             os.kill(self.pid, signal.SIGHUP)
             self._wait_until_ready()
         else:
@@ -139,7 +139,7 @@ class S3Server:
             self.start()
 
     def client(self, read_timeout: float = 10.0) -> Any:
-        """A boto3 client with the credentials of now, independent of the environment and of the code under test."""
+        """Return a boto3 client with the current credentials, independent of environment and code under test."""
         import boto3
         from botocore.config import Config
 
@@ -153,13 +153,13 @@ class S3Server:
         )
 
     def new_bucket(self) -> Bucket:
-        """An empty bucket of its own name."""
+        """Create an empty bucket with a unique name."""
         name = f"b-{uuid.uuid4().hex[:12]}"
         self.client().create_bucket(Bucket=name)
         return Bucket(self, name)
 
     def _launch(self) -> None:
-        # The signal that ends it comes when the *thread* that started it ends: a test may start it from a timer.
+        # The server gets its signal when the *thread* that started it ends, and a test may start it from a timer.
         self._process = _LAUNCHER.submit(self._popen).result()
 
     def _popen(self) -> subprocess.Popen[bytes]:
@@ -174,7 +174,7 @@ class S3Server:
             )
 
     def _wait_until_ready(self) -> bool:
-        """Whether an object could be written, read and deleted before the process ended or the time was up."""
+        """Return True if an object can be written, read and deleted before the process ends or the time is up."""
         client, name = self.client(), "ready"
         end = time.monotonic() + _READY_SECONDS
         assert self._process is not None
@@ -185,7 +185,7 @@ class S3Server:
                 client.put_object(Bucket=name, Key="probe", Body=b"x")
                 client.get_object(Bucket=name, Key="probe")["Body"].read()
                 client.delete_object(Bucket=name, Key="probe")
-            except Exception:  # whatever it says while it comes up
+            except Exception:  # various errors during its start
                 time.sleep(0.1)
                 continue
             self.folder.joinpath("used").touch()
@@ -206,7 +206,7 @@ class Bucket:
         return f"s3://{self.name}"
 
     def environment(self) -> dict[str, str]:
-        """See S3Server.environment."""
+        """Return the variables of S3Server.environment."""
         return self.server.environment()
 
     def put(self, key: str, content: bytes) -> None:
@@ -222,12 +222,12 @@ class Bucket:
         self.server.client().delete_object(Bucket=self.name, Key=key)
 
     def keys(self, prefix: str = "") -> list[str]:
-        """The keys of all objects under a prefix, in order."""
+        """Return the sorted keys of all objects under a prefix."""
         pages = self.server.client().get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
         return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
 
     def upload_folder(self, folder: Path, prefix: str = "") -> str:
-        """Copy a folder with everything below it; returns its URI."""
+        """Upload a folder with everything below it; return its URI."""
         client = self.server.client()
         for path in sorted(folder.rglob("*")):
             if path.is_file():
@@ -236,13 +236,13 @@ class Bucket:
 
 
 def seaweed_server(folder: Path) -> S3Server:
-    """SeaweedFS: master, volume server, filer and S3 gateway in one process."""
+    """Return SeaweedFS: master, volume server, filer and S3 gateway in one process."""
 
     def command(server: S3Server) -> list[str]:
         s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = server.ports
         data, identities = server.folder / "data", server.folder / "identities.json"
         data.mkdir(exist_ok=True)
-        # Reading the file again, it forgets no key: one that is no longer valid gets a secret that nobody has.
+        # It forgets no key when it rereads the file, so an invalid key gets a secret that nobody knows.
         secrets = dict.fromkeys(server.keys_before, uuid.uuid4().hex) | {server.access_key: server.secret_key}
         credentials = [{"accessKey": key, "secretKey": secret} for key, secret in secrets.items()]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
@@ -258,7 +258,7 @@ def seaweed_server(folder: Path) -> S3Server:
             f"-master.port={master}",
             f"-master.port.grpc={master_grpc}",
             "-master.telemetry=false",
-            "-master.resumeState=false",  # with it a restart waits some 20 s for the election of the only master
+            "-master.resumeState=false",  # otherwise a restart waits 20 s for the election of the only master
             "-master.volumeSizeLimitMB=64",  # a bucket takes several volumes; -volume.max=0 is the free disk over this
             f"-volume.port={volume}",
             f"-volume.port.grpc={volume_grpc}",
@@ -282,7 +282,7 @@ def seaweed_server(folder: Path) -> S3Server:
 
 
 def rclone_server(folder: Path) -> S3Server:
-    """rclone serving a folder: a bucket is a folder in it."""
+    """Return rclone serving a folder, in which every bucket is a folder."""
 
     def command(server: S3Server) -> list[str]:
         data = server.folder / "data"
@@ -302,12 +302,12 @@ def rclone_server(folder: Path) -> S3Server:
 
 
 def binary(name: str) -> str:
-    """Where a program of this environment is."""
+    """Return the path of a program of this environment."""
     return str(Path(sys.executable).parent / name)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different."""
+    """Return different ports on which nothing listens."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

@@ -1,1 +1,1 @@
-"""Run jobs in processes of their own, on this machine or as Slurm arrays."""
+"""Run jobs in separate processes, on this machine or as Slurm arrays."""

@@ -16,16 +16,16 @@ from typing import Any
 from cram_composer.errors import CramError
 from cram_composer.jobs.runner import POLL_SECONDS, Call, JobResult, Runner
 
-# Workers run one job after another, and are forked from a server that has imported their libraries once. Not
-# submitit.LocalExecutor: it starts an interpreter per job, which would import torch anew for tasks of milliseconds,
-# runs all jobs at a time, and lets them outlive their parent. Not a fork of this process: its libraries have threads.
+# Workers run one job after another and are forked from a server that has imported their libraries once.
+# submitit.LocalExecutor would start an interpreter per job, which imports torch for tasks of milliseconds, run all jobs
+# at once, and let them outlive their parent. Forking this process is unsafe, because its libraries start threads.
 _START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 _CANCEL_SECONDS = 60.0  # a training run saves a checkpoint in half of that
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one job at a time: the GPU that it sees (None: those of this process) and its CPU cores (empty: all)."""
+    """Resources for one job at a time: its GPU (None: all GPUs of this process) and its CPU cores (empty: all)."""
 
     gpu: str | None = None
     cores: tuple[int, ...] = ()
@@ -38,18 +38,18 @@ def visible_gpus(count: int) -> list[str]:
 
 
 class LocalRunner(Runner):
-    """Runs one job on each slot at a time, in a worker process that is kept for the next."""
+    """Runs one job per slot at a time, in a worker process that is reused for later jobs."""
 
     def __init__(self, slots: Sequence[Slot], preload: Sequence[str] = ()) -> None:
         self._slots = slots
-        self._preload = list(preload)  # modules that workers share
+        self._preload = list(preload)  # modules to import once for all workers
         self._workers: dict[int, _Worker] = {}  # by slot
         self._jobs: dict[int, int] = {}  # running, by slot
 
     def __enter__(self) -> Runner:
         if self._preload and _START_METHOD == "forkserver":
             forkserver.set_forkserver_preload(self._preload)
-            forkserver.ensure_running()  # it imports while this process prepares the jobs
+            forkserver.ensure_running()  # imports while this process prepares the jobs
         return self
 
     def running(self) -> dict[int, float]:
@@ -62,13 +62,13 @@ class LocalRunner(Runner):
             if slot not in self._workers or self._workers[slot].connection.poll():  # killed while idle
                 self._workers[slot] = _Worker(self._slots[slot])
             self._workers[slot].progress.value = 0.0
-            with contextlib.suppress(OSError):  # killed just now: its job is reported as killed
+            with contextlib.suppress(OSError):  # killed since the poll: its job is reported as killed
                 self._workers[slot].connection.send(ready[job])
         self._jobs.update(started)
         return list(started.values())
 
     def finished(self) -> list[JobResult]:
-        handles: dict[Any, int] = {}  # both of a worker: a process that a killed job has left may hold its connection
+        handles: dict[Any, int] = {}  # two per worker: a child of a killed job may keep the connection open
         for slot in self._jobs:
             handles |= dict.fromkeys([self._workers[slot].connection, self._workers[slot].process.sentinel], slot)
         return [self._result(slot) for slot in {handles[handle] for handle in wait(list(handles), POLL_SECONDS)}]
@@ -109,7 +109,7 @@ _progress: Any = None  # in a worker: the progress of its job, shared with the p
 
 
 def report_progress(progress: float) -> None:
-    """Report from within a job its progress in [0, 1]; ignored outside of a local worker."""
+    """Report the progress of the current job, in [0, 1]; does nothing outside a local worker."""
     if _progress is not None:
         _progress.value = progress
 
@@ -118,8 +118,8 @@ def _serve(connection: Connection, environment: dict[str, str], cores: tuple[int
     """Run jobs in a worker until the parent closes the connection."""
     global _progress
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides what it means
-    os.environ.update(environment)  # a forked worker has the environment in which the server was started
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent handles it
+    os.environ.update(environment)  # a forked worker starts with the environment of the server, which may be outdated
     if cores:
         os.sched_setaffinity(0, cores)
     _progress = progress
@@ -129,9 +129,10 @@ def _serve(connection: Connection, environment: dict[str, str], cores: tuple[int
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent to end, killed or not, and end this process.
+    """Wait until the parent has ended, even by a kill, and end this process.
 
-    Linux would send no signal: it takes the server that forked the workers, and ends after them, for their parent.
+    A signal from Linux (see `end_with_parent`) would never come: to Linux, the parent is the server that forked the
+    worker, which outlives it.
     """
     parent = parent_process()
     assert parent is not None
@@ -144,5 +145,5 @@ def _outcome(call: Call) -> tuple[Any, str]:
         return call(), ""
     except CramError as error:
         return None, str(error)
-    except Exception as error:  # of any library
+    except Exception as error:
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

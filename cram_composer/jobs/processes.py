@@ -1,4 +1,4 @@
-"""Child processes: CPU cores, ending with the parent, and running a command to its end."""
+"""Child processes: available CPU cores, ending with the parent, and running commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def end_with_parent(number: int) -> None:
-    """Have Linux send signal `number` to this process when the thread that started it ends, killed or not.
+    """Have Linux send signal `number` to this process when the thread that started it ends, even by a kill.
 
     Does nothing on other systems.
     """
@@ -33,12 +33,12 @@ def available_cores() -> tuple[int, ...]:
 
 
 def run_command(command: Sequence[str], log: Path) -> None:
-    """Run a command to its end, with its output appended to a log; a SIGTERM to this process is passed on to it.
+    """Run a command and append its output to a log; forward SIGTERM to it.
 
     The command finds the id of this process in the environment variable CRAM_ENDS_WITH_PARENT.
 
     Raises:
-        CramError: it ended with another status than 0; the last line of the log is quoted.
+        CramError: the command failed; the message quotes the last line of the log.
     """
     environment = {**os.environ, ENDS_WITH_PARENT: str(os.getpid())}
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The interface of job runners, and the loop that they share."""
+"""Interface of job runners, and their shared loop."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Call = Callable[[], Any]  # picklable, such as a functools.partial of a module's
 class JobResult:
     """Outcome of the job at position `index` in the calls of `Runner.run`.
 
-    `value` is what the call returned. `error` says in one line why the job failed and is empty if it did not; `killed`
-    if its process ended without an outcome.
+    `value` is the result of the call. `error` is a one-line reason for a failure, empty on success. `killed` is True if
+    the process ended without an outcome.
     """
 
     index: int
@@ -43,12 +43,12 @@ class Runner(ABC):
         on_poll: Callable[[Mapping[int, float]], None] = lambda running: None,
         fail_fast: bool = False,
     ) -> Iterator[JobResult]:
-        """Run all calls and yield their results as they end; a job that fails or is killed does not affect others.
+        """Run all calls and yield their results as they finish; a job that fails or is killed does not affect others.
 
         Args:
             calls: started in this order.
-            after: position of a call -> position of the call that must end before it starts.
-            on_poll: called every second with the running jobs and the progress in [0, 1] that each has reported.
+            after: position of a call -> position of the call that must finish before it starts.
+            on_poll: called every second with the running jobs and their reported progress in [0, 1].
             fail_fast: start no more jobs after a failure.
         """
         after = after or {}
@@ -67,16 +67,16 @@ class Runner(ABC):
 
     @abstractmethod
     def running(self) -> dict[int, float]:
-        """Return the jobs that have started and not ended, with their progress in [0, 1]."""
+        """Return the running jobs with their progress in [0, 1]."""
 
     @abstractmethod
     def start(self, ready: Mapping[int, Call]) -> list[int]:
-        """Start as many of the jobs as there is room for, in order, and return which."""
+        """Start as many of the jobs as there are free slots, in order; return their positions."""
 
     @abstractmethod
     def finished(self) -> list[JobResult]:
-        """Return the jobs that have ended, after at most POLL_SECONDS."""
+        """Return newly finished jobs, after at most POLL_SECONDS."""
 
     @abstractmethod
     def cancel(self) -> None:
-        """End the running jobs, and wait until they have ended."""
+        """End the running jobs and wait for them."""

@@ -17,11 +17,11 @@ from cram_composer.jobs.runner import POLL_SECONDS, Call, JobResult, Runner
 from cram_composer.storage.files import read_json, write_json
 
 _CANCEL_SECONDS = 120.0
-_IDS = "jobs.json"  # in the folder of a runner: its jobs' ids
+_IDS = "jobs.json"  # in the folder of a runner: the ids of its jobs
 
 
 class SlurmRunner(Runner):
-    """Submits all jobs that are ready as one array."""
+    """Submits all ready jobs as one array."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], asked_by: str) -> None:
         """Prepare arrays in `folder`, which all nodes share, with submitit's `settings`, such as timeout_min."""
@@ -35,7 +35,7 @@ class SlurmRunner(Runner):
         return dict.fromkeys(self._jobs, 0.0)
 
     def start(self, ready: Mapping[int, Call]) -> list[int]:
-        """Submit an array. Raises CramError if Slurm is missing or refuses it."""
+        """Submit an array. Raises CramError if Slurm is missing or rejects it."""
         if not ready:
             return []
         import submitit
@@ -55,7 +55,7 @@ class SlurmRunner(Runner):
         return list(ready)
 
     def finished(self) -> list[JobResult]:
-        # A job that has left its result has ended, before sacct, which is asked once in ten minutes, says so.
+        # The result file appears before the end of the job in sacct, which is queried only every ten minutes.
         ended = [index for index, job in self._jobs.items() if job.paths.result_pickle.exists() or job.done()]
         if not ended:
             time.sleep(POLL_SECONDS)
@@ -67,7 +67,7 @@ class SlurmRunner(Runner):
         error = job.exception()
         if error is None:
             return JobResult(index, job.result())
-        # What follows the frames of the job's traceback or, if it has none, its log; then comes advice about submitit.
+        # Keep the text after the frames of the job's traceback, or its log; drop submitit's advice that follows.
         lines = re.split(r"\n[ \t].*", str(error).partition("You can check")[0])[-1].strip("-\n")
         reason = " ".join(lines.split()).removeprefix(f"{CramError.__module__}.{CramError.__name__}: ")[:300]
         killed = not isinstance(error, submitit.core.utils.FailedJobError)
@@ -79,15 +79,15 @@ class SlurmRunner(Runner):
 
 
 def allotted_cpus() -> int:
-    """Return the number of CPUs of the Slurm job that this process is."""
+    """Return the number of CPUs of the Slurm job that runs this process."""
     return int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
 
 
 def left_over(folder: Path) -> list[str]:
-    """Return the ids of the jobs that a SlurmRunner of `folder` had in Slurm's queue when it was killed.
+    """Return the ids of jobs that a killed SlurmRunner of `folder` left in Slurm's queue.
 
     Raises:
-        CramError: Slurm does not list its queue.
+        CramError: squeue fails.
     """
     if not (folder / _IDS).is_file():
         return []
@@ -102,7 +102,7 @@ def left_over(folder: Path) -> list[str]:
 
 
 def cancel_left_over(folder: Path) -> int:
-    """Cancel the jobs of `left_over`, and return how many they were."""
+    """Cancel the jobs of `left_over`; return their number."""
     ids = left_over(folder)
     if ids:
         from submitit import SlurmJob
@@ -113,7 +113,7 @@ def cancel_left_over(folder: Path) -> int:
 
 def _cancel(jobs: Sequence[Any]) -> None:
     """Cancel submitit's jobs and wait until they have ended, so that no two write the same files."""
-    with contextlib.suppress(OSError):  # no scancel here
+    with contextlib.suppress(OSError):  # scancel is not installed
         for job in jobs:
             job.cancel(check=False)
         ends = time.monotonic() + _CANCEL_SECONDS

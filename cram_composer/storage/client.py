@@ -91,7 +91,7 @@ class Storage:
             self._retry(name, lambda store: store.get(self._prefix + name, temporary), f" (writing {path})")
             os.replace(temporary, path)
         finally:
-            # Composer's stores append a suffix of their own.
+            # Composer's stores append their own suffix.
             for leftover in path.parent.glob(f"{glob.escape(temporary.name)}*"):
                 with contextlib.suppress(OSError):
                     leftover.unlink()
@@ -163,13 +163,13 @@ class Storage:
                 logging.getLogger(__name__).warning(
                     "%s: %s; retrying for %.0f s", self.object_uri(name), failure.summary, self.deadline - spent
                 )
-            # The last attempt starts at the deadline, however long the wait has grown.
+            # The last attempt starts at the deadline, even if the next wait would be longer.
             time.sleep(min(wait * random.uniform(0.5, 1.0), self.deadline - spent))
 
     def _thread_client(self, remaining: float) -> tuple[ObjectStore, bool]:
         """Return this thread's client and whether it is new; its timeouts end within the remaining seconds."""
         cached = self._local.__dict__
-        # Whole seconds: with a deadline below the usual timeout, not every object needs a new client.
+        # Whole seconds, so that a deadline below the usual timeout does not need a new client for every object.
         seconds = min(READ_SECONDS, float(max(1, math.ceil(remaining))))
         cache_key = os.getpid(), seconds
         fresh = cached.get("cache_key") != cache_key
@@ -182,7 +182,7 @@ class Storage:
         uri = self.object_uri(name)
         message = {
             "missing": f"{uri}: no such object ({summary}); check the name or upload it",
-            "bucket": f"{uri}: no such bucket as {self._bucket} ({summary}); create it or correct its name",
+            "bucket": f"{uri}: no such bucket: {self._bucket} ({summary}); create it or correct its name",
             "disk-full": f"{uri}: {summary}{writing}; free some space or use another disk",
             "other": f"{uri}: {summary}{writing}; check the name, the path and their permissions",
         }.get(cause, f"{uri}: {summary}; {advice}")

@@ -102,7 +102,7 @@ class S3(ObjectStore):
         self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
 
     def _explain_head_error(self, error: Exception, key: str) -> Exception:
-        """Repeat a failed HEAD as GET, whose body says if the key, the object or the bucket was refused."""
+        """Repeat a failed HEAD as GET, whose body says whether the key, the object or the bucket was refused."""
         for link in exception_chain(error):
             if (error_code(link) or "").isdigit():
                 try:
@@ -178,7 +178,7 @@ class OCI(ObjectStore):
                 return found
 
     def size(self, key: str) -> int | None:
-        # HEAD does not tell a missing object from a missing bucket.
+        # HEAD does not distinguish a missing object from a missing bucket.
         return next((item.size for item in self._list(prefix=key, limit=1).objects if item.name == key), None)
 
     def delete(self, key: str) -> None:

@@ -1,4 +1,4 @@
-"""Options, the servers' buckets and the undisturbed run that every other is compared with."""
+"""Options, buckets, and the undisturbed run with which every other run is compared."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.faults.scene import ROWS, STEPS, Fault, Scene
 from tests.servers import Bucket, S3Server
 
 _EPOCH = 128  # blocks
-_SEED = 17  # of a run's configuration
+_SEED = 17  # of the run's configuration
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults", action="store_true", help="run the whole fault matrix, not only some of it")
-    parser.addoption("--write-table", action="store_true", help="write its results to docs/reliability.md")
+    parser.addoption("--faults", action="store_true", help="run the whole fault matrix instead of a subset")
+    parser.addoption("--write-table", action="store_true", help="write the results to docs/reliability.md")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Table:
-    """Writes the table anew with every result, from the latest result of every case."""
+    """Rewrites the table after every result, from the latest result of every case."""
 
     def __init__(self, config: pytest.Config) -> None:
         assert config.cache is not None
@@ -61,7 +61,7 @@ class _Table:
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the same data set twice: `none` and `zstd`; every block is a shard."""
+    """Return a folder with the same data set twice, as `none` and `zstd`; every block is a shard."""
     folder = tmp_path_factory.mktemp("sources")
     for compression in ("none", "zstd"):
         write_data_set(folder / compression, _EPOCH * ROWS, block_rows=ROWS, shard_blocks=1, compression=compression)
@@ -70,7 +70,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def order(sources: Path) -> list[str]:
-    """Names of the shards in the order in which a run needs them."""
+    """Return the names of the shards in the order in which a run needs them."""
     from cram_composer.config.schema.data import DataConfig
     from cram_composer.data.loading.mixture import SelectedStream
     from cram_composer.data.loading.open_dataset import open_block_dataset
@@ -84,7 +84,7 @@ def order(sources: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def undisturbed(sources: Path, order: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of a run that nothing happens to, which reads the data set where it is."""
+    """Return the losses of a run without a fault, which reads the data set in place."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "data").symlink_to(sources / "none")
     scene = Scene(None, sources / "none", folder, order)
@@ -96,7 +96,7 @@ def undisturbed(sources: Path, order: list[str], tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def stored(sources: Path) -> Callable[[S3Server, str, str], Bucket]:
-    """A bucket that holds a data set, for as long as the server runs; tests put right what they change in it."""
+    """Return a function to buckets with a data set, which live as long as the server; tests undo their changes."""
     buckets: dict[tuple[str, str, str], Bucket] = {}
 
     def bucket(server: S3Server, compression: str, use: str) -> Bucket:
@@ -117,7 +117,7 @@ def make_scene(
     stored: Callable[[S3Server, str, str], Bucket],
     tmp_path: Path,
 ) -> Iterator[Callable[[Fault], Scene]]:
-    """What a fault needs around it."""
+    """Yield a function that prepares server, buckets and folders for a fault."""
 
     def make(fault: Fault) -> Scene:
         source = sources / fault.compression

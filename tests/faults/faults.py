@@ -1,4 +1,4 @@
-"""The faults, one record each."""
+"""The faults to test."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from tests.faults.scene import DEADLINE, Fault, Scene
 from tests.servers import S3Server
 
-# What may pass between a fault and the end: the steps for which there still are shards, and an orderly end. Where a
-# server has to be waited for, the deadline comes to it, or 10 s, the least that a fetch is given; twice, since a shard
-# that could not be fetched ahead is tried once more when it is needed.
+# Maximum seconds between a fault and the end of the run: the steps whose shards are local, and an orderly shutdown. If
+# the run waits for a server, add the deadline or 10 s, the minimum for a fetch; twice, because a shard whose prefetch
+# failed is fetched again when it is needed.
 AT_ONCE = 20.0
 WAITED = AT_ONCE + 2 * max(DEADLINE, 10.0)
-START = 90.0  # of which most is the start of Python, twice as long on a busy machine
+START = 90.0  # mostly the start of Python, which takes twice as long on a busy machine
 OUTAGE = 5.0  # seconds
 
 
@@ -88,7 +88,7 @@ def change_credentials_back(scene: Scene) -> None:
 
 
 def empty_bucket_name(scene: Scene) -> None:
-    """The bucket that the command names does not exist."""
+    """Delete the bucket that the command names."""
     assert scene.bucket is not None
     client = server_of(scene).client()
     keys = scene.bucket.keys()
@@ -105,7 +105,7 @@ def make_bucket(scene: Scene) -> None:
 
 def fill_disk(scene: Scene) -> None:
     assert scene.process is not None
-    # The file system is mounted for that process only.
+    # The file system is mounted for this process only.
     filler = Path(f"/proc/{scene.process.pid}/root{scene.cache}/filler")
     with open(filler, "wb", buffering=0) as file:
         try:
@@ -202,7 +202,7 @@ FAULTS = [
     ),
     Fault(
         "paused-a-while",
-        f"the server answers nothing for {OUTAGE:.0f} s; `data.deadline` 60 s",
+        f"the server does not respond for {OUTAGE:.0f} s; `data.deadline` 60 s",
         pause_a_while,
         nothing,
         outage=True,
@@ -212,7 +212,7 @@ FAULTS = [
     ),
     Fault(
         "stopped",
-        "the server is stopped (connection refused) for good",
+        "the server is stopped for good (connection refused)",
         stop,
         start,
         line="cannot be reached, tried for",
@@ -220,7 +220,7 @@ FAULTS = [
     ),
     Fault(
         "paused",
-        "the server takes connections and never answers again",
+        "the server accepts connections but never responds again",
         pause,
         resume,
         line="cannot be reached, tried for",
@@ -248,7 +248,7 @@ FAULTS = [
         "the bucket does not exist, before the start",
         empty_bucket_name,
         make_bucket,
-        line="no such bucket as",
+        line="no such bucket: ",
         before=True,
         bound=START,
     ),
@@ -256,7 +256,7 @@ FAULTS = [
         "disk-full",
         "the disk of the cache fills up while the run trains",
         fill_disk,
-        nothing,  # the file that filled it is gone
+        nothing,  # the file system ends with the process
         line="disk is full",
         bound=AT_ONCE,
         small_disk=True,

@@ -1,4 +1,4 @@
-"""A tiny data set on a real S3 server, and a real training of it that something happens to."""
+"""A real training run on a tiny data set on a real S3 server, into which faults are injected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.conftest import environment, train_command
 from tests.servers import Bucket, S3Server
 
-STEPS = 120  # less than an epoch, each of one block, which is a shard of its own
+STEPS = 120  # less than an epoch; each takes one block, which is one shard
 ROWS = 8  # per step
 DEADLINE = 6.0  # seconds, data.deadline unless a fault says otherwise
 SETTINGS = [
@@ -24,30 +24,30 @@ SETTINGS = [
     f"train.device_train_microbatch_size={ROWS}",
     "algorithms.batch_size_ramp=null",
     "model.num_hidden_layers=1",
-    "train.threads=1",  # two would wait for each other wherever the cores are shared
+    "train.threads=1",  # two threads would wait for each other on shared cores
     "checkpoint.interval=0.1s",
     "logging.progress_bar=false",
     "data.build=null",
-    "data.prefetch=4",  # or the shards of the whole run would be there before anything can happen
+    "data.prefetch=4",  # otherwise all shards are fetched before a fault is injected
     "run_name=run",
 ]
-_MARGIN = 20  # steps: more than the reading processes are ahead
-_START_SECONDS = 150.0  # importing torch on a machine that is busy
+_MARGIN = 20  # steps; more than the reader processes are ahead
+_START_SECONDS = 150.0  # importing torch on a busy machine
 
 
 @dataclass
 class Scene:
-    """One training and its surroundings. `order` are the names of the shards in the order in which they are needed."""
+    """A training run and its environment. `order` lists the names of the shards in the order of their use."""
 
     server: S3Server | None
-    source: Path  # the data set as it should be
+    source: Path  # the intact data set
     folder: Path  # for the run and the cache
     order: list[str]
-    bucket: Bucket | None = None  # None: the data set is read where it is
+    bucket: Bucket | None = None  # None: the data set is read in place
     mirror: Bucket | None = None
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
-    victim: str = ""  # the shard that something happens to
+    victim: str = ""  # the shard that the fault affects
 
     def __post_init__(self) -> None:
         self.environment = environment() | (self.server.environment() if self.server is not None else {})
@@ -70,7 +70,7 @@ class Scene:
         return f"data/{self.victim}"
 
     def command(self, workers: int, *settings: str) -> list[str]:
-        """The command that the user types, before and after."""
+        """Return the command of the user, the same before and after the fault."""
         where = [] if self.bucket is None else [f"data.remote={self.bucket.uri}/data"]
         if self.mirror is not None:
             where.append(f"data.mirror={self.mirror.uri}/data")
@@ -78,12 +78,12 @@ class Scene:
         return train_command(self.cache, self.folder, overrides)
 
     def start(self, command: list[str]) -> None:
-        """Start it; what it prints goes to files."""
+        """Start the run, with its output in files."""
         with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
             self.process = subprocess.Popen(command, env=self.environment, stdout=out, stderr=err)
 
     def end(self, seconds: float) -> int:
-        """Its exit status; a run that does not end by then is killed, which is a failure of the test."""
+        """Return the exit status; kill a run that takes longer than `seconds` and fail the test."""
         assert self.process is not None
         try:
             return self.process.wait(seconds)
@@ -93,15 +93,15 @@ class Scene:
             raise AssertionError(f"still running after {seconds:.0f} s\n{self.output()}") from None
 
     def kill(self) -> None:
-        """If it still runs."""
+        """Kill the run if it is still active."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
 
     def wait_until_training(self, steps: int = 20) -> None:
-        """Some steps were taken and a checkpoint was saved; the victim is a shard that will soon be needed.
+        """Wait for `steps` steps and a checkpoint, then suspend the process and choose a shard that it needs soon.
 
-        The process is held then: let it go on when the fault is done.
+        Call `resume` after injecting the fault.
         """
         assert self.process is not None
         end = time.monotonic() + _START_SECONDS
@@ -113,36 +113,36 @@ class Scene:
         assert len(self.losses()) + 2 * _MARGIN < STEPS, "this machine takes steps faster than checkpoints"
         assert self.bucket is None or not self.is_cached(self.victim)
 
-    def go_on(self) -> None:
-        """Let the process go on."""
+    def resume(self) -> None:
+        """Resume the suspended process."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
     def is_cached(self, shard: str) -> bool:
-        """Whether a shard is in the cache, which may be a file system that only the process sees."""
+        """Return True if a shard is in the cache, which may be a file system of the process alone."""
         assert self.process is not None
         return Path(f"/proc/{self.process.pid}/root{self.cache}/{shard.removesuffix('.zstd')}").exists()
 
     def losses(self) -> list[float]:
-        """Of each step in the trace; a line that is being written is left out."""
+        """Return the losses of the steps in the trace."""
         return [step["loss"] for step in self.trace()]
 
     def trace(self) -> list[dict[str, float]]:
-        """Every step that was recorded."""
+        """Return the recorded steps, without a line that is being written."""
         path = self.run / "trace.jsonl"
         text = path.read_text() if path.is_file() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def output(self) -> str:
-        """Everything it printed."""
+        """Return the output of the run."""
         return (self.folder / "stdout").read_text() + self.errors()
 
     def errors(self) -> str:
-        """What it printed to stderr."""
+        """Return the output on stderr."""
         return (self.folder / "stderr").read_text()
 
     def left_over(self) -> list[str]:
-        """Processes of this run that are still there."""
+        """Return the processes of this run that remain after some seconds."""
         found: list[str] = []
         end = time.monotonic() + 3.0
         while time.monotonic() < end:
@@ -159,7 +159,7 @@ class Scene:
             return False
 
     def said(self) -> str:
-        """The lines of stderr, with what differs from one machine or run to the next replaced by a word."""
+        """Return stderr, with the parts that differ between machines or runs replaced by words."""
         text = self.errors().strip()
         places = {str(self.cache): "CACHE" if self.bucket else "DATA", str(self.folder): "FOLDER"}
         if self.mirror is not None:
@@ -174,11 +174,20 @@ class Scene:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that happens to a run, and what must come of it.
+    """A fault, and the expected outcome.
 
-    `what` is what is done, for people. It is done `before` the run starts, or while it trains. A run that `recovers`
-    ends well by itself; another ends with one line that has `line` in it, at most `bound` seconds after the fault (or
-    after its start), and goes on when `repair` has removed the cause.
+    Attributes:
+        what: description for the table.
+        do: injects the fault.
+        repair: removes the cause, after which the same command must resume the run.
+        line: part of the one-line error, for a run that does not recover.
+        before: inject the fault before the start instead of during training.
+        outage: the fault has ended when `do` returns.
+        recovers: the run must finish by itself.
+        bound: maximum seconds from the fault, or from the start, to the error.
+        server: name of the server's fixture; "" to read the data set in place.
+        small_disk: the cache is a separate file system of a few megabytes.
+        quick: numbers of workers that are tested without --faults.
     """
 
     name: str
@@ -187,12 +196,12 @@ class Fault:
     repair: Callable[[Scene], object]
     line: str = ""
     before: bool = False
-    outage: bool = False  # is over when it is done
+    outage: bool = False
     recovers: bool = False
     bound: float = 30.0
-    server: str = "seaweed"  # "" for none: the data set is read where it is
+    server: str = "seaweed"
     compression: str = "none"
     mirrored: bool = False
-    small_disk: bool = False  # the cache is a file system of its own, of a few megabytes
+    small_disk: bool = False
     settings: tuple[str, ...] = ()
-    quick: tuple[int, ...] = ()  # numbers of workers for which it is run every time
+    quick: tuple[int, ...] = ()

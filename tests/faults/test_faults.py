@@ -1,4 +1,4 @@
-"""Whatever happens to the data while a run trains: the same rows in the end, or one line in time; never a hang."""
+"""Faults of the data source: the run trains on the same rows, or ends in time with a one-line error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cram_composer.runs.checkpoints import newest_checkpoint
 from tests.faults.faults import FAULTS
 from tests.faults.scene import ROWS, STEPS, Fault, Scene
 
-_AFTERWARDS_SECONDS = 240.0  # for a whole run on a busy machine
+_AFTERWARDS_SECONDS = 240.0  # a whole run on a busy machine
 _IN_A_SMALL_DISK = 'mount -t tmpfs -o size=4m cache "$0" && exec "$@"'
 
 
@@ -31,16 +31,16 @@ def cases() -> list[Any]:
 
 
 def rows_lost(losses: list[float], undisturbed: list[float]) -> int:
-    """Rows of the steps that were not taken, or not with the rows, masks and weights of the undisturbed run."""
+    """Count the rows of steps that are missing, or differ in rows, masks or weights from the undisturbed run."""
     same = sum(one == other for one, other in zip(losses, undisturbed, strict=False))
     assert len(losses) <= len(undisturbed)
     return (len(undisturbed) - same) * ROWS
 
 
 def check_checkpoint(scene: Scene) -> int:
-    """The newest checkpoint is whole; its step."""
+    """Check that the newest checkpoint is intact; return its step."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it warns of one that it has to pass over
+        warnings.simplefilter("error")  # it warns of each checkpoint that it skips
         newest = newest_checkpoint(scene.run / "checkpoints")
     assert newest is not None
     return newest.step
@@ -58,7 +58,7 @@ def test_fault(
     command = scene.command(workers, *fault.settings)
     if fault.small_disk:
         if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"], check=False).returncode:
-            pytest.skip("no file system of its own for the cache: unshare -Urm does not work here")
+            pytest.skip("needs a separate file system for the cache, but unshare -Urm does not work here")
         scene.cache.mkdir()
         command = ["unshare", "-Urm", "sh", "-c", _IN_A_SMALL_DISK, str(scene.cache), *command]
     try:
@@ -69,10 +69,10 @@ def test_fault(
         if not fault.before:
             scene.wait_until_training()
             if fault.outage:
-                scene.go_on()
+                scene.resume()
             began = time.monotonic()
             fault.do(scene)
-            scene.go_on()
+            scene.resume()
         status = scene.end(fault.bound + (_AFTERWARDS_SECONDS if fault.recovers else 0.0))
         seconds = time.monotonic() - began
     finally:
@@ -105,7 +105,7 @@ def test_fault(
 
 
 def _check_what_is_left(scene: Scene, fault: Fault, undisturbed: list[float]) -> None:
-    """Nothing wrong was trained on, and there is a checkpoint to go on from."""
+    """Check that all steps used the right rows and that there is a checkpoint to resume from."""
     losses = scene.losses()
     assert losses == undisturbed[: len(losses)] and len(losses) < STEPS
     if fault.before:
@@ -114,7 +114,7 @@ def _check_what_is_left(scene: Scene, fault: Fault, undisturbed: list[float]) ->
     assert 0 < check_checkpoint(scene) <= len(losses)
     record = json.loads((scene.run / "record.json").read_text())
     assert record["status"] == "failed" and f"error: {record['reason']}" == scene.errors().strip()
-    if scene.bucket is not None and not fault.small_disk:  # what is under its own name is whole
+    if scene.bucket is not None and not fault.small_disk:  # shards under their final name are complete
         for shard in read_index(scene.source, "train", load_manifest(scene.source)):
             path = scene.cache / "train" / shard.raw.name
             assert not path.exists() or file_xxh64(path) == shard.raw.xxh64

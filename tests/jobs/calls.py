@@ -1,4 +1,4 @@
-"""Calls that jobs make in the tests; a module of its own, which worker processes import."""
+"""Calls of the jobs in the tests, in a separate module that worker processes can import."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def process_id() -> int:
 
 
 def surroundings(name: str) -> tuple[str | None, list[int]]:
-    """An environment variable, and the CPU cores."""
+    """Return an environment variable and the CPU cores of this process."""
     return os.environ.get(name), sorted(os.sched_getaffinity(0))
 
 
@@ -46,7 +46,7 @@ def kill_itself_and_leave_a_fork(path: Path) -> None:
 
 
 def wait_for(path: Path) -> None:
-    """Make `path`.waiting with the process id, and wait for `path`."""
+    """Write the process id to `path`.waiting, and wait for `path`."""
     path.with_suffix(".waiting").write_text(str(os.getpid()))
     while not path.exists():
         time.sleep(0.02)

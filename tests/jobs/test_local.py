@@ -1,4 +1,4 @@
-"""Jobs in worker processes: order, isolation, slots, and no process that outlives its parent."""
+"""Jobs in worker processes: order, isolation, slots, and ending with the parent."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     ends = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < ends, "waited in vain"
+        assert time.monotonic() < ends, "timed out"
         time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
-    """Report whether a thread of a process lives: its files are open until the last has ended."""
+    """Return True if a thread of the process is alive: its files are open until the last thread has ended."""
     try:
         stats = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
-    except (FileNotFoundError, ProcessLookupError):  # one ended just now: another look tells
+    except (FileNotFoundError, ProcessLookupError):  # a thread ended during the check: check again
         return True
     return any(stat.rsplit(")", 1)[1].split()[0] != "Z" for stat in stats)
 
@@ -62,7 +62,7 @@ def test_a_killed_worker_is_reported_and_replaced() -> None:
         (idle,) = runner.run([calls.process_id])
     assert killed.killed and killed.error == "its process was killed (out of memory?)"
     assert after.value == last.value and not after.error
-    assert not idle.error and idle.value != last.value, "a worker that died between jobs takes no job with it"
+    assert not idle.error and idle.value != last.value, "the death of an idle worker must not fail a job"
 
 
 def test_a_killed_worker_is_noticed_while_a_fork_of_it_lives(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_progress_is_polled(tmp_path: Path) -> None:
     with LocalRunner([Slot()]) as runner:
         results = list(runner.run([partial(calls.report, 0.25, tmp_path / "go"), calls.process_id], on_poll=poll))
     assert [result.error for result in results] == ["", ""]
-    assert {1: 0.0} in polled, "the next job of the worker begins at 0"
+    assert {1: 0.0} in polled, "the next job of the worker starts at 0"
     assert polled[-1] == {}
 
 
@@ -168,7 +168,7 @@ if __name__ == "__main__":
 
 
 def command(waiting: str) -> None:
-    """A command that takes its time to save when it is asked to end."""
+    """Run as a command that saves slowly when it gets a signal to end."""
 
     def save(number: int, frame: object) -> None:
         time.sleep(0.5)
@@ -195,11 +195,11 @@ def test_busy_workers_and_their_commands_end_with_an_interrupted_or_killed_paren
     wait_until(lambda: all(path.exists() and path.read_text() for path in waiting))
     pids = [int(path.read_text()) for path in waiting]
     if number == signal.SIGINT:
-        os.killpg(parent.pid, number)  # as Ctrl-C in a terminal
+        os.killpg(parent.pid, number)  # like Ctrl-C in a terminal
     else:
         parent.send_signal(number)
     parent.wait(60)
     if number == signal.SIGINT:
-        assert not any(map(is_alive, pids)), "an interrupted runner waits for its jobs to end"
+        assert not any(map(is_alive, pids)), "an interrupted runner must wait for its jobs"
     wait_until(lambda: not any(map(is_alive, pids)))
     assert (tmp_path / "log").read_text() == f"saved at signal {signal.SIGTERM.value}\n"

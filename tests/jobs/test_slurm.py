@@ -1,4 +1,4 @@
-"""Jobs as Slurm arrays, with submitit's local executor or stand-ins for Slurm's commands in its place."""
+"""Jobs as Slurm arrays, with submitit's local executor or stand-ins for Slurm's commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = {"timeout_min": 5}
 def test_a_failed_and_a_killed_job_are_results_and_the_others_end(
     tmp_path: Path, slurm_here: SlurmHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("submitit.Job._results_timeout_s", 1.0)  # for the result of the killed one on a slow disk
+    monkeypatch.setattr("submitit.Job._results_timeout_s", 1.0)  # the wait for the result of the killed job
     jobs = [partial(calls.fail, "no text"), calls.kill_itself, calls.crash, partial(calls.sleep, 0, "value")]
     with SlurmRunner(tmp_path / "slurm", SETTINGS, "sweep") as runner:
         results = sorted(runner.run(jobs), key=lambda result: result.index)
@@ -56,7 +56,7 @@ def test_leaving_the_runner_cancels_the_jobs(tmp_path: Path, slurm_here: SlurmHe
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of stand-ins for Slurm's commands, before everything else on PATH."""
+    """Return a folder for stand-ins of Slurm's commands, first on PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")

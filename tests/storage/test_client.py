@@ -31,7 +31,7 @@ def bucket(request: pytest.FixtureRequest) -> Bucket:
 
 @pytest.fixture(params=["s3", "rclone_s3", "folder"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """Storage whose root is a path below its bucket, and storage in a folder."""
+    """Return storage below a path of a bucket, and storage in a folder."""
     if request.param == "folder":
         return Storage(str(tmp_path / "far" / "a" / "b"))
     return Storage(f"{request.getfixturevalue(request.param).uri}/a/b/")
@@ -61,7 +61,7 @@ def test_write_list_size_read_and_delete(storage: Storage, tmp_path: Path):
         storage.upload(write(tmp_path / "here" / name, content), name)
     sizes = {name: len(content) for name, content in contents.items()}
     assert storage.list_sizes() == sizes
-    assert storage.list_sizes("train") == {"train/00000/shard.mds": 70_000}  # a folder, not every name that begins so
+    assert storage.list_sizes("train") == {"train/00000/shard.mds": 70_000}  # a folder, not a name prefix
     assert storage.list_sizes("nothing") == {}
     assert {name: storage.size(name) for name in contents} == sizes
     assert storage.size("two.json") is None
@@ -157,7 +157,7 @@ def test_changed_credentials_are_reread(bucket: Bucket, tmp_path: Path, monkeypa
     for name, value in bucket.environment().items():
         monkeypatch.setenv(name, value)
     storage.download("here", tmp_path / "f")
-    # And when they change under a client that works: no error, a new client.
+    # If they change while a client works, a new client replaces it without an error.
     kept = write(tmp_path / "credentials", b"")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -227,7 +227,7 @@ def cutting_proxy(port: int, limit: int, times: int) -> Iterator[int]:
                 sink.sendall(data)
                 passed += len(data)
         except OSError:
-            pass  # the other direction has shut it
+            pass  # the other direction has closed it
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -336,11 +336,11 @@ def test_unwritable_path_fails(storage: Storage, tmp_path: Path):
 def test_processes_and_threads_have_their_own_clients(s3: Bucket):
     s3.put("here", b"content")
     storage = Storage(s3.uri)
-    assert storage.size("here") == 7  # with a connection that a fork would inherit
+    assert storage.size("here") == 7  # opens a connection that a fork would inherit
     pool = multiprocessing.get_context("fork").Pool(4)
     try:
         assert pool.map(storage.size, ["here"] * 40) == [7] * 40
-    finally:  # not terminated: a handler of SIGTERM that they have inherited may never come to run
+    finally:  # kill: an inherited handler of SIGTERM may never run
         pool.close()
         pool.join()
     copy = pickle.loads(pickle.dumps(storage))

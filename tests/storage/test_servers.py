@@ -1,4 +1,4 @@
-"""The test servers behave as the other tests assume."""
+"""The test servers behave as other tests assume."""
 
 from __future__ import annotations
 
