@@ -1,14 +1,14 @@
-"""Speed of `cram data build` beside Hugging Face `datasets`, on the same text, in turns.
+"""Compare the speed of `cram data build` and Hugging Face `datasets` on the same text, in alternation.
 
     python -m benchmarks.data_build                              # 40 MB of English-like text
     python -m benchmarks.data_build FOLDER --repeats 3           # all *.jsonl.zst, *.jsonl and *.parquet in a folder
 
-Both read the same files, tokenize with the same fast tokenizer (trained beforehand on the text's beginning), and pack
-documents, [SEP] after each, into rows of 128 tokens on disk. `cram data build` also holds documents out, shuffles the
-rows and hashes its shards. `datasets` does what Hugging Face's run_mlm.py does: load_dataset, then map (batched
-tokenizing) and map (group_texts), num_proc = cores. Its time is given with and without load_dataset, which turns the
-files into Arrow ones; the ratio without it is the one that favours `datasets` most. Every repeat is two new processes,
-whose imports are not counted. Prints a line of JSON.
+Both read the same files, tokenize with the same fast tokenizer (trained beforehand on the beginning of the text), and
+pack documents, each followed by [SEP], into rows of 128 tokens on disk. `cram data build` also holds documents out,
+shuffles the rows and hashes its shards. `datasets` follows Hugging Face's run_mlm.py: load_dataset, then map (batched
+tokenizing) and map (group_texts), num_proc = cores. Its time is given with and without load_dataset, which converts the
+files to Arrow; the ratio without it favours `datasets` most. Every repeat starts two new processes, whose imports are
+not timed. Prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CORES = len(os.sched_getaffinity(0))
 
 def main() -> int:
     options = _options()
-    if options.side is not None:  # the process of one measurement
+    if options.side is not None:  # in the process of one measurement
         print(json.dumps(_SIDES[options.side](**json.loads(options.job))))
         return 0
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
@@ -48,7 +48,7 @@ def main() -> int:
         job |= {"tokenizer": str(scratch / "tokenizer" / "tokenizer"), "vocabulary": options.vocabulary}
         repeats = []
         for repeat in range(options.repeats):
-            # In turns, so that a machine that gets slower or faster meanwhile favours neither.
+            # Alternating order, so that a drift in machine speed favours neither side.
             order = ["cram", "datasets"][:: 1 if repeat % 2 == 0 else -1]
             found = {side: _side(side, {**job, "output": str(scratch / f"{side}-{repeat}")}) for side in order}
             repeats.append(found)
@@ -59,12 +59,12 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="folder of text; default: made up")
-    parser.add_argument("--megabytes", type=int, default=40, help="size of made-up text")
+    parser.add_argument("folder", type=Path, nargs="?", help="folder of text; default: synthetic text")
+    parser.add_argument("--megabytes", type=int, default=40, help="size of the synthetic text")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--partitions", type=int, default=_CORES, help="of the cram build; default: one per core")
-    parser.add_argument("--scratch", type=Path, help="where data sets are put for the time; default: the system's")
+    parser.add_argument("--partitions", type=int, default=_CORES, help="partitions of the build; default: one per core")
+    parser.add_argument("--scratch", type=Path, help="folder for temporary data sets; default: the system's")
     parser.add_argument("--side", choices=_SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -79,7 +79,7 @@ def _side(side: str, job: dict[str, Any]) -> dict[str, float]:
 def _summary(repeats: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
     first = repeats[0]
     tokens = {side: first[side]["tokens"] for side in _SIDES}
-    # Unless both did the same work, the rest means nothing. group_texts drops the rest of every thousand documents.
+    # Both must have done the same work. group_texts drops the remainder of every thousand documents.
     assert abs(tokens["cram"] / tokens["datasets"] - 1) < 0.01, tokens
     megabytes = first["cram"]["text_bytes"] / 1e6
     seconds = {side: statistics.median(found[side]["seconds"] for found in repeats) for side in _SIDES}
@@ -96,7 +96,7 @@ def _summary(repeats: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
             }
             for side in _SIDES
         },
-        # Above one: cram is faster. Paired, so that what slowed both of a pair cancels out.
+        # Above 1: cram is faster. Ratios of pairs, so that a slowdown of both sides cancels out.
         "ratio": _ratio(repeats, "seconds"),
         "ratio_without_load": _ratio(repeats, "map_seconds"),
     }
@@ -112,7 +112,7 @@ def _ratio(repeats: list[dict[str, dict[str, float]]], key: str) -> dict[str, fl
 
 
 def _cram(files: list[str], output: str, tokenizer: str | None, vocabulary: int, partitions: int) -> dict[str, float]:
-    """Build; without a `tokenizer`, one of the text's beginning, which is all that is read then."""
+    """Build a data set; without a `tokenizer`, train one and read only the beginning of the text."""
     import streaming  # noqa: F401 - imports are not counted
     import transformers  # noqa: F401
 
@@ -146,7 +146,7 @@ def _text_bytes(files: list[str]) -> int:
 
 
 def _datasets(files: list[str], output: str, tokenizer: str, vocabulary: int, partitions: int) -> dict[str, float]:
-    """What Hugging Face's run_mlm.py does to its text."""
+    """Prepare the text like Hugging Face's run_mlm.py."""
     os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": output, "TOKENIZERS_PARALLELISM": "false"}
     import datasets
     from transformers import AutoTokenizer

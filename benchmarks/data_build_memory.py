@@ -1,12 +1,12 @@
-"""Peak memory of a data build against the bound that cram_composer.data.pipeline.build states (Linux only).
+"""Compare the peak memory of a data build with the bound stated in cram_composer.data.pipeline.build (Linux only).
 
     python -m benchmarks.data_build_memory --megabytes 40
     python -m benchmarks.data_build_memory --megabytes 5000 --format jsonl.zst --stages all --partitions 8 --folder DIR
 
-Makes English-like text (benchmarks.synthetic_text), builds a data set from it in a process of its own, and watches
-that process and all that it starts. The bound is for each process's own memory, beyond what it takes once the
-libraries are imported; the sums over all processes are there too. Prints a line of JSON; exit status 1 if the bound is
-exceeded.
+Writes English-like text (benchmarks.synthetic_text), builds a data set from it in a separate process, and watches that
+process and its descendants. The bound applies to the private memory of each process, beyond its size after the imports
+of the libraries; the sums over all processes are reported too. Prints a line of JSON; the exit status is 1 if the bound
+is exceeded.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _STAGES = {
         exact_duplicates=ExactDuplicatesConfig(),
         near_duplicates=NearDuplicatesConfig(),
         repeated_spans=RepeatedSpansConfig(),
-        compressibility=CompressibilityConfig(threshold=0.4),  # the made-up words need more tokens than English
+        compressibility=CompressibilityConfig(threshold=0.4),  # the synthetic words need more tokens than English
     ),
 }
 
@@ -108,22 +108,20 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=40, help="size of the text")
     parser.add_argument("--format", choices=FORMATS, default="jsonl")
-    parser.add_argument("--files", type=int, help="files of text; default: one per 500 MB, at least one per core")
+    parser.add_argument("--files", type=int, help="number of files; default: one per 500 MB, at least one per core")
     parser.add_argument("--stages", choices=_STAGES, default="none")
     parser.add_argument("--partitions", type=int, default=1)
-    parser.add_argument("--jobs", type=int, help="partitions at a time; default: one per core")
+    parser.add_argument("--jobs", type=int, help="concurrent partitions; default: one per core")
     parser.add_argument("--sample-mib", type=int, default=16, help="tokenizer.sample_bytes in MiB")
     parser.add_argument("--shuffle-mib", type=int, default=4, help="shuffle_memory_mib")
-    parser.add_argument(
-        "--folder", type=Path, help="where text and data set are put for the time; default: the system's"
-    )
+    parser.add_argument("--folder", type=Path, help="folder for temporary text and data; default: the system's")
     options = parser.parse_args()
     options.files = options.files or max(options.megabytes // 500, len(os.sched_getaffinity(0)))
     return options
 
 
 def _watched(config: DataBuildConfig) -> tuple[float, TreeMemory]:
-    """Build in a process of its own; what that takes before it begins (MiB), and the peaks of the tree below it."""
+    """Build in a separate process; return its memory (MiB) before the build, and the peaks of its process tree."""
     here, there = get_context("spawn").Pipe()
     process = get_context("spawn").Process(target=_build, args=(config, there))
     process.start()

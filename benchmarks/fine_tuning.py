@@ -1,15 +1,14 @@
-"""Fine-tuning by `cram eval` beside a plain `transformers` Trainer: examples/s of both in turns, and both scores.
+"""Compare fine-tuning by `cram eval` with a plain `transformers` Trainer: examples/s, in alternation, and scores.
 
 python -m benchmarks.fine_tuning runs/RUN GLUE cola
 python -m benchmarks.fine_tuning untrained:runs/RUN GLUE rte --epochs 1 --padding max
 python -m benchmarks.fine_tuning runs/RUN GLUE rte --jobs 2
 
 Both fine-tune the same model class from the same weights with the settings of yamls/eval/glue.yaml: rate, schedule,
-batch size, precision, threads. The Trainer is as its documentation has it: AdamW of torch, rows in random order, each
-batch padded to its longest row (`--padding longest`), or every row to 128 tokens as in its example for GLUE
-(`--padding max`). With `--jobs N`, we fine-tune as `cram eval` does on N cores or more: N seeds at a time, each with
-its share of the threads; the Trainer has them all for one.
-Loading, encoding and scoring are not timed on either side.
+batch size, precision, threads. The Trainer is used as documented: torch's AdamW, rows in random order, each batch
+padded to its longest row (`--padding longest`), or every row to 128 tokens as in its GLUE example (`--padding max`).
+With `--jobs N`, this project fine-tunes N seeds at a time like `cram eval` on N or more cores, each with its share of
+the threads; the Trainer uses all threads for one seed. Loading, encoding and scoring are not timed on either side.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ from cram_composer.evaluation.model_source import ModelSource, find_model
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="as for `cram eval`")
+    parser.add_argument("model", help="model, as for `cram eval`")
     parser.add_argument("data", type=Path, help="folder of GLUE's files")
-    parser.add_argument("task", help="such as cola")
+    parser.add_argument("task", help="name of a task, such as cola")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="seeds 1, 2, ...; both sides fine-tune with each")
-    parser.add_argument("--padding", choices=("longest", "max"), default="longest", help="of the Trainer's batches")
-    parser.add_argument("--jobs", type=int, default=1, help="of ours at a time, which share out the threads")
+    parser.add_argument("--padding", choices=("longest", "max"), default="longest", help="padding by the Trainer")
+    parser.add_argument("--jobs", type=int, default=1, help="concurrent jobs of cram eval, which share the threads")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=fast_precision("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -84,7 +83,7 @@ def _fresh(model: ModelSource, task: Task, settings: ProtocolConfig, seed: int) 
 def _ours(
     model: ModelSource, task: Task, rows: dict[str, EncodedRows], settings: ProtocolConfig, seed: int, options: Any
 ) -> tuple[float, float]:
-    """Examples/s of training, and the first metric; of several jobs, the sum, and the metric of the one with `seed`."""
+    """Return examples/s of training, summed over jobs, and the first metric of the job with `seed`."""
     if options.jobs == 1:
         return _job(model, task, rows, settings, seed, options.threads, options.precision)
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
@@ -115,7 +114,7 @@ def _job(
 def _trainer(
     model: ModelSource, task: Task, rows: dict[str, EncodedRows], settings: ProtocolConfig, seed: int, options: Any
 ) -> tuple[float, float]:
-    """The same of the Trainer; its model is scored by our code."""
+    """Return the same for the Trainer, whose model is scored by `cram eval`."""
     network = _fresh(model, task, settings, seed)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -153,7 +152,7 @@ def _trainer(
 
 
 class _Rows(torch.utils.data.Dataset):
-    """Rows as the Trainer takes them."""
+    """Rows in the format of the Trainer."""
 
     def __init__(self, rows: EncodedRows) -> None:
         parts = rows.lengths.tolist()

@@ -1,11 +1,11 @@
-"""Tokens/s of the data loader alone, beside torch's DataLoader with transformers' masking collator, in turns.
+"""Compare the speed of the data loader with torch's DataLoader and transformers' masking collator, in alternation.
 
 python -m benchmarks.loader data.local=DATA
 python -m benchmarks.loader --rounds 5 data.local=DATA data.num_workers=0 train.batch_size=256
 
-Both deliver masked batches of the same rows: here blocks of rows from MDS shards on disk, read in another process,
-shuffled and masked; there rows of an array in memory, taken one by one in random order by as many processes. No model
-is trained: what waits for data in training is in benchmarks/training.py.
+Both deliver masked batches of the same rows. This project's loader reads blocks of rows from MDS shards on disk in
+other processes, shuffles and masks them. torch's DataLoader takes single rows of an array in memory in random order,
+with the same number of processes. No model is trained; benchmarks/training.py measures the wait for data in training.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from benchmarks.short_run import STEADY, build_run, spread
 
-_ROWS = 16384  # that the other side holds in memory
+_ROWS = 16384  # rows in memory for torch's DataLoader
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each in a round")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of a measurement")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
+    parser.add_argument("overrides", nargs="*", help="key=value, overrides of the YAML")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run, _ = build_run(options.yaml, [*STEADY, *options.overrides], Path(scratch) / "run")
@@ -53,7 +53,7 @@ def main() -> None:
         )
         rates: list[tuple[float, float]] = []
         for side in (ours, theirs):
-            next(side)  # processes are started
+            next(side)  # starts the processes
         for _ in range(options.rounds):
             rates.append((_rate(ours, options.seconds), _rate(theirs, options.seconds)))
     mine, other = zip(*rates, strict=True)

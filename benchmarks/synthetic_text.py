@@ -1,9 +1,9 @@
-"""English-like text of any size, the same on every machine: what benchmarks build data sets from.
+"""English-like text of any size for benchmarks of data builds, the same on every machine.
 
-Word frequencies fall as English's do (Zipf and Mandelbrot, Mandelbrot 1953: flat among the first ranks, then as the
-rank to the -1.5, so that distinct words grow as the text's length to the 2/3). The commonest are English function
-words, the rest are made of syllables. Some documents are copies, near-copies, share a paragraph, or are what a filter
-is for.
+Word frequencies fall as in English (Zipf and Mandelbrot, Mandelbrot 1953): flat among the first ranks, then as rank to
+the power -1.5, so that the number of distinct words grows as the length of the text to the power 2/3. The most common
+words are English function words; the others are made of syllables. Some documents are copies or near copies, share a
+paragraph, or must be dropped by a filter.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TO_CYRILLIC = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхий
 
 
 def write_files(folder: Path, size: int, format_: str, files: int = 1, workers: int = 1) -> list[Path]:
-    """Write about `size` characters of text into `files` files of a format of FORMATS, and return their paths."""
+    """Write about `size` characters of text into `files` files in a format of FORMATS; return their paths."""
     paths = [folder / f"text-{number:05d}.{format_}" for number in range(files)]
     tasks = [(path, size // files, number) for number, path in enumerate(paths)]
     if workers == 1:
@@ -54,9 +54,9 @@ def write_files(folder: Path, size: int, format_: str, files: int = 1, workers: 
 
 
 def documents(size: int, seed: int) -> Iterator[str]:
-    """Documents of about `size` characters in all."""
+    """Yield documents of about `size` characters in total."""
     random = np.random.default_rng([1, seed])
-    everywhere = np.random.default_rng(0)  # of these, all files have the same
+    everywhere = np.random.default_rng(0)  # the same texts for all files
     famous = [_document(everywhere) for _ in range(50)]
     boilerplate = [" ".join(_words(everywhere, 60)) + "." for _ in range(50)]
     recent: deque[str] = deque(maxlen=64)
@@ -101,12 +101,12 @@ def _words(random: np.random.Generator, count: int) -> list[str]:
 
 @cache
 def _known_words() -> list[str]:
-    """The commonest words: making each anew would take most of the time."""
+    """Return the most common words, cached because making them takes most of the time."""
     return _COMMON + [_word(number) for number in range(len(_COMMON), _KNOWN)]
 
 
 def _word(number: int) -> str:
-    """A word of its own for every number."""
+    """Return a different word for every number."""
     number -= len(_COMMON)
     word = ""
     while True:
@@ -119,7 +119,7 @@ def _word(number: int) -> str:
 
 
 def _changed(text: str, random: np.random.Generator) -> str:
-    """The text with one word in fifty replaced."""
+    """Return the text with one word in fifty replaced."""
     words = text.split(" ")
     places = random.integers(0, len(words), len(words) // 50)
     for place, word in zip(places.tolist(), _words(random, len(places)), strict=True):

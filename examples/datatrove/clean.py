@@ -1,11 +1,11 @@
-"""Cleans text with datatrove: Gopher's quality and repetition filters, then MinHash near-duplicates, to Parquet.
+"""Clean text with datatrove: Gopher's quality and repetition filters, then removal of MinHash near-duplicates.
 
     python clean.py --input FOLDER --output FOLDER
 
 INPUT holds *.jsonl.zst (or .jsonl, .jsonl.gz) with a `text` column; OUTPUT gets *.parquet with `id` and `text`, which
-`cram data build` reads. Both may be s3://bucket/path, with datatrove's extra `s3` and a --work on a disk. Runs in an
-environment of its own, see requirements.txt; it imports nothing of cram-composer. A run that was interrupted goes on
-with the same command: every task that has finished is skipped. What was dropped, and why, is in WORK/dropped. Prints
+`cram data build` reads. Both may be s3://bucket/path, with datatrove's extra `s3` and a local --work folder. The script
+needs a separate environment, see requirements.txt, and imports nothing from cram-composer. To resume an interrupted
+run, repeat the same command: finished tasks are skipped. WORK/dropped contains the dropped documents by reason. Prints
 the counts as a line of JSON.
 """
 
@@ -33,22 +33,22 @@ from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilt
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter, ParquetWriter
 
-# Documents whose sets of 5-grams are 75 % alike meet in one of the bands with probability 0.77, 80 %: 0.92.
+# Finds documents whose sets of 5-grams have a similarity of 75 % with probability 0.77, of 80 % with 0.92.
 MINHASH = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
 
 
 def main() -> int:
     options = _options()
-    # datatrove gives whole files to tasks: more tasks than files would only be idle.
+    # datatrove assigns whole files to tasks; tasks beyond the number of files would be idle.
     files = sorted(name for name in get_datafolder(options.input).list_files() if _is_text(name))
     if not files:
         print(f"error: {options.input}: no .jsonl, .jsonl.gz or .jsonl.zst files", file=sys.stderr)
         return 2
     tasks = min(options.tasks or len(files), len(files))
-    # The numbers of the tasks are in the names of the files between the steps.
+    # File names between the steps contain task numbers, so another number of tasks cannot resume.
     settings = {"input": options.input, "files": files, "tasks": tasks}
     if not _same_as_before(options.work / "settings.json", settings):
-        print(f"error: {options.work}: work on other files or in other tasks; give another --work", file=sys.stderr)
+        print(f"error: {options.work}: was used with other files or --tasks; pass another --work", file=sys.stderr)
         return 2
     (options.work / "files.txt").write_text("".join(f"{name}\n" for name in files))
     started = time.monotonic()
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def steps(source: str, output: str, work: Path, tasks: int) -> list[tuple[str, int, list[Any]]]:
-    """Name, number of tasks and pipeline of every step; each needs the one before to be finished."""
+    """Return name, number of tasks and pipeline of every step; each step needs the results of the previous one."""
     passed, signatures, matches, clusters = (str(work / name) for name in ("passed", "signatures", "matches", "remove"))
 
     def dropped(name: str) -> JsonlWriter:
@@ -98,7 +98,7 @@ def steps(source: str, output: str, work: Path, tasks: int) -> list[tuple[str, i
         ("filter", tasks, filters),
         ("sign", tasks, sign),
         ("match", MINHASH.num_buckets, match),
-        ("cluster", 1, cluster),  # in memory: about 100 bytes for each document that has a duplicate
+        ("cluster", 1, cluster),  # takes about 100 bytes of memory for each document with a duplicate
         ("write", tasks, write),
     ]
 
@@ -111,13 +111,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--work", type=Path, help="folder for what is between (default: OUTPUT.work)")
-    parser.add_argument("--tasks", type=int, help="pieces of work (default: one per file, which is also the most)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="tasks at a time (default: one per core)")
+    parser.add_argument("--work", type=Path, help="folder for intermediate files (default: OUTPUT.work)")
+    parser.add_argument("--tasks", type=int, help="number of tasks (default and maximum: one per file)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="concurrent tasks (default: one per core)")
     options = parser.parse_args()
     if options.work is None:
         if "://" in options.output:
-            parser.error("--work is needed where --output is not a folder")
+            parser.error("--work is required if --output is not a local folder")
         options.work = Path(f"{options.output.rstrip('/')}.work")
     options.work = options.work.absolute()
     return options
@@ -136,7 +136,7 @@ def _same_as_before(path: Path, settings: dict[str, Any]) -> bool:
 
 
 def _counts(logs: Path) -> list[Counter[str]]:
-    """Counters of a step's parts, summed over what datatrove leaves of every task, those of earlier runs too."""
+    """Return the counters of a step's parts, summed over its tasks, including those of earlier runs."""
     parts: list[Counter[str]] = []
     for path in sorted((logs / "stats").iterdir()):
         for number, part in enumerate(json.loads(path.read_text())):
