@@ -89,14 +89,16 @@ def _build_local(config: DataBuildConfig, identity: str, progress: bool) -> Path
     if root == work.root or root in work.root.parents or work.root in root.parents:
         raise CramError(f"work: {work.root} and the output {root} must not contain each other; choose another folder")
     with _one_line_errors(work.root):
-        if not _is_finished(root, config, identity, progress):
-            root.parent.mkdir(parents=True, exist_ok=True)
-            lock = root.with_name(f".{root.name}.lock")
-            with _lock(lock, str(root), progress), _work_lock(work, config, progress):
-                if not _is_finished(root, config, identity, progress):
-                    _check_free(root)
-                    _build_in(work, config, identity, progress)
-                    _move_into_place(work, root)
+        if _is_finished(root, config, identity, progress):
+            return root
+        root.parent.mkdir(parents=True, exist_ok=True)
+        lock = root.with_name(f".{root.name}.lock")
+        with _lock(lock, str(root), progress), _work_lock(work, config, progress):
+            if _is_finished(root, config, identity, progress):
+                return root
+            _check_free(root)
+            _build_in(work, config, identity, progress)
+            _move_into_place(work, root)
     print_status(progress, f"{root} is finished")
     return root
 

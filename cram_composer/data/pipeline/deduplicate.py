@@ -59,7 +59,7 @@ def store_documents(work: Workspace, partition: int, progress: bool) -> tuple[di
     writers = _key_writers(work, partition)
     with DocumentWriter(work.folder("texts"), partition) as out:
         batch: list[tuple[int, str]] = []
-        for chunk in reader.chunks("reading", progress):
+        for chunk in reader.chunks("text", progress):
             if chunk.text is not None:
                 batch.append((_global_index(partition, out.chunks), chunk.text))
             out.add(chunk)
