@@ -31,7 +31,7 @@ _ROWS = 16384  # rows in memory for torch's DataLoader
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
-    parser.add_argument("--seconds", type=float, default=3.0, help="duration of a measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("overrides", nargs="*", help="key=value, overrides of the YAML")
     options = parser.parse_args()

@@ -23,11 +23,11 @@ pytestmark = [
 
 
 def documents() -> dict[str, list[str]]:
-    """Documents by what must become of them."""
+    """Return documents by expected outcome."""
     rng = random.Random(0)
     letters = "abcdefghijklmnop"
     words = ["".join(rng.choices(letters, k=rng.randint(2, 8))) for _ in range(2000)]
-    words += ["the", "and", "of", "that"] * 60  # natural text has such words, and the filter looks for them
+    words += ["the", "and", "of", "that"] * 60  # natural text has such words, and the filter needs them
 
     def text(length: int = 150) -> str:
         return " ".join(rng.choices(words, k=length)) + "."
@@ -69,7 +69,7 @@ def test_cleaned_text_is_what_it_should_be_and_becomes_a_data_set(tmp_path: Path
     dropped = dict(counts["dropped"])
     for reason in ("near_duplicate", "gopher_short_doc", "gopher_too_many_hashes"):
         assert dropped.pop(reason) == len(made[reason])
-    assert sum(dropped.values()) == len(made["repetition"])  # by whichever rule of repetition sees it first
+    assert sum(dropped.values()) == len(made["repetition"])  # dropped by any of the repetition rules
     assert not any(reason.startswith("gopher_") for reason in dropped)
 
     found = pq.read_table(tmp_path / "clean").column("text").to_pylist()
