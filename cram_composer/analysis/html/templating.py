@@ -1,4 +1,4 @@
-"""Render HTML pages from the templates in this folder; values are escaped, undefined names are errors."""
+"""Render HTML pages from the templates in this folder, with escaped values and errors for undefined names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Long dotted keys may wrap after a dot or an underscore and nowhere else.
+    # Long keys and paths wrap after dots, underscores and slashes only.
     environment.filters["breakable"] = lambda text: Markup(
         str(escape(text)).replace(".", ".<wbr>").replace("_", "_<wbr>").replace("/", "/<wbr>")
     )

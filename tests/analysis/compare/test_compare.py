@@ -34,7 +34,7 @@ def test_identical_configurations_are_not_distinguishable(make_seeds) -> None:
     found = pair(make_seeds("a", noise[:3], first_seed=4), make_seeds("b", noise[3:]))
     assert found.verdict.word == "not distinguishable"
     assert found.rows[0].difference.method == "Welch"
-    assert "seeds of each are needed" in found.verdict.text
+    assert "with 80 % power takes about" in found.verdict.text
 
 
 def test_clear_harm_is_worse_and_clear_help_is_better(make_seeds) -> None:
@@ -52,7 +52,7 @@ def test_seeds_that_are_missing_are_counted(make_seeds) -> None:
     # Differences 0.1 +- 0.1: with one standard deviation, ten pairs are needed (statsmodels), seven more.
     found = pair(make_seeds("a", [4.2, 4.3, 4.4], **MUON), make_seeds("b", [4.2, 4.2, 4.2]))
     assert found.verdict.word == "not distinguishable"
-    assert "about 10 seeds of each are needed, 7 more; 3 seeds show 0.3264 or more" in found.verdict.text
+    assert "takes about 10 seeds of each, 7 more; 3 seeds detect 0.3264 nats or more" in found.verdict.text
 
 
 def test_one_run_each_gives_no_verdict(make_seeds) -> None:
@@ -67,7 +67,7 @@ def test_many_runs_without_a_verdict_are_said_in_one_paragraph(make_seeds) -> No
     groups = [make_group(name, [load_run(p) for p in paths]) for name, paths in made.items()]
     text = " ".join(overview(groups, compare(groups, groups[0])).split())
     assert text.count("NO VERDICT") == 1
-    assert "NO VERDICT on b, c: one run says nothing" in text and "and of base give an interval" in text
+    assert "NO VERDICT on b, c: one run gives no spread" in text and "two more seeds of each and of base" in text
     assert "WORSE: d is worse than base" in text and "b against base" not in text
     two = groups[:2]
     alone = " ".join(overview(two, compare(two, two[0])).split())
@@ -102,9 +102,12 @@ def test_several_challengers_are_judged_together(make_seeds) -> None:
     ("replaced", "said"),
     [
         ({"data": {**DATA, "splits": {"train": {"documents": 1}}}}, "not comparable: data: starter"),
-        ({"data": {**DATA, "tokenizer_sha256": "0" * 64, "sources": []}}, "not the same text"),
+        ({"data": {**DATA, "tokenizer_sha256": "0" * 64, "sources": []}}, "data: different text"),
         ({"budget": 1200.0}, "not comparable: budget: 20 min against 10 min"),
-        ({"settings": {"objective.shift": True}}, "not comparable: evaluation: tokens are predicted at other"),
+        (
+            {"settings": {"objective.shift": True}},
+            "not comparable: evaluation: different predicted positions, objective.shift",
+        ),
     ],
 )
 def test_other_rules_are_refused_in_the_table(make_seeds, replaced: dict[str, Any], said: str) -> None:
@@ -181,7 +184,7 @@ def test_training_losses_of_other_objectives_are_not_compared(make_seeds) -> Non
     groups = [group_of(make_seeds("a", [4.2] * 2, **masked)), group_of(make_seeds("b", [4.2] * 2))]
     found = compare(groups, groups[1])[0]
     missing = [row.missing for row in found.rows if row.measure.startswith("training loss")]
-    assert missing == ["not comparable: objective, each run's own"] * 4
+    assert missing == ["not comparable: different training objectives"] * 4
     assert found.rows[0].difference is not None
     assert {time.kind for time in found.times} == {"held-out"}
     for run in groups[0].runs:
@@ -205,7 +208,7 @@ def test_scores_are_held_against_the_known_noise(make_seeds) -> None:
     assert row.difference.method == "known noise, 0.7 points"  # the runs' own spread is far smaller, by luck
     assert (row.difference.low, row.difference.high) == pytest.approx((0.6 - half, 0.6 + half))
     groups[0].runs[0].evaluated.update(score(79.5, ["mnli"]))
-    assert compare(groups, groups[1])[0].rows[-1].missing == "not comparable: not the same tasks were scored"
+    assert compare(groups, groups[1])[0].rows[-1].missing == "not comparable: different tasks were scored"
 
 
 def test_groups_come_from_patterns_and_configurations(make_seeds, tmp_path: Path) -> None:
@@ -220,10 +223,10 @@ def test_groups_come_from_patterns_and_configurations(make_seeds, tmp_path: Path
         ("muon", ["muon-1", "muon-2"]),
     ]
     mixed = read_groups([f"all={tmp_path}/*-1"])
-    assert mixed[0].notes[0] == "not one configuration: optimizer.name differ"
-    with pytest.raises(CramError, match="named twice"):
+    assert mixed[0].notes[0] == "configurations differ within the group: optimizer.name"
+    with pytest.raises(CramError, match="matched twice"):
         read_groups([f"x={tmp_path}/base-*", f"y={tmp_path}/base-1"])
-    with pytest.raises(CramError, match="no run there"):
+    with pytest.raises(CramError, match="no run found"):
         read_groups([str(tmp_path / "nothing")])
     with pytest.raises(CramError, match="only one group, base"):
         choose_baseline(plain[:1], None)
@@ -278,7 +281,7 @@ def test_repeats_of_one_seed_are_no_evidence_of_how_seeds_differ(make_seeds) -> 
     found = pair(muon, base)
     assert found.verdict.word == "no verdict"
     assert found.rows[0].difference.mean == pytest.approx(-0.1)
-    assert any("count as one" in note for note in found.challenger.notes)
+    assert any("their mean counts as one run" in note for note in found.challenger.notes)
 
 
 def test_scores_without_fine_tuning_are_passed_over(make_seeds) -> None:
@@ -296,7 +299,8 @@ def test_scores_of_other_settings_are_not_compared(make_seeds) -> None:
         (path / "evaluations.json").write_text(json.dumps({"glue": {**score(78.0, [])["glue"], "notes": notes}}))
     row = next(row for row in pair(other, base).rows if row.measure.startswith("glue"))
     assert (
-        row.difference is None and row.missing == "not comparable: fine-tuned with other settings or numbers of seeds"
+        row.difference is None
+        and row.missing == "not comparable: fine-tuned with different settings or numbers of seeds"
     )
 
 

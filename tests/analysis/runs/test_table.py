@@ -46,7 +46,7 @@ def test_filters_are_keys_of_the_configuration_recipes_names_and_states(runs: Pa
 
 
 def test_a_filter_that_cannot_be_meant_is_refused(runs: Path) -> None:
-    with pytest.raises(CramError, match=r"no run has a key 'optimizer\.lrr'; did you mean 'optimizer\.lr'"):
+    with pytest.raises(CramError, match=r"no run has the key 'optimizer\.lrr'; did you mean 'optimizer\.lr'"):
         names(runs, "optimizer.lrr=1")
     with pytest.raises(CramError, match="no such folder"):
         names(runs, "muon")
