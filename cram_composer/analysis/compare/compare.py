@@ -106,9 +106,9 @@ def compare(groups: Sequence[Group], baseline: Group) -> list[Pair]:
         pair = pairs[number]
         if pair.verdict.word in ("better", "worse") and not holds:
             text = (
-                f"{pair.challenger.name} and {baseline.name} are not distinguishable after correction for "
-                f"{len(judged)} comparisons (Holm's procedure at 5 %), only without it: "
-                f"{_difference_text(pair.rows[0])}."
+                f"{pair.challenger.name} and {baseline.name} are not distinguishable after Holm's correction for "
+                f"{len(judged)} comparisons at 5 %: {_difference_text(pair.rows[0])}; the difference is significant "
+                "only without the correction."
             )
             pairs[number] = replace(pair, verdict=Verdict("not distinguishable", text))
     return pairs

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CURVES_WIDTH, _CURVES_HEIGHT = 5.2, 3.6  # inches; readable at the width of a phone
+_CURVES_WIDTH, _CURVES_HEIGHT = 4.8, 3.5  # inches; readable at the width of a phone
 _FINALS_WIDTH = 4.2
 _ROW, _LABEL_LINE = 0.16, 0.17  # inches per group in the figure of final losses, and per line of its name
 _LABEL_LENGTH = 20  # characters per line
@@ -38,7 +38,7 @@ class LossFigure:
     Attributes:
         picture: its parts have the ids `line-0`, `band-0` and `dots-0` for the first group, and so on.
         plot: `box` [left, top, width, height] in points of the SVG, `x` and `y` limits with `log` for each axis, and
-            `lines`: a group's number, label and mean curve in the axis's unit.
+            `lines`: a group's number, label and mean curve, and `unit` of its x values.
     """
 
     picture: Picture
@@ -95,7 +95,7 @@ def draw_losses(groups: Sequence[Group], axis: Axis) -> LossFigure | None:
         )
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the script reads values by the geometry, so saving must not move the axes
-    return LossFigure(picture, {**_geometry(figure, axes), "lines": shown, "unit": label})
+    return LossFigure(picture, {**_geometry(figure, axes), "lines": shown, "unit": _reading_unit(label)})
 
 
 def _band(curves: Sequence[Curve], groups: int) -> _Band:
@@ -134,6 +134,12 @@ def _unit(axis: Axis, longest: float) -> tuple[float, str]:
     return 1.0, "model FLOPs" if axis == "FLOPs" else "device-hours"
 
 
+def _reading_unit(label: str) -> str:
+    """Unit after a number read off an axis: "min" for wall-clock (min), "million tokens" for tokens (millions)."""
+    quantity, _, unit = label.rstrip(")").partition(" (")
+    return f"{unit.removesuffix('s')} {quantity}" if quantity == "tokens" else unit or label
+
+
 def _draw_evaluations(axes: Axes, x: Array, y: Array, colour: str, number: int) -> None:
     axes.plot(
         x,
@@ -168,7 +174,7 @@ def _scale_axes(axes: Axes, axis: Axis, longest: float, values: list[float]) -> 
 
 
 def draw_final_losses(groups: Sequence[Group]) -> Picture:
-    """Draw the final held-out losses, one row per group from top to bottom, in the colours of the curves."""
+    """Draw the final held-out losses, one row per group, with the colours and ids of the curves."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -189,10 +195,13 @@ def draw_final_losses(groups: Sequence[Group]) -> Picture:
             if len(losses) > 1:
                 error = statistics.stdev(losses) / math.sqrt(len(losses))
                 half = student_quantile(LEVEL, len(losses) - 1) * error
-                axes.plot([mean - half, mean + half], [y, y], color=colour, linewidth=5, alpha=0.3)
+                axes.plot(
+                    [mean - half, mean + half], [y, y], color=colour, linewidth=5, alpha=0.3, gid=f"band-{number}"
+                )
                 words += f" plus or minus {half:.4f}"
-            axes.plot(losses, [y] * len(losses), "o", color=colour, markersize=3.5, alpha=0.8)
-            axes.plot(mean, y, "D", color=colour, markersize=6.5, markeredgecolor=LIGHT["card"], markeredgewidth=0.7)
+            axes.plot(losses, [y] * len(losses), "o", color=colour, markersize=3.5, alpha=0.8, gid=f"dots-{number}")
+            diamond: dict[str, Any] = {"markersize": 6.5, "markeredgecolor": LIGHT["card"], "markeredgewidth": 0.7}
+            axes.plot(mean, y, "D", color=colour, gid=f"line-{number}", **diamond)
             descriptions.append(words)
         axes.set_yticks(centres, names)
         axes.tick_params(axis="y", labelcolor=LIGHT["ink"])

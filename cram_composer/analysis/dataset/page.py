@@ -11,6 +11,7 @@ from cram_composer.analysis.dataset.read import DataSet
 from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, percent, ratio, short_count, short_path
 from cram_composer.analysis.html.tables import Table, Tile
 from cram_composer.analysis.html.templating import render
+from cram_composer.analysis.report.configuration import value_text
 from cram_composer.analysis.report.data_set import data_set_tables
 from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
@@ -211,9 +212,7 @@ def reasons_table(data: DataSet) -> Table:
         for stage in data.manifest["stages"]
         for reason, documents in _by_frequency(stage["reasons"])
     ]
-    return Table(
-        "Why documents were dropped or cut", ("Stage", "Reason", "Documents", "Share of its input"), rows, (2, 3)
-    )
+    return Table("Documents by reason", ("Stage", "Reason", "Documents", "Share of its input"), rows, (2, 3))
 
 
 def tokenizer_table(data: DataSet) -> Table:
@@ -237,7 +236,7 @@ def _stage_examples(stage: dict[str, Any], dropped: dict[str, list[str]], data: 
     return StageExamples(
         _stage_label(stage),
         STAGE_TEXTS.get(name, ""),
-        ", ".join(f"{key} {value}" for key, value in flatten(settings).items()),
+        ", ".join(f"{key} {value_text(value)}" for key, value in flatten(settings).items()),
         [
             Group(_spaced(reason), documents, dropped.get(reason, []))
             for reason, documents in _by_frequency(stage["reasons"])
@@ -246,7 +245,7 @@ def _stage_examples(stage: dict[str, Any], dropped: dict[str, list[str]], data: 
 
 
 def _configuration(data: DataSet) -> Table:
-    rows = [(key, str(value)) for key, value in flatten(data.manifest["config"]).items()]
+    rows = [(key, value_text(value)) for key, value in flatten(data.manifest["config"]).items()]
     return Table(f"Configuration of the build ({len(rows)} keys)", ("Key", "Value"), rows)
 
 

@@ -81,7 +81,7 @@ def _draw_one_loss(axes: Axes, run: RunData, axis: XAxis) -> list[Artist]:
     size, horizon = x_unit([run], axis).size, ema_horizon(run.steps)
     blue, orange = series_style(0)[0], series_style(1)[0]
     x, y = thin(run.trace[axis] / size, run.trace["loss"], POINTS // 2)
-    handles: list[Artist] = [*axes.plot(x, y, color=blue, alpha=0.3, linewidth=0.8, label="train, each step")]
+    handles: list[Artist] = [*axes.plot(x, y, color=blue, alpha=0.4, linewidth=0.8, label="train, each step")]
     x, y = thin(run.trace[axis] / size, ema(run.trace["loss"], horizon), POINTS // 2)
     handles += axes.plot(x, y, color=blue, label=f"train, average of ~{horizon} steps")
     return handles + _draw_validation(axes, run, axis, size, orange)

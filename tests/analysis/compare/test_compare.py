@@ -1,4 +1,4 @@
-"""Groups held against each other: verdicts, intervals, refusals."""
+"""Comparison of groups: verdicts, intervals, refusals."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_one_run_each_gives_no_verdict(make_seeds) -> None:
     assert "+0.7000" in found.verdict.text
 
 
-def test_many_runs_without_a_verdict_are_said_in_one_paragraph(make_seeds) -> None:
+def test_groups_without_a_verdict_share_one_paragraph(make_seeds) -> None:
     seeds = {"base": [4.2], "b": [4.9], "c": [4.1], "d": [4.5, 4.51, 4.52]}
     made = {name: make_seeds(name, losses, **({} if name == "base" else MUON)) for name, losses in seeds.items()}
     groups = [make_group(name, [load_run(p) for p in paths]) for name, paths in made.items()]
@@ -75,7 +75,7 @@ def test_many_runs_without_a_verdict_are_said_in_one_paragraph(make_seeds) -> No
 
 
 def test_false_positives_are_as_few_as_promised(make_seeds) -> None:
-    """Verdicts on groups of three runs that differ by noise alone: no more than 5 % are wrong."""
+    """At most 5 % of verdicts are wrong for groups of three runs that differ by noise only."""
     runs = [load_run(path, curves=False) for path in make_seeds("r", [4.2] * 6)]
     groups = [make_group("a", runs[:3]), make_group("b", runs[3:])]
     random, wrong = np.random.default_rng(0), 0
@@ -116,7 +116,7 @@ def test_other_rules_are_refused_in_the_table(make_seeds, replaced: dict[str, An
     assert said in row_cells(found.rows[0])[4]
     assert all(row.difference is None for row in found.rows if "loss" in row.measure)
     assert found.times == []
-    assert found.rows[-1].difference is not None  # throughput is still worth knowing
+    assert found.rows[-1].difference is not None  # throughput stays comparable
 
 
 def test_other_tokenizers_on_the_same_text_are_compared_by_the_character(make_seeds) -> None:
@@ -154,7 +154,7 @@ def test_losses_are_read_at_a_common_point(make_seeds) -> None:
 
 
 def straight(run: RunData, start: float, slope: float) -> None:
-    """Evaluations on a straight line, every 100 s to 600 s."""
+    """Return evaluations on a straight line, every 100 s up to 600 s."""
     run.metrics[:] = [
         {"step": k, "elapsed": 100.0 * k, "tokens": 1000 * k, "eval/loss": start - slope * k} for k in range(1, 7)
     ]
@@ -188,7 +188,7 @@ def test_training_losses_of_other_objectives_are_not_compared(make_seeds) -> Non
     assert found.rows[0].difference is not None
     assert {time.kind for time in found.times} == {"held-out"}
     for run in groups[0].runs:
-        run.metrics.clear()  # without evaluations in the loop there is nothing to go by
+        run.metrics.clear()  # no evaluations in the loop to compare
     assert compare(groups, groups[1])[0].times == []
 
 
@@ -196,7 +196,7 @@ def score(mean: float, missing: list[str]) -> dict[str, Any]:
     return {"glue": {"averages": {"nine-number mean": {"mean": mean, "missing": missing}}}}
 
 
-def test_scores_are_held_against_the_known_noise(make_seeds) -> None:
+def test_scores_are_compared_with_the_known_noise(make_seeds) -> None:
     groups = [
         make_group(n, [load_run(p) for p in make_seeds(n, [4.2] * 3, **kw)]) for n, kw in (("a", MUON), ("b", {}))
     ]
@@ -205,7 +205,7 @@ def test_scores_are_held_against_the_known_noise(make_seeds) -> None:
             run.evaluated.update(score(mean + 0.01 * number, []))
     row = compare(groups, groups[1])[0].rows[-1]
     half = 1.96 * 0.7 * math.sqrt(2 / 3)
-    assert row.difference.method == "known noise, 0.7 points"  # the runs' own spread is far smaller, by luck
+    assert row.difference.method == "known noise, 0.7 points"  # wider than the spread of the runs
     assert (row.difference.low, row.difference.high) == pytest.approx((0.6 - half, 0.6 + half))
     groups[0].runs[0].evaluated.update(score(79.5, ["mnli"]))
     assert compare(groups, groups[1])[0].rows[-1].missing == "not comparable: different tasks were scored"
@@ -253,7 +253,7 @@ def test_records_of_both_formats_form_one_group(make_seeds) -> None:
     assert len(group.runs) == 2 and group.notes == []
 
 
-def test_runs_that_did_not_finish_are_left_out_aloud(make_run, make_seeds) -> None:
+def test_unfinished_runs_are_left_out_with_a_note(make_run, make_seeds) -> None:
     paths = [*make_seeds("base", [4.1, 4.2]), make_run("base-3", status="stopped-early", reason="loss 8.1")]
     group = group_of(paths)
     assert len(group.runs) == 2
@@ -274,8 +274,8 @@ def test_json_has_what_the_text_has(make_seeds) -> None:
     assert only["verdict"]["word"] in ("worse", "not distinguishable")
 
 
-def test_repeats_of_one_seed_are_no_evidence_of_how_seeds_differ(make_seeds) -> None:
-    """Three runs of seed 17 each, which differ by the machine alone, are one seed each."""
+def test_repeats_of_one_seed_do_not_measure_seed_variance(make_seeds) -> None:
+    """Three repeats of seed 17 per group differ by machine noise only, so they count as one run."""
     muon = [make_seeds(f"a{loss}", [loss], first_seed=17, **MUON)[0] for loss in (4.100, 4.101, 4.102)]
     base = [make_seeds(f"b{loss}", [loss], first_seed=17)[0] for loss in (4.200, 4.201, 4.202)]
     found = pair(muon, base)

@@ -1,4 +1,4 @@
-"""The comparison's page: whole by itself, readable by scripts and without, the figure's geometry right."""
+"""The page of a comparison: self-contained, complete without scripts, with the right geometry for its script."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def html(groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_comparison(groups, compare(groups, groups[0]), output).read_text(encoding="utf-8")
 
 
-def test_the_page_needs_nothing_beside_it(html: str) -> None:
+def test_the_page_is_self_contained(html: str) -> None:
     reader = Reader(re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL))
     assert len(reader.ids) == len(set(reader.ids))
     assert all(reference.startswith("#") and reference[1:] in reader.ids for reference in reader.references)
@@ -55,11 +55,11 @@ def test_the_main_figure_comes_first_and_verdicts_next(html: str) -> None:
     assert html.count('id="show-loss-') == 4
 
 
-def test_what_changed_is_a_difference_of_keys_and_not_of_seeds(groups: list[Group]) -> None:
+def test_differences_list_keys_without_seeds(groups: list[Group]) -> None:
     assert differences(groups).rows == [("optimizer.name", "adamw", "muon")]
 
 
-def test_every_line_of_the_script_has_its_part_of_the_drawing(html: str) -> None:
+def test_every_line_of_the_script_is_in_the_drawing(html: str) -> None:
     plots = json.loads(re.search(r'id="plots">(.*?)</script>', html, flags=re.DOTALL)[1])
     assert list(plots) == ["loss-wall-clock", "loss-tokens", "loss-flops", "loss-device-hours"]
     for name, plot in plots.items():
@@ -105,7 +105,7 @@ def test_titles_are_short(make_seeds, html: str) -> None:
 
 @pytest.mark.parametrize("axis", ["wall-clock", "FLOPs"])
 def test_the_script_finds_a_point_where_it_is_drawn(groups: list[Group], axis) -> None:
-    """The last point of a drawn path, in the SVG's own units, is where box and limits say."""
+    """The last point of a path, in SVG units, agrees with the box and limits given to the script."""
     drawn = draw_losses(groups, axis)
     assert drawn is not None
     path = re.search(r'id="[^"]*-line-0">\s*<path d="([^"]*)"', to_inline_svg(drawn.picture))
@@ -135,8 +135,8 @@ def test_the_command_prints_and_writes_the_page(make_seeds, tmp_path: Path, caps
     paths = [*make_seeds("base", [4.2, 4.21]), *make_seeds("lion", [4.6, 4.61], settings={"optimizer.name": "lion"})]
     page = tmp_path / "page.html"
     assert main(["compare", *map(str, paths), "--output", str(page)]) == 0
-    said = capsys.readouterr().out
-    assert "WORSE: lion is worse than base: held-out loss +0.4000 nats" in said
+    printed = capsys.readouterr().out
+    assert "WORSE: lion is worse than base: held-out loss +0.4000 nats" in printed
     assert page.is_file()
     assert main(["compare", *map(str, paths), "--baseline", "lion", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""Numbers as the page prints them."""
+"""Number, name and path formatting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cram_composer.analysis.html.formatting import (
 
 @pytest.mark.parametrize("function", [count, decimal, duration, percent, short_count])
 @pytest.mark.parametrize("missing", [None, float("nan"), float("inf"), "12", True])
-def test_what_is_no_number_is_not_measured(function, missing) -> None:
+def test_missing_values_print_as_not_measured(function, missing) -> None:
     assert function(missing) == NOT_MEASURED
 
 

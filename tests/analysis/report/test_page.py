@@ -1,4 +1,4 @@
-"""What the page says: every number is a recorded one, and what is missing says so."""
+"""Contents of the report: recorded numbers, and missing values marked as such."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_headline_compares_with_the_unigram_model(make_run) -> None:
     assert shown["Budget used"].note.startswith("of 10 min: 100.")
 
 
-def test_a_loss_above_the_unigram_model_is_called_worse(make_run) -> None:
+def test_a_loss_above_the_unigram_model_is_worse(make_run) -> None:
     shown = tiles(load_run(make_run(metrics={"validation_loss": 7.0, "validation_accuracy": 0.01})))
     assert shown["Held-out loss"].note == "unigram baseline 6.914: 0.086 worse"
 
@@ -40,7 +40,7 @@ def test_budgets_without_a_clock_name_their_limits(make_run) -> None:
     assert tiles(run)["Budget used"].note == "replay of 80 recorded steps, no clock"
 
 
-def test_the_ledger_sums_up_and_is_held_against_the_wall_clock(make_run) -> None:
+def test_the_ledger_sums_up_and_is_compared_with_the_wall_clock(make_run) -> None:
     run = load_run(make_run())
     inside, outside = page.ledger_tables(run)
     assert [row[0] for row in inside.rows[-2:]] == ["sum", "wall-clock"]
@@ -67,8 +67,8 @@ def test_notes_warn_of_a_run_that_is_not_a_plain_finished_one(make_run) -> None:
     assert page.notes(load_run(make_run())) == []
     (running,) = page.notes(load_run(make_run(running=True)))
     assert "39.9 %" in running
-    said = page.notes(load_run(make_run(status="stopped-early", reason="loss 8.1 above 7.5", steps_skipped=3)))
-    assert said == [
+    stopped = page.notes(load_run(make_run(status="stopped-early", reason="loss 8.1 above 7.5", steps_skipped=3)))
+    assert stopped == [
         "Reason for the end: loss 8.1 above 7.5.",
         "3 steps with a non-finite loss or gradient were skipped.",
     ]

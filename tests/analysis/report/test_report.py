@@ -1,4 +1,4 @@
-"""The page itself: self-contained, escaped, valid, small, and the same bytes every time."""
+"""The HTML report: self-contained, escaped, valid, small and reproducible byte by byte."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOID = {"meta", "br", "wbr", "link", "img", "input"}
 
 
 class Reader(HTMLParser):
-    """Tags balanced, ids unique; collects ids, references, and visible text."""
+    """HTML parser that checks that tags balance, and collects ids, references and visible text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def html(page_path: Path) -> str:
     return page_path.read_text(encoding="utf-8")
 
 
-def test_the_page_lies_in_the_run_folder_with_its_figures(page_path: Path) -> None:
+def test_the_page_and_its_figures_are_in_the_run_folder(page_path: Path) -> None:
     assert page_path.name == "report.html"
     assert (page_path.parent / "record.json").is_file()
     pictures = {path.stem: path.read_bytes() for path in (page_path.parent / "figures").iterdir()}
@@ -86,7 +86,7 @@ def test_numbers_of_the_record_are_on_the_page(html: str, page_path: Path) -> No
     assert "compilation" in text
 
 
-def test_the_page_is_whole_by_itself(html: str) -> None:
+def test_the_page_is_self_contained(html: str) -> None:
     reader = Reader(html)
     assert len(reader.ids) == len(set(reader.ids))
     assert not {"script", "link", "iframe", "img"} & set(reader.tags)
@@ -128,7 +128,7 @@ def test_absolute_paths_are_shortened(make_run, monkeypatch: pytest.MonkeyPatch)
         assert str(run.parent) not in html
 
 
-def test_figures_and_tables_say_what_they_are(html: str) -> None:
+def test_figures_and_tables_have_accessible_names(html: str) -> None:
     assert len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]{40,}"', html)) == len(FIGURES)
     assert html.count("<table>") == html.count("<caption>") > 5
     assert html.count("<h1>") == 1
@@ -142,7 +142,7 @@ def test_the_same_run_gives_the_same_bytes(html: str, page_path: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_names_are_shown_as_text_and_nothing_else(make_run) -> None:
+def test_names_are_escaped(make_run) -> None:
     name = "<script>alert('$x$ & \"y\"')</script>" + "long" * 40
     reader = Reader(write_report([make_run(name, null_losses=True, recipes=["<i>"])]).read_text(encoding="utf-8"))
     assert "script" not in reader.tags
@@ -150,7 +150,9 @@ def test_names_are_shown_as_text_and_nothing_else(make_run) -> None:
     assert name in reader.text
 
 
-def test_several_runs_are_overlaid_and_told_apart(make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_runs_are_overlaid_and_distinguishable(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = [make_run("first"), make_run("second", seed=1, resumed=True), make_run("third", running=True)]
     monkeypatch.chdir(tmp_path)
     path = write_report(runs)
