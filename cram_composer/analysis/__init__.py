@@ -1,1 +1,1 @@
-"""Read and show the folders of finished and running runs; imports nothing of training."""
+"""Read run folders and report on them; independent of the training code."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_WIDTH = 1 << 20  # wider than any table, so that nothing wraps
+_WIDTH = 1 << 20  # wider than any table: no wrapping
 
 
 def table_lines(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
@@ -23,7 +23,7 @@ def table_lines(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> l
     for column in range(len(rows[0])):
         table.add_column(justify="right" if column in right else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))  # Text, because a string is parsed as markup
+        table.add_row(*map(Text, row))  # rich parses plain strings as markup
     console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(table)

@@ -1,4 +1,4 @@
-"""Synthetic run folders, written as a real run writes them: finished, resumed after a kill, or still in progress."""
+"""Synthetic run folders in the format of real runs: finished, resumed after a kill, or running."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def learning_rate(progress: float) -> float:
 def trace_lines(
     budget: float, step_seconds: float, floor: float, seed: int, lost: tuple[float, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Steps of a plausible run: compilation at each new sequence length, a batch ramp, the triangle schedule.
+    """Return steps of a plausible run: compilation at each new sequence length, a batch ramp, the triangle schedule.
 
-    `lost` = (progress of the last checkpoint, progress of the kill): the first step after the checkpoint starts where
-    the kill was, compiles again, and nothing is left of the steps between, as after a resume.
+    `lost` = (progress of the last checkpoint, progress of the kill): steps between the two are missing, and the next
+    step starts at the kill and compiles again, as after a resume.
     """
     rng = np.random.default_rng(seed)
     lines: list[dict[str, Any]] = []
@@ -195,7 +195,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
             } if finished else {},
             "attempts": attempts,
         }  # fmt: skip
-        if running:  # such a record dates from the start of the run; the clock beside it is written every few seconds
+        if running:  # the record dates from the start of the run; clock.json is updated every few seconds
             idle = {"inside": dict.fromkeys(inside, 0.0), "inside_total": 0.0, "wall_seconds": None}
             idle["outside"] = {"setup": 6.2, "data_build": 88.4, "final_eval": 0.0, "export": 0.0}
             record.update(steps=0, tokens=0, tokens_per_second=None, ledger={**record["ledger"], **idle})
@@ -218,7 +218,7 @@ MakeSeeds = Callable[..., list[Path]]
 
 @pytest.fixture(scope="session")
 def make_seeds(make_run: MakeRun) -> MakeSeeds:
-    """Run folders with these final held-out losses and seeds 1, 2, ...; `settings` are dotted keys of the config."""
+    """Write run folders with these final held-out losses and seeds 1, 2, ...; `settings` are dotted config keys."""
 
     def make(
         name: str,

@@ -1,4 +1,4 @@
-"""Rules for comparing groups: budget, data, evaluation and machine."""
+"""Rules that decide which groups can be compared: budget, data, evaluation and machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cram_composer.analysis.runs.table import budget_text
 
 
 def data_hash(run: RunData) -> str:
-    """Hash of the recorded manifest, without the versions of the libraries that wrote it."""
+    """Hash of the recorded manifest, ignoring the versions of the libraries that wrote it."""
     return digest({key: value for key, value in (run.get("data") or {}).items() if key != "created_with"})
 
 
@@ -23,12 +23,12 @@ class Comparability:
     """Result of comparing the conditions of two groups.
 
     Attributes:
-        budget: the quantity that is equal for both: "wall-clock", "device-hours", "tokens" or "steps"; None if the
+        budget: the quantity held equal: "wall-clock", "device-hours", "tokens" or "steps"; None if the
             budgets differ.
-        refusals: reasons why losses are not comparable, one line each, starting with the part that differs.
-        in_loop: reason why only held-out losses in the loop are not comparable; empty if they are.
+        refusals: reasons why losses are not comparable, one line each, starting with what differs.
+        in_loop: reason why held-out losses in the loop alone are not comparable; empty if they are.
         cautions: other differences that may matter.
-        per_character: the text is the same and only the tokens differ, so that bits per character are comparable.
+        per_character: only the tokenization of the text differs, so bits per character are comparable.
     """
 
     budget: str | None
@@ -45,7 +45,9 @@ def comparability(a: Group, b: Group) -> Comparability:
     per_character = len(refusals) == 1 and refusals[0].startswith("tokenizer")
     cautions = _cautions(runs)
     if per_character and not all(map(_scores_whole_split, runs)):
-        cautions.append("the final evaluations are of a part of the held-out text, which other tokens end elsewhere")
+        cautions.append(
+            "the final evaluations cover only part of the held-out text, and the tokenizers cut it at different places"
+        )
     budget = _equal_budget(runs)
     if budget is None:
         refusals.insert(0, f"budget: {_join_distinct(budget_text(run) + _devices_suffix(run) for run in runs)}")
@@ -55,28 +57,28 @@ def comparability(a: Group, b: Group) -> Comparability:
 
 
 def _scores_whole_split(run: RunData) -> bool:
-    """Return True if the final evaluation covered all held-out rows, up to an incomplete batch."""
+    """Return True if the final evaluation covered all held-out rows, except an incomplete batch."""
     rows, asked = run.get("metrics.validation_rows"), run.get("config.eval.final_rows")
     return is_number(rows) and is_number(asked) and rows + (run.get("config.eval.batch_size") or 0) <= asked
 
 
 def data_refusals(runs: Sequence[RunData]) -> list[str]:
-    """Reasons, one line each, why final held-out losses are not comparable even at equal budget."""
+    """Return reasons, one line each, why final held-out losses are not comparable even at equal budget."""
     refusals = []
     tokenizers = list(dict.fromkeys(run.get("data.tokenizer_sha256") for run in runs))
     if len(tokenizers) > 1:
         refusals.append(f"tokenizer: {_join_distinct(str(token)[:12] for token in tokenizers)}")
         if len({_text_digest(run) for run in runs}) > 1:
-            refusals.append("data: not the same text")
+            refusals.append("data: different text")
     elif len({data_hash(run) for run in runs}) > 1:
         names = _join_distinct(f"{run.get('data.name')} ({data_hash(run)[:8]})" for run in runs)
         refusals.append(f"data: {names}")
-    # The whole split of another tokenizer has another number of rows, and is the same text.
+    # Row counts differ between tokenizers even for the same text.
     whole_texts = len(tokenizers) > 1 and all(map(_scores_whole_split, runs))
     for key, what in (
-        ("config.objective.shift", "evaluation: tokens are predicted at other positions, objective.shift"),
+        ("config.objective.shift", "evaluation: different predicted positions, objective.shift"),
         ("metrics.validation_rows", "evaluation: rows"),
-        ("config.eval.batch_size", "evaluation: masks are drawn batch by batch, of rows"),
+        ("config.eval.batch_size", "evaluation: masks depend on the batch size, eval.batch_size"),
     ):
         if len({run.get(key) for run in runs}) > 1 and not (whole_texts and key == "metrics.validation_rows"):
             refusals.append(f"{what} {_join_distinct(str(run.get(key)) for run in runs)}")
@@ -102,7 +104,7 @@ def _equal_budget(runs: Sequence[RunData]) -> str | None:
 
 
 def _binding_limit(runs: Sequence[RunData], budget: dict[str, Any]) -> str | None:
-    """The limit, the same for all runs, that ended them."""
+    """Return the limit that ended the runs; all of them have the same limits."""
     names = {"seconds": "wall-clock", "tokens": "tokens", "steps": "steps"}
     limits = [key for key in names if budget.get(key) is not None]
     for key in ("tokens", "steps"):
@@ -117,7 +119,7 @@ def _devices_suffix(run: RunData) -> str:
 
 
 def _text_digest(run: RunData) -> str:
-    """Hash of the tokenized text: sources and size of the held-out text."""
+    """Hash that identifies the text independently of the tokenizer: sources and size of the held-out text."""
     split = run.get("data.splits.validation") or {}
     return digest([run.get("data.sources"), split.get("documents"), split.get("characters")])
 
@@ -136,7 +138,7 @@ def _cautions(runs: Sequence[RunData]) -> list[str]:
         if len(values) > 1:
             cautions.append(f"different {what}: {_join_distinct(json.dumps(run.get(key)) for run in runs)}")
     if any(one.get("reason") != "branched" for run in runs for one in (run.get("attempts") or [])[:-1]):
-        cautions.append("some runs were interrupted and resumed; what they lost counts as spent")
+        cautions.append("some runs were interrupted and resumed; lost time counts as spent")
     return cautions
 
 

@@ -1,6 +1,6 @@
-"""Comparison of two groups of runs: every difference with its interval, and a verdict in words.
+"""Comparison of two groups of runs: differences with their intervals, and a verdict in words.
 
-Differences are challenger minus baseline: a negative one of losses is better, a positive one of scores.
+Differences are challenger minus baseline: negative is better for losses, positive for scores.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from cram_composer.analysis.compare.statistics import (
     seeds_needed,
 )
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss, same_objective, times_to_loss
+from cram_composer.analysis.html.formatting import signed
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.errors import CramError
 
-# Standard deviation of the GLUE mean between pretrainings of one set-up: docs/compare.md.
+# Standard deviation of the GLUE mean between pretrainings of one set-up, see docs/compare.md.
 GLUE_NOISE = 0.7
 NO_VERDICT = "no verdict"
 _NORMAL = 1.96
@@ -46,11 +47,11 @@ class Row:
     """One measure of both groups.
 
     Attributes:
-        measure: name of the measure, with the quantity that is equal.
+        measure: name of the measure, including the quantity held equal.
         unit: "nats", "bits per character", "tokens/s" or "points".
         a, b: the groups' means, challenger first; None if not measured or not comparable.
-        difference: of the means, for "tokens/s" of their logarithms; None if not measured or not comparable.
-        missing: reason for a missing difference.
+        difference: of the means, or of the logarithms for "tokens/s"; None if not measured or not comparable.
+        missing: reason why there is no difference.
     """
 
     measure: str
@@ -63,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`word`: better, worse, not distinguishable, no verdict or not comparable; `text`: a sentence with the numbers."""
+    """Verdict: `word` is better, worse, not distinguishable, no verdict or not comparable; `text` has the numbers."""
 
     word: str
     text: str
@@ -82,11 +83,11 @@ class Pair:
 
 
 def choose_baseline(groups: Sequence[Group], name: str | None) -> Group:
-    """Return the named group, by default the first. Raises CramError if it does not exist or is the only one."""
+    """Return the named group, by default the first. Raises CramError if it does not exist or is the only group."""
     names = [group.name for group in groups]
     if len(groups) < 2:
         raise CramError(
-            f"only one group, {names[0]}: its runs share a configuration; name another, such as "
+            f"only one group, {names[0]}: all runs share a configuration; name at least two groups, such as "
             "base='runs/base-*' muon='runs/muon-*'"
         )
     if name is None:
@@ -97,7 +98,7 @@ def choose_baseline(groups: Sequence[Group], name: str | None) -> Group:
 
 
 def compare(groups: Sequence[Group], baseline: Group) -> list[Pair]:
-    """Compare every other group with the baseline; verdicts are corrected by Holm's procedure."""
+    """Compare every other group with the baseline, with verdicts corrected by Holm's procedure."""
     pairs = [_compare_pair(group, baseline) for group in groups if group is not baseline]
     judged = [n for n, pair in enumerate(pairs) if _p_value(pair) is not None]
     significant = holm([_p_value(pairs[n]) or 0.0 for n in judged])
@@ -105,9 +106,9 @@ def compare(groups: Sequence[Group], baseline: Group) -> list[Pair]:
         pair = pairs[number]
         if pair.verdict.word in ("better", "worse") and not holds:
             text = (
-                f"{pair.challenger.name} and {baseline.name} are not distinguishable once {len(judged)} differences "
-                "are judged together (Holm's procedure at 5 %), though they would be alone: "
-                f"{_difference_text(pair.rows[0])}."
+                f"{pair.challenger.name} and {baseline.name} are not distinguishable after Holm's correction for "
+                f"{len(judged)} comparisons at 5 %: {_difference_text(pair.rows[0])}; the difference is significant "
+                "only without the correction."
             )
             pairs[number] = replace(pair, verdict=Verdict("not distinguishable", text))
     return pairs
@@ -139,7 +140,7 @@ _KINDS: tuple[Kind, Kind] = ("held-out", "training")
 def _compare_values(
     measure: str, unit: str, a: Group, b: Group, value: Callable[[RunData], float | None], missing: str
 ) -> Row:
-    """Compare a value of the runs, if every run has it."""
+    """Compare the means of a value that every run must have."""
     one, other = ([found for run in group.runs if (found := value(run)) is not None] for group in (a, b))
     if len(one) < len(a.runs) or len(other) < len(b.runs):
         return Row(measure, unit, missing=missing)
@@ -163,7 +164,7 @@ def _loss_at_equal(a: Group, b: Group, kind: Kind, axis: Axis, rules: Comparabil
     if kind == "held-out" and rules.in_loop:
         return Row(measure, "nats", missing=rules.in_loop)
     if kind == "training" and not same_objective(a, b):
-        return Row(measure, "nats", missing="not comparable: objective, each run's own")
+        return Row(measure, "nats", missing="not comparable: different training objectives")
     curves = {id(run): curve(run, kind, axis) for run in [*a.runs, *b.runs]}
     point = common_end(list(curves.values()))
     if point is None:
@@ -174,7 +175,7 @@ def _loss_at_equal(a: Group, b: Group, kind: Kind, axis: Axis, rules: Comparabil
         a,
         b,
         lambda run: curves[id(run)].at(point),
-        "the curves have no point in common",
+        "the curves do not overlap",
     )
 
 
@@ -192,12 +193,12 @@ def _log(value: Any) -> float | None:
 
 
 def _scores(a: Group, b: Group, rules: Comparability) -> list[Row]:
-    """Compare averages after fine-tuning, with the spread between seeds or the known noise."""
+    """Compare averages after fine-tuning, with the wider of the spread between seeds and the known noise."""
     names = dict.fromkeys(
         (protocol, average)
         for run in [*a.runs, *b.runs]
         for protocol, row in run.evaluated.items()
-        for average in row.get("averages", {})  # scores without fine-tuning have none
+        for average in row.get("averages", {})  # absent for scores without fine-tuning
     )
     return [_score(a, b, protocol, average, rules) for protocol, average in names]
 
@@ -211,23 +212,23 @@ def _score(a: Group, b: Group, protocol: str, average: str, rules: Comparability
     if rules.budget is None:
         return Row(measure, "points", missing=f"not comparable: {rules.refusals[0]}")
     if len({tuple(found[id(run)]["missing"]) for group in have for run in group.runs}) > 1:
-        return Row(measure, "points", missing="not comparable: not the same tasks were scored")
+        return Row(measure, "points", missing="not comparable: different tasks were scored")
     if len({_fine_tuning_key(run, protocol) for group in have for run in group.runs}) > 1:
-        return Row(measure, "points", missing="not comparable: fine-tuned with other settings or numbers of seeds")
+        return Row(measure, "points", missing="not comparable: fine-tuned with different settings or numbers of seeds")
     row = _compare_values(measure, "points", have[0], have[1], lambda run: found[id(run)]["mean"], "not measured")
     assert row.difference is not None
     return replace(row, difference=_with_known_noise(row.difference, *(len(group.runs) for group in have)))
 
 
 def _fine_tuning_key(run: RunData, protocol: str) -> str:
-    """Deviations of a run's fine-tuning from the protocol, and its seeds."""
+    """Return the deviations of a run's fine-tuning from the protocol, and its seeds, as a key."""
     row = run.evaluated[protocol]
     seeds = [(number.get("task"), sorted(number.get("seeds", {}))) for number in row.get("numbers", [])]
     return json.dumps([row.get("notes"), seeds])
 
 
 def _with_known_noise(difference: Difference, *runs: int) -> Difference:
-    """Replace the interval by that of the known noise between pretrainings, unless the runs' own is wider."""
+    """Replace the interval by that of the known noise between pretrainings, unless the measured interval is wider."""
     half = _NORMAL * GLUE_NOISE * math.sqrt(sum(1 / count for count in runs))
     if difference.low is not None and difference.high is not None and difference.high - difference.low > 2 * half:
         return difference
@@ -247,8 +248,8 @@ def _verdict(a: Group, b: Group, row: Row, refusal: str) -> Verdict:
     if found.low is None or found.high is None or found.spread is None:
         return Verdict(
             NO_VERDICT,
-            f"{a.name} against {b.name}: {_difference_text(row)}, which says nothing of the spread between seeds; "
-            "two more seeds of each give an interval, and more than that a narrow one.",
+            f"{a.name} against {b.name}: {_difference_text(row)}; the spread between seeds is unknown; run two more "
+            "seeds of each for an interval, or more for a narrow one.",
         )
     if found.low > 0 or found.high < 0:
         word = "worse" if found.mean > 0 else "better"
@@ -257,27 +258,27 @@ def _verdict(a: Group, b: Group, row: Row, refusal: str) -> Verdict:
     seeds = max(found.runs, 2)
     needed = seeds_needed(found.mean, found.spread, paired)
     if needed is None:
-        more = "no number of seeds up to a thousand would show a difference of the size seen"
+        more = "not even a thousand seeds of each would detect a difference of this size"
     else:
         extra = max(needed - found.runs, 1)
         more = (
-            f"to show a difference of the size seen with 80 % power, about {max(needed, found.runs + 1)} seeds of each "
-            f"are needed, {extra} more"
+            f"detecting a difference of this size with 80 % power takes about {max(needed, found.runs + 1)} seeds of "
+            f"each, {extra} more"
         )
     least = detectable_effect(found.spread, seeds, paired)
     return Verdict(
         "not distinguishable",
         f"{a.name} and {b.name} are not distinguishable with these seeds: {_difference_text(row)}; {more}; "
-        f"{seeds} seeds show {least:.4f} or more.",
+        f"{seeds} seeds detect {least:.4f} {row.unit} or more.",
     )
 
 
 def _difference_text(row: Row) -> str:
-    """The difference with its interval and method."""
+    """Format a difference with its interval and method."""
     found = row.difference
     assert found is not None
-    what = f"{row.measure.partition(',')[0]} {found.mean:+.4f} {row.unit}"
+    what = f"{row.measure.partition(',')[0]} {signed(found.mean, 4)} {row.unit}"
     if found.low is None or found.high is None:
         return f"{what}, {found.method}"
     how = f"{found.runs} pairs of equal seed" if found.method == PAIRED else found.method
-    return f"{what} (95 % interval {found.low:+.4f} to {found.high:+.4f}, Student's t, {how})"
+    return f"{what} (95 % interval {signed(found.low, 4)} to {signed(found.high, 4)}, Student's t, {how})"

@@ -20,7 +20,7 @@ from cram_composer.analysis.runs.run import RunData, load_run
 from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
 
-# Sections and keys that do not change the result of training.
+# Sections and keys that do not affect the result of training.
 IGNORED_KEYS = ("seed", "run_name", "runs_dir", "runs_remote", "logging", "export")
 
 
@@ -31,7 +31,7 @@ class Group:
     Attributes:
         name: as given, or the common prefix of the runs' names.
         runs: finished runs with a final evaluation.
-        notes: runs that were left out with the reason, configurations that differ.
+        notes: runs that were left out with the reason, and differing configurations.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Group:
     notes: list[str] = field(default_factory=list)
 
     def by_seed(self, values: Iterable[float | None]) -> dict[int, float] | list[float]:
-        """Measured values by seed, averaged over runs of the same seed.
+        """Return measured values by seed, averaged over runs of the same seed.
 
         Repeats of one seed measure machine noise, not seed variance. Returns a list if a record has no seed.
         """
@@ -55,8 +55,8 @@ class Group:
 def read_groups(arguments: Sequence[str]) -> list[Group]:
     """Read the groups of a command line: NAME=PATTERN, or folders whose runs are grouped by configuration.
 
-    A pattern is a folder or contains `*`; arguments of the same name are merged. A folder is a run or contains runs. A
-    configuration without a finished run is left out with a note; a named group without one is an error.
+    A pattern is a folder or contains `*`; arguments of the same name are merged. A folder is a run or contains runs.
+    Unnamed groups without a finished run are left out with a note; a named group without one is an error.
 
     Raises:
         CramError: no run found, a run in two groups, or no finished run in a named group or in any group.
@@ -68,7 +68,7 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
         for run in _load_runs(argument, pattern or name):
             place = run.path.resolve()
             if place in seen and (not name or seen[place] != name):
-                raise CramError(f"{run.path}: named twice; a run can be in one group only")
+                raise CramError(f"{run.path}: matched twice; a run can be in one group only")
             if place in seen:
                 continue
             seen[place] = name
@@ -80,14 +80,14 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
     for (name, _), group in groups.items():
         if not group.runs and (name or not finished):
             why = "; ".join(group.notes)
-            raise CramError(f"{group.name}: no finished run in this group ({why}); wait or leave it out")
+            raise CramError(f"{group.name}: no finished run in this group ({why}); wait for one or remove the group")
         if not group.runs:
-            finished[0].notes += [f"of {group.name} nothing finished: {note}" for note in group.notes]
+            finished[0].notes += [f"no finished run of {group.name}: {note}" for note in group.notes]
     return finished
 
 
 def group_by_configuration(runs: Sequence[RunData]) -> list[Group]:
-    """Group runs of equal settings, in order of first appearance, without groups that have no finished run."""
+    """Group runs of equal settings in order of first appearance, dropping groups without a finished run."""
     found: dict[str, list[RunData]] = {}
     for run in runs:
         found.setdefault(settings_hash(run), []).append(run)
@@ -100,12 +100,12 @@ def _load_runs(argument: str, pattern: str) -> list[RunData]:
     folders = [Path(found) for found in sorted(glob.glob(os.path.expanduser(pattern))) if Path(found).is_dir()]
     runs = [run for folder in folders for run in find_runs(folder)]
     if not runs:
-        raise CramError(f"{argument}: no run there; give run folders, or NAME=PATTERN such as base='runs/base-*'")
+        raise CramError(f"{argument}: no run found; give run folders, or NAME=PATTERN such as base='runs/base-*'")
     return [load_run(path) for path in runs]
 
 
 def make_group(name: str, runs: Sequence[RunData]) -> Group:
-    """Make a group of the runs that can be compared, with notes on the others."""
+    """Make a group of the comparable runs, with notes on the others."""
     kept, notes = [], []
     for run in runs:
         if run.get("status") == "finished" and is_number(run.get("metrics.validation_loss")):
@@ -114,11 +114,11 @@ def make_group(name: str, runs: Sequence[RunData]) -> Group:
             reason = f" ({run.get('reason')})" if run.get("reason") else ""
             notes.append(f"left out {run.name}: {run.get('status')}{reason}")
     if (differing := differing_settings(runs)) and len(runs) > 1:
-        notes.append(f"not one configuration: {', '.join(differing[:5])} differ")
+        notes.append(f"configurations differ within the group: {', '.join(differing[:5])}")
     seeds = [run.get("config.seed") for run in kept]
     if len(set(seeds)) < len(seeds):
         notes.append(
-            "several runs have the same seed: they differ by chance of the machine alone, if at all, and count as one"
+            "several runs have the same seed: they measure machine noise only, and their mean counts as one run"
         )
     return Group(name or _common_name([run.name for run in runs]), kept, notes)
 
@@ -133,7 +133,7 @@ def _common_prefix(names: list[str]) -> str:
 
 
 def _make_names_unique(groups: Sequence[Group], given: Iterable[str] = ()) -> None:
-    """Replace empty and repeated names by the recipes, then number them; names in `given` are taken."""
+    """Replace empty and repeated names by the recipes and number duplicates; names in `given` are taken."""
     taken = dict.fromkeys(given, 1)
     names = [*taken, *(group.name for group in groups)]
     for group in groups:
@@ -146,18 +146,18 @@ def _make_names_unique(groups: Sequence[Group], given: Iterable[str] = ()) -> No
 
 
 def settings(run: RunData) -> dict[str, Any]:
-    """The configuration by dotted key, without the seed and keys that do not change the result."""
+    """Return the configuration by dotted key, without the seed and keys that do not affect the result."""
     config = {key: value for key, value in (run.get("config") or {}).items() if key not in IGNORED_KEYS}
     return flatten(config)
 
 
 def settings_hash(run: RunData) -> str:
-    """Hash that is equal for runs of one configuration."""
+    """Return a hash that is equal for runs of the same configuration."""
     return digest(settings(run))
 
 
 def differing_settings(runs: Sequence[RunData]) -> list[str]:
-    """Keys in which the settings of the runs differ."""
+    """Return the keys whose values differ between the runs."""
     flat = [settings(run) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one)
     absent = object()

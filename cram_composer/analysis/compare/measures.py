@@ -1,4 +1,4 @@
-"""Measures of a run that are compared: its loss curves along several axes, and bits per character."""
+"""Measures to compare runs by: loss curves along several axes, and bits per character."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ IN_LOOP = "eval/loss"
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss along an axis: arrays [points], `x` increasing; empty if the axis was not measured."""
+    """Loss along an axis: arrays [points] with `x` increasing; empty if the axis was not measured."""
 
     x: Array
     y: Array
 
     def at(self, x: float) -> float | None:
-        """Loss at `x`, linearly interpolated; None outside the curve."""
+        """Return the loss at `x`, linearly interpolated; None outside the curve."""
         if not len(self.x) or not self.x[0] <= x <= self.x[-1]:
             return None
         return float(np.interp(x, self.x, self.y))
 
     def reaches(self, loss: float) -> float | None:
-        """First `x` at which the curve falls to `loss`, linearly interpolated; None if it never does."""
+        """Return the first `x` at which the loss is at most `loss`, linearly interpolated; None if it never is."""
         below = np.flatnonzero(self.y <= loss)
         if not len(below):
             return None
@@ -44,7 +44,7 @@ class Curve:
 
 
 def curve(run: RunData, kind: Kind, axis: Axis) -> Curve:
-    """Evaluations in the loop, or the training loss smoothed over 2 % of the steps."""
+    """Return the held-out loss in the loop, or the training loss smoothed over 2 % of the steps."""
     if kind == "held-out":
         points = run.evaluations(IN_LOOP)
         seconds, tokens, loss = points["elapsed"], points["tokens"], points["value"]
@@ -65,7 +65,7 @@ def _devices(run: RunData) -> float | None:
 
 
 def common_end(curves: Sequence[Curve]) -> float | None:
-    """Last point that all curves have; None if one is empty."""
+    """Return the last point that all curves cover; None if one is empty."""
     return min((float(one.x[-1]) for one in curves), default=None) if all(len(one.x) for one in curves) else None
 
 
@@ -78,9 +78,9 @@ AXIS_FORMATS: dict[Axis, Callable[[float], str]] = {
 
 
 def bits_per_character(run: RunData) -> float | None:
-    """Final held-out loss in bits, times tokens per character of the held-out text.
+    """Return the final held-out loss in bits, times tokens per character of the held-out text.
 
-    Tokens differ between tokenizers, characters do not. Padding is not counted.
+    Comparable between tokenizers, unlike the loss per token. Padding is not counted.
     """
     split: dict[str, Any] = run.get("data.splits.validation") or {}
     loss, tokens, characters = run.get("metrics.validation_loss"), split.get("tokens", 0), split.get("characters", 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cram_composer.analysis.compare.compare import Pair
-from cram_composer.analysis.compare.figures import MAX_NAMED_GROUPS, draw_losses
+from cram_composer.analysis.compare.figures import draw_final_losses, draw_losses
 from cram_composer.analysis.compare.groups import Group, settings
 from cram_composer.analysis.compare.measures import AXES, Axis
 from cram_composer.analysis.compare.text import (
@@ -57,11 +57,28 @@ def write_comparison(groups: Sequence[Group], pairs: Sequence[Pair], output: Pat
     ]
     if len(pairs) > 1:
         rows = Table("Every group against the baseline", SUMMARY_HEADER, summary(groups, pairs), numeric=(1, 2, 3, 5))
-        parts.insert(0, Section(f"All against {pairs[0].baseline.name}", [rows], kind="measures sortable"))
-    title = " and ".join([", ".join(group.name for group in groups[:-1]), groups[-1].name])
+        parts.insert(0, Section("Summary", [rows], kind="measures sortable"))
     verdicts = [pair.verdict for pair in pairs]
     parts[-1].lines.append(LEGEND)
-    return write_page("comparison", title, groups, parts, verdicts, comparison_notes(groups, pairs), output)
+    budget = pairs[0].rules.budget
+    return write_page(
+        "comparison",
+        _title(groups, pairs),
+        groups,
+        parts,
+        verdicts,
+        comparison_notes(groups, pairs),
+        output,
+        first=next((axis for axis in AXES if axis == budget), "wall-clock"),
+    )
+
+
+def _title(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
+    """Title of a comparison: "4 variants against all, 3 seeds", or the name of the only challenger."""
+    challengers = pairs[0].challenger.name if len(pairs) == 1 else f"{len(pairs)} variants"
+    counts = sorted({len({run.get("config.seed") for run in group.runs}) for group in groups})
+    seeds = f"{counts[0]} seed{'s' * (counts[0] != 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return f"{challengers} against {pairs[0].baseline.name}, {seeds}"
 
 
 def write_page(
@@ -74,13 +91,14 @@ def write_page(
     output: Path,
     first: Axis = "wall-clock",
 ) -> Path:
-    """Write a page with the groups' curves, `sections`, the runs and the differences of their configurations."""
+    """Write a page with the groups' curves, `sections`, a table of runs and the differences of configurations."""
     from markupsafe import Markup
 
     if output.is_dir():
-        raise CramError(f"{output} is a folder; name an HTML file")
+        raise CramError(f"{output}: is a folder; name an HTML file")
     axes = sorted(AXES, key=lambda axis: axis != first)
     drawn = [(axis, found) for axis in axes if (found := draw_losses(groups, axis)) is not None]
+    finals = draw_final_losses(groups)
     html = render(
         "compare.html.j2",
         kind=kind,
@@ -95,8 +113,9 @@ def write_page(
             }
             for axis, found in drawn
         ],
+        finals={"svg": Markup(to_inline_svg(finals)), "caption": finals.caption},
         plots=Markup(json.dumps({d.picture.name: d.plot for _, d in drawn}, allow_nan=False).translate(_SCRIPT_SAFE)),
-        groups=[{"colour": _colour(number), "text": _legend(groups, number)} for number in range(len(groups))],
+        groups=[{"colour": _colour(number), "text": group_line(group)} for number, group in enumerate(groups)],
         verdicts=verdicts,
         parts=[(part, Markup(to_inline_svg(part.picture)) if part.picture else None) for part in sections],
         runs=runs_table(groups),
@@ -108,11 +127,6 @@ def write_page(
 
 def _colour(number: int) -> str:
     return next(name for name, value in LIGHT.items() if value == series_style(number)[0])
-
-
-def _legend(groups: Sequence[Group], number: int) -> str:
-    """Legend entry of a group, numbered if the figure has no room for names."""
-    return f"{number + 1} · " * (len(groups) > MAX_NAMED_GROUPS) + group_line(groups[number])
 
 
 def runs_table(groups: Sequence[Group]) -> Table:
@@ -132,7 +146,7 @@ def runs_table(groups: Sequence[Group]) -> Table:
         for group in groups
         for run in group.runs
     ]
-    columns = ("Seed", "Held-out loss", "Tokens", "Tokens/s", "Parameters", "Budget used", "Device-hours")
+    columns = ("Seed", "Held-out loss, nats", "Tokens", "Tokens/s", "Parameters", "Budget used", "Device-hours")
     return Table("Every run", ("Run", "Group", *columns), rows, numeric=tuple(range(2, 9)))
 
 

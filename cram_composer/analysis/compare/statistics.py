@@ -1,8 +1,8 @@
-"""Differences between groups of a few runs, with intervals that hold for three seeds, and the number of seeds needed.
+"""Differences between small groups of runs, with intervals valid for three seeds, and the number of seeds needed.
 
 The verdict uses Student's t test: paired if both groups have the same seeds, Welch's otherwise. The percentile
-bootstrap is reported for comparison only: with three to five seeds it is far too narrow, as
-tests/analysis/compare/test_statistics.py measures (docs/compare.md has the numbers).
+bootstrap is reported for reference only: it is far too narrow for three to five seeds
+(docs/compare.md; measured in tests/analysis/compare/test_statistics.py).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Difference:
     Attributes:
         mean: the difference.
         low, high: 95 % interval by Student's t; None if no group has two runs.
-        p_value: two-sided, for no difference; None if no group has two runs.
+        p_value: two-sided, under no difference; None if no group has two runs.
         method: "paired by seed", "Welch", "pooled" (a group of one run uses the other's spread) or "one run each".
         degrees: degrees of freedom of Student's t.
         spread: standard deviation of the paired differences, or of single runs, pooled over both groups.
         runs: pairs, or runs of the smaller group.
-        bootstrap: 95 % percentile interval over seeds, for comparison; None if a group has one run.
+        bootstrap: 95 % percentile interval over seeds, for reference; None if a group has one run.
     """
 
     mean: float
@@ -47,7 +47,7 @@ class Difference:
 
 
 def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | Sequence[float]) -> Difference:
-    """Difference of two groups' means; values by seed are paired if both groups have the same two or more seeds."""
+    """Compare the means of two groups; values by seed are paired if both groups have the same two or more seeds."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys() and len(a) > 1:
         differences = np.array([a[seed] - b[seed] for seed in sorted(a)])
         spread = float(differences.std(ddof=1))
@@ -88,7 +88,7 @@ def _t_interval(
 
 
 def _bootstrap_interval(*groups: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap of the sum of the groups' means, resampled independently with a fixed seed."""
+    """Return the percentile bootstrap interval of the sum of the groups' means, resampled independently."""
     random = np.random.default_rng(0)
     total = np.zeros(RESAMPLES)
     for group in groups:
@@ -99,27 +99,27 @@ def _bootstrap_interval(*groups: np.ndarray) -> tuple[float, float]:
 
 
 def student_quantile(level: float, degrees: float) -> float:
-    """The t with P(|T| <= t) = `level` of Student's t: 4.303 for 95 % and 2 degrees of freedom."""
+    """Return the t with P(|T| <= t) = `level` for Student's t: 4.303 for 95 % and 2 degrees of freedom."""
     from scipy import stats
 
     return float(stats.t.ppf((1 + level) / 2, degrees))
 
 
 def power(shift: float, degrees: float) -> float:
-    """Probability that a t test at 5 % finds an effect of `shift` standard errors, with the right sign."""
+    """Return the probability that a t test at 5 % detects an effect of `shift` standard errors with the right sign."""
     from scipy import stats
 
     return float(stats.nct.sf(student_quantile(LEVEL, degrees), degrees, abs(shift)))
 
 
 def seeds_needed(effect: float, spread: float, paired: bool) -> int | None:
-    """Seeds per group that detect an effect of this size with 80 % power at 5 %; None beyond a thousand.
+    """Return the seeds per group needed to detect an effect with 80 % power at 5 %; None above a thousand.
 
     `spread` is the standard deviation of paired differences if `paired`, of single runs otherwise.
     """
     if _power_with_seeds(effect, spread, _MOST_SEEDS, paired) < POWER:
         return None
-    low, high = 1, _MOST_SEEDS  # too few and enough: power rises with the seeds
+    low, high = 1, _MOST_SEEDS  # bisection: power rises with the number of seeds
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _power_with_seeds(effect, spread, middle, paired) < POWER else (low, middle)
@@ -127,7 +127,7 @@ def seeds_needed(effect: float, spread: float, paired: bool) -> int | None:
 
 
 def detectable_effect(spread: float, seeds: int, paired: bool) -> float:
-    """Smallest effect that `seeds` per group detect with 80 % power at 5 %."""
+    """Return the smallest effect that `seeds` per group detect with 80 % power at 5 %."""
     low, high = 0.0, spread or 1.0
     while _power_with_seeds(high, spread, seeds, paired) < POWER:
         high *= 2
@@ -145,7 +145,7 @@ def _power_with_seeds(effect: float, spread: float, seeds: int, paired: bool) ->
 
 
 def holm(p_values: Sequence[float]) -> list[bool]:
-    """Mark the differences that are significant at a family-wise 5 % (Holm 1979)."""
+    """Mark the differences that are significant at a family-wise error rate of 5 % (Holm 1979)."""
     significant, rejecting = [False] * len(p_values), True
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         rejecting = rejecting and p_values[place] <= (1 - LEVEL) / (len(p_values) - rank)

@@ -13,19 +13,19 @@ from cram_composer.analysis.compare.compare import NO_VERDICT, Pair, Row
 from cram_composer.analysis.compare.groups import Group
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss
 from cram_composer.analysis.console import table_lines
-from cram_composer.analysis.html.formatting import is_number, percent, short_count
+from cram_composer.analysis.html.formatting import is_number, percent, short_count, signed
 
 _WIDTH = 120
-HEADER = ("measure", "challenger", "baseline", "difference", "95 % interval", "bootstrap", "by")
+HEADER = ("measure", "challenger", "baseline", "difference", "95 % interval", "bootstrap", "method")
 LEGEND = (
-    "Differences are challenger minus baseline; of losses, below zero is better. The interval is Student's t and "
-    "decides; the percentile bootstrap over seeds is too narrow for few seeds and decides nothing. A loss at a common "
-    "point of a curve may be read before the end of a learning-rate schedule; the final loss is not."
+    "Differences are challenger minus baseline; for losses, negative is better. Verdicts use the interval by "
+    "Student's t. The percentile bootstrap over seeds is shown for reference; it is too narrow for few seeds. Losses "
+    "at a common point of a curve may predate the end of a learning-rate schedule; final losses do not."
 )
 
 
 def console_text(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
-    """Text of the groups, a table and times to loss for every pair, and the verdicts."""
+    """Format the groups, a table and times to loss for every pair, and the verdicts."""
     lines = [group_line(group) for group in groups]
     lines += [f"note: {note}" for note in comparison_notes(groups, pairs)]
     for pair in pairs:
@@ -36,11 +36,11 @@ def console_text(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
     return "\n".join([*lines, *_verdicts(pairs)])
 
 
-SUMMARY_HEADER = ("group", "runs", "held-out loss", "difference", "95 % interval", "tokens/s", "verdict")
+SUMMARY_HEADER = ("group", "runs", "held-out loss, nats", "difference", "95 % interval", "tokens/s", "verdict")
 
 
 def summary(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
-    """One row per group, the baseline first, in the order of SUMMARY_HEADER."""
+    """Return one row per group, the baseline first, with the columns of SUMMARY_HEADER."""
     by_name = {pair.challenger.name: pair for pair in pairs}
     baseline = pairs[0].baseline.name
     rows: list[tuple[str, ...]] = []
@@ -59,7 +59,7 @@ def summary(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[tuple[str, .
 
 
 def overview(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
-    """Text with one line per group instead of a table per pair."""
+    """Format a comparison with one line per group instead of a table per pair."""
     lines = table_lines([SUMMARY_HEADER, *summary(groups, pairs)], right=(1, 2, 3, 5))
     noted = [f"note: {note}" for note in dict.fromkeys(comparison_notes(groups, pairs))]
     without = [pair for pair in pairs if pair.verdict.word == NO_VERDICT]
@@ -67,8 +67,8 @@ def overview(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
         return "\n".join([*noted, "", *lines, *_verdicts(pairs)])
     names = ", ".join(pair.challenger.name for pair in without)
     text = (
-        f"{NO_VERDICT.upper()} on {names}: one run says nothing of the spread between seeds; two more seeds of each "
-        f"and of {pairs[0].baseline.name} give an interval, and more than that a narrow one."
+        f"{NO_VERDICT.upper()} on {names}: one run gives no spread between seeds; run two more seeds of each and of "
+        f"{pairs[0].baseline.name} for an interval, or more for a narrow one."
     )
     with_verdict = [pair for pair in pairs if pair.verdict.word != NO_VERDICT]
     return "\n".join([*noted, "", *lines, *_verdicts(with_verdict), "", textwrap.fill(text, _WIDTH)])
@@ -79,14 +79,15 @@ def _verdicts(pairs: Sequence[Pair]) -> list[str]:
 
 
 def group_line(group: Group) -> str:
-    """One line of a group: number of runs, seeds and recipes."""
-    seeds = ", ".join(str(run.get("config.seed")) for run in group.runs)
+    """Describe a group in one line: number of runs, seeds and recipes."""
+    seeds = [str(run.get("config.seed")) for run in group.runs]
+    plural = "s" * (len(seeds) != 1)
     recipes = "+".join(group.runs[0].get("recipes") or []) or "no recipes"
-    return f"{group.name}: {len(group.runs)} run{'s' * (len(group.runs) != 1)}, seed {seeds}; {recipes}"
+    return f"{group.name}: {len(seeds)} run{plural}, seed{plural} {', '.join(seeds)}; {recipes}"
 
 
 def comparison_notes(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[str]:
-    """Notes and cautions on the groups and pairs."""
+    """Return notes and cautions on the groups and pairs."""
     lines = [f"{group.name}: {note}" for group in groups for note in group.notes]
     for pair in pairs:
         lines += [f"{pair.challenger.name} against {pair.baseline.name}: {caution}" for caution in pair.rules.cautions]
@@ -94,13 +95,13 @@ def comparison_notes(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[str
 
 
 def row_cells(row: Row) -> tuple[str, ...]:
-    """Cells of a row, in the order of HEADER."""
-    found = row.difference
+    """Return the cells of a row, with the columns of HEADER."""
+    found, measure = row.difference, f"{row.measure} ({row.unit})"
     if found is None:
-        return (row.measure, _value(row, row.a), _value(row, row.b), "-", row.missing, "", "")
-    show = _percent_change if row.unit == "tokens/s" else lambda value: f"{value:+.{_digits(row)}f}"
+        return (measure, _value(row, row.a), _value(row, row.b), "-", row.missing, "", "")
+    show = _percent_change if row.unit == "tokens/s" else lambda value: signed(value, _digits(row))
     return (
-        row.measure,
+        measure,
         _value(row, row.a),
         _value(row, row.b),
         show(found.mean),
@@ -125,11 +126,11 @@ def _digits(row: Row) -> int:
 
 
 def _percent_change(logarithm: float) -> str:
-    return f"{100 * math.expm1(logarithm):+.1f} %"
+    return f"{signed(100 * math.expm1(logarithm), 1)} %"
 
 
 def time_sentence(time: TimeToLoss) -> str:
-    """Sentence on when one group reaches the final loss of the other."""
+    """Describe when one group reaches the final loss of the other."""
     loss = f"{time.b}'s last {time.kind} loss{' in the loop' * (time.kind == 'held-out')}"
     if time.ratio is None:
         return f"{time.a} does not reach {loss} in {time.runs - time.reached} of {time.runs} runs ({time.axis})"
@@ -140,7 +141,7 @@ def time_sentence(time: TimeToLoss) -> str:
 
 
 def as_json(groups: Sequence[Group], pairs: Sequence[Pair]) -> dict[str, Any]:
-    """The comparison as values for JSON."""
+    """Return the comparison as JSON values."""
     return {
         "groups": [{"name": g.name, "runs": [str(run.path) for run in g.runs], "notes": g.notes} for g in groups],
         "comparisons": [

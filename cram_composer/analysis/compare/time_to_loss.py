@@ -1,4 +1,4 @@
-"""Time at which a group reaches the final loss of another."""
+"""Time at which a group reaches the final loss of another group."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cram_composer.analysis.compare.statistics import Difference, compare_means
 
 @dataclass(frozen=True)
 class TimeToLoss:
-    """Time at which `a` reaches the final loss of `b`, as a share of the time of `b`, by the same kind of curve.
+    """Time at which `a` reaches the final loss of `b`, as a share of the time of `b`, for the same kind of curve.
 
-    `ratio` is the logarithm of that share, None unless all runs reach it; `reached` of `runs` do.
+    `ratio` is the logarithm of that share, None unless all runs reach the loss; `reached` counts those that do.
     """
 
     a: str
@@ -27,15 +27,15 @@ class TimeToLoss:
 
 
 def same_objective(a: Group, b: Group) -> bool:
-    """Return True if the training losses of all runs are of the same objective."""
+    """Return True if all runs have the same training objective."""
     keys = ("config.objective", "config.algorithms.label_smoothing")
     return len({str([run.get(key) for key in keys]) for run in [*a.runs, *b.runs]}) == 1
 
 
 def times_to_loss(a: Group, b: Group) -> list[TimeToLoss]:
-    """Times in both directions, by wall-clock and tokens, from the training loss if a run lacks evaluations.
+    """Return times in both directions, by wall-clock and tokens.
 
-    Empty if the training losses would be needed and are not of the same objective.
+    Uses the training loss if a run lacks evaluations, and returns nothing if the training objectives then differ.
     """
     kind: Kind = "held-out"
     if any(len(curve(run, kind, "wall-clock").x) < 2 for run in [*a.runs, *b.runs]):
@@ -51,7 +51,7 @@ def times_to_loss(a: Group, b: Group) -> list[TimeToLoss]:
 
 
 def _time_to_loss(a: Group, b: Group, kind: Kind, axis: Axis) -> TimeToLoss | None:
-    of_a, of_b = (group.by_seed(range(len(group.runs))) for group in (a, b))  # places in their lists
+    of_a, of_b = (group.by_seed(range(len(group.runs))) for group in (a, b))  # run indices by seed
     curves = [[curve(run, kind, axis) for run in group.runs] for group in (a, b)]
     if not all(len(one.x) for group in curves for one in group):
         return None

@@ -1,4 +1,4 @@
-"""Contents of a data set and effect of its stages, as text and as one HTML file."""
+"""Contents of a data set and the effect of its stages, as text and as an HTML page."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import Any
 
 from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.dataset.read import DataSet
-from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, percent, ratio, short_count
+from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, percent, ratio, short_count, short_path
 from cram_composer.analysis.html.tables import Table, Tile
 from cram_composer.analysis.html.templating import render
+from cram_composer.analysis.report.configuration import value_text
 from cram_composer.analysis.report.data_set import data_set_tables
 from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
 from cram_composer.storage.files import write_atomic
 
 STAGE_TEXTS = {
-    "clean": "rewrites text before anything looks at it",
+    "clean": "normalizes text before the other stages",
     "length": "drops documents that are too short or too long",
-    "quality": "drops what does not read like natural text",
-    "language": "drops other languages and scripts",
-    "exact_duplicates": "keeps the first of documents that are the same",
-    "near_duplicates": "drops documents like an earlier one",
-    "repeated_spans": "cuts long spans that were there before (what was cut is between ⟦ and ⟧)",
-    "compressibility": "drops text that the tokenizer needs many tokens for",
+    "quality": "drops text that does not look like natural language",
+    "language": "drops documents in other languages or scripts",
+    "exact_duplicates": "keeps the first of identical documents",
+    "near_duplicates": "drops documents that are similar to an earlier one",
+    "repeated_spans": "cuts long spans that occurred earlier (marked ⟦ ⟧ in the examples)",
+    "compressibility": "drops text with few characters per token",
 }
 _TOKEN_NOTE = (
-    "Tokens are counted at the end only. Those before and between the stages are the characters there divided by the "
-    "{ratio} characters per token of the finished data set."
+    "Tokens are counted only in the finished data set. Token counts before and after a stage are estimates: "
+    "characters divided by {ratio}, the characters per token of the finished data set."
 )
 
 
@@ -43,7 +44,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Group:
-    """Number of documents dropped for one reason, with the texts of some."""
+    """Number of documents dropped for one reason, with example texts."""
 
     reason: str
     documents: int
@@ -52,7 +53,7 @@ class Group:
 
 @dataclass(frozen=True)
 class StageExamples:
-    """Examples of what a stage dropped, by reason."""
+    """Examples of documents that a stage dropped, by reason."""
 
     name: str
     text: str
@@ -61,9 +62,9 @@ class StageExamples:
 
 
 def write_page(data: DataSet, output: Path) -> Path:
-    """Write the page of a data set to `output`. Raises CramError if it cannot be written."""
+    """Write the page of a data set to `output`. Raises CramError if the file cannot be written."""
     if output.is_dir():
-        raise CramError(f"{output} is a folder; name an HTML file")
+        raise CramError(f"{output}: is a folder; name an HTML file")
     try:
         write_atomic(output, page(data))
     except OSError as error:
@@ -77,17 +78,20 @@ def page(data: DataSet) -> str:
     """Self-contained HTML page, identical for the same data set."""
     manifest = data.manifest
     dropped = (data.examples or {}).get("dropped", {})
+    _, splits, sources = data_set_tables(manifest)
     return render(
         "data.html.j2",
         title=manifest["name"],
-        where=data.uri,
+        where=short_path(data.uri),
         facts=facts(data),
         tiles=headline(data),
         stages=stages_table(data),
         token_note=_TOKEN_NOTE.format(ratio=decimal(_characters_per_token(data), 2)),
         bars=bars(data),
         reasons=reasons_table(data),
-        tables=[*data_set_tables(manifest)[1:], tokenizer_table(data)],
+        splits=splits,
+        tokenizer=tokenizer_table(data),
+        sources=sources,
         rows=data.rows,
         blocks={split: counts["blocks"] for split, counts in manifest["splits"].items()},
         has_examples=data.examples is not None,
@@ -99,13 +103,17 @@ def page(data: DataSet) -> str:
 
 
 def console_text(data: DataSet) -> str:
-    """Text of the page, without examples and rows."""
+    """Return the contents of the page as text, without examples and rows."""
     lines = [f"{data.manifest['name']}: {', '.join(facts(data))}", ""]
     short = stages_table(data, short=True)
     if short.rows:
-        lines += [*table_text(short), "  ≈ from characters: tokens are counted at the end only", ""]
+        lines += [
+            *table_text(short),
+            "  ≈ estimated from characters; tokens are counted only in the finished data set",
+            "",
+        ]
     else:
-        lines += ["No stage is on: every document was kept unchanged.", ""]
+        lines += ["No stage is enabled: every document was kept unchanged.", ""]
     for table in (reasons_table(data), *data_set_tables(data.manifest)[1:], tokenizer_table(data)):
         if table.rows:
             lines += [*table_text(table), ""]
@@ -113,12 +121,12 @@ def console_text(data: DataSet) -> str:
 
 
 def table_text(table: Table) -> list[str]:
-    """Caption and indented lines of a table."""
+    """Return the caption and the indented lines of a table."""
     return [table.caption, *(f"  {line}" for line in table_lines([table.header, *table.rows], table.numeric))]
 
 
 def facts(data: DataSet) -> list[str]:
-    """Row length, packing, order and storage, a few words each."""
+    """Short descriptions of row length, packing, order and storage."""
     manifest = data.manifest
     described = [
         f"rows of {count(manifest['sequence_length'])} tokens",
@@ -140,7 +148,7 @@ def headline(data: DataSet) -> list[Tile]:
     validation = manifest["splits"]["validation"]
     tiles = [
         Tile(
-            "Tokens to train on",
+            "Training tokens",
             short_count(sum(split["tokens"] for split in train)),
             f"{count(sum(split['rows'] for split in train))} rows",
         )
@@ -153,7 +161,7 @@ def headline(data: DataSet) -> list[Tile]:
             )
     return [
         *tiles,
-        Tile("Held out", short_count(validation["tokens"]), f"tokens of {count(validation['documents'])} documents"),
+        Tile("Held-out tokens", short_count(validation["tokens"]), f"from {count(validation['documents'])} documents"),
         Tile("Characters per token", decimal(_characters_per_token(data), 2), f"{data.tokenizer_kind} tokenizer"),
         Tile("Unigram baseline", f"{decimal(manifest['unigram_validation_nats'])} nats", "per held-out token"),
     ]
@@ -185,7 +193,7 @@ def stages_table(data: DataSet, short: bool = False) -> Table:
 
 
 def bars(data: DataSet) -> list[Bar]:
-    """Shares of the source's documents and characters that are left before and after every stage."""
+    """Shares of the source's documents and characters that are left, at the source and after every stage."""
     stages = data.manifest["stages"]
     if not stages:
         return []
@@ -198,17 +206,17 @@ def bars(data: DataSet) -> list[Bar]:
 
 
 def reasons_table(data: DataSet) -> Table:
-    """Documents that each stage dropped or changed by reason, most frequent first."""
+    """Documents that each stage dropped or changed, by reason, most frequent first."""
     rows = [
         (_stage_label(stage), _spaced(reason), count(documents), percent(ratio(documents, stage["documents_in"]), 2))
         for stage in data.manifest["stages"]
         for reason, documents in _by_frequency(stage["reasons"])
     ]
-    return Table("Why documents were dropped or cut", ("Stage", "Reason", "Documents", "Of those it saw"), rows, (2, 3))
+    return Table("Documents by reason", ("Stage", "Reason", "Documents", "Share of its input"), rows, (2, 3))
 
 
 def tokenizer_table(data: DataSet) -> Table:
-    """Facts on the tokenizer."""
+    """Properties of the tokenizer."""
     manifest = data.manifest
     unknown = sum(split["unk_tokens"] for split in manifest["splits"].values())
     rows = [
@@ -228,7 +236,7 @@ def _stage_examples(stage: dict[str, Any], dropped: dict[str, list[str]], data: 
     return StageExamples(
         _stage_label(stage),
         STAGE_TEXTS.get(name, ""),
-        ", ".join(f"{key} {value}" for key, value in flatten(settings).items()),
+        ", ".join(f"{key} {value_text(value)}" for key, value in flatten(settings).items()),
         [
             Group(_spaced(reason), documents, dropped.get(reason, []))
             for reason, documents in _by_frequency(stage["reasons"])
@@ -237,7 +245,7 @@ def _stage_examples(stage: dict[str, Any], dropped: dict[str, list[str]], data: 
 
 
 def _configuration(data: DataSet) -> Table:
-    rows = [(key, str(value)) for key, value in flatten(data.manifest["config"]).items()]
+    rows = [(key, value_text(value)) for key, value in flatten(data.manifest["config"]).items()]
     return Table(f"Configuration of the build ({len(rows)} keys)", ("Key", "Value"), rows)
 
 
@@ -254,7 +262,7 @@ def _spaced(name: str) -> str:
 
 
 def _text_tokens(data: DataSet) -> int:
-    """Tokens of all text that reached the tokenizer, padding not counted."""
+    """Number of tokens of all tokenized text, without padding."""
     splits = data.manifest["splits"].values()
     return sum(split["tokens"] + split["dropped_tokens"] - split["padding_tokens"] for split in splits)
 

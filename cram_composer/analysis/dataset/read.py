@@ -27,7 +27,7 @@ ROWS_PER_SPLIT = 4
 
 @dataclass(frozen=True)
 class SampleRow:
-    """A row as text: its documents in order, the last of which may continue in another row."""
+    """A row as text: its documents in order; the last one may continue in another row."""
 
     block: int
     row: int  # in the block
@@ -91,11 +91,11 @@ def load_data_set(uri: str) -> DataSet:
         except CramError as error:
             if not files.remote or str(files.root) not in str(error):
                 raise
-            # The user knows the downloaded file under another name.
+            # The user knows the file by its URI, not by the temporary path.
             raise CramError(str(error).replace(str(files.root), files.uri)) from None
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             detail = " ".join(str(error).split()) or type(error).__name__
-            raise CramError(f"{files.uri}: cannot be read: {detail}; copy or build it again") from error
+            raise CramError(f"{files.uri}: cannot be read: {detail}; copy the data set again or rebuild it") from error
         return DataSet(files.uri, manifest, examples, type(tokenizer.model).__name__, rows)
 
 
@@ -103,8 +103,8 @@ def _tokenizer(files: _Files, manifest: Manifest) -> Tokenizer:
     content = files.path("tokenizer/tokenizer.json").read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest["tokenizer_sha256"]:
         raise CramError(
-            f"{files.uri}/tokenizer/tokenizer.json: not the tokenizer that the data set was made with; "
-            "copy or build it again"
+            f"{files.uri}/tokenizer/tokenizer.json: not the tokenizer that the data set was built with; "
+            "copy the data set again or rebuild it"
         )
     return Tokenizer.from_buffer(content)
 
@@ -136,14 +136,14 @@ def _read_block(files: _Files, split: str, shard: dict[str, Any], record: int) -
     content = files.path(name).read_bytes()
     if xxhash.xxh64(content).hexdigest() != stored["hashes"]["xxh64"]:
         raise CramError(
-            f"{files.uri}/{name}: its xxh64 hash differs from the one in index.json; copy or build it again"
+            f"{files.uri}/{name}: xxh64 hash differs from index.json; copy the data set again or rebuild it"
         )
     root = files.root
     if shard["zip_data"]:
         root = files.scratch / "raw"
         write_atomic(root / split / shard["raw_data"]["basename"], decompress(shard["compression"], content))
     reader = reader_from_json(str(root), split, shard)
-    reader.validate(False)  # no pickles
+    reader.validate(False)  # refuse pickled columns
     return reader.decode_sample(reader.get_sample_data(record))[COLUMN]
 
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from cram_composer.analysis.runs.run import Array, RunData
 
-SLOW_STEP = 5.0  # a step this many times the median is worth showing as a pause
-VISIBLE_SHARE = 0.005  # of the run's length: a pause below this would be thinner than the pen
+SLOW_STEP = 5.0  # times the median; longer steps may be shown as pauses
+VISIBLE_SHARE = 0.005  # of the run's length; shorter pauses would be thinner than a line
 
 
 @dataclass(frozen=True)
 class Pause:
-    """A stretch of loop time without progress: `kind` is 'compile' or 'lost'; `start` and `end` in loop seconds."""
+    """An interval of loop time without progress: `kind` is 'compile' or 'lost'; `start` and `end` in loop seconds."""
 
     kind: str
     start: float
@@ -42,7 +42,7 @@ def ema_horizon(steps: int) -> int:
 
 
 def thin(x: Array, y: Array, points: int) -> tuple[Array, Array]:
-    """Reduce a line to `points` points, the lowest and highest of each stretch, so that spikes remain."""
+    """Reduce a line to `points` points, the lowest and highest of each interval, to keep spikes."""
     finite = np.isfinite(y)
     x, y = x[finite], y[finite]
     if len(x) <= points:
@@ -66,19 +66,19 @@ def step_corners(x: Array, y: Array, end: float) -> tuple[Array, Array]:
 
 
 def throughput(run: RunData, bins: int) -> tuple[Array, Array, Array]:
-    """Tokens/s and data stall over equal stretches of loop time, including pauses.
+    """Return tokens/s and data stall over equal intervals of loop time, including pauses.
 
     Returns:
-        edges: [k + 1] loop seconds, k <= bins (at least three steps a stretch).
+        edges: [k + 1] loop seconds, k <= bins (at least three steps per interval).
         tokens_per_second: [k].
-        stall: [k], share of the stretch spent waiting for data; NaN from the first step on that does not say.
+        stall: [k], share of the interval spent waiting for data; NaN from the first step without a measurement.
     """
     starts, tokens = run.trace["elapsed"], run.trace["tokens"]
     if not run.steps or run.end <= 0:
         return np.zeros(1), np.zeros(0), np.zeros(0)
     edges = np.linspace(0.0, run.end, min(bins, max(1, run.steps // 3)) + 1)
     width = edges[1] - edges[0]
-    # Cumulative counts are known at both ends of every step and stand still between steps.
+    # Cumulative counts are known at both ends of every step and constant between steps.
     ends = np.minimum(starts + np.nan_to_num(run.trace["step_seconds"]), np.append(starts[1:], np.inf))
     times = np.stack([starts, ends], axis=1).ravel()
     fed = np.stack([np.append(0.0, tokens[:-1]), tokens], axis=1).ravel()
@@ -88,10 +88,10 @@ def throughput(run: RunData, bins: int) -> tuple[Array, Array, Array]:
 
 
 def pauses(run: RunData) -> list[Pause]:
-    """Stretches worth shading: time lost to a kill (before a later attempt's first step) and compilation.
+    """Return the pauses to shade: time lost to a kill (before a later attempt's first step) and compilation.
 
-    A step counts as compilation when the ledger has compile time, the step is far slower than the others, and it is
-    the first of an attempt or the first at a new shape, which is when compilation happens.
+    A step counts as compilation if the ledger has compile time, the step is far slower than the others, and it is the
+    first of an attempt or the first at a new shape.
     """
     if run.steps < 2:
         return []
@@ -102,7 +102,7 @@ def pauses(run: RunData) -> list[Pause]:
     resumed = {attempt.get("started_at_step") for attempt in run.get("attempts") or []} - {0, None}
 
     found = []
-    if starts[0] > visible:  # a kill before the first checkpoint starts again at step 0, with time gone
+    if starts[0] > visible:  # killed before the first checkpoint: restarted at step 0
         found.append(Pause("lost" if run.get("ledger.inside.lost") else "compile", 0.0, float(starts[0])))
     for index in range(run.steps):
         first = index == 0 or steps[index] in resumed

@@ -25,21 +25,21 @@ XAxis = Literal["elapsed", "tokens"]
 
 @dataclass(frozen=True)
 class Unit:
-    """Unit of an axis: values are divided by `size`; `label` names it."""
+    """Unit of an axis: values are divided by `size`, and `label` is the axis label."""
 
     size: float
     label: str
 
 
 def time_unit(longest: float) -> Unit:
-    """Seconds, minutes or hours, by the longest time shown (s)."""
+    """Choose seconds, minutes or hours for the longest time shown (s)."""
     if longest < 180:
         return Unit(1.0, "wall-clock (s)")
     return Unit(60.0, "wall-clock (min)") if longest < 3 * 3600 else Unit(3600.0, "wall-clock (h)")
 
 
 def token_unit(most: float) -> Unit:
-    """Tokens in thousands, millions or billions, by the largest count shown."""
+    """Choose thousands, millions or billions for the largest count shown."""
     for size, name in ((1e9, "billions"), (1e6, "millions")):
         if most >= 2 * size:
             return Unit(size, f"tokens ({name})")
@@ -47,14 +47,14 @@ def token_unit(most: float) -> Unit:
 
 
 def x_unit(runs: list[RunData], axis: XAxis) -> Unit:
-    """Unit that suits the longest of the runs."""
+    """Choose the unit for the longest run."""
     if axis == "elapsed":
         return time_unit(max(run.end for run in runs))
     return token_unit(max((float(run.trace["tokens"][-1]) for run in runs if run.steps), default=0.0))
 
 
 def run_label(runs: list[RunData], index: int, length: int = 42) -> str:
-    """Name of a run in figures, numbered if there are several, shortened to `length` characters."""
+    """Return the name of a run for figures: shortened to `length` characters, numbered if there are several runs."""
     name = elide(runs[index].name, length)
     return name if len(runs) == 1 else f"{index + 1} · {name}"
 
@@ -74,12 +74,12 @@ def add_line(axes: Axes, runs: list[RunData], index: int, x: Array, y: Array, **
 
 
 def nested_width(runs: list[RunData], index: int) -> float:
-    """Line width in points for values that runs often share: earlier runs show on both sides of later ones."""
+    """Line width in points; wider for earlier runs, which stay visible behind later runs with equal values."""
     return min(1.8 + 1.2 * (len(runs) - 1 - index), 6.0)
 
 
 def run_handles(axes: Axes, runs: list[RunData]) -> list[Artist]:
-    """Legend entries naming the runs; none if there is only one."""
+    """Return legend entries that name the runs; empty for a single run."""
     return list(axes.get_lines()) if len(runs) > 1 else []
 
 
@@ -123,11 +123,11 @@ def plain_log_ticks(axes: Axes) -> None:
 
 
 def power_of_ten(exponent: int) -> str:
-    """A power of ten in plain characters: 10⁻³."""
+    """Format a power of ten without markup: 10⁻³."""
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def last_finite(values: Array) -> float:
-    """Last finite value, NaN if there is none."""
+    """Return the last finite value, or NaN."""
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else float("nan")

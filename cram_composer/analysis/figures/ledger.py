@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 Corner = Literal["outside lower left", "outside lower right"]
 
 ROW = 2.6  # axis units from one run's bars to the next's
-LEAST_LABELLED = 0.12  # of the axis: a narrower piece has no room for its percentage
+LEAST_LABELLED = 0.12  # share of the axis; narrower pieces have no room for a percentage
 
 
 def draw_ledger(runs: list[RunData]) -> Picture:
-    """Draw a thick bar per run for the seconds inside the budget and a thin one for those outside, at one scale."""
+    """Draw a thick bar per run for the time inside the budget and a thin bar for the time outside, at one scale."""
     inside = [_items(run, "inside") for run in runs]
     outside = [_items(run, "outside") for run in runs]
     longest = max(sum(items.values()) for items in inside + outside)
@@ -45,8 +45,8 @@ def draw_ledger(runs: list[RunData]) -> Picture:
     )
     return Picture(
         name="ledger",
-        caption="The thick bar is what the budget paid for; the thin bar, at the same scale, is what it does not "
-        "count. Items of zero seconds are only in the table.",
+        caption="Thick bar: time that counts towards the budget. Thin bar, at the same scale: time that does not. "
+        "Phases of zero seconds are in the table only.",
         alt=f"Stacked bars of the time inside the budget. {description}.",
         figure=figure,
     )
@@ -88,7 +88,7 @@ def _scale(axes: Axes, runs: int, longest: float) -> None:
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.set_xlabel(unit.label)
-    axes.set_title("Where the time went")
+    axes.set_title("Time by phase")
 
 
 def _legend(figure: Figure, corner: Corner, title: str, sides: list[dict[str, float]], rows: int, shares: bool) -> None:
@@ -101,7 +101,7 @@ def _legend(figure: Figure, corner: Corner, title: str, sides: list[dict[str, fl
             label += f"  {sides[0][name]:,.1f} s"
             label += f" ({percent(sides[0][name] / sum(sides[0].values()))})" if shares else ""
         handles.append(Patch(facecolor=_colour(name), label=label))
-    # Both legends stand on the bottom edge; equal heights bring their titles to one line.
+    # Equal heights align the titles of the two bottom-aligned legends.
     handles += [Patch(alpha=0.0, label=" ")] * (rows - len(handles))
     if handles:
         legend = figure.legend(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-POINTS = 1600  # per figure, shared by its lines: more than it has pixels
+POINTS = 1600  # per figure, shared by its lines; more than its width in pixels
 BINS = 96
 
 
@@ -47,7 +47,7 @@ def draw_all(runs: list[RunData]) -> list[Picture]:
 
 
 def draw_loss(runs: list[RunData], axis: XAxis) -> Picture:
-    """Draw loss against loop time or tokens: training, in-loop validation, and the unigram baseline."""
+    """Draw loss against loop time or tokens: training, held-out in the loop and final, and the unigram baseline."""
     figure, panels = new_figure(1, 3.2)
     axes = panels[0]
     axes.set_yscale("log")
@@ -56,22 +56,22 @@ def draw_loss(runs: list[RunData], axis: XAxis) -> Picture:
     axes.set_title(f"Loss against {where}")
     handles = _draw_one_loss(axes, runs[0], axis) if len(runs) == 1 else _draw_several_losses(axes, runs, axis)
     baselines = {run.get("data.unigram_validation_nats") for run in runs}
-    # Runs on different data have different baselines, and one line would be wrong for the others.
+    # Runs on different data have different baselines, so one line would be wrong for some.
     if len(baselines) == 1 and is_number(baseline := baselines.pop()) and any(run.steps for run in runs):
         label = f"unigram baseline, {baseline:.2f}"
         handles.append(axes.axhline(baseline, color=LIGHT["muted"], linestyle=(0, (4, 3)), linewidth=1.1, label=label))
     plain_log_ticks(axes)
     finish_figure(figure, panels, runs, axis, handles)
     ends = [
-        f"{run_label(runs, index)}: final validation loss {decimal(run.get('metrics.validation_loss'))}, "
-        f"last validation in the loop {decimal(last_finite(run.evaluations('eval/loss')['value']))}, "
+        f"{run_label(runs, index)}: final held-out loss {decimal(run.get('metrics.validation_loss'))}, "
+        f"last held-out loss in the loop {decimal(last_finite(run.evaluations('eval/loss')['value']))}, "
         f"last smoothed training loss {decimal(last_finite(ema(run.trace['loss'], ema_horizon(run.steps))))}"
         for index, run in enumerate(runs)
     ]
     return Picture(
         name=f"loss-{where}",
-        caption="Training loss is at the run's own masking rate; validation masks 15 % of the tokens, all by [MASK]. "
-        "Lower is better.",
+        caption="Training loss is at the run's own masking rate; held-out loss masks 15 % of the tokens, all with "
+        "[MASK]. Lower is better.",
         alt=f"Line chart of loss in nats per token against {where}. {'; '.join(ends)}.",
         figure=figure,
     )
@@ -81,7 +81,7 @@ def _draw_one_loss(axes: Axes, run: RunData, axis: XAxis) -> list[Artist]:
     size, horizon = x_unit([run], axis).size, ema_horizon(run.steps)
     blue, orange = series_style(0)[0], series_style(1)[0]
     x, y = thin(run.trace[axis] / size, run.trace["loss"], POINTS // 2)
-    handles: list[Artist] = [*axes.plot(x, y, color=blue, alpha=0.3, linewidth=0.8, label="train, each step")]
+    handles: list[Artist] = [*axes.plot(x, y, color=blue, alpha=0.4, linewidth=0.8, label="train, each step")]
     x, y = thin(run.trace[axis] / size, ema(run.trace["loss"], horizon), POINTS // 2)
     handles += axes.plot(x, y, color=blue, label=f"train, average of ~{horizon} steps")
     return handles + _draw_validation(axes, run, axis, size, orange)
@@ -94,7 +94,7 @@ def _draw_several_losses(axes: Axes, runs: list[RunData], axis: XAxis) -> list[A
     handles: list[Artist] = [Line2D([], [], color=LIGHT["muted"], label="train, smoothed over 2 % of the steps")]
     handles += [
         Line2D([], [], color=LIGHT["muted"], marker=marker, linestyle="none", label=name)
-        for name, marker in (("validation", "o"), ("final validation", "D"))
+        for name, marker in (("held-out", "o"), ("final held-out", "D"))
     ]
     for index, run in enumerate(runs):
         smooth = ema(run.trace["loss"], ema_horizon(run.steps))
@@ -116,11 +116,11 @@ def _draw_validation(axes: Axes, run: RunData, axis: XAxis, size: float, colour:
     points = run.evaluations("eval/loss")
     if len(points["value"]):
         x = points[axis] / size
-        marks += axes.plot(x, points["value"], **style, marker="o", markersize=5.5, zorder=4, label="validation")
+        marks += axes.plot(x, points["value"], **style, marker="o", markersize=5.5, zorder=4, label="held-out")
     final = run.get("metrics.validation_loss")
     if is_number(final) and run.steps:
         end = run.end if axis == "elapsed" else run.trace["tokens"][-1]
-        label = f"final validation, {final:.2f}"
+        label = f"final held-out, {final:.2f}"
         marks += axes.plot(
             [end / size], [final], **style, marker="D", markersize=7, zorder=5, clip_on=False, label=label
         )
@@ -176,12 +176,12 @@ def draw_shapes(runs: list[RunData]) -> Picture:
 
 
 def draw_throughput(runs: list[RunData]) -> Picture:
-    """Draw tokens per second and the share of time spent waiting for data, over equal stretches of loop time."""
+    """Draw tokens per second and the share of time spent waiting for data, over equal intervals of loop time."""
     figure, panels = new_figure(2, 3.2)
     size = x_unit(runs, "elapsed").size
     for index, run in enumerate(runs):
         edges, rates, stall = throughput(run, BINS)
-        # The value after the last edge only closes the last stretch of the step function.
+        # The value after the last edge closes the last interval of the step function.
         for axes, values in ((panels[0], rates / 1e3), (panels[1], 100 * stall)):
             shown = np.isfinite(values).all() and len(values) > 0
             x, y = (edges / size, np.append(values, values[-1:])) if shown else (edges[:0], values[:0])
@@ -197,8 +197,7 @@ def draw_throughput(runs: list[RunData]) -> Picture:
     )
     return Picture(
         name="throughput",
-        caption="Averages over equal stretches of wall-clock, with whatever happened in them: evaluation, checkpoints, "
-        "compilation.",
+        caption="Averages over equal intervals of wall-clock time, including evaluation, checkpoints and compilation.",
         alt=f"Two step charts against wall-clock, of tokens per second and of data stall. {description}.",
         figure=figure,
     )

@@ -1,4 +1,4 @@
-"""Style of figures and their output as inline SVG and PNG: colours for light and dark pages, typography."""
+"""Style of figures for light and dark pages, and their output as inline SVG and PNG."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Figures are drawn in the light colours; inline SVG then names each by a CSS variable, so that the page can turn dark.
-# Series colours are Okabe and Ito's (2008), told apart with any of the common colour vision deficiencies.
+# Figures are drawn in the light colours; inline SVG refers to them by CSS variables, so that pages can be dark.
+# Series colours are those of Okabe and Ito (2008), distinguishable with common colour vision deficiencies.
 LIGHT = {
     "card": "#ffffff",
     "ink": "#1b2028",
@@ -66,11 +66,11 @@ LEDGER = {
     "export": LIGHT["outside-3"],
     "upload": LIGHT["outside-1"],
 }
-WIDTH = 4.6  # inches; at the width of a phone 1 pt is then about 1 CSS pixel, and text stays readable
+WIDTH = 4.6  # inches; on a phone, 1 pt is then about 1 CSS pixel, so text stays readable
 
 RC: dict[str, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same layout on every machine
+    "font.sans-serif": ["DejaVu Sans"],  # bundled with matplotlib: the same layout on every machine
     "font.size": 10.5,
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
@@ -103,15 +103,15 @@ RC: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
-    "svg.fonttype": "none",  # real text: the page's own font, selectable, half the bytes
+    "svg.fonttype": "none",  # text elements: selectable, in the font of the page, half the bytes
     "svg.hashsalt": "cram-composer",
-    "text.parse_math": False,  # a run may have a dollar sign in its name
+    "text.parse_math": False,  # run names may contain dollar signs
 }
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure: `name` is the stem of its file, `caption` is printed below it, `alt` describes it."""
+    """A drawn figure: `name` is the stem of its file, `caption` the text below it, `alt` its description."""
 
     name: str
     caption: str
@@ -121,7 +121,7 @@ class Picture:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw and save with this module's settings, whatever the user's matplotlibrc says."""
+    """Draw and save with the settings of this module, independent of the user's matplotlibrc."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -131,17 +131,17 @@ def house_style() -> Iterator[None]:
 
 
 def series_style(index: int) -> tuple[str, str]:
-    """Colour and dash pattern of the index-th run; patterns change when colours repeat."""
+    """Return the colour and dash pattern of the index-th series; patterns change when colours repeat."""
     return SERIES[index % len(SERIES)], DASHES[index // len(SERIES) % len(DASHES)]
 
 
 def css_variables(colours: dict[str, str]) -> str:
-    """The colours as CSS declarations: `--ink: #1b2028; ...`."""
+    """Format colours as CSS declarations: `--ink: #1b2028; ...`."""
     return " ".join(f"--{name}: {value};" for name, value in colours.items())
 
 
 def to_png(picture: Picture) -> bytes:
-    """Save as a PNG, 1012 pixels wide on white, without date or version: same figure, same bytes."""
+    """Return the figure as a PNG, 1012 pixels wide on white, reproducible byte by byte."""
     buffer = io.BytesIO()
     with house_style():
         picture.figure.savefig(buffer, format="png", dpi=220, facecolor=LIGHT["card"], metadata={"Software": None})
@@ -149,9 +149,9 @@ def to_png(picture: Picture) -> bytes:
 
 
 def to_inline_svg(picture: Picture) -> str:
-    """Save as an <svg> element for an HTML page: transparent, colours as CSS variables, ids unique to this figure.
+    """Return the figure as an <svg> element: transparent, colours as CSS variables, ids prefixed with its name.
 
-    Text keeps its size and colour and takes the page's font; `alt` becomes the accessible name.
+    Text takes the font of the page; `alt` becomes the accessible name.
     """
     buffer = io.BytesIO()
     with house_style():

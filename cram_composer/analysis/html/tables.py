@@ -17,7 +17,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text cells; `numeric` columns are right-aligned, the last `total_rows` rows are totals."""
+    """A table of text cells with right-aligned `numeric` columns; the last `total_rows` rows are totals."""
 
     caption: str
     header: tuple[str, ...]

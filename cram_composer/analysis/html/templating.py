@@ -1,11 +1,14 @@
-"""Render HTML pages from the templates in this folder; values are escaped, undefined names are errors."""
+"""Render HTML pages from the templates in this folder, with escaped values and errors for undefined names."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from cram_composer import __version__
 from cram_composer.analysis.html.style import DARK, LIGHT, css_variables
+
+_BREAK = re.compile(r"(?<=\w)[._/+](?=[A-Za-z])")  # where dotted keys, paths and lists of recipes may wrap
 
 
 def render(template: str, **values: Any) -> str:
@@ -20,10 +23,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Long dotted keys may wrap after a dot or an underscore and nowhere else.
-    environment.filters["breakable"] = lambda text: Markup(
-        str(escape(text)).replace(".", ".<wbr>").replace("_", "_<wbr>").replace("/", "/<wbr>")
-    )
+    environment.filters["breakable"] = lambda text: Markup(_BREAK.sub(r"\g<0><wbr>", str(escape(text))))
     return environment.get_template(template).render(
         version=__version__, light=css_variables(LIGHT), dark=css_variables(DARK), **values
     )

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cram_composer.analysis.html.formatting import NOT_RECORDED
+from cram_composer.analysis.html.formatting import NOT_RECORDED, short_path
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.config.layers import flatten
 
 
 def configuration_tables(run: RunData) -> tuple[Table, Table]:
-    """Every key with its value and source: first the keys that were set, then those left at the default."""
+    """Every key with its value and source: first the keys that were set, then those at their defaults."""
     provenance = run.get("provenance") or {}
     rows = [
         (key, value_text(value), _source(key, provenance)) for key, value in flatten(run.get("config") or {}).items()
@@ -23,12 +23,12 @@ def configuration_tables(run: RunData) -> tuple[Table, Table]:
     header = ("Key", "Value", "From")
     return (
         Table(f"Set by the command line, a file or a recipe ({len(chosen)})", header, chosen),
-        Table(f"Left at the default ({len(defaults)})", header, defaults),
+        Table(f"Defaults ({len(defaults)})", header, defaults),
     )
 
 
 def differences_table(caption: str, names: Sequence[str], configurations: Sequence[dict[str, Any]]) -> Table:
-    """Keys in which configurations by dotted key differ, one column per configuration."""
+    """Dotted keys whose values differ between configurations, one column per configuration."""
     keys = dict.fromkeys(key for one in configurations for key in one)
     rows = [
         (key, *(value_text(one[key]) if key in one else "—" for one in configurations))
@@ -44,10 +44,10 @@ def value_text(value: Any) -> str:
 
 
 def _source(key: str, provenance: dict[str, str]) -> str:
-    """Source of a key, or of the mapping around it that was set as a whole."""
+    """Source of a key, or of the enclosing mapping if that was set as a whole."""
     while key not in provenance and "." in key:
         key = key.rpartition(".")[0]
-    return provenance.get(key, NOT_RECORDED)
+    return short_path(provenance.get(key, NOT_RECORDED))
 
 
 def _rank(source: str) -> int:

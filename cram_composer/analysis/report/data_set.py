@@ -1,4 +1,4 @@
-"""Tables of the data set that a run trained on."""
+"""Tables that describe a data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cram_composer.analysis.report.configuration import value_text
 
 
 def data_set_tables(data: Mapping[str, Any]) -> list[Table]:
-    """Facts, splits and sources of a data set, from its manifest or the summary in a record."""
+    """Properties, splits and sources of a data set, from its manifest or the summary in a record."""
     facts = [
         (key.replace("_", " "), value_text(value)) for key, value in data.items() if not isinstance(value, (dict, list))
     ]

@@ -1,4 +1,4 @@
-"""Tables and short texts of the report; every value is a recorded one."""
+"""Tables and short texts of the report, from recorded values only."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ LEDGER_TEXTS = {
     "compile": "torch.compile",
     "train": "forward, backward, optimizer",
     "data": "waiting for a batch",
-    "eval": "evaluation in the loop",
+    "eval": "evaluation in the training loop",
     "checkpoint": "writing checkpoints",
-    "lost": "after the last checkpoint before a kill",
-    "setup": "imports, model, data set checks",
-    "data_build": "making the data set",
+    "lost": "work after the last checkpoint before a kill",
+    "setup": "imports, model construction, data set checks",
+    "data_build": "building the data set",
     "final_checkpoint": "checkpoint of the finished model",
     "final_eval": "evaluation of the finished model",
     "export": "Hugging Face folder",
-    "upload": "copies in object storage",
+    "upload": "copying to object storage",
 }
 
 
@@ -45,9 +45,9 @@ def headline(run: RunData) -> list[Tile]:
     bits = run.get("metrics.validation_bits_per_token")
     devices, energy = run.get("world_size"), run.get("energy.joules")
     return [
-        Tile("Validation loss", _unit(decimal(loss), "nats/token"), against),
+        Tile("Held-out loss", _unit(decimal(loss), "nats/token"), against),
         Tile(
-            "Validation accuracy",
+            "Held-out accuracy",
             percent(run.get("metrics.validation_accuracy")),
             f"of masked tokens; {decimal(bits)} bits/token" if is_number(bits) else "of masked tokens",
         ),
@@ -87,20 +87,20 @@ def notes(run: RunData) -> list[str]:
     if run.get("status") == "running":
         progress = run.trace["progress"][-1] if run.steps else 0.0
         lines.append(
-            f"This run has not ended: it is being trained, or was killed and not resumed. The page shows it as far as "
-            f"its trace goes, {percent(progress)} of its budget."
+            "This run has not finished: it is still training, or was killed and not resumed. The page covers the "
+            f"first {percent(progress)} of its budget."
         )
     elif run.get("reason"):
-        lines.append(f"Why it ended: {run.get('reason')}.")
+        lines.append(f"Reason for the end: {run.get('reason')}.")
     if is_number(skipped := run.get("steps_skipped")) and skipped > 0:
-        lines.append(f"{count(skipped)} steps had a loss or gradient that was not finite and were not applied.")
+        lines.append(f"{count(skipped)} steps with a non-finite loss or gradient were skipped.")
     if run.unreadable_lines:
-        lines.append(f"{count(run.unreadable_lines)} damaged lines of trace.jsonl or metrics.jsonl were left out.")
+        lines.append(f"{count(run.unreadable_lines)} damaged lines of trace.jsonl or metrics.jsonl were ignored.")
     return lines
 
 
 def ledger_tables(run: RunData) -> list[Table]:
-    """Seconds inside and outside the budget, their shares, and the deviation of the sum from an independent clock."""
+    """Seconds inside and outside the budget with their shares of the sum, and an independent clock for comparison."""
     total, wall = run.get("ledger.inside_total"), run.get("ledger.wall_seconds")
     rows = {
         side: [
@@ -109,11 +109,11 @@ def ledger_tables(run: RunData) -> list[Table]:
         ]
         for side in ("inside", "outside")
     }
-    difference = ratio(total - wall, wall) if is_number(total) and is_number(wall) else None
-    off = NOT_MEASURED if difference is None else f"sum {100 * difference:+.2f} %"
     rows["inside"].append(("sum", "", _seconds(total), percent(ratio(total, total), 2)))
-    rows["inside"].append(("wall-clock", "the loop by another clock", _seconds(wall), off))
-    columns = ("Item", "What", "Seconds")
+    rows["inside"].append(
+        ("wall-clock", "the training loop by an independent clock", _seconds(wall), percent(ratio(wall, total), 2))
+    )
+    columns = ("Phase", "Meaning", "Seconds")
     return [
         Table("Inside the budget", (*columns, "Share"), rows["inside"], numeric=(2, 3), total_rows=2),
         Table("Outside the budget", (*columns, "Of inside"), rows["outside"], numeric=(2, 3)),
@@ -144,7 +144,7 @@ def _joined(value: Any) -> str:
 
 
 def attempts_table(run: RunData) -> Table:
-    """Starts of the run, more than one if it was interrupted and resumed."""
+    """Attempts of the run, more than one if it was interrupted and resumed."""
     rows = [
         (
             str(number),
@@ -154,7 +154,7 @@ def attempts_table(run: RunData) -> Table:
         )
         for number, attempt in enumerate(run.get("attempts") or [], start=1)
     ]
-    return Table("Starts of the run", ("Start", "First step", "Steps at its end", "How it ended"), rows, numeric=(1, 2))
+    return Table("Attempts", ("Attempt", "First step", "Steps at the end", "Status"), rows, numeric=(1, 2))
 
 
 def evaluation_tables(run: RunData) -> list[tuple[Table, list[str]]]:
@@ -213,5 +213,13 @@ def comparison(runs: list[RunData]) -> Table:
         )
         for number, run in enumerate(runs, start=1)
     ]
-    columns = ("Validation loss", "Unigram baseline", "Accuracy", "Tokens", "Tokens/s", "Parameters", "Budget used")
-    return Table("The runs side by side", ("#", "Run", *columns, "Status"), rows, numeric=tuple(range(2, 9)))
+    columns = (
+        "Held-out loss, nats",
+        "Unigram baseline, nats",
+        "Accuracy",
+        "Tokens",
+        "Tokens/s",
+        "Parameters",
+        "Budget used",
+    )
+    return Table("Runs", ("#", "Run", *columns, "Status"), rows, numeric=tuple(range(2, 9)))

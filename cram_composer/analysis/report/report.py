@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cram_composer.analysis.html.formatting import NOT_RECORDED
+from cram_composer.analysis.html.formatting import NOT_RECORDED, short_path
 from cram_composer.analysis.html.style import LIGHT, series_style, to_inline_svg, to_png
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.html.templating import render
@@ -33,10 +33,10 @@ def write_report(runs: list[Path], output: Path | None = None) -> Path:
     from cram_composer.analysis.figures.over_time import draw_all
 
     if not runs:
-        raise CramError("a report needs at least one run folder, RUNS_DIR/RUN_NAME")
+        raise CramError("no run folder given; name at least one: cram report RUNS_DIR/RUN_NAME")
     target = output or (runs[0] if len(runs) == 1 else Path()) / "report.html"
     if target.is_dir():
-        raise CramError(f"{target} is a folder; name an HTML file")
+        raise CramError(f"{target}: is a folder; name an HTML file")
     loaded = [load_run(path) for path in runs]
     pictures = draw_all(loaded)
     for picture in pictures:
@@ -94,10 +94,13 @@ def _run_context(run: RunData, index: int) -> dict[str, Any]:
 def _export(run: Path) -> dict[str, Any]:
     config = run / "export" / "config.json"
     written = config.is_file()
+    shown = Path(short_path(run))
+    if shown.is_absolute() or shown.parts[:1] == ("~",):  # another machine's layout would mean nothing to a reader
+        shown = Path(run.resolve().name)
     return {
-        "run": str(run),
-        "folder": str(run / "export"),
+        "run": str(shown),
+        "folder": str(shown / "export"),
         "written": written,
-        # An architecture that transformers lacks is exported with its code.
+        # Architectures unknown to transformers are exported with their code.
         "own_code": written and "auto_map" in read_json(config),
     }

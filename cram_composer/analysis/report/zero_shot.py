@@ -20,7 +20,7 @@ def zero_shot_tables(run: RunData) -> list[tuple[Table, list[str]]]:
 
 
 def _minimal_pairs(name: str, row: dict[str, Any]) -> Table:
-    """Paradigms, then the means by field and linguistics_term, then the mean of all."""
+    """Paradigms, then their means by field and linguistics_term, then the overall mean."""
     paradigms = [
         (paradigm, _accuracy(found["accuracy"]), count(found["pairs"])) for paradigm, found in row["paradigms"].items()
     ]
@@ -47,8 +47,8 @@ def _masked_words(name: str, row: dict[str, Any]) -> Table:
         ("nats per masked piece", decimal(found.get("nats_per_piece"))),
         ("unknown characters", percent(found.get("unknown_share"), 2)),
         ("masked words", count(found.get("words"))),
-        ("their characters", count(found.get("characters"))),
-        ("their pieces", count(found.get("pieces"))),
+        ("characters in them", count(found.get("characters"))),
+        ("pieces in them", count(found.get("pieces"))),
         ("windows", count(found.get("windows"))),
     ]
     return Table(f"{name}: masked words of {row['data']}", ("", "Value"), rows, numeric=(1,))

@@ -14,11 +14,11 @@ from cram_composer.config.layers import flatten, parse_override
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RECORD
 
-OWN_KEYS = ("name", "status", "recipe")  # what a filter may name besides keys of the configuration
+OWN_KEYS = ("name", "status", "recipe")  # filter keys that are not configuration keys
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """Run folders at or below `folder`, sorted, without descending into run folders."""
+    """Yield the run folders at or below `folder`, sorted, without descending into run folders."""
     for path, folders, files in os.walk(folder):
         if RECORD in files:
             folders.clear()
@@ -29,21 +29,21 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def filter_runs(runs: Sequence[RunData], filters: Sequence[str]) -> list[RunData]:
     """Keep the runs that match every `key=value`.
 
-    A key is one of the configuration (`seed`, `optimizer.name`), `name`, `status` or `recipe`. Values are parsed as
-    YAML; text may contain `*` and `?`. A list matches if it contains the value, or every value of `[a,b]`.
+    A key is a configuration key (`seed`, `optimizer.name`), `name`, `status` or `recipe`. Values are parsed as YAML;
+    strings may contain the wildcards `*` and `?`. A list matches if it contains the value, or every value of `[a,b]`.
 
     Raises:
-        CramError: no `=`, or a key that no run has.
+        CramError: an item without `=`, or a key that no run has.
     """
     for item in filters:
         key, equals, value = item.partition("=")
         if not equals:
-            raise CramError(f"'{item}' is neither a folder nor a filter; use key=value, such as recipe=muon")
+            raise CramError(f"{item}: not a filter; use key=value, such as recipe=muon")
         seen = [_value(run, key) for run in runs]
         if runs and all(entry is _ABSENT for entry in seen):
             known = [*OWN_KEYS, *flatten(runs[0].get("config") or {})]
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise CramError(f"{item}: no run has a key '{key}'; did you mean '{nearest}'?")
+            raise CramError(f"{item}: no run has the key '{key}'; did you mean '{nearest}'?")
         wanted = value if value[:1] in ("*", "?") else parse_override(item)[1]  # special characters in YAML
         runs = [run for run, entry in zip(runs, seen, strict=True) if _matches(entry, wanted)]
     return list(runs)

@@ -1,4 +1,4 @@
-"""Run folder of a finished or running run, read from record.json, trace.jsonl and metrics.jsonl."""
+"""Contents of the folder of a finished or running run: record.json, trace.jsonl and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRACE_COLUMNS = (
     "step", "elapsed", "progress", "tokens", "batch_size", "seq_length", "mlm_probability", "lr", "loss",
     "step_seconds", "data_seconds",
 )  # fmt: skip
-POSITION = ("step", "elapsed", "tokens")  # a line without these cannot be placed on any axis
+POSITION = ("step", "elapsed", "tokens")  # required to place a line on any axis
 
 Array = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ class RunData:
         record: record.json, including the resolved configuration.
         trace: column -> float64 array [steps], NaN if a value is null or absent.
         metrics: the lines of metrics.jsonl, in order.
-        evaluated: protocol -> row of evaluations.json, which `cram eval` writes; empty before that.
+        evaluated: protocol -> row of evaluations.json, written by `cram eval`; empty if not evaluated.
         unreadable_lines: damaged lines of the two jsonl files, which are skipped.
     """
 
@@ -71,30 +71,30 @@ class RunData:
         return devices * seconds / 3600.0 if is_number(devices) and is_number(seconds) else None
 
     def get(self, dotted: str) -> Any:
-        """Value of the record at a dotted key, or None if any part of it is missing."""
+        """Return the value of the record at a dotted key, or None if any part of the key is missing."""
         value: Any = self.record
         for part in dotted.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
     def evaluations(self, metric: str) -> dict[str, Array]:
-        """In-loop values of one metric: arrays [evaluations] `step`, `elapsed` (s), `tokens` and `value`."""
+        """Return a metric in the loop: arrays [evaluations] `step`, `elapsed` (s), `tokens` and `value`."""
         lines = [line for line in self.metrics if is_number(line.get(metric))]
         return {**{name: _column(lines, name) for name in POSITION}, "value": _column(lines, metric)}
 
 
 def load_run(path: Path, curves: bool = True) -> RunData:
-    """Read a run folder, also while the run is still writing to it.
+    """Read a run folder, even while the run is writing to it.
 
     Args:
         path: the folder.
-        curves: read the trace and the metrics; if False, only those of a running run are read.
+        curves: read the trace and the metrics; if False, only for a running run.
 
     Raises:
-        CramError: not a run folder, or a record of an unknown format.
+        CramError: not a run folder, or an unknown format version of the record.
     """
     record = read_record(path)
-    curves = curves or record.get("status") == "running"  # only its trace holds its progress
+    curves = curves or record.get("status") == "running"  # its progress is in the trace only
     trace_lines, trace_bad = _read_lines(path / "trace.jsonl") if curves else ([], 0)
     metric_lines, metrics_bad = _read_lines(path / "metrics.jsonl") if curves else ([], 0)
     trace = {name: _column(trace_lines, name) for name in TRACE_COLUMNS}
@@ -112,11 +112,11 @@ def _read_json(path: Path) -> Any:
     try:
         return read_json(path)
     except ValueError as error:
-        raise CramError(f"{path} is not valid JSON ({error}); restore it or choose another run") from None
+        raise CramError(f"{path}: not valid JSON ({error}); restore the file or delete it and evaluate again") from None
 
 
 def _add_present_progress(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:
-    """Update the record of a running run, which dates from its start, from its trace and clock."""
+    """Update the record of a running run, which was written at its start, from its trace and clock."""
     clock = path / "clock.json"
     inside = read_json(clock)["inside"] if clock.is_file() else {}
     spent = sum(inside.values())
@@ -126,7 +126,7 @@ def _add_present_progress(record: dict[str, Any], trace: dict[str, Array], path:
         "steps": int(trace["step"][-1]) + 1 if tokens else 0,
         "tokens": tokens,
         "tokens_per_second": tokens / spent if spent else None,
-        "device_hours": None,  # of the start; the ledger's seconds are newer
+        "device_hours": None,  # recorded at the start and outdated; computed from the ledger instead
         "ledger": {**record.get("ledger", {}), "inside": inside, "inside_total": spent or None, "wall_seconds": None},
     }
 

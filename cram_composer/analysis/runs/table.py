@@ -19,9 +19,9 @@ COLUMNS = ("name", "status", "recipes", "seed", "budget", "tokens", "held-out lo
 
 
 def list_runs(arguments: Sequence[str], default: Path) -> tuple[list[RunData], list[str]]:
-    """Runs in the folders among `arguments` (by default `default`) that match its filters, and problems.
+    """Return the runs in the folders among `arguments` (or in `default`) that match its filters, and problems.
 
-    A folder that cannot be read as a run becomes a line of the problems.
+    Unreadable run folders are reported as problems, one line each.
 
     Raises:
         CramError: a missing folder, or an invalid filter.
@@ -30,9 +30,9 @@ def list_runs(arguments: Sequence[str], default: Path) -> tuple[list[RunData], l
     filters = [item for item in arguments if not Path(item).is_dir()]
     for item in filters:
         if "=" not in item:
-            raise CramError(f"{item}: no such folder; name folders with runs, or filters such as recipe=muon seed=1")
+            raise CramError(f"{item}: no such folder; give folders with runs, or filters such as recipe=muon seed=1")
     if not folders and not default.is_dir():
-        raise CramError(f"{default}: no such folder; name the folder with the runs")
+        raise CramError(f"{default}: no such folder; give the folder that contains the runs")
     runs, problems = [], []
     for path in dict.fromkeys(run for folder in folders or [default] for run in find_runs(folder)):
         try:
@@ -43,7 +43,7 @@ def list_runs(arguments: Sequence[str], default: Path) -> tuple[list[RunData], l
 
 
 def row(run: RunData) -> dict[str, Any]:
-    """Values of a run for JSON; None if not measured."""
+    """Return the values of a run for JSON; None if not measured."""
     return {
         "name": run.name,
         "path": str(run.path),
@@ -61,7 +61,7 @@ def row(run: RunData) -> dict[str, Any]:
 
 
 def date(run: RunData) -> datetime:
-    """Start of the run in UTC, or the time of its record if it has none."""
+    """Return the start of the run in UTC, or the modification time of its record if no start is recorded."""
     for attempt in (run.get("attempts") or [])[:1]:
         with contextlib.suppress(KeyError, ValueError):
             return datetime.fromisoformat(attempt["started_at"])
@@ -69,7 +69,7 @@ def date(run: RunData) -> datetime:
 
 
 def budget_text(run: RunData) -> str:
-    """Budget in words: 10 min, 24 device-hours, 1.2 M tokens, 500 steps, a replay."""
+    """Format the budget: 10 min, 24 device-hours, 1.2 M tokens, 500 steps, or a replay."""
     budget, hours = run.get("budget") or {}, run.get("config.budget.device_hours")
     if budget.get("mode") == "replay":
         return f"replay of {count(budget.get('steps'))} steps"
@@ -82,7 +82,7 @@ def budget_text(run: RunData) -> str:
 
 
 def table(runs: Sequence[RunData]) -> str:
-    """Runs as text, one line each below a header."""
+    """Format runs as text, one line each below a header."""
     cells = [COLUMNS]
     for run in runs:
         values = row(run)

@@ -1,9 +1,9 @@
 """Scaling laws: loss = E + A/N^a + B/D^b from runs of several sizes and lengths, by a robust fit with many starts.
 
 The objective is that of Hoffmann et al. (2022, arXiv 2203.15556, approach 3): Huber's loss, delta 1e-3, of the
-residuals of log loss. It is summed and minimized to convergence, since the original stopped early on a mean
-(Besiroglu et al. 2024, arXiv 2404.10102). Starts are not random: for given exponents the rest is a linear fit (variable
-projection; arXiv 2603.22339 uses it for scaling laws), so that a grid of exponents covers the search space.
+residuals of log loss. It is summed and minimized to convergence; the original fit averaged it and stopped early
+(Besiroglu et al. 2024, arXiv 2404.10102). Starts come from a grid of exponents: for given exponents, the other
+parameters are a linear fit (variable projection, used for scaling laws in arXiv 2603.22339).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ DELTA = 1e-3
 LEVEL = 0.95
 RESAMPLES = 300
 _EXPONENTS = np.geomspace(0.05, 2.0, 12)
-_KEPT = 12  # starts that are minimized to convergence
-_LOWEST = -30.0  # of the logarithm of a term: nothing
+_KEPT = 12  # best starts, minimized to convergence
+_LOWEST = -30.0  # lower bound of log terms, effectively zero
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PowerLaw:
     Attributes:
         floor: E, in nats.
         scales, exponents: [terms].
-        objective: sum of Huber's losses of the residuals in log loss.
+        objective: sum of the Huber losses of the residuals of log loss.
     """
 
     floor: float
@@ -38,19 +38,19 @@ class PowerLaw:
     objective: float
 
     def loss(self, x: Array) -> Array:
-        """Losses at `x` [points, terms]."""
+        """Return the losses [points] at `x` [points, terms]."""
         return self.floor + (self.scales * x**-self.exponents).sum(axis=-1)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A law, the points it was fitted to, and laws fitted to resampled residuals.
+    """A fitted law, its points, and laws fitted to resampled residuals.
 
     Attributes:
         law: the best fit.
         x: [points, terms]; loss: [points], nats.
         resampled: laws fitted to resampled residuals.
-        spread: standard deviation of the residuals of log loss, with the law's degrees of freedom taken out.
+        spread: standard deviation of the residuals of log loss, corrected for the degrees of freedom of the law.
         spreads: the same for the resampled laws, [resamples].
     """
 
@@ -62,12 +62,12 @@ class Fit:
     spreads: Array
 
     def interval(self, values: Array) -> tuple[float, float]:
-        """95 % percentile interval of a value of every resampled law [resamples]."""
+        """Return the 95 % percentile interval of a value per resampled law [resamples]."""
         low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
     def predict(self, x: Array) -> tuple[float, float, float]:
-        """Loss of one further run at `x` [terms] with its 95 % interval, including the noise of a run."""
+        """Predict the loss of one further run at `x` [terms] with its 95 % interval, including run-to-run noise."""
         noise = self.spreads * np.random.default_rng(1).normal(size=len(self.resampled))
         losses = np.array([float(law.loss(x)) for law in self.resampled]) * np.exp(noise)
         return float(self.law.loss(x)), *self.interval(losses)
@@ -76,12 +76,12 @@ class Fit:
 def fit(x: Array, loss: Array, resamples: int = RESAMPLES) -> Fit:
     """Fit a law with one term for every column of `x` [points, terms] to `loss` [points].
 
-    Intervals are from a parametric bootstrap: normal noise on the law's own losses, of the residuals' spread, which is
-    itself uncertain by its degrees of freedom. With the ten to thirty runs that one has here, resampling the runs may
-    lose a whole size, and resampling residuals, some of which a robust fit makes zero, gives too narrow an interval.
+    Intervals are from a parametric bootstrap: normal noise is added to the law's losses, with the spread of the
+    residuals and its own uncertainty. For ten to thirty runs, resampling the runs may drop a whole size, and resampling
+    the residuals gives too narrow intervals, since a robust fit makes some of them zero.
 
     Raises:
-        ValueError: fewer points than the law has parameters, plus one.
+        ValueError: no more points than the law has parameters.
     """
     parameters = 1 + 2 * x.shape[1]
     if len(loss) <= parameters:
@@ -102,7 +102,7 @@ def fit(x: Array, loss: Array, resamples: int = RESAMPLES) -> Fit:
     random = np.random.default_rng(0)
     spreads = spread * np.sqrt(free / random.chisquare(free, resamples))
     targets = predicted + spreads[:, None] * random.normal(size=(resamples, len(loss)))
-    # Each from the best fit and from two others that ended well, since a resample may have its best elsewhere.
+    # Three starts per resample, since its optimum may be far from the best fit.
     begins = theta[order[[0, len(order) // 3, len(order) // 2]]]
     found, values = _levenberg_marquardt(np.repeat(begins, resamples, axis=0), logs, np.tile(targets, (3, 1)), 150)
     chosen = values.reshape(3, resamples).argmin(axis=0) * resamples + np.arange(resamples)
@@ -125,9 +125,9 @@ def _power_law(theta: Array, objective: float, centre: Array) -> PowerLaw:
 
 
 def _initial_parameters(logs: Array, loss: Array) -> Array:
-    """Parameters [starts, 1 + 2 * terms] for every choice of exponents: log E, log terms at the centre, exponents.
+    """Return starts [starts, 1 + 2 * terms] on a grid of exponents: log E, log terms at the centre, exponents.
 
-    Given exponents, E and the terms are a least-squares fit of relative errors; what comes out negative starts small.
+    For given exponents, E and the terms are a least-squares fit of relative errors; negative results start small.
     """
     terms = logs.shape[1]
     grid = np.stack(np.meshgrid(*[_EXPONENTS] * terms, indexing="ij"), axis=-1).reshape(-1, terms)
@@ -139,13 +139,13 @@ def _initial_parameters(logs: Array, loss: Array) -> Array:
 
 
 def _levenberg_marquardt(theta: Array, logs: Array, target: Array, steps: int) -> tuple[Array, Array]:
-    """Minimize Huber's loss by Levenberg-Marquardt with reweighting, for all starts at once.
+    """Minimize the Huber loss by Levenberg-Marquardt with reweighting, for all starts at once.
 
     Args:
         theta: [starts, 1 + 2 * terms]. logs: [points, terms], about zero. target: log losses [starts, points].
 
     Returns:
-        The parameters each start converged to, and their objectives.
+        The parameters that each start converged to, and their objectives.
     """
     terms = logs.shape[1]
     theta = theta.copy()
@@ -176,7 +176,7 @@ def _levenberg_marquardt(theta: Array, logs: Array, target: Array, steps: int) -
 
 
 def _residuals(theta: Array, logs: Array, target: Array) -> tuple[Array, Array]:
-    """Log of the law minus the target [starts, points]; shares of E and the terms [starts, points, 1 + terms]."""
+    """Return log law minus target [starts, points], and the shares of E and the terms [starts, points, 1 + terms]."""
     terms = logs.shape[1]
     powers = theta[:, None, 1 : 1 + terms] - theta[:, None, 1 + terms :] * logs
     parts = np.concatenate([np.broadcast_to(theta[:, :1, None], (*powers.shape[:2], 1)), powers], axis=2)

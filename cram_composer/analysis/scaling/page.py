@@ -18,11 +18,11 @@ from cram_composer.analysis.scaling.law import Fit
 from cram_composer.analysis.scaling.prediction import SAME_SIZE, Scaling
 from cram_composer.analysis.scaling.text import LAWS, held_back_cells, law_cells
 
-_BEYOND = 4.0  # times the longest run: how far the law is drawn
+_BEYOND = 4.0  # the law is drawn up to this multiple of the longest run
 
 
 def write_scaling(scaling: Scaling, runs: Sequence[RunData], sentences: Sequence[str], output: Path) -> Path:
-    """Write the page with `sentences` below the law and return its path. Raises CramError if `output` is a folder."""
+    """Write the page, with `sentences` below the law, and return its path. Raises CramError if `output` is a folder."""
     parts = []
     if scaling.law is not None:
         picture = draw_law(scaling, scaling.law)
@@ -33,8 +33,8 @@ def write_scaling(scaling: Scaling, runs: Sequence[RunData], sentences: Sequence
         parts.append(Section("Loss against compute", [_table(scaling.compute, ("FLOPs",))]))
     if scaling.held_back:
         header, *rows = held_back_cells(scaling)
-        table = Table("Runs that the law has not seen", header, rows, numeric=(1, 2, 3, 4, 6))
-        parts.append(Section("Is it right?", [table], kind="wide"))
+        table = Table("Held-back runs", header, rows, numeric=(1, 2, 3, 4, 6))
+        parts.append(Section("Predictions of held-back runs", [table]))
     notes = [*scaling.notes, *[scaling.missing] * bool(scaling.missing)]
     title = f"Scaling of {len(scaling.points)} runs"
     return write_page("scaling law", title, group_by_configuration(runs), parts, [], notes, output, first="FLOPs")
@@ -46,7 +46,7 @@ def _table(result: Fit, names: tuple[str, ...]) -> Table:
 
 
 def draw_law(scaling: Scaling, result: Fit) -> Picture:
-    """Draw final losses against tokens and the law, one colour per size; runs held back are hollow."""
+    """Draw final losses against tokens, and the law, one colour per size; held-back runs are hollow."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -78,8 +78,7 @@ def draw_law(scaling: Scaling, result: Fit) -> Picture:
         axes.legend()
     return Picture(
         "law",
-        "Dots: runs; hollow ones were not used. Lines: the law at each size. What recipes change is where such lines "
-        "lie; size and length decide their slope.",
+        "Dots: runs; hollow dots were held back from the fit. Lines: the law at each size.",
         f"Chart of final losses of {len(points)} runs of {len(sizes)} sizes against tokens, with the fitted law.",
         figure,
     )

@@ -15,14 +15,14 @@ from cram_composer.analysis.runs.run import Array, RunData
 from cram_composer.analysis.scaling.law import Fit, fit
 from cram_composer.errors import CramError
 
-SAME_SIZE = 0.02  # relative: sizes and lengths closer than this count as one
-LEAST_LEVELS = 3  # of sizes and of lengths: fewer leave the law open
+SAME_SIZE = 0.02  # relative difference below which sizes and lengths count as equal
+LEAST_LEVELS = 3  # sizes and lengths needed to determine the law
 _SIZE_KEYS = ("model.", "budget.", "train.batch_size", "train.device_train_microbatch_size", "eval.", "checkpoint.")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A finished run: parameters (tied ones once), tokens, held-out loss in nats, and its measured speed."""
+    """A finished run: parameters (tied weights counted once), tokens, held-out loss in nats, and speed."""
 
     name: str
     parameters: float
@@ -47,7 +47,7 @@ class HeldBack:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Best size for a budget, with its tokens, loss and intervals; `outside` if beyond the measured sizes."""
+    """Best size for a budget with its tokens, loss and intervals; `outside` means beyond the measured sizes."""
 
     parameters: tuple[float, float, float]
     tokens: float
@@ -60,12 +60,12 @@ class Scaling:
     """Fitted laws.
 
     Attributes:
-        points: the runs that the laws were fitted to.
-        law: in parameters and tokens; None where there are too few sizes or lengths, and `missing` says which.
-        compute: in FLOPs, of the runs that no run beats with fewer; None where they are too few.
-        frontier: the names of those runs.
-        held_back: runs that were kept out, and their predictions by `law`, without one by `compute`.
-        notes: what a reader must know.
+        points: the fitted runs.
+        law: in parameters and tokens; None if there are too few sizes or lengths, which `missing` explains.
+        compute: in FLOPs, fitted to the frontier; None if it has too few runs.
+        frontier: names of the runs whose loss no other run reaches with as few FLOPs.
+        held_back: runs excluded from the fit, with predictions by `law`, or by `compute` if there is no `law`.
+        notes: caveats for the reader.
     """
 
     points: list[Point]
@@ -78,29 +78,30 @@ class Scaling:
 
 
 def read_points(runs: Sequence[RunData]) -> tuple[list[Point], list[str]]:
-    """Read finished runs as points, with notes on their other differences.
+    """Read finished runs as points, with notes on runs left out and differing settings.
 
     Raises:
-        CramError: runs whose losses are not comparable.
+        CramError: the losses of the runs are not comparable.
     """
     usable = [run for run in runs if run.get("status") == "finished" and is_number(run.get("metrics.validation_loss"))]
     if refusals := data_refusals(usable):
         raise CramError(
-            f"these runs have no law in common: {'; '.join(refusals)}; choose among them, such as data.local=..."
+            f"losses of these runs are not comparable: {'; '.join(refusals)}; select a subset with a filter, "
+            "such as data.local=..."
         )
     notes = []
     if len(usable) < len(runs):
-        notes.append(f"left out {len(runs) - len(usable)} runs that did not finish")
+        notes.append(f"left out {len(runs) - len(usable)} unfinished runs")
     decayed = [run for run in usable if not _rate_is_high(run)]
     if 0 < len(decayed) < len(usable):
-        notes.append(f"left out {len(usable) - len(decayed)} runs whose learning rate had not come down at their end")
+        notes.append(f"left out {len(usable) - len(decayed)} runs whose learning rate did not decay")
         usable = decayed
-    # A branch's schedule is that of its trunk, with the decay that makes it this long.
+    # The schedule of a branch is that of its trunk plus a decay, so it differs by length.
     ignored = (*_SIZE_KEYS, "schedule.") if any(run.get("branched_from") for run in usable) else _SIZE_KEYS
     if differing := [key for key in differing_settings(usable) if not key.startswith(ignored)] if usable else []:
-        notes.append(f"not one recipe: {', '.join(differing[:5])} differ, and the law is a mixture's")
+        notes.append(f"settings differ ({', '.join(differing[:5])}), so the law mixes several recipes")
     if again := [run.name for run in usable if (run.get("epochs") or 0) > 1]:
-        notes.append(f"{len(again)} runs saw their data more than once, which counts for less than new tokens")
+        notes.append(f"{len(again)} runs repeated their data, which is worth less than new tokens")
     points = [
         Point(
             run.name,
@@ -116,14 +117,14 @@ def read_points(runs: Sequence[RunData]) -> tuple[list[Point], list[str]]:
 
 
 def _rate_is_high(run: RunData) -> bool:
-    """Return True if the learning rate ended near its peak, as in a run from which others are branched."""
-    if run.get("config.algorithms.swa"):  # has a decay of its own
+    """Return True if the learning rate ended near its peak, as in a trunk for branches."""
+    if run.get("config.algorithms.swa"):  # SWA includes a decay
         return False
     return run.get("config.schedule.name") == "constant" or (run.get("config.schedule.final") or 0.0) > 0.5
 
 
 def fit_scaling(points: Sequence[Point], notes: Sequence[str] = (), hold_back: int = 0) -> Scaling:
-    """Fit the laws to all points except the `hold_back` largest by compute, and predict those.
+    """Fit the laws to all points except the `hold_back` largest by compute, which are predicted.
 
     Raises:
         CramError: too few runs for any law.
@@ -138,8 +139,8 @@ def fit_scaling(points: Sequence[Point], notes: Sequence[str] = (), hold_back: i
         compute = fit(np.array([[point.flops] for point in best]), np.array([point.loss for point in best]))
     if law is None and compute is None:
         raise CramError(
-            f"{missing}; runs of {LEAST_LEVELS} sizes with {LEAST_LEVELS} lengths each are the least, "
-            "or four that each do better with more compute"
+            f"{missing}; provide runs of at least {LEAST_LEVELS} sizes with {LEAST_LEVELS} lengths each, or at least "
+            "four runs whose loss falls with compute"
         )
     if law is not None:
         held = [HeldBack(point, law.predict(_sizes_and_tokens([point])[0])) for point in kept_back]
@@ -157,7 +158,9 @@ def _sizes_and_tokens(points: Sequence[Point]) -> Array:
 def _too_few(points: Sequence[Point]) -> str:
     sizes, lengths = (_count_levels([getattr(p, name) for p in points]) for name in ("parameters", "tokens"))
     if len(points) < 7 or sizes < LEAST_LEVELS or lengths < LEAST_LEVELS:
-        return f"{len(points)} runs of {sizes} sizes and {lengths} lengths are too few for a law in both"
+        return (
+            f"{len(points)} runs of {sizes} sizes and {lengths} lengths are too few for a law in parameters and tokens"
+        )
     return ""
 
 
@@ -167,7 +170,7 @@ def _count_levels(values: Sequence[float]) -> int:
 
 
 def _frontier(points: Sequence[Point]) -> list[Point]:
-    """Points whose loss no other reaches with as many FLOPs or fewer, in order of FLOPs."""
+    """Return the points whose loss no other point reaches with as many FLOPs or fewer, in order of FLOPs."""
     measured = sorted(((p.flops, p) for p in points if p.flops is not None), key=lambda pair: pair[0])
     levels: list[tuple[float, Point]] = []
     for flops, point in measured:
@@ -184,17 +187,17 @@ def _frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def optimum(scaling: Scaling, seconds: float, flops_per_second: float | None = None) -> Optimum:
-    """Size with the lowest predicted loss after `seconds` at the speed of the runs.
+    """Return the size with the lowest predicted loss after `seconds` at the speed of the runs.
 
     Tokens per second are a power law of the size, fitted to the runs' measured speeds, or to `flops_per_second` over
     their FLOPs per token. The search covers a factor of one hundred beyond the measured sizes.
 
     Raises:
-        CramError: no law, or no recorded speeds.
+        CramError: no law, or missing speeds in the records.
     """
     law = scaling.law
     if law is None:
-        raise CramError(f"no best size without a law in sizes: {scaling.missing}")
+        raise CramError(f"cannot compute the best size: {scaling.missing}")
     sizes = np.array([point.parameters for point in scaling.points])
     speeds = [
         point.tokens_per_second
@@ -205,7 +208,7 @@ def optimum(scaling: Scaling, seconds: float, flops_per_second: float | None = N
         for point in scaling.points
     ]
     if any(speed is None for speed in speeds):
-        raise CramError("the records of the runs have no speed; use runs of this version of cram-composer")
+        raise CramError("some records lack the speed of the run; use runs of this version of cram-composer")
     slope, level = np.polyfit(np.log(sizes), np.log(np.array(speeds, dtype=np.float64)), 1)
     grid = np.geomspace(sizes.min() / 100, sizes.max() * 100, 2001)
     x = np.stack([grid, np.exp(level + slope * np.log(grid)) * seconds], axis=1)
@@ -221,14 +224,14 @@ def optimum(scaling: Scaling, seconds: float, flops_per_second: float | None = N
 
 
 def predict(scaling: Scaling, parameters: float, tokens: float) -> tuple[float, float, float]:
-    """Loss of one run of this size and length with its 95 % interval. Raises CramError without a law."""
+    """Predict the loss of one run of this size and length with its 95 % interval. Raises CramError without a law."""
     if scaling.law is None:
-        raise CramError(f"no prediction without a law in sizes and tokens: {scaling.missing}")
+        raise CramError(f"cannot predict a loss: {scaling.missing}")
     return scaling.law.predict(np.array([parameters, tokens]))
 
 
 def parameters_of(result: Fit, names: Sequence[str]) -> list[tuple[str, float, float, float]]:
-    """E, scales and exponents with their 95 % intervals: (name, value, low, high), `names` for the terms' variables."""
+    """Return (name, value, low, high) of E, the scales and the exponents; `names` are the variables of the terms."""
     laws = result.resampled
     rows = [("E", result.law.floor, *result.interval(np.array([law.floor for law in laws])))]
     for place, name in enumerate(names):
@@ -239,14 +242,14 @@ def parameters_of(result: Fit, names: Sequence[str]) -> list[tuple[str, float, f
 
 
 def optimal_exponent(result: Fit) -> tuple[float, float, float]:
-    """Exponent of compute with which the best size grows, b / (a + b), with its 95 % interval."""
+    """Return the exponent with which the best size grows with compute, b / (a + b), with its 95 % interval."""
     pairs = np.array([law.exponents for law in [result.law, *result.resampled]])
     shares = pairs[:, 1] / pairs.sum(axis=1)
     return float(shares[0]), *result.interval(shares[1:])
 
 
 def as_json(scaling: Scaling) -> dict[str, Any]:
-    """The laws and the fitted runs as JSON values."""
+    """Return the laws and the fitted runs as JSON values."""
 
     def values(result: Fit | None, names: Sequence[str]) -> dict[str, Any] | None:
         if result is None:

@@ -29,18 +29,18 @@ def report_scaling(
         items: folders and key=value filters, as for `cram runs`.
         hold_back: number of the largest runs to predict instead of fitting.
         size_and_tokens: parameters and tokens to predict a loss for.
-        seconds: wall-clock to find the best size for, at `flops_per_second` or the runs' own speed.
+        seconds: wall-clock budget to find the best size for, at `flops_per_second` or the runs' own speed.
         page: HTML file to write; None for JSON.
 
     Raises:
-        CramError: no finished run, or too few for what is asked.
+        CramError: no finished run, or too few for the requested fit or prediction.
     """
     runs, problems = list_runs(items, Path("runs"))
     points, notes = read_points(runs)
     if not points:
-        raise CramError(f"no finished run among the {len(runs)} that were found; name folders of finished runs")
+        raise CramError(f"no finished run among {len(runs)} runs; give folders of finished runs")
     if hold_back >= len(points):
-        raise CramError(f"--hold-back {hold_back}: there are only {len(points)} finished runs")
+        raise CramError(f"--hold-back {hold_back}: must be below the number of finished runs, {len(points)}")
     scaling = fit_scaling(points, [*notes, *(f"left out: {problem}" for problem in problems)], hold_back)
     predicted = None if size_and_tokens is None else predict(scaling, *size_and_tokens)
     best = None if seconds is None else optimum(scaling, seconds, flops_per_second)

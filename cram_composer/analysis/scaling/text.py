@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cram_composer.analysis.console import table_lines
-from cram_composer.analysis.html.formatting import duration, short_count
+from cram_composer.analysis.html.formatting import duration, short_count, signed
 from cram_composer.analysis.scaling.law import Fit
 from cram_composer.analysis.scaling.prediction import Optimum, Scaling, optimal_exponent, parameters_of
 
 LAWS = {
     ("parameters", "tokens"): "loss = E + A / parameters^a + B / tokens^b",
-    ("FLOPs",): "loss = E + C / FLOPs^c, of the runs that none beats with less compute",
+    ("FLOPs",): "loss = E + C / FLOPs^c, fitted to the best runs at their compute",
 }
 _NOTHING = 1e-6
 _TERMS = {"parameters": ("A", "a"), "tokens": ("B", "b"), "FLOPs": ("C", "c")}
 
 
 def console_text(scaling: Scaling) -> str:
-    """Text of the laws with the intervals of their parameters, and predictions of runs that were held back."""
+    """Format the laws with intervals of their parameters, and the predictions of held-back runs."""
     lines = [f"{len(scaling.points)} runs"] + [f"note: {note}" for note in scaling.notes]
     if scaling.law is None:
         lines.append(f"note: {scaling.missing}")
     else:
         lines += ["", LAWS["parameters", "tokens"], *_law(scaling.law, ("parameters", "tokens"))]
         value, low, high = optimal_exponent(scaling.law)
-        lines.append(f"  the best size grows as compute^{value:.2f} ({low:.2f} to {high:.2f})")
+        lines.append(f"  best size proportional to compute^{value:.2f} ({low:.2f} to {high:.2f})")
     if scaling.compute is not None:
         lines += [
             "",
@@ -33,19 +33,19 @@ def console_text(scaling: Scaling) -> str:
             *_law(scaling.compute, ("FLOPs",)),
         ]
     if scaling.held_back:
-        lines += ["", "runs that the law has not seen", *_indented(held_back_cells(scaling), numeric=(1, 2, 3, 4, 6))]
+        lines += ["", "held-back runs", *_indented(held_back_cells(scaling), numeric=(1, 2, 3, 4, 6))]
     return "\n".join(lines)
 
 
 def _law(result: Fit, names: Sequence[str]) -> list[str]:
     return [
         *_indented(law_cells(result, names), numeric=(1,)),
-        f"  runs are within {100 * result.spread:.2f} % of it (one standard deviation)",
+        f"  residuals: {100 * result.spread:.2f} % of the loss (one standard deviation)",
     ]
 
 
 def law_cells(result: Fit, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Name, value and 95 % interval of every parameter."""
+    """Return a header and the name, value and 95 % interval of every parameter."""
     letters = ["E", *(letter for name in names for letter in _TERMS[name])]
     rows = parameters_of(result, names)
     return [
@@ -62,9 +62,9 @@ def _number(value: float) -> str:
 
 
 def held_back_cells(scaling: Scaling) -> list[tuple[str, ...]]:
-    """Measured and predicted loss of every run that was held back."""
+    """Return a header and the measured and predicted loss of every held-back run."""
     rows: list[tuple[str, ...]] = [
-        ("run", "parameters", "tokens", "measured", "predicted", "95 % interval", "off by", "")
+        ("run", "parameters", "tokens", "measured, nats", "predicted, nats", "95 % interval", "error", "")
     ]
     for one in scaling.held_back:
         value, low, high = one.predicted
@@ -76,7 +76,7 @@ def held_back_cells(scaling: Scaling) -> list[tuple[str, ...]]:
                 f"{one.point.loss:.4f}",
                 f"{value:.4f}",
                 f"{low:.4f} to {high:.4f}",
-                f"{100 * (value / one.point.loss - 1):+.2f} %",
+                f"{signed(100 * (value / one.point.loss - 1), 2)} %",
                 "inside" if low <= one.point.loss <= high else "outside",
             )
         )
@@ -84,23 +84,23 @@ def held_back_cells(scaling: Scaling) -> list[tuple[str, ...]]:
 
 
 def prediction_line(parameters: float, tokens: float, predicted: tuple[float, float, float]) -> str:
-    """Sentence with a predicted loss."""
+    """Format a predicted loss as a sentence."""
     value, low, high = predicted
     return (
-        f"{short_count(parameters)} parameters on {short_count(tokens)} tokens: loss {value:.4f} "
+        f"{short_count(parameters)} parameters on {short_count(tokens)} tokens: loss {value:.4f} nats "
         f"(95 % interval of one run {low:.4f} to {high:.4f})"
     )
 
 
 def optimum_line(found: Optimum, seconds: float, speed: str) -> str:
-    """Sentence with the best size; `speed` describes the assumed speed."""
+    """Format the best size as a sentence; `speed` describes the assumed speed."""
     size, low, high = found.parameters
     loss, least, most = found.loss
     text = (
         f"best in {duration(seconds)} {speed}: {short_count(size)} parameters ({short_count(low)} to "
-        f"{short_count(high)}) on {short_count(found.tokens)} tokens, loss {loss:.4f} ({least:.4f} to {most:.4f})"
+        f"{short_count(high)}) on {short_count(found.tokens)} tokens, loss {loss:.4f} nats ({least:.4f} to {most:.4f})"
     )
-    return text + ("; beyond the sizes measured, so measure one there" if found.outside else "")
+    return text + ("; this is beyond the measured sizes, so train one of this size to check" if found.outside else "")
 
 
 def _indented(cells: Sequence[Sequence[str]], numeric: Sequence[int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Groups held against each other: verdicts, intervals, refusals."""
+"""Comparison of groups: verdicts, intervals, refusals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_identical_configurations_are_not_distinguishable(make_seeds) -> None:
     found = pair(make_seeds("a", noise[:3], first_seed=4), make_seeds("b", noise[3:]))
     assert found.verdict.word == "not distinguishable"
     assert found.rows[0].difference.method == "Welch"
-    assert "seeds of each are needed" in found.verdict.text
+    assert "with 80 % power takes about" in found.verdict.text
 
 
 def test_clear_harm_is_worse_and_clear_help_is_better(make_seeds) -> None:
@@ -52,7 +52,7 @@ def test_seeds_that_are_missing_are_counted(make_seeds) -> None:
     # Differences 0.1 +- 0.1: with one standard deviation, ten pairs are needed (statsmodels), seven more.
     found = pair(make_seeds("a", [4.2, 4.3, 4.4], **MUON), make_seeds("b", [4.2, 4.2, 4.2]))
     assert found.verdict.word == "not distinguishable"
-    assert "about 10 seeds of each are needed, 7 more; 3 seeds show 0.3264 or more" in found.verdict.text
+    assert "takes about 10 seeds of each, 7 more; 3 seeds detect 0.3264 nats or more" in found.verdict.text
 
 
 def test_one_run_each_gives_no_verdict(make_seeds) -> None:
@@ -61,13 +61,13 @@ def test_one_run_each_gives_no_verdict(make_seeds) -> None:
     assert "+0.7000" in found.verdict.text
 
 
-def test_many_runs_without_a_verdict_are_said_in_one_paragraph(make_seeds) -> None:
+def test_groups_without_a_verdict_share_one_paragraph(make_seeds) -> None:
     seeds = {"base": [4.2], "b": [4.9], "c": [4.1], "d": [4.5, 4.51, 4.52]}
     made = {name: make_seeds(name, losses, **({} if name == "base" else MUON)) for name, losses in seeds.items()}
     groups = [make_group(name, [load_run(p) for p in paths]) for name, paths in made.items()]
     text = " ".join(overview(groups, compare(groups, groups[0])).split())
     assert text.count("NO VERDICT") == 1
-    assert "NO VERDICT on b, c: one run says nothing" in text and "and of base give an interval" in text
+    assert "NO VERDICT on b, c: one run gives no spread" in text and "two more seeds of each and of base" in text
     assert "WORSE: d is worse than base" in text and "b against base" not in text
     two = groups[:2]
     alone = " ".join(overview(two, compare(two, two[0])).split())
@@ -75,7 +75,7 @@ def test_many_runs_without_a_verdict_are_said_in_one_paragraph(make_seeds) -> No
 
 
 def test_false_positives_are_as_few_as_promised(make_seeds) -> None:
-    """Verdicts on groups of three runs that differ by noise alone: no more than 5 % are wrong."""
+    """At most 5 % of verdicts are wrong for groups of three runs that differ by noise only."""
     runs = [load_run(path, curves=False) for path in make_seeds("r", [4.2] * 6)]
     groups = [make_group("a", runs[:3]), make_group("b", runs[3:])]
     random, wrong = np.random.default_rng(0), 0
@@ -102,9 +102,12 @@ def test_several_challengers_are_judged_together(make_seeds) -> None:
     ("replaced", "said"),
     [
         ({"data": {**DATA, "splits": {"train": {"documents": 1}}}}, "not comparable: data: starter"),
-        ({"data": {**DATA, "tokenizer_sha256": "0" * 64, "sources": []}}, "not the same text"),
+        ({"data": {**DATA, "tokenizer_sha256": "0" * 64, "sources": []}}, "data: different text"),
         ({"budget": 1200.0}, "not comparable: budget: 20 min against 10 min"),
-        ({"settings": {"objective.shift": True}}, "not comparable: evaluation: tokens are predicted at other"),
+        (
+            {"settings": {"objective.shift": True}},
+            "not comparable: evaluation: different predicted positions, objective.shift",
+        ),
     ],
 )
 def test_other_rules_are_refused_in_the_table(make_seeds, replaced: dict[str, Any], said: str) -> None:
@@ -113,7 +116,7 @@ def test_other_rules_are_refused_in_the_table(make_seeds, replaced: dict[str, An
     assert said in row_cells(found.rows[0])[4]
     assert all(row.difference is None for row in found.rows if "loss" in row.measure)
     assert found.times == []
-    assert found.rows[-1].difference is not None  # throughput is still worth knowing
+    assert found.rows[-1].difference is not None  # throughput stays comparable
 
 
 def test_other_tokenizers_on_the_same_text_are_compared_by_the_character(make_seeds) -> None:
@@ -151,7 +154,7 @@ def test_losses_are_read_at_a_common_point(make_seeds) -> None:
 
 
 def straight(run: RunData, start: float, slope: float) -> None:
-    """Evaluations on a straight line, every 100 s to 600 s."""
+    """Return evaluations on a straight line, every 100 s up to 600 s."""
     run.metrics[:] = [
         {"step": k, "elapsed": 100.0 * k, "tokens": 1000 * k, "eval/loss": start - slope * k} for k in range(1, 7)
     ]
@@ -181,11 +184,11 @@ def test_training_losses_of_other_objectives_are_not_compared(make_seeds) -> Non
     groups = [group_of(make_seeds("a", [4.2] * 2, **masked)), group_of(make_seeds("b", [4.2] * 2))]
     found = compare(groups, groups[1])[0]
     missing = [row.missing for row in found.rows if row.measure.startswith("training loss")]
-    assert missing == ["not comparable: objective, each run's own"] * 4
+    assert missing == ["not comparable: different training objectives"] * 4
     assert found.rows[0].difference is not None
     assert {time.kind for time in found.times} == {"held-out"}
     for run in groups[0].runs:
-        run.metrics.clear()  # without evaluations in the loop there is nothing to go by
+        run.metrics.clear()  # no evaluations in the loop to compare
     assert compare(groups, groups[1])[0].times == []
 
 
@@ -193,7 +196,7 @@ def score(mean: float, missing: list[str]) -> dict[str, Any]:
     return {"glue": {"averages": {"nine-number mean": {"mean": mean, "missing": missing}}}}
 
 
-def test_scores_are_held_against_the_known_noise(make_seeds) -> None:
+def test_scores_are_compared_with_the_known_noise(make_seeds) -> None:
     groups = [
         make_group(n, [load_run(p) for p in make_seeds(n, [4.2] * 3, **kw)]) for n, kw in (("a", MUON), ("b", {}))
     ]
@@ -202,10 +205,10 @@ def test_scores_are_held_against_the_known_noise(make_seeds) -> None:
             run.evaluated.update(score(mean + 0.01 * number, []))
     row = compare(groups, groups[1])[0].rows[-1]
     half = 1.96 * 0.7 * math.sqrt(2 / 3)
-    assert row.difference.method == "known noise, 0.7 points"  # the runs' own spread is far smaller, by luck
+    assert row.difference.method == "known noise, 0.7 points"  # wider than the spread of the runs
     assert (row.difference.low, row.difference.high) == pytest.approx((0.6 - half, 0.6 + half))
     groups[0].runs[0].evaluated.update(score(79.5, ["mnli"]))
-    assert compare(groups, groups[1])[0].rows[-1].missing == "not comparable: not the same tasks were scored"
+    assert compare(groups, groups[1])[0].rows[-1].missing == "not comparable: different tasks were scored"
 
 
 def test_groups_come_from_patterns_and_configurations(make_seeds, tmp_path: Path) -> None:
@@ -220,10 +223,10 @@ def test_groups_come_from_patterns_and_configurations(make_seeds, tmp_path: Path
         ("muon", ["muon-1", "muon-2"]),
     ]
     mixed = read_groups([f"all={tmp_path}/*-1"])
-    assert mixed[0].notes[0] == "not one configuration: optimizer.name differ"
-    with pytest.raises(CramError, match="named twice"):
+    assert mixed[0].notes[0] == "configurations differ within the group: optimizer.name"
+    with pytest.raises(CramError, match="matched twice"):
         read_groups([f"x={tmp_path}/base-*", f"y={tmp_path}/base-1"])
-    with pytest.raises(CramError, match="no run there"):
+    with pytest.raises(CramError, match="no run found"):
         read_groups([str(tmp_path / "nothing")])
     with pytest.raises(CramError, match="only one group, base"):
         choose_baseline(plain[:1], None)
@@ -250,7 +253,7 @@ def test_records_of_both_formats_form_one_group(make_seeds) -> None:
     assert len(group.runs) == 2 and group.notes == []
 
 
-def test_runs_that_did_not_finish_are_left_out_aloud(make_run, make_seeds) -> None:
+def test_unfinished_runs_are_left_out_with_a_note(make_run, make_seeds) -> None:
     paths = [*make_seeds("base", [4.1, 4.2]), make_run("base-3", status="stopped-early", reason="loss 8.1")]
     group = group_of(paths)
     assert len(group.runs) == 2
@@ -271,14 +274,14 @@ def test_json_has_what_the_text_has(make_seeds) -> None:
     assert only["verdict"]["word"] in ("worse", "not distinguishable")
 
 
-def test_repeats_of_one_seed_are_no_evidence_of_how_seeds_differ(make_seeds) -> None:
-    """Three runs of seed 17 each, which differ by the machine alone, are one seed each."""
+def test_repeats_of_one_seed_do_not_measure_seed_variance(make_seeds) -> None:
+    """Three repeats of seed 17 per group differ by machine noise only, so they count as one run."""
     muon = [make_seeds(f"a{loss}", [loss], first_seed=17, **MUON)[0] for loss in (4.100, 4.101, 4.102)]
     base = [make_seeds(f"b{loss}", [loss], first_seed=17)[0] for loss in (4.200, 4.201, 4.202)]
     found = pair(muon, base)
     assert found.verdict.word == "no verdict"
     assert found.rows[0].difference.mean == pytest.approx(-0.1)
-    assert any("count as one" in note for note in found.challenger.notes)
+    assert any("their mean counts as one run" in note for note in found.challenger.notes)
 
 
 def test_scores_without_fine_tuning_are_passed_over(make_seeds) -> None:
@@ -296,7 +299,8 @@ def test_scores_of_other_settings_are_not_compared(make_seeds) -> None:
         (path / "evaluations.json").write_text(json.dumps({"glue": {**score(78.0, [])["glue"], "notes": notes}}))
     row = next(row for row in pair(other, base).rows if row.measure.startswith("glue"))
     assert (
-        row.difference is None and row.missing == "not comparable: fine-tuned with other settings or numbers of seeds"
+        row.difference is None
+        and row.missing == "not comparable: fine-tuned with different settings or numbers of seeds"
     )
 
 

@@ -1,4 +1,4 @@
-"""Intervals, powers and seeds against published tables and simulations with known noise."""
+"""Intervals, power and numbers of seeds, compared with published tables and simulations of known noise."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_one_run_borrows_the_spread_of_the_others() -> None:
 
 
 def coverage(seeds: int, paired: bool, repeats: int = 700) -> tuple[float, float]:
-    """How often 95 % intervals hold a true difference of 0.3: Student's and the bootstrap's."""
+    """Coverage of a true difference of 0.3 by 95 % intervals: Student's t and the bootstrap."""
     random = np.random.default_rng(seeds)
     held = np.zeros(2)
     for _ in range(repeats):
@@ -69,7 +69,7 @@ def test_students_interval_keeps_its_word_and_the_bootstraps_does_not(seeds: int
     student, bootstrap = coverage(seeds, paired)
     assert student > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 700)
     assert bootstrap < 0.91
-    if paired and seeds == 3:  # with 27 resamples the interval is lowest to highest, which misses a quarter of the time
+    if paired and seeds == 3:  # with 27 resamples the interval is the range, which misses in a quarter of cases
         assert bootstrap == pytest.approx(0.75, abs=0.05)
 
 

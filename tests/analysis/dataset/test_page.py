@@ -1,4 +1,4 @@
-"""`cram data inspect`: every number of the manifest, the right rows, one file that needs nothing beside it."""
+"""`cram data inspect`: numbers of the manifest, sampled rows, and a self-contained page."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MakeDataSet = Callable[..., Path]
 
 
 def write_split(folder: Path, blocks: list[np.ndarray], compression: str | None) -> dict[str, int]:
-    """Shards of few blocks each in the partition folder 00000, listed in the split's own index."""
+    """Write shards of few blocks each to the partition folder 00000, listed in the index of the split."""
     size = 2 * blocks[0].nbytes + 100
     with MDSWriter(
         out=str(folder / "00000"),
@@ -90,7 +90,7 @@ def write_split(folder: Path, blocks: list[np.ndarray], compression: str | None)
 
 @pytest.fixture
 def make_data_set(tmp_path: Path) -> MakeDataSet:
-    """A small finished data set; row r of every split begins with word r, and its documents are 5 words long."""
+    """Write a small finished data set; row r of every split begins with word r, and documents have 5 words."""
 
     def make(name: str = "tiny", compression: str | None = None, **replaced: Any) -> Path:
         root = tmp_path / f"set-{len(list(tmp_path.iterdir()))}"
@@ -102,8 +102,8 @@ def make_data_set(tmp_path: Path) -> MakeDataSet:
 
         def blocks(count: int) -> list[np.ndarray]:
             rows = 5 + np.arange(count * BLOCK)[:, None] % 50 + np.zeros(LENGTH, np.int64)
-            rows[:, 5::6] = SPECIAL["sep"]  # two documents of five words, and one that goes on
-            rows[1::2, 12:] = SPECIAL["pad"]  # in every other row it is padding
+            rows[:, 5::6] = SPECIAL["sep"]  # two documents of five words, and one that continues in another row
+            rows[1::2, 12:] = SPECIAL["pad"]  # padding instead, in every other row
             return list(rows.astype(np.uint16).reshape(count, BLOCK, LENGTH))
 
         splits = {split: write_split(root / split, blocks(n), compression) for split, n in
@@ -139,14 +139,14 @@ def make_data_set(tmp_path: Path) -> MakeDataSet:
 
 
 def table_lines(text: str) -> dict[str, list[str]]:
-    """Cells of the printed lines by their first cell."""
+    """Return the cells of printed lines by their first cell."""
     cells = [re.split(r" {2,}", line.strip()) for line in text.splitlines()]
     return {line[0]: line[1:] for line in cells if line}
 
 
 def test_the_console_shows_every_stage_before_and_after(make_data_set: MakeDataSet) -> None:
     text = console_text(load_data_set(str(make_data_set())))
-    lines = table_lines(text[: text.index("Why documents")])
+    lines = table_lines(text[: text.index("Documents by reason")])
     # 6 characters a token: (48 + 4) rows of 16 tokens, 6 characters each.
     assert lines["length"] == ["1,000", "900", "90.00 %", "100 k", "96 k", "96.00 %", "≈ 16.67 k", "≈ 16 k"]
     assert lines["repeated spans"][:6] == ["900", "899", "99.89 %", "96 k", "72 k", "75.00 %"]
@@ -155,7 +155,7 @@ def test_the_console_shows_every_stage_before_and_after(make_data_set: MakeDataS
 
 def test_reasons_are_counted_with_the_most_frequent_first(make_data_set: MakeDataSet) -> None:
     text = console_text(load_data_set(str(make_data_set())))
-    reasons = text[text.index("Why documents") : text.index("Splits")]
+    reasons = text[text.index("Documents by reason") : text.index("Splits")]
     assert re.findall(r"(too short|too long|repeated) +(\d+) +([\d.]+) %", reasons) == [
         ("too short", "93", "9.30"),
         ("too long", "7", "0.70"),
@@ -217,8 +217,8 @@ def test_a_data_set_without_stages_or_examples_has_a_page(make_data_set: MakeDat
     root = make_data_set(stages=[])
     (root / "examples.json").unlink()
     data = load_data_set(str(root))
-    assert "No stage is on" in console_text(data)
-    assert "No stage is on" in Reader(page(data)).text
+    assert "No stage is enabled" in console_text(data)
+    assert "No stage is enabled" in Reader(page(data)).text
     (root / "manifest.json").write_text(json.dumps(dict(data.manifest) | {"stages": STAGES}))
     assert "no examples.json" in Reader(page(load_data_set(str(root)))).text
 
@@ -247,7 +247,7 @@ def test_a_damaged_data_set_is_one_line_that_names_the_file(make_data_set: MakeD
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(CramError, match=rf"{shard}: its xxh64 hash differs"):
+    with pytest.raises(CramError, match=rf"{shard}: xxh64 hash differs from index.json"):
         load_data_set(str(root))
     shard.unlink()
     with pytest.raises(CramError, match=f"{shard.name}") as raised:
@@ -265,7 +265,7 @@ def test_bad_requests_are_refused_in_one_line(
     assert "is a folder" in capsys.readouterr().err
     (root / "tokenizer" / "tokenizer.json").write_text("{}")
     assert main(["data", "inspect", str(root)]) == 2
-    assert "not the tokenizer that the data set was made with" in capsys.readouterr().err
+    assert "not the tokenizer that the data set was built with" in capsys.readouterr().err
 
 
 def test_a_data_set_in_object_storage_is_read_through_its_smallest_shard(

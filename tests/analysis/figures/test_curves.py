@@ -1,4 +1,4 @@
-"""The arithmetic behind the lines: smoothing, thinning, throughput, pauses."""
+"""Smoothing, thinning, throughput and pauses of curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cram_composer.analysis.runs.run import load_run
 def test_the_average_is_unbiased_from_the_first_step() -> None:
     assert ema(np.full(20, 7.0), 5) == pytest.approx(7.0)
     ramp = ema(np.arange(400.0), 20)
-    assert ramp[-1] == pytest.approx(399 - 19, abs=0.01)  # a ramp is followed at the average's mean age
+    assert ramp[-1] == pytest.approx(399 - 19, abs=0.01)  # on a ramp, the average lags by its mean age
 
 
 def test_the_average_passes_over_missing_values() -> None:
@@ -51,7 +51,7 @@ def test_throughput_adds_up_to_the_tokens_and_the_waiting(make_run) -> None:
 def test_throughput_is_zero_where_time_was_lost(make_run) -> None:
     run = load_run(make_run(resumed=True))
     edges, rates, _ = throughput(run, 96)
-    middle = 0.46 * 600.0  # the checkpoint was at 42 % and the kill at 50 %
+    middle = 0.46 * 600.0  # between the checkpoint at 42 % and the kill at 50 %
     assert rates[np.searchsorted(edges, middle) - 1] == 0.0
 
 

@@ -1,15 +1,27 @@
-"""Numbers as the page prints them."""
+"""Number, name and path formatting."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, duration, elide, percent, short_count
+from cram_composer.analysis.html.formatting import (
+    NOT_MEASURED,
+    count,
+    decimal,
+    duration,
+    elide,
+    percent,
+    short_count,
+    short_path,
+    signed,
+)
 
 
 @pytest.mark.parametrize("function", [count, decimal, duration, percent, short_count])
 @pytest.mark.parametrize("missing", [None, float("nan"), float("inf"), "12", True])
-def test_what_is_no_number_is_not_measured(function, missing) -> None:
+def test_missing_values_print_as_not_measured(function, missing) -> None:
     assert function(missing) == NOT_MEASURED
 
 
@@ -41,3 +53,24 @@ def test_large_numbers_keep_four_digits(value: float, said: str) -> None:
 def test_eliding_keeps_both_ends_and_the_length() -> None:
     assert elide("abcdefghij", 10) == "abcdefghij"
     assert elide("abcdefghij", 6) == "ab…hij"
+
+
+def test_zero_has_no_sign() -> None:
+    assert (decimal(-0.0004), decimal(-0.0006), decimal(-1000.0)) == ("0.000", "-0.001", "-1,000.000")
+    assert (percent(-0.0004), percent(-0.0006)) == ("0.0 %", "-0.1 %")
+    assert [signed(value, 2) for value in (-0.004, 0.004, -0.006, 0.006)] == ["0.00", "0.00", "-0.01", "+0.01"]
+
+
+def test_paths_below_the_current_and_the_home_folder_are_shortened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shown = {"here/runs/a": "runs/a", "home/cache/b": "~/cache/b", "other/c": f"{tmp_path}/other/c"}
+    assert {path: short_path(tmp_path / path) for path in shown} == shown
+    assert [short_path(text) for text in ("../a", "s3://bucket/a", "recipe muon")] == [
+        "../a",
+        "s3://bucket/a",
+        "recipe muon",
+    ]

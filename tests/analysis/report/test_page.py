@@ -1,4 +1,4 @@
-"""What the page says: every number is a recorded one, and what is missing says so."""
+"""Contents of the report: recorded numbers, and missing values marked as such."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def tiles(run) -> dict[str, Tile]:
 
 def test_the_headline_compares_with_the_unigram_model(make_run) -> None:
     shown = tiles(load_run(make_run()))
-    assert shown["Validation loss"].value == "4.214 nats/token"
-    assert shown["Validation loss"].note == "unigram baseline 6.914: 2.700 better"
-    assert shown["Validation accuracy"].value == "31.3 %"
+    assert shown["Held-out loss"].value == "4.214 nats/token"
+    assert shown["Held-out loss"].note == "unigram baseline 6.914: 2.700 better"
+    assert shown["Held-out accuracy"].value == "31.3 %"
     assert shown["Parameters"].value == "12.35 M"
     assert shown["Energy"].value == "not measured"
     assert shown["Budget used"].note.startswith("of 10 min: 100.")
 
 
-def test_a_loss_above_the_unigram_model_is_called_worse(make_run) -> None:
+def test_a_loss_above_the_unigram_model_is_worse(make_run) -> None:
     shown = tiles(load_run(make_run(metrics={"validation_loss": 7.0, "validation_accuracy": 0.01})))
-    assert shown["Validation loss"].note == "unigram baseline 6.914: 0.086 worse"
+    assert shown["Held-out loss"].note == "unigram baseline 6.914: 0.086 worse"
 
 
 def test_energy_is_shown_in_watt_hours_with_its_source(make_run) -> None:
@@ -40,13 +40,13 @@ def test_budgets_without_a_clock_name_their_limits(make_run) -> None:
     assert tiles(run)["Budget used"].note == "replay of 80 recorded steps, no clock"
 
 
-def test_the_ledger_sums_up_and_is_held_against_the_wall_clock(make_run) -> None:
+def test_the_ledger_sums_up_and_is_compared_with_the_wall_clock(make_run) -> None:
     run = load_run(make_run())
     inside, outside = page.ledger_tables(run)
     assert [row[0] for row in inside.rows[-2:]] == ["sum", "wall-clock"]
     items = [float(row[2].replace(",", "")) for row in inside.rows[:-2]]
     assert abs(sum(items) - run.get("ledger.inside_total")) < 0.05
-    assert inside.rows[-1][3] == "sum -0.03 %"
+    assert inside.rows[-1][3] == "100.03 %"
     assert ("data build", "88.40") in [(row[0], row[2]) for row in outside.rows]
 
 
@@ -67,8 +67,8 @@ def test_notes_warn_of_a_run_that_is_not_a_plain_finished_one(make_run) -> None:
     assert page.notes(load_run(make_run())) == []
     (running,) = page.notes(load_run(make_run(running=True)))
     assert "39.9 %" in running
-    said = page.notes(load_run(make_run(status="stopped-early", reason="loss 8.1 above 7.5", steps_skipped=3)))
-    assert said == [
-        "Why it ended: loss 8.1 above 7.5.",
-        "3 steps had a loss or gradient that was not finite and were not applied.",
+    stopped = page.notes(load_run(make_run(status="stopped-early", reason="loss 8.1 above 7.5", steps_skipped=3)))
+    assert stopped == [
+        "Reason for the end: loss 8.1 above 7.5.",
+        "3 steps with a non-finite loss or gradient were skipped.",
     ]

@@ -1,4 +1,4 @@
-"""The page itself: self-contained, escaped, valid, small, and the same bytes every time."""
+"""The HTML report: self-contained, escaped, valid, small and reproducible byte by byte."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOID = {"meta", "br", "wbr", "link", "img", "input"}
 
 
 class Reader(HTMLParser):
-    """Tags balanced, ids unique; collects ids, references, and visible text."""
+    """HTML parser that checks that tags balance, and collects ids, references and visible text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def html(page_path: Path) -> str:
     return page_path.read_text(encoding="utf-8")
 
 
-def test_the_page_lies_in_the_run_folder_with_its_figures(page_path: Path) -> None:
+def test_the_page_and_its_figures_are_in_the_run_folder(page_path: Path) -> None:
     assert page_path.name == "report.html"
     assert (page_path.parent / "record.json").is_file()
     pictures = {path.stem: path.read_bytes() for path in (page_path.parent / "figures").iterdir()}
@@ -86,7 +86,7 @@ def test_numbers_of_the_record_are_on_the_page(html: str, page_path: Path) -> No
     assert "compilation" in text
 
 
-def test_the_page_is_whole_by_itself(html: str) -> None:
+def test_the_page_is_self_contained(html: str) -> None:
     reader = Reader(html)
     assert len(reader.ids) == len(set(reader.ids))
     assert not {"script", "link", "iframe", "img"} & set(reader.tags)
@@ -108,7 +108,27 @@ def test_colours_are_defined_for_light_and_dark(html: str) -> None:
     assert used <= set(re.findall(r"--([a-z0-9-]+):", dark))
 
 
-def test_figures_and_tables_say_what_they_are(html: str) -> None:
+def test_headings_are_unique(html: str) -> None:
+    titles = re.findall(r"<h2[^>]*>([^<]*)<", html) + re.findall(r"<text[^>]*font-weight: 700[^>]*>([^<]*)<", html)
+    assert "Where the time went" in titles
+    assert len(titles) == len(set(titles)) > 12
+
+
+def test_absolute_paths_are_shortened(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(provenance={"budget": "/somewhere/else/run.yaml", "seed": "recipe x"})
+    (run / "export").mkdir()
+    (run / "export" / "config.json").write_text("{}")
+    for folder, shown in (
+        (run.parent, f"{run.name}/export"),
+        (run.parent.parent, f"{run.parent.name}/{run.name}/export"),
+    ):
+        monkeypatch.chdir(folder)
+        html = write_report([run]).read_text(encoding="utf-8")
+        assert f"folder = &#39;{shown}&#39;" in html
+        assert str(run.parent) not in html
+
+
+def test_figures_and_tables_have_accessible_names(html: str) -> None:
     assert len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]{40,}"', html)) == len(FIGURES)
     assert html.count("<table>") == html.count("<caption>") > 5
     assert html.count("<h1>") == 1
@@ -122,7 +142,7 @@ def test_the_same_run_gives_the_same_bytes(html: str, page_path: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_names_are_shown_as_text_and_nothing_else(make_run) -> None:
+def test_names_are_escaped(make_run) -> None:
     name = "<script>alert('$x$ & \"y\"')</script>" + "long" * 40
     reader = Reader(write_report([make_run(name, null_losses=True, recipes=["<i>"])]).read_text(encoding="utf-8"))
     assert "script" not in reader.tags
@@ -130,7 +150,9 @@ def test_names_are_shown_as_text_and_nothing_else(make_run) -> None:
     assert name in reader.text
 
 
-def test_several_runs_are_overlaid_and_told_apart(make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_runs_are_overlaid_and_distinguishable(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = [make_run("first"), make_run("second", seed=1, resumed=True), make_run("third", running=True)]
     monkeypatch.chdir(tmp_path)
     path = write_report(runs)
@@ -159,7 +181,7 @@ def test_a_run_without_a_single_step_has_a_page(make_run) -> None:
     for name in ("trace.jsonl", "metrics.jsonl", "clock.json"):
         (path / name).unlink()
     text = Reader(write_report([path]).read_text(encoding="utf-8")).text
-    assert "This run has not ended" in text
+    assert "This run has not finished" in text
     assert "not measured" in text
 
 
@@ -172,12 +194,13 @@ def test_loading_the_export_is_shown_with_its_own_code_only_if_it_has_any(make_r
     own, native, none = re.split(r"\d · cram-cpu", text)[-3:]
     assert "from_pretrained(folder, trust_remote_code=True)" in own
     assert "AutoModelForMaskedLM.from_pretrained(folder)" in native
-    assert f"cram export {runs[2]}" in none
+    assert f"cram export {runs[2].name}" in none
+    assert str(runs[0].parent) not in text
     assert "from_pretrained" not in none
 
 
 def test_bad_requests_are_refused_in_one_line(make_run, tmp_path: Path) -> None:
-    with pytest.raises(CramError, match="at least one run"):
+    with pytest.raises(CramError, match="no run folder given"):
         write_report([])
     with pytest.raises(CramError, match="is a folder"):
         write_report([make_run()], tmp_path)
@@ -214,7 +237,7 @@ def test_scores_after_fine_tuning_are_on_the_page(make_run) -> None:
     for text in ("After fine-tuning", "RTE acc*", "53.0", "51.2 to 54.8", "7 tasks missing", "not scored: MRPC"):
         assert text in html
     (run / "evaluations.json").write_text("{")
-    with pytest.raises(CramError, match="evaluations.json is not valid JSON"):
+    with pytest.raises(CramError, match="evaluations.json: not valid JSON"):
         write_report([run])
 
 

@@ -1,4 +1,4 @@
-"""Reading run folders: whole, running, damaged, and folders that are none."""
+"""Reading run folders: finished, running, damaged, and folders without a run."""
 
 from __future__ import annotations
 

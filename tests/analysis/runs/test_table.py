@@ -1,4 +1,4 @@
-"""Finding runs, choosing among them, and the line of each."""
+"""Finding, filtering and listing runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cram_composer.errors import CramError
 
 @pytest.fixture
 def runs(make_seeds, make_run, tmp_path: Path) -> Path:
-    """Three finished runs, one of them with muon, and one that is running, in a folder below."""
+    """Three finished runs, one of them with muon, and a running one in a subfolder."""
     paths = [
         *make_seeds("base", [4.25, 4.5]),
         *make_seeds("muon", [4.0], settings={"optimizer.lr": 0.02}, recipes=["crammed-bert", "muon"]),
@@ -45,8 +45,8 @@ def test_filters_are_keys_of_the_configuration_recipes_names_and_states(runs: Pa
     assert names(runs, "model.num_hidden_layers=5") == []
 
 
-def test_a_filter_that_cannot_be_meant_is_refused(runs: Path) -> None:
-    with pytest.raises(CramError, match=r"no run has a key 'optimizer\.lrr'; did you mean 'optimizer\.lr'"):
+def test_invalid_filters_are_refused(runs: Path) -> None:
+    with pytest.raises(CramError, match=r"no run has the key 'optimizer\.lrr'; did you mean 'optimizer\.lr'"):
         names(runs, "optimizer.lrr=1")
     with pytest.raises(CramError, match="no such folder"):
         names(runs, "muon")

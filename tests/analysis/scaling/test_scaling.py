@@ -1,4 +1,4 @@
-"""Laws with known parameters are found again, and a longer run is predicted."""
+"""Recovery of laws with known parameters, and prediction of longer runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_parameters_of_a_noisy_law_are_inside_their_intervals() -> None:
     assert found.law is not None
     for (name, _, low, high), value in zip(parameters_of(found.law, ("N", "D")), truth, strict=True):
         assert low <= value <= high, name
-        assert high - low < 2.5 * value, name  # and the intervals say something
+        assert high - low < 2.5 * value, name  # the intervals are informative
     assert found.law.spread == pytest.approx(0.004, rel=0.4)
     value, low, high = optimal_exponent(found.law)
     assert low <= 0.3658 / (0.3478 + 0.3658) <= high
@@ -64,7 +64,7 @@ def test_a_run_that_went_wrong_does_not_bend_the_law() -> None:
     losses[7] *= 1.3
     law = fit(X, losses, resamples=2).law
     assert law.exponents == pytest.approx(TRUE.exponents, rel=0.02)
-    design = np.log(X)  # least squares of log loss has no such patience: the same outlier moves a linear fit
+    design = np.log(X)  # least squares is not robust: the same outlier moves a linear fit
     design = np.column_stack([np.ones(len(X)), design])
     moved = (
         np.linalg.lstsq(design, np.log(losses), rcond=None)[0]
@@ -74,7 +74,7 @@ def test_a_run_that_went_wrong_does_not_bend_the_law() -> None:
 
 
 def test_the_fit_is_the_lowest_point_of_hubers_loss() -> None:
-    """No small step in any parameter makes the sum smaller, computed here by itself."""
+    """No small step in any parameter lowers the objective, which is recomputed here."""
     given = points(0.01)
     loss = np.array([point.loss for point in given])
     law = fit(X, loss, resamples=2).law
@@ -120,7 +120,7 @@ def test_the_best_size_is_where_the_law_says() -> None:
     assert predict(found, size, best.tokens)[0] == pytest.approx(best.loss[0], rel=1e-3)
 
 
-def test_compute_alone_is_fitted_on_the_runs_that_none_beats() -> None:
+def test_compute_alone_is_fitted_on_the_frontier() -> None:
     found = fit_scaling([point for point in points(0.0) if point.parameters < 1e7])
     assert found.law is None
     assert "2 sizes" in found.missing
@@ -129,10 +129,10 @@ def test_compute_alone_is_fitted_on_the_runs_that_none_beats() -> None:
     for name in found.frontier:
         assert not any(flops[o] <= flops[name] and losses[o] < losses[name] for o in flops)
     assert found.compute is not None
-    # A hair's breadth fewer FLOPs do not make a worse run one that none beats.
+    # A worse run with marginally fewer FLOPs does not join the frontier.
     worse = replace(found.points[0], name="worse", tokens=found.points[0].tokens * 0.999, loss=99.0)
     assert fit_scaling([*found.points, worse]).frontier == found.frontier
-    with pytest.raises(CramError, match="no best size without a law"):
+    with pytest.raises(CramError, match="cannot compute the best size"):
         optimum(found, 60.0)
 
 
@@ -149,8 +149,8 @@ def test_a_run_at_a_constant_rate_is_left_out_beside_others(make_run: Any) -> No
     trunk = make_run("trunk", budget=20.0, config={**CONFIG, "schedule": {"name": "constant"}})
     read, notes = read_points([load_run(decayed), load_run(trunk)])
     assert [point.name for point in read] == ["decayed"]
-    assert "left out 1 runs whose learning rate had not come down at their end" in notes
-    assert len(read_points([load_run(trunk)])[0]) == 1  # alone, there is nothing better
+    assert "left out 1 runs whose learning rate did not decay" in notes
+    assert len(read_points([load_run(trunk)])[0]) == 1  # kept if no run decayed
 
 
 def test_too_few_runs_are_refused() -> None:
@@ -188,7 +188,11 @@ def test_the_command_fits_predicts_and_finds_the_best_size(folder: Path, capsys:
     ):
         assert text in said
     html = page.read_text(encoding="utf-8")
-    for shown in ("Loss against FLOPs", "Final held-out loss (nats per token) and the law", "Is it right?"):
+    for shown in (
+        "Loss against FLOPs",
+        "Final held-out loss (nats per token) and the law",
+        "Predictions of held-back runs",
+    ):
         assert shown in html
     assert "http" not in html
     assert main([*arguments, "--json"]) == 0
@@ -201,7 +205,7 @@ def test_the_command_fits_predicts_and_finds_the_best_size(folder: Path, capsys:
     ("arguments", "said"),
     [
         (["--predict", "1e8"], "--predict 1e8: expected parameters and tokens"),
-        (["--hold-back", "20"], "there are only 20 finished runs"),
+        (["--hold-back", "20"], "must be below the number of finished runs, 20"),
         (["--flops-per-second", "1e12"], "--flops-per-second: must be > 0, and requires --budget"),
         (["--budget", "soon"], "'soon' is not a duration"),
         (["seeed=1"], "did you mean 'seed'"),
@@ -216,13 +220,13 @@ def test_bad_requests_are_one_line(
     assert error.count("\n") == 1
 
 
-def test_folders_without_a_finished_run_are_said(make_run: Any, tmp_path: Path, capsys: Any) -> None:
+def test_folders_without_a_finished_run_are_refused(make_run: Any, tmp_path: Path, capsys: Any) -> None:
     make_run("failed", budget=20.0, status="failed").rename(tmp_path / "failed")
     assert main(["scaling-law", str(tmp_path)]) == 2
-    assert "no finished run among the 1 that were found" in capsys.readouterr().err
+    assert "no finished run among 1 runs" in capsys.readouterr().err
 
 
-def test_runs_on_different_data_have_no_law_in_common(make_run: Any) -> None:
+def test_runs_on_different_data_are_refused(make_run: Any) -> None:
     runs = [load_run(make_run("a", budget=20.0)), load_run(make_run("b", budget=20.0, data={**DATA, "seed": 18}))]
-    with pytest.raises(CramError, match="no law in common: data: starter"):
+    with pytest.raises(CramError, match="not comparable: data: starter"):
         read_points(runs)

@@ -1,5 +1,5 @@
 "use strict";
-// The page is complete without this: it adds reading values off a figure, hiding groups, and sorting tables.
+// Optional: read values off a figure, hide groups, sort tables.
 const figures = JSON.parse(document.getElementById("plots").textContent);
 
 function along(value, [low, high], log) {
@@ -15,6 +15,10 @@ function lossAt(line, x) {
   return ys[after - 1] + share * (ys[after] - ys[after - 1]);
 }
 
+function parts(holder, group) {
+  return ["line", "band", "dots"].flatMap((kind) => Array.from(holder.querySelectorAll(`[id$="-${kind}-${group}"]`)));
+}
+
 function visible(group) {
   const box = document.querySelector(`input[data-group="${group}"]`);
   return !box || box.checked;
@@ -24,13 +28,12 @@ for (const [name, plot] of Object.entries(figures)) {
   const holder = document.getElementById(`figure-${name}`);
   const svg = holder.querySelector("svg");
   const tip = holder.querySelector(".tip");
-  const parts = (line) => [line.id, line.id.replace("run", "dots")].map((id) => document.getElementById(`${name}-${id}`));
   let near = null;
 
   const mark = (line) => {
     near = line;
     for (const one of plot.lines) {
-      for (const part of parts(one)) if (part) part.style.opacity = line && one !== line ? 0.25 : 1;
+      for (const part of parts(holder, one.group)) part.style.opacity = line && one !== line ? 0.25 : 1;
     }
   };
   svg.addEventListener("pointermove", (event) => {
@@ -56,15 +59,7 @@ for (const [name, plot] of Object.entries(figures)) {
 
 for (const box of document.querySelectorAll("input[data-group]")) {
   box.addEventListener("change", () => {
-    for (const [name, plot] of Object.entries(figures)) {
-      for (const line of plot.lines) {
-        if (String(line.group) !== box.dataset.group) continue;
-        for (const id of [line.id, line.id.replace("run", "dots")]) {
-          const part = document.getElementById(`${name}-${id}`);
-          if (part) part.style.display = box.checked ? "" : "none";
-        }
-      }
-    }
+    for (const part of parts(document, box.dataset.group)) part.style.display = box.checked ? "" : "none";
   });
 }
 
