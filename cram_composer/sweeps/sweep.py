@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from cram_composer.sweeps.progress import SweepProgress, finished_record, unfini
 REPORT = "report.html"
 
 
+@dataclass(frozen=True)
+class SweepResult:
+    """The comparison of a sweep as text and as values for JSON, and one line for every run that failed."""
+
+    text: str
+    values: dict[str, Any]
+    failures: list[str]
+
+
 def sweep(
     config: SweepConfig,
     asked_by: str,
@@ -31,7 +41,7 @@ def sweep(
     slurm: dict[str, Any] | None = None,
     confirmed: bool = False,
     train: bool = True,
-) -> tuple[str, list[str]]:
+) -> SweepResult:
     """Train the unfinished runs of a sweep, one on each device, and compare the variants with the baseline.
 
     Args:
@@ -42,9 +52,6 @@ def sweep(
         slurm: submitit's parameters, to train as a Slurm array.
         confirmed: do not ask whether to spend the device-hours.
         train: train; otherwise only compare the finished runs.
-
-    Returns:
-        The comparison as text, and one line for every run that failed.
 
     Raises:
         CramError: a variant cannot be composed, or training was not confirmed.
@@ -71,7 +78,8 @@ def sweep(
                 for trial, error in train_all(left, runner, progress.running):
                     progress.ended(trial, error)
     failures = [*progress.failures, *(_incomplete_copies(trials, set(progress.left)) if train else [])]
-    return write_report(trials, baseline_name(config, trials), folder / REPORT), failures
+    text, values = write_report(trials, baseline_name(config, trials), folder / REPORT)
+    return SweepResult(text, {**values, "failures": failures}, failures)
 
 
 def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[str]:
@@ -88,12 +96,12 @@ def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[st
             yield f"{trial.path}: finished, but its copy in {copy.uri} is not complete"
 
 
-def write_report(trials: Sequence[Trial], baseline: str, report: Path) -> str:
-    """Compare the variants with the baseline, write the HTML report, and return the comparison as text."""
+def write_report(trials: Sequence[Trial], baseline: str, report: Path) -> tuple[str, dict[str, Any]]:
+    """Compare the variants with the baseline and write the HTML report; return the comparison as text and values."""
     from cram_composer.analysis.compare.compare import compare
     from cram_composer.analysis.compare.groups import make_group
     from cram_composer.analysis.compare.page import write_comparison
-    from cram_composer.analysis.compare.text import overview
+    from cram_composer.analysis.compare.text import as_json, overview
     from cram_composer.analysis.runs.run import load_run
 
     names = dict.fromkeys([baseline, *(trial.variant for trial in trials)])
@@ -108,15 +116,14 @@ def write_report(trials: Sequence[Trial], baseline: str, report: Path) -> str:
         else:
             missing_names.append(name)
     missing = f"no finished run: {', '.join(missing_names)}" if missing_names else ""
+    values: dict[str, Any] = {"unfinished": missing_names, "page": None}
     if baseline in missing_names or len(groups) < 2:
-        return (
-            f"{missing}\nnothing to compare yet; run the same command to resume"
-            if missing
-            else "one variant: nothing to compare"
-        )
+        waiting = f"{missing}\nnothing to compare yet; run the same command to resume"
+        return waiting if missing else "one variant: nothing to compare", {**as_json(groups, []), **values}
     pairs = compare(groups, groups[0])
     path = write_comparison(groups, pairs, report)
-    return "\n".join(filter(None, [overview(groups, pairs), "", missing, f"page: {path}"]))
+    text = "\n".join(filter(None, [overview(groups, pairs), "", missing, f"page: {path}"]))
+    return text, {**as_json(groups, pairs), **values, "page": str(path)}
 
 
 def _summary(trials: Sequence[Trial], left: Sequence[Trial], slots: int) -> str:
