@@ -74,7 +74,7 @@ def add_yaml(parser: argparse.ArgumentParser, what: str = "run", example: str = 
 
 
 def add_json(parser: argparse.ArgumentParser, instead: str = "") -> None:
-    """Add the option to print the result as JSON; `instead` names what is not done then."""
+    """Add the option to print the result as JSON; `instead` says what else it changes."""
     parser.add_argument("--json", action="store_true", help=f"print JSON on stdout{instead and f'; {instead}'}")
 
 

@@ -38,7 +38,7 @@ def test_calibration_trains_here_and_writes_nothing(tmp_path: Path, monkeypatch,
     settings = [*SMALL, f"data.local={data}", "train.threads=1", f"runs_dir={tmp_path}", "recipes=[crammed-bert,ema]"]
     assert main([*RUN, *settings, "--calibrate", "2", "--budget", "1h"]) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    assert "4 timed steps on cpu here" in capsys.readouterr().out
+    assert "4 timed steps on this machine's cpu" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_an_override_may_follow_an_option_and_an_unknown_option_may_not(capsys):
 
 @pytest.mark.slow
 def test_the_plan_is_about_right(train: Train, tiny_data: Path, tmp_path: Path, capsys):
-    """Within a factor of two, since other processes may be at work on this machine."""
+    """Within a factor of two, because other processes may use this machine."""
     settings = ["budget=20s", "run_name=r", "train.threads=1", "model.hidden_size=128", "data.num_workers=0"]
     assert main([*RUN, *SMALL, f"data.local={tiny_data}", *settings, "--json"]) == 0
     assert train(*settings).returncode == 0

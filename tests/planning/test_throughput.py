@@ -50,7 +50,7 @@ def test_steps_are_alike_and_the_batch_is_the_same_in_all_or_per_device(tmp_path
 
 @pytest.fixture
 def ddp():
-    """A module under DDP, alone in its group."""
+    """A module under DDP in a group of one rank."""
     with tempfile.NamedTemporaryFile() as file:
         torch.distributed.init_process_group("gloo", init_method=f"file://{file.name}", rank=0, world_size=1)
         yield DistributedDataParallel(nn.Linear(2, 2))
@@ -100,8 +100,8 @@ def test_a_size_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeyp
     assert [entry["efficiency"] for entry in found["sizes"]] == [1.0, 1.0, 1.0]
     assert len(found["failures"]) == 1
     assert sorted(path.name for path in kept.iterdir()) == ["n1", "n2", "n3", "n4"]
-    assert main(arguments) == 2  # what was kept is not written over
-    # In all, 16 rows are a microbatch of one device only.
+    assert main(arguments) == 2  # kept results are not overwritten
+    # A total batch of 16 rows is one microbatch, for one device only.
     assert main([item for item in arguments if item != "--weak"][:-2]) == 1
     assert capsys.readouterr().err.count("train.batch_size: must be a whole number of microbatches") == 3
 
@@ -114,7 +114,7 @@ def test_mistakes_are_one_line(given, capsys):
 
 @pytest.mark.slow
 def test_one_and_two_ranks(tmp_path: Path, monkeypatch, capfd):
-    """Real runs; the scratch folder is gone afterwards."""
+    """Real runs, which remove their scratch folder."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
