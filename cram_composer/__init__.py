@@ -1,3 +1,3 @@
-"""cram-composer: how good a language model can one GPU train in one day?"""
+"""cram-composer trains masked language models from scratch on a wall-clock budget."""
 
 __version__ = "0.1.0"

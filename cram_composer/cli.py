@@ -10,6 +10,7 @@ from cram_composer.commands import (
     ablate,
     branch,
     compare,
+    completion,
     data,
     eval,
     explain,
@@ -25,6 +26,8 @@ from cram_composer.commands import (
     throughput,
 )
 from cram_composer.commands import train as train_command
+from cram_composer.commands.arguments import CommandParser
+from cram_composer.commands.version import ShowVersion
 from cram_composer.errors import CramError
 
 _COMMANDS = (
@@ -45,17 +48,17 @@ _COMMANDS = (
     runs,
     compare,
     scaling_law,
+    completion,
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = build_parser().parse_known_args(arguments)
     if rest:
         if not hasattr(options, "overrides") or any(item.startswith("-") for item in rest):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        options.overrides += rest  # overrides after an option, which argparse does not collect
+            options.parser.refuse(rest)
+        options.overrides = [*options.overrides, *rest]  # overrides after an option, which argparse does not collect
     return _guarded(lambda: options.run(options))
 
 
@@ -75,15 +78,22 @@ def _guarded(command: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone, as in `cram recipes | head`
+        sys.stderr.close()  # the reader has closed the pipe, as in `cram recipes | head`
         return 0
     except OSError as error:
         print(f"error: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr, flush=True)
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cram", description="How good a language model can one GPU train in one day?")
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of `cram` with all subcommands."""
+    parser = CommandParser(
+        prog="cram",
+        description="Train masked language models from scratch on a wall-clock budget, and compare them.",
+        examples=["cram train yamls/cram-cpu.yaml budget=60s", "cram recipes"],
+    )
+    parser.add_argument("--version", action=ShowVersion, help="print the versions of cram-composer and its libraries")
+    parser.set_defaults(root_parser=parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in _COMMANDS:
         module.add(commands)

@@ -43,7 +43,7 @@ class DeviceChoice:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """The dtype to which the model's own forward autocasts, None for no autocast."""
+        """The dtype to which the model's own forward autocasts; None for no autocast."""
         return torch.bfloat16 if self.name == "cpu" and self.precision == "bf16" else None
 
 
@@ -55,7 +55,7 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
     if precision == "auto":
         precision = fast_precision(kind)
     if precision == "fp16" and name == "cpu":
-        raise CramError("train.precision: fp16 needs a GPU; use bf16 or fp32")
+        raise CramError("train.precision: fp16 needs a GPU; set train.precision=bf16 or fp32")
     compile_mode: str = config.train.compile
     if compile_mode == "auto":
         # Inductor writes C++ for a CPU, which needs a compiler.
@@ -69,8 +69,8 @@ def set_up_cpu(threads: int, trains_here: bool = True) -> None:
     """Set the number of threads and, if the CPU `trains_here`, keep freed memory for the next step.
 
     By default glibc returns large freed blocks to the system, which zeroes them again page by page in every step. That
-    costs a quarter of the speed of a small model (benchmarks/RESULTS.md). If the CPU trains, torch.compile also starts
-    no worker processes for GPU code, which would take CPU time from the set-up.
+    costs a quarter of the speed of a small model (benchmarks/RESULTS.md). If the CPU trains, torch.compile is also
+    kept from starting worker processes for GPU code, which would slow down the set-up.
     """
     torch.set_num_threads(threads)
     if trains_here:
@@ -90,14 +90,14 @@ def device_kind(requested: str, advice: str) -> str:
 
 
 def fast_precision(device: str) -> str:
-    """The fastest of bf16, fp16 and fp32 that `device` ("cuda" or "cpu") supports in hardware."""
+    """Return the fastest of bf16, fp16 and fp32 that `device` ("cuda" or "cpu") supports in hardware."""
     if device == "cpu":
         return "bf16" if _cpu_has_bf16() else "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _cpu_has_bf16() -> bool:
-    """Check for bfloat16 multiplication in hardware; without it, bf16 is slower than fp32."""
+    """Return True if the CPU multiplies bfloat16 in hardware; otherwise bf16 is slower than fp32."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags

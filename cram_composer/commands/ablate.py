@@ -11,7 +11,13 @@ from cram_composer.errors import CramError
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    ablate = add_command(commands, "ablate", run, "Train a run without each of its recipes in turn, and compare.")
+    ablate = add_command(
+        commands,
+        "ablate",
+        run,
+        "Train a run without each of its recipes in turn, and compare the results.",
+        ["cram ablate yamls/cram-cpu.yaml recipes=[crammed-bert,rope,muon] --budget 3m --seeds 4"],
+    )
     add_yaml(ablate)
     ablate.add_argument("--recipes", metavar="A,B", help="recipes to leave out, each alone (default: all ingredients)")
     add_sweep_options(ablate)

@@ -11,20 +11,28 @@ from cram_composer.commands.arguments import Commands, add_command
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     branch = add_command(
-        commands, "branch", run, "Branch a learning-rate decay off a checkpoint of a constant-rate run."
+        commands,
+        "branch",
+        run,
+        "Branch a learning-rate decay off a checkpoint of a constant-rate run.",
+        ["cram branch runs/constant --at 6h --budget 8h", "cram branch runs/constant --at 2h --budget 3h --prepare"],
     )
-    branch.add_argument("run_folder", type=Path, metavar="RUN", help="run folder, trained with checkpoint.branch_at")
-    branch.add_argument("--at", required=True, metavar="TIME", help="where to branch: 2h, or tokens or steps")
+    branch.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run with checkpoint.branch_at")
+    branch.add_argument(
+        "--at", required=True, metavar="TIME", help="where to branch: a time such as 2h, tokens or steps"
+    )
     branch.add_argument(
         "--budget", required=True, metavar="TIME", help="budget of the branch, counted from the start of the run"
     )
-    branch.add_argument("--name", help="name of the branch's folder, beside RUN (default: RUN-BUDGET)")
-    branch.add_argument("--decay-shape", default="1-sqrt", choices=("1-sqrt", "linear"))
-    branch.add_argument("--prepare", action="store_true", help="make the folder, and print the command that trains it")
+    branch.add_argument("--name", metavar="NAME", help="name of the new folder beside RUN (default: RUN-BUDGET)")
+    branch.add_argument(
+        "--decay-shape", default="1-sqrt", choices=("1-sqrt", "linear"), help="shape of the decay (default: 1-sqrt)"
+    )
+    branch.add_argument("--prepare", action="store_true", help="create the folder and print the command to train it")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the branch and train it, or print the command that does."""
+    """Create the branch and train it, or print the command to train it."""
     from cram_composer.runs.branch import BRANCH_YAML, create_branch
     from cram_composer.train.launch import start
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_command
+from cram_composer.commands.arguments import Commands, add_command, add_json, print_json
 
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    compare = add_command(commands, "compare", run, "Compare groups of runs at equal budget: is the difference real?")
+    compare = add_command(
+        commands,
+        "compare",
+        run,
+        "Compare groups of runs at equal budget, with confidence intervals.",
+        ["cram compare base='runs/base-*' muon='runs/muon-*'", "cram compare runs/sweeps/own/* --baseline low --json"],
+    )
     compare.add_argument(
         "groups",
         nargs="+",
         metavar="GROUP",
-        help="NAME='runs/base-*', or run folders, which are grouped by configuration without the seed",
+        help="NAME='runs/base-*', or run folders to group by configuration, ignoring the seed",
     )
     compare.add_argument("--baseline", metavar="NAME", help="group to compare the others with (default: the first)")
-    compare.add_argument("--output", type=Path, help="HTML file of the page (default: ./compare.html)")
-    compare.add_argument("--json", action="store_true", help="print JSON, and write no page")
+    compare.add_argument("--output", type=Path, metavar="FILE", help="HTML page (default: ./compare.html)")
+    add_json(compare, "write no page")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     groups = read_groups(options.groups)
     pairs = compare(groups, choose_baseline(groups, options.baseline))
     if options.json:
-        print(json.dumps(as_json(groups, pairs), indent=1, ensure_ascii=False))
+        print_json(as_json(groups, pairs))
         return 0
     print(console_text(groups, pairs))
     print(f"\npage: {write_comparison(groups, pairs, options.output or Path('compare.html'))}")

@@ -6,8 +6,18 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_command, exit_status, overrides_from, slurm_parameters
+from cram_composer.commands.arguments import (
+    Commands,
+    add_command,
+    add_json,
+    exit_status,
+    messages_to_stderr,
+    overrides_from,
+    print_json,
+    slurm_parameters,
+)
 from cram_composer.errors import CramError
+from cram_composer.storage.files import read_json
 
 Evaluated = tuple[str, str, str, list[str]]  # protocol's name, results file, table, one line per failure
 
@@ -15,42 +25,69 @@ Evaluated = tuple[str, str, str, list[str]]  # protocol's name, results file, ta
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     evaluate = add_command(
-        commands, "eval", run, "Fine-tune models on GLUE by a protocol, or score them without fine-tuning."
+        commands,
+        "eval",
+        run,
+        "Score models by fine-tuning them on GLUE or SuperGLUE, or without fine-tuning.",
+        [
+            "cram eval runs/cram-1gpu --suite glue",
+            "cram eval runs/cram-cpu untrained:runs/cram-cpu --suite minimal-pairs --data blimp --json",
+        ],
     )
     evaluate.add_argument(
         "models",
         nargs="+",
         metavar="MODEL",
-        help="run or model folder, or name on the hub; untrained:MODEL has its architecture and random weights",
+        help="run folder, model folder or name on the hub; untrained:MODEL has random weights instead",
     )
     evaluate.add_argument(
-        "--suite", default="glue", metavar="NAME", help="protocol: NAME of yamls/eval, or a YAML file"
+        "--suite",
+        default="glue",
+        metavar="NAME",
+        help="protocol: name of a file in yamls/eval, or a YAML file (default: glue)",
     )
     evaluate.add_argument(
         "--data",
         type=Path,
         metavar="PATH",
-        help="GLUE: TASK/SPLIT.jsonl[.zst], .tsv or .parquet (default: hub); minimal-pairs: a folder with a .jsonl for "
-        "each paradigm; masked-words: a text, or a folder of them",
+        help="glue: folder of TASK/SPLIT.jsonl[.zst], .tsv or .parquet (default: download from the hub); "
+        "minimal-pairs: folder with a .jsonl per paradigm; masked-words: text file or a folder of them",
     )
-    evaluate.add_argument("--tasks", metavar="A,B", help="only these tasks of the protocol")
-    evaluate.add_argument("--seeds", type=int, metavar="N", help="seeds per task (default: the protocol's)")
-    evaluate.add_argument("--output", type=Path, default=Path("runs/eval"), metavar="DIR", help="default: runs/eval")
-    evaluate.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
-    evaluate.add_argument("--jobs", type=int, metavar="N", help="processes on a CPU (default: one per core, up to 8)")
-    evaluate.add_argument("--slurm", nargs="*", metavar="key=value", help="run as Slurm jobs, with submitit parameters")
+    evaluate.add_argument("--tasks", metavar="A,B", help="run only these tasks of the protocol")
+    evaluate.add_argument("--seeds", type=int, metavar="N", help="seeds per task (default: the protocol's value)")
     evaluate.add_argument(
-        "--set", nargs="+", default=[], metavar="key=value", help="override the protocol, such as epochs=2"
+        "--output",
+        type=Path,
+        default=Path("runs/eval"),
+        metavar="DIR",
+        help="folder of the results (default: runs/eval)",
     )
+    evaluate.add_argument(
+        "--device", default="auto", choices=("auto", "cuda", "cpu"), help="device (default: auto, cuda if available)"
+    )
+    evaluate.add_argument(
+        "--jobs", type=int, metavar="N", help="parallel processes on a CPU (default: one per core, up to 8)"
+    )
+    evaluate.add_argument(
+        "--slurm", nargs="*", metavar="key=value", help="run as Slurm jobs with these submitit parameters"
+    )
+    evaluate.add_argument(
+        "--set", nargs="+", default=[], metavar="key=value", help="values of the protocol to override, such as epochs=2"
+    )
+    add_json(evaluate)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate by the kind of the protocol and print the table."""
+    """Evaluate the models by the kind of the protocol and print the table."""
     from cram_composer.config.protocols import protocol_kind
 
-    name, results, table, failures = _EVALUATIONS[protocol_kind(options.suite)](options)
-    print(table)
-    print(f"\nresults: {options.output / results}, table: {options.output / name}.json")
+    with messages_to_stderr(options.json):
+        name, results, table, failures = _EVALUATIONS[protocol_kind(options.suite)](options)
+    rows = options.output / f"{name}.json"
+    if options.json:
+        print_json(read_json(rows))
+    else:
+        print(f"{table}\n\nresults: {options.output / results}, table: {rows}")
     return exit_status(failures, "jobs failed; run the same command to retry them")
 
 

@@ -1,4 +1,4 @@
-"""`cram explain`: the final configuration of a run with the source of every value."""
+"""`cram explain`: print the final configuration of a run with the source of every value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cram_composer.commands.arguments import Commands, add_command, add_yaml
+from cram_composer.commands.arguments import Commands, add_command, add_json, add_yaml, print_json
 from cram_composer.config import Composed, compose_run
 from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
@@ -19,35 +19,67 @@ def add(commands: Commands) -> None:
         commands,
         "explain",
         run,
-        "Print the final configuration and the source of every value; reject what `cram train` rejects before it "
-        "looks at data and devices.",
+        "Print the final configuration of a run and the source of every value. Reports the same configuration errors "
+        "as `cram train`.",
+        [
+            "cram explain yamls/cram-cpu.yaml recipes=[crammed-bert,muon]",
+            "cram explain yamls/cram-cpu.yaml seed=3 --diff runs/cram-cpu",
+        ],
     )
     add_yaml(explain)
-    explain.add_argument("-n", "--devices", type=int, default=1, metavar="N", help="devices to check for (default: 1)")
-    explain.add_argument("--diff", type=Path, metavar="OTHER", help="print only differences from this YAML or run")
+    explain.add_argument(
+        "-n", "--devices", type=int, default=1, metavar="N", help="number of devices to check for (default: 1)"
+    )
+    explain.add_argument(
+        "--diff", type=Path, metavar="PATH", help="print only the differences from a run YAML or folder"
+    )
+    add_json(explain)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print every key with its value, its source and the values it replaced; or the differences from another run."""
+    """Print every key with its value, source and replaced values, or the differences from another run."""
     if options.devices < 1:
         raise CramError(f"-n {options.devices}: must be >= 1")
     composed = compose_run(options.yaml, options.overrides, options.devices)
-    lines = _explained(composed) if options.diff is None else _differences(composed, options.diff, options.devices)
-    print("\n".join(lines))
+    if options.diff is None:
+        values = _explained(composed)
+        if options.json:
+            print_json({"config_hash": composed.hash, "values": values})
+        else:
+            print("\n".join([*_value_lines(values), "", f"hash {composed.hash}"]))
+    else:
+        differences = _differences(composed, options.diff, options.devices)
+        if options.json:
+            print_json(differences)
+        else:
+            print("\n".join(_difference_lines(differences, options.diff)))
     return 0
 
 
-def _explained(composed: Composed[Any]) -> Iterator[str]:
-    values, width = flatten(composed.plain), max(map(len, composed.provenance))
-    for key, source in composed.provenance.items():
-        replaced = reversed(composed.overridden.get(key, []))
-        others = "".join(f", over {value!r} of {layer}" for layer, value in replaced)
-        yield f"{key:<{width}} = {values[key]!r:<24} # {source}{others}"
-    yield f"\nhash {composed.hash}"
+def _explained(composed: Composed[Any]) -> dict[str, dict[str, Any]]:
+    """Return the value of every key, its source, and the values it replaced with their sources, newest first."""
+    values = flatten(composed.plain)
+    return {
+        key: {
+            "value": values[key],
+            "source": source,
+            "replaced": [
+                {"value": value, "source": layer} for layer, value in reversed(composed.overridden.get(key, []))
+            ],
+        }
+        for key, source in composed.provenance.items()
+    }
 
 
-def _differences(composed: Composed[Any], other: Path, devices: int) -> Iterator[str]:
-    """Yield a line for every key whose value is another one in `other`, a run YAML or a run folder."""
+def _value_lines(values: dict[str, dict[str, Any]]) -> Iterator[str]:
+    width = max(map(len, values))
+    for key, entry in values.items():
+        others = "".join(f", over {other['value']!r} of {other['source']}" for other in entry["replaced"])
+        yield f"{key:<{width}} = {entry['value']!r:<24} # {entry['source']}{others}"
+
+
+def _differences(composed: Composed[Any], other: Path, devices: int) -> dict[str, dict[str, Any]]:
+    """Return the keys whose values differ in `other`, a run YAML or a run folder: here and there, absent if not set."""
     if other.is_dir():
         from cram_composer.runs.folder import read_record
 
@@ -55,10 +87,18 @@ def _differences(composed: Composed[Any], other: Path, devices: int) -> Iterator
     else:
         there = flatten(compose_run(other, [], devices).plain)
     here = flatten(composed.plain)
-    keys = [key for key in dict.fromkeys([*here, *there]) if here.get(key, ...) != there.get(key, ...)]
-    width = max(map(len, keys), default=0)
-    for key in keys:
-        mine, others = (repr(values[key]) if key in values else "absent" for values in (here, there))
-        yield f"{key:<{width}}   {mine}   {other}: {others}"
-    if not keys:
+    sides = {"here": here, "there": there}
+    return {
+        key: {name: values[key] for name, values in sides.items() if key in values}
+        for key in dict.fromkeys([*here, *there])
+        if here.get(key, ...) != there.get(key, ...)
+    }
+
+
+def _difference_lines(differences: dict[str, dict[str, Any]], other: Path) -> Iterator[str]:
+    width = max(map(len, differences), default=0)
+    for key, entry in differences.items():
+        here, there = (repr(entry[name]) if name in entry else "absent" for name in ("here", "there"))
+        yield f"{key:<{width}}   {here}   {other}: {there}"
+    if not differences:
         yield f"no differences from {other}"

@@ -1,19 +1,25 @@
-"""`cram plan`: what a budget buys and what fits into memory."""
+"""`cram plan`: estimate what a budget buys and what fits in memory."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 
 from cram_composer.budget.schedules import build_schedule
-from cram_composer.commands.arguments import Commands, add_command, add_yaml, overrides_from
+from cram_composer.commands.arguments import (
+    Commands,
+    add_command,
+    add_json,
+    add_yaml,
+    messages_to_stderr,
+    overrides_from,
+    print_json,
+)
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.units import parse_bytes
 from cram_composer.config.validation.run import check_run
 from cram_composer.errors import CramError
-from cram_composer.storage.files import write_json
 
 _STEPS = 5
 
@@ -24,19 +30,24 @@ def add(commands: Commands) -> None:
         commands,
         "plan",
         run,
-        "Estimate what a budget buys and what fits into memory, from given FLOP/s or a few steps timed here.",
+        "Estimate how many steps and tokens a budget buys and what fits in memory, from given FLOP/s or from a few "
+        "steps timed on this machine.",
+        [
+            "cram plan yamls/cram-1gpu.yaml --mfu 0.4 --peak 312e12 --memory 40gb",
+            "cram plan yamls/cram-cpu.yaml --budget 1h --json",
+        ],
     )
     add_yaml(plan)
-    plan.add_argument("--devices", type=int, default=1, metavar="N", help="default: 1")
-    plan.add_argument("--budget", metavar="TIME", help="replaces the run's, such as 3h or {device_hours: 24}")
-    plan.add_argument("--flops", type=float, metavar="F", help="achieved model FLOP/s of a device, such as 120e12")
-    plan.add_argument("--mfu", type=float, metavar="SHARE", help="the same as a share of --peak, such as 0.4")
-    plan.add_argument("--peak", type=float, metavar="F", help="peak FLOP/s of a device, such as 312e12 (A100, bf16)")
-    plan.add_argument("--calibrate", type=int, metavar="N", help="time 2 x N steps here, the default with N = 5")
+    plan.add_argument("--devices", type=int, default=1, metavar="N", help="number of devices (default: 1)")
+    plan.add_argument("--budget", metavar="TIME", help="budget instead of the run's, such as 3h or {device_hours: 24}")
+    plan.add_argument("--flops", type=float, metavar="F", help="achieved model FLOP/s per device, such as 120e12")
+    plan.add_argument("--mfu", type=float, metavar="SHARE", help="achieved FLOP/s as a share of --peak, such as 0.4")
+    plan.add_argument("--peak", type=float, metavar="F", help="peak FLOP/s per device, such as 312e12 (A100, bf16)")
+    plan.add_argument("--calibrate", type=int, metavar="N", help="time 2 x N steps on this machine (default: N = 5)")
     plan.add_argument(
-        "--memory", metavar="SIZE", help="memory of a device, such as 24gb (default: of this machine's GPU)"
+        "--memory", metavar="SIZE", help="memory per device, such as 24gb (default: that of this machine's GPU)"
     )
-    plan.add_argument("--json", type=Path, metavar="FILE", help="also write the plan to a file")
+    add_json(plan)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,15 +64,17 @@ def run(options: argparse.Namespace) -> int:
     build_schedule(composed.config.schedule)
     from cram_composer.planning.plan import make_plan, plan_text
 
-    made = make_plan(composed.config, options.devices, flops, options.mfu, steps, memory)
-    print(plan_text(made, f"{options.yaml} on {options.devices} device(s)"))
-    if options.json is not None:
-        write_json(options.json, made.as_json())
+    with messages_to_stderr(options.json):
+        made = make_plan(composed.config, options.devices, flops, options.mfu, steps, memory)
+    if options.json:
+        print_json(made.as_json())
+    else:
+        print(plan_text(made, f"{options.yaml} on {options.devices} device(s)"))
     return 0
 
 
 def _given_flops(options: argparse.Namespace) -> float | None:
-    """FLOP/s given on the command line, directly or as a share of a peak; None to calibrate."""
+    """Return the FLOP/s given on the command line, directly or as a share of a peak; None to calibrate."""
     for name in ("flops", "mfu", "peak"):
         value = getattr(options, name)
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -72,7 +85,7 @@ def _given_flops(options: argparse.Namespace) -> float | None:
         raise CramError(f"--mfu {options.mfu}: must be <= 1, a share of --peak")
     given = [name for name in ("flops", "mfu", "calibrate") if getattr(options, name) is not None]
     if len(given) > 1:
-        raise CramError(f"--{given[0]} and --{given[1]}: either sets the speed; remove one")
+        raise CramError(f"--{given[0]} and --{given[1]}: both set the speed; remove one")
     return options.flops if options.mfu is None else options.mfu * options.peak
 
 

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import argparse
 
-from cram_composer.commands.arguments import Commands, add_command
+from cram_composer.commands.arguments import Commands, add_command, add_json, print_json
 from cram_composer.config.recipes import KINDS, load_recipe, recipe_names
 from cram_composer.reference.recipe_page import recipe_page
 
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    recipes = add_command(commands, "recipes", run, "List the recipes, or show the cards of the named ones.")
-    recipes.add_argument("names", nargs="*", metavar="NAME")
-    recipes.add_argument("--markdown", action="store_true", help="print docs/recipes.md")
+    recipes = add_command(
+        commands,
+        "recipes",
+        run,
+        "List all recipes, or show the cards of the named ones.",
+        ["cram recipes", "cram recipes muon ema"],
+    )
+    recipes.add_argument("names", nargs="*", metavar="RECIPE", help="recipes to show (default: list all)")
+    recipes.add_argument("--markdown", action="store_true", help="print the reference of all recipes (docs/recipes.md)")
+    add_json(recipes)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the cards of the named recipes, or a list or page of all of them."""
-    if options.names:
+    if options.json:
+        recipes = [load_recipe(name, "command line") for name in options.names or recipe_names()]
+        print_json([{"name": r.name, **r.card.model_dump(), "settings": r.settings} for r in recipes])
+    elif options.names:
         for name in options.names:
             _print_card(name)
     elif options.markdown:

@@ -10,9 +10,20 @@ from cram_composer.commands.arguments import Commands, add_command
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    report = add_command(commands, "report", run, "Write the HTML report of one or more runs.")
+    report = add_command(
+        commands,
+        "report",
+        run,
+        "Write the HTML report of one or more runs.",
+        ["cram report runs/cram-cpu", "cram report runs/base runs/muon --output both.html"],
+    )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
-    report.add_argument("--output", type=Path, help="HTML file (default: RUN/report.html, ./report.html for several)")
+    report.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="HTML file (default: RUN/report.html; ./report.html for several runs)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

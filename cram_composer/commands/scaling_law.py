@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_command
+from cram_composer.commands.arguments import Commands, add_command, add_json
 from cram_composer.config.units import parse_duration
 from cram_composer.errors import CramError
 
@@ -13,21 +13,30 @@ from cram_composer.errors import CramError
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     scaling = add_command(
-        commands, "scaling-law", run, "Fit loss = E + A/N^a + B/D^b to runs of several sizes and lengths."
+        commands,
+        "scaling-law",
+        run,
+        "Fit loss = E + A/N^a + B/D^b to runs of several sizes (N parameters) and lengths (D tokens).",
+        ["cram scaling-law runs/sweeps/sizes --budget 24h", "cram scaling-law runs --predict 1.2e8,3e9 --json"],
     )
     scaling.add_argument("items", nargs="+", metavar="DIR or key=value", help="runs, as for `cram runs`")
-    scaling.add_argument("--hold-back", type=int, default=0, metavar="N", help="predict the N largest runs instead")
-    scaling.add_argument("--predict", metavar="N,D", help="loss at N parameters and D tokens, such as 1.2e8,3e9")
-    scaling.add_argument("--budget", metavar="TIME", help="the best size for this wall-clock, such as 24h")
     scaling.add_argument(
-        "--flops-per-second", type=float, metavar="F", help="model FLOP/s of the device (default: the runs' own speed)"
+        "--hold-back", type=int, default=0, metavar="N", help="leave the N largest runs out of the fit and predict them"
     )
-    scaling.add_argument("--output", type=Path, help="HTML file of the page (default: ./scaling.html)")
-    scaling.add_argument("--json", action="store_true", help="print JSON, and write no page")
+    scaling.add_argument("--predict", metavar="N,D", help="predict the loss at N parameters and D tokens")
+    scaling.add_argument("--budget", metavar="TIME", help="find the best size for this wall-clock budget")
+    scaling.add_argument(
+        "--flops-per-second",
+        type=float,
+        metavar="F",
+        help="model FLOP/s of the device (default: the speed of the runs)",
+    )
+    scaling.add_argument("--output", type=Path, metavar="FILE", help="HTML page (default: ./scaling.html)")
+    add_json(scaling, "write no page")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fit the law, and print it with the predictions asked for."""
+    """Fit the law, and print it with the requested predictions."""
     at = None if options.predict is None else _size_and_tokens(options.predict)
     seconds = None if options.budget is None else parse_duration(options.budget)
     if options.flops_per_second is not None and (seconds is None or options.flops_per_second <= 0):

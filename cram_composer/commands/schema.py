@@ -11,9 +11,17 @@ from cram_composer.reference.json_schema import KINDS, json_schema_text
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    schema = add_command(commands, "schema", run, "Print the JSON Schema of a kind of YAML file, for editors.")
+    schema = add_command(
+        commands,
+        "schema",
+        run,
+        "Print the JSON Schema of a kind of YAML file, for validation in editors.",
+        ["cram schema run", "cram schema --markdown"],
+    )
     schema.add_argument("kind", nargs="?", choices=tuple(KINDS), help="kind of YAML file")
-    schema.add_argument("--markdown", action="store_true", help="print docs/configuration.md, all keys")
+    schema.add_argument(
+        "--markdown", action="store_true", help="print the reference of all keys (docs/configuration.md)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

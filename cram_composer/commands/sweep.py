@@ -10,10 +10,23 @@ from cram_composer.commands.sweep_options import add_sweep_options, budget_overr
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    sweep = add_command(commands, "sweep", run, "Train the variants of a sweep with several seeds each, and compare.")
-    sweep.add_argument("sweep", metavar="NAME or FILE.yaml", help="one of yamls/sweeps, or a YAML file")
+    sweep = add_command(
+        commands,
+        "sweep",
+        run,
+        "Train the variants of a sweep with several seeds each, and compare the results.",
+        [
+            "cram sweep masking-rate --set run=yamls/cram-cpu.yaml --budget 3m",
+            "cram sweep masking-rate --report --json",
+        ],
+    )
+    sweep.add_argument("sweep", metavar="NAME or FILE.yaml", help="name of a file in yamls/sweeps, or a YAML file")
     sweep.add_argument(
-        "--set", nargs="+", default=[], metavar="key=value", help="override the sweep, such as run=yamls/cram-cpu.yaml"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="values of the sweep to override, such as run=yamls/cram-cpu.yaml",
     )
     add_sweep_options(sweep)
 

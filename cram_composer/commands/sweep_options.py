@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cram_composer.commands.arguments import exit_status, slurm_parameters
+from cram_composer.commands.arguments import add_json, exit_status, messages_to_stderr, print_json, slurm_parameters
 
 if TYPE_CHECKING:
     from cram_composer.config.schema.sweep import SweepConfig
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that both commands take."""
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds per variant (default: the sweep's, or 3)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds per variant (default: the sweep's value, or 3)")
     parser.add_argument("--budget", metavar="TIME", help="budget per run, such as 3h or {tokens: 1e9}")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/sweeps/NAME")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the runs (default: runs/sweeps/NAME)")
     parser.add_argument("--jobs", type=int, metavar="N", help="parallel runs (default: one per GPU, or one on a CPU)")
     parser.add_argument(
-        "--slurm", nargs="*", metavar="key=value", help="run as a Slurm array, with submitit parameters"
+        "--slurm", nargs="*", metavar="key=value", help="run as a Slurm array with these submitit parameters"
     )
-    parser.add_argument("--yes", action="store_true", help="spend the device-hours without asking")
-    parser.add_argument("--report", action="store_true", help="compare the existing runs, and train nothing")
+    parser.add_argument("--yes", action="store_true", help="train without asking for confirmation")
+    parser.add_argument("--report", action="store_true", help="compare the existing runs without training")
+    add_json(parser)
 
 
 def budget_override(text: str | None) -> list[str]:
-    """The override that replaces every limit of the file's budget, whatever its unit."""
+    """Return the override that replaces every limit of the file's budget, whatever its unit."""
     if text is None:
         return []
     from cram_composer.config.layers import parse_override
@@ -43,14 +44,18 @@ def run_sweep(config: SweepConfig, source: str, options: argparse.Namespace) -> 
     from cram_composer.sweeps.sweep import sweep
 
     config.name = config.name or Path(source).stem
-    text, failures = sweep(
-        config,
-        source,
-        (options.output or Path("runs/sweeps") / config.name).expanduser(),
-        jobs=options.jobs,
-        slurm=slurm_parameters(options.slurm),
-        confirmed=options.yes,
-        train=not options.report,
-    )
-    print(text)
-    return exit_status(failures, "runs failed; run the same command to resume them")
+    with messages_to_stderr(options.json):
+        result = sweep(
+            config,
+            source,
+            (options.output or Path("runs/sweeps") / config.name).expanduser(),
+            jobs=options.jobs,
+            slurm=slurm_parameters(options.slurm),
+            confirmed=options.yes,
+            train=not options.report,
+        )
+    if options.json:
+        print_json(result.values)
+    else:
+        print(result.text)
+    return exit_status(result.failures, "runs failed; run the same command to resume them")

@@ -12,7 +12,14 @@ from cram_composer.config.paths import expand
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    add_yaml(add_command(commands, "train", run, "Train a model; the same as `python train.py`."))
+    train = add_command(
+        commands,
+        "train",
+        run,
+        "Start or resume a run. On several GPUs, use `composer -n N train.py FILE.yaml` instead.",
+        ["cram train yamls/cram-cpu.yaml", "cram train yamls/cram-1gpu.yaml recipes=[crammed-bert,muon] budget=6h"],
+    )
+    add_yaml(train)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Configuration: schema, composition of layers, validation, and the source of every value. Knows no torch."""
+"""Configuration: schema, composition of layers, validation, and the source of every value. Does not import torch."""
 
 from cram_composer.config.compose import Composed, compose, compose_run
 

@@ -1,7 +1,7 @@
-"""Composition of a configuration from layers, and the layer that every value came from.
+"""Composition of a configuration from layers, with the layer that set each value.
 
-Precedence, lowest first: defaults of the schema, recipes, values in the YAML, ingredients that only the command line
-names, values on the command line.
+Precedence, lowest first: defaults of the schema, recipes named in the YAML (and any preset), values in the YAML,
+ingredients named only on the command line, values on the command line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cram_composer.errors import ConfigError
 
 DEFAULT = "default"
 _S = TypeVar("_S", bound=Settings)
-# Sections whose `name` chooses a class: the keys that survive another choice, and the name that stands for none.
+# Sections whose `name` chooses a class: the keys kept when another class is chosen, and the default name.
 _CHOSEN_BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
     "optimizer": (Optimizer.KEPT, AdamWConfig().name),
     "schedule": (Schedule.KEPT, TriangleConfig().name),
@@ -41,15 +41,15 @@ _CHOSEN_BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
 
 @dataclass(frozen=True)
 class Composed(Generic[_S]):
-    """A final configuration and its history.
+    """A final configuration with the origin of its values.
 
     Attributes:
-        config: an instance of the schema.
-        plain: the same as nested dicts.
+        config: instance of the schema.
+        plain: the configuration as nested dicts.
         provenance: dotted key -> layer that set its value, or "default".
         overridden: dotted key -> (layer, value) pairs that later layers replaced, oldest first.
-        hash: identifies the values.
-        path: the YAML.
+        hash: hash of the values.
+        path: path of the YAML.
     """
 
     config: _S
@@ -61,10 +61,10 @@ class Composed(Generic[_S]):
 
 
 def compose_run(path: Path | str, overrides: list[str], world_size: int = 1) -> Composed[RunConfig]:
-    """Compose a run and check everything that its configuration alone decides, for `world_size` devices.
+    """Compose a run and check it for `world_size` devices, without looking at data or hardware.
 
     Raises:
-        ConfigError: one line.
+        ConfigError: an invalid configuration.
     """
     composed = compose(RunConfig, path, overrides)
     try:
@@ -78,14 +78,14 @@ def compose_run(path: Path | str, overrides: list[str], world_size: int = 1) -> 
 def compose(schema: type[_S], path: Path | str, overrides: list[str]) -> Composed[_S]:
     """Compose the YAML at `path` with the dotlist `overrides` and validate the result against `schema`.
 
-    A schema with a `recipes` field gets the named recipes merged first. Raises ConfigError, one line.
+    If the schema has a `recipes` field, the named recipes are merged first. Raises ConfigError.
     """
     in_file = read_yaml(find_shared(Path(path)))
     on_command_line = [parse_override(item) for item in overrides]
     recipes: list[Recipe] = []
     if "recipes" in schema.model_fields:
         recipes = _named_recipes(in_file, on_command_line, str(path))
-    # A file may adjust the recipes that it names; an ingredient that the command line adds changes the file.
+    # A file adjusts the recipes that it names, but an ingredient added on the command line overrides the file.
     in_file_named = as_list(in_file.get("recipes"))
     added = [r for r in recipes if r.card.kind == "ingredient" and r.name not in in_file_named]
     layers = [(f"recipe {recipe.name}", recipe.values) for recipe in recipes if recipe not in added]
@@ -113,7 +113,7 @@ def compose(schema: type[_S], path: Path | str, overrides: list[str]) -> Compose
 
 @dataclass
 class _Merged:
-    """Layers merged so far, and the layer of every dotted key that one of them set."""
+    """Layers merged so far, with the layer that set each dotted key."""
 
     values: DictConfig = field(default_factory=lambda: OmegaConf.create({}))
     sources: dict[str, str] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class _Merged:
         given = flatten(values)
         for key in (*(key for key in flatten(nested) if key in after), *lists):
             if after[key] is None and key not in before and key not in given:
-                continue  # of a short form: nothing that the layer says
+                continue  # a null from expanding a short form, not set by the layer
             self._replace(key, source, before)
         for key, value in before.items():
             if key not in after:
@@ -154,7 +154,7 @@ class _Merged:
         return {str(key): value for key, value in resolved.items()}
 
     def source_of(self, key: str) -> str | None:
-        """Return the last layer that set a key, a part of it, or a section that it is in; None for a default."""
+        """Return the last layer that set a key, a part of it, or a section that holds it; None for a default."""
         for name, source in reversed(self.sources.items()):
             if name == key or name.startswith(f"{key}."):
                 return source
@@ -162,13 +162,13 @@ class _Merged:
         return next((self.sources[section] for section in sections if section in self.sources), None)
 
     def last_set(self, keys: list[str]) -> tuple[str, str | None]:
-        """Return which of the keys a layer set last, and the layer; the first key and None if all are defaults."""
+        """Return the key that was set last and its layer; the first key and None if all are defaults."""
         order = list(self.sources)
         latest = max(keys, key=lambda key: order.index(key) if key in order else -1)
         return latest, self.source_of(latest)
 
     def _reset_other_choices(self, source: str, layer: dict[str, Any]) -> None:
-        """Drop what earlier layers set for another optimizer or schedule than the one that `layer` chooses."""
+        """Drop the settings of the previous optimizer or schedule if `layer` chooses another one."""
         for section, (kept, default) in _CHOSEN_BY_NAME.items():
             settings, present = layer.get(section), self.values.get(section)
             if not isinstance(settings, dict) or not isinstance(present, DictConfig) or "name" not in settings:
@@ -194,7 +194,7 @@ class _Merged:
 
 
 def _unset_nulls(schema: type[Settings], values: dict[str, Any]) -> None:
-    """Remove keys set to null that cannot be null: they go back to their default."""
+    """Remove keys that are set to null but cannot be null, so that they take their default."""
     for key, value in flatten(values).items():
         allowed = list(annotations_at(schema, key.split(".")))
         if value is None and allowed and not any(allows_none(annotation) for annotation in allowed):
@@ -219,5 +219,5 @@ def _named_recipes(in_file: dict[str, Any], on_command_line: list[tuple[str, Any
 
 
 def as_list(named: Any) -> Any:
-    """Return the value of `recipes` as a list: one name is a list of one, null an empty list."""
+    """Return the value of `recipes` as a list; a single name becomes a list of one, null an empty list."""
     return [] if named is None else [named] if isinstance(named, str) else named

@@ -1,4 +1,4 @@
-"""Layers of a configuration: YAML files and command-line overrides as nested dicts, with short forms spelled out."""
+"""Layers of a configuration: YAML files and command-line overrides as nested dicts, with short forms expanded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUDGET_SHORTHAND = ["24h", "90m", "1h30m"]
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping, without checking it. Raises ConfigError."""
+    """Read a YAML file whose top level is a mapping, without validation. Raises ConfigError."""
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(file))
     except (YAMLError, OmegaConfBaseException) as error:
@@ -33,7 +33,7 @@ def parse_override(item: str) -> tuple[str, Any]:
     """Split `key=value` and parse the value as YAML. Raises ConfigError."""
     key, equals, value = item.partition("=")
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"{COMMAND_LINE}: '{item}' is not an override: write key=value, such as budget=6h")
+        raise ConfigError(f"{COMMAND_LINE}: '{item}' is not an override; write key=value, such as budget=6h")
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
     except (YAMLError, OmegaConfBaseException):
@@ -43,7 +43,7 @@ def parse_override(item: str) -> tuple[str, Any]:
 
 
 def unflatten(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn dotted keys into nested dicts; a key that is both a value and a section is a ConfigError."""
+    """Turn dotted keys into nested dicts. Raises ConfigError if a key is both a value and a section."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         *sections, last = key.split(".")
@@ -51,7 +51,7 @@ def unflatten(values: dict[str, Any]) -> dict[str, Any]:
         for name in sections:
             inner = inner.setdefault(name, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"{key}: '{name}' is set to a value and to a section; keep one")
+                raise ConfigError(f"{key}: '{name}' is set both to a value and to a section; keep one")
         if isinstance(inner.get(last), dict) and isinstance(value, dict):
             inner[last] |= value
         else:
@@ -70,7 +70,7 @@ def spell_out(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spelled_out_budget(budget: Any) -> dict[str, Any]:
-    """Naming one clock (wall, device_hours, replay) unsets the one that an earlier layer named."""
+    """Expand the budget; setting one clock (wall, device_hours, replay) unsets that of an earlier layer."""
     if not isinstance(budget, dict):
         budget = {"wall": budget}
     if any(budget.get(clock) is not None for clock in CLOCKS):
@@ -79,7 +79,7 @@ def _spelled_out_budget(budget: Any) -> dict[str, Any]:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Map dotted keys to everything that is not a non-empty mapping; a list is one value."""
+    """Map dotted keys to the leaves of nested mappings; lists and empty mappings are leaves."""
     if isinstance(value, dict) and (value or not prefix):
         found: dict[str, Any] = {}
         for key, item in value.items():

@@ -1,4 +1,4 @@
-"""One clear line for a configuration that the schema rejects: key, problem, value, and the layer it was set in."""
+"""Error messages of the schema in one line: key, problem, value, and the layer that set it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def config_error(
     """Turn the first problem of a validation into a ConfigError.
 
     Args:
-        error: what validating against `schema` raised.
+        error: error of validating against `schema`.
         schema: class of the whole configuration.
-        last_set: which of some dotted keys a layer set last, and the layer; None for a default.
+        last_set: returns which of some dotted keys was set last, and its layer; None for a default.
     """
     problems = error.errors(include_url=False)
-    # A mistyped key may be why another one is missing or wrong.
+    # A mistyped key may be the reason that another one is missing or wrong.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     section, path = _locate(schema, problem["loc"])
     key, text = _describe(problem, section, path)
@@ -54,7 +54,7 @@ def config_error(
 
 
 def set_in(source: str | None, key: str = "") -> str:
-    """Name the layer that a value, of another `key` if given, is from, in parentheses; nothing for a default."""
+    """Return " (set in LAYER)" or " (KEY set in LAYER)"; empty for a default, whose `source` is None."""
     if source is None:
         return ""
     place = "on the command line" if source == "command line" else f"in {source}"
@@ -62,14 +62,14 @@ def set_in(source: str | None, key: str = "") -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Ask whether the known name most like `name` is meant; nothing if none is like it."""
+    """Return "; did you mean 'NAME'?" with the known name closest to `name`; empty if none is close."""
     folded = {one.lower(): one for one in known}
     close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
     return f"; did you mean '{folded[close[0]]}'?" if close else ""
 
 
 def _locate(annotation: Any, location: Iterable[int | str]) -> tuple[type[BaseModel] | None, list[str]]:
-    """Follow an error's location; returns the section that holds its last part, and the location without union tags."""
+    """Return the section that holds the last part of an error's location, and the location without union tags."""
     section: type[BaseModel] | None = None
     path: list[str] = []
     for part in location:
@@ -88,7 +88,7 @@ def _locate(annotation: Any, location: Iterable[int | str]) -> tuple[type[BaseMo
 
 
 def _describe(problem: Mapping[str, Any], section: type[BaseModel] | None, path: list[str]) -> tuple[str, str]:
-    """Return the dotted key that a problem is about, and the problem."""
+    """Return the dotted key of a problem and its description."""
     kind, value, key = problem["type"], problem["input"], ".".join(path)
     context: Mapping[str, Any] = problem.get("ctx", {})
     if kind == "extra_forbidden":
@@ -130,8 +130,7 @@ def _unknown_key(key: str, path: list[str], section: type[BaseModel] | None) -> 
     if not known:
         return "unknown key; this section has no settings"
     chosen = tag(section) if section is not None else None
-    listed = ", ".join(sorted(known))
-    hint = did_you_mean(path[-1], known) or (f", which has {listed}" if chosen else f"; there are {listed}")
+    hint = did_you_mean(path[-1], known) or f"; valid keys: {', '.join(sorted(known))}"
     return f"unknown key{f' for {chosen!r}' if chosen else ''}{hint}"
 
 

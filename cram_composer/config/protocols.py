@@ -13,7 +13,7 @@ from cram_composer.errors import ConfigError
 
 
 def protocol_kind(suite: str) -> str:
-    """Return the kind of a protocol of `yamls/eval`, by its name, or of a YAML file. Raises ConfigError."""
+    """Return the kind of a protocol: a name in `yamls/eval` or a YAML file. Raises ConfigError."""
     file = protocol_file(suite)
     kind = str(read_yaml(file).get("kind", "fine-tuning"))
     if kind not in PROTOCOLS:
@@ -24,5 +24,5 @@ def protocol_kind(suite: str) -> str:
 
 
 def compose_protocol(suite: str, overrides: list[str]) -> Composed[Any]:
-    """Compose a protocol under the schema of its kind, with the dotlist `overrides`. Raises ConfigError."""
+    """Compose a protocol with the schema of its kind and the dotlist `overrides`. Raises ConfigError."""
     return compose(PROTOCOLS[protocol_kind(suite)], protocol_file(suite), overrides)

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of values under a card, and which of them can be mixed."""
+"""Recipes: YAML files with a card and values, and checks of which recipes can be combined."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = ("preset", "ingredient")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named card and the values it sets, nested."""
+    """A recipe: its name, card and nested values."""
 
     name: str
     card: Card
@@ -31,7 +31,7 @@ class Recipe:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values it sets, by dotted key."""
+        """Values by dotted key."""
         return flatten(self.values)
 
 
@@ -41,11 +41,11 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, source: str) -> Recipe:
-    """Read recipe `name`, which the layer `source` names. Raises ConfigError."""
+    """Read recipe `name`, requested by the layer `source`. Raises ConfigError."""
     path = shared_dir() / "recipes" / f"{name}.yaml"
     if "/" in name or not path.is_file():
         hint = did_you_mean(name, recipe_names())
-        raise ConfigError(f"recipes: no recipe '{name}'{hint} (`cram recipes` lists them){set_in(source)}")
+        raise ConfigError(f"recipes: no recipe '{name}'{hint} (list them with `cram recipes`){set_in(source)}")
     return Recipe(name, *_read(path))
 
 
@@ -53,7 +53,7 @@ def _read(path: Path) -> tuple[Card, dict[str, Any]]:
     values = read_yaml(path)
     header = values.pop("card", None)
     if not isinstance(header, dict):
-        raise ConfigError(f"{path}: a recipe starts with a 'card' mapping (see any file in recipes/)")
+        raise ConfigError(f"{path}: 'card' is missing or not a mapping; add it, as in any file in recipes/")
     try:
         return Card.model_validate(header), values
     except ValidationError as error:
@@ -62,7 +62,7 @@ def _read(path: Path) -> tuple[Card, dict[str, Any]]:
 
 
 def check_compatible(recipes: list[Recipe], source: str) -> None:
-    """Refuse recipes named twice, without one they need, or that exclude or undo each other. Raises ConfigError."""
+    """Reject duplicates, missing requirements, and recipes that exclude or override each other. Raises ConfigError."""
     names = [recipe.name for recipe in recipes]
     for recipe in recipes:
         if names.count(recipe.name) > 1:
@@ -80,12 +80,12 @@ def check_compatible(recipes: list[Recipe], source: str) -> None:
             )
         if second.card.kind == "preset":
             raise ConfigError(
-                f"recipes: '{second.name}' is a preset and would undo '{first.name}'; name it first{set_in(source)}"
+                f"recipes: '{second.name}' is a preset and would override '{first.name}'; put it first{set_in(source)}"
             )
 
 
 def exclusion(first: Recipe, second: Recipe) -> str | None:
-    """Explain why two recipes cannot be mixed in any order; None if they can."""
+    """Return why two recipes cannot be combined in any order; None if they can."""
     declared = first.card.conflicts.get(second.name) or second.card.conflicts.get(first.name)
     if declared is not None:
         return declared
@@ -97,7 +97,7 @@ def exclusion(first: Recipe, second: Recipe) -> str | None:
     clashing = sorted(key for key in mine.keys() & others.keys() if mine[key] != others[key])
     if not clashing:
         return None
-    # A choice is why other keys differ: it explains more than the first of them.
+    # Other keys differ because of a choice, such as the optimizer, so report the choice.
     choice = next((key for key in clashing if _is_choice(key)), None)
     key = choice or clashing[0]
     section, _, name = key.rpartition(".")
@@ -112,7 +112,7 @@ def _is_choice(dotted: str) -> bool:
 
 
 def check_architecture(recipes: list[Recipe], model: ModelConfig) -> None:
-    """Refuse ingredients that change CramBERT in a run of another architecture. Raises ConfigError."""
+    """Reject ingredients for CramBERT in a run of another architecture. Raises ConfigError."""
     if model.architecture == "crambert":
         return
     for recipe in recipes:

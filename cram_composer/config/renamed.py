@@ -1,4 +1,4 @@
-"""Configuration keys of earlier versions: their present names, or what takes their place."""
+"""Configuration keys of earlier versions: their current names or replacements."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ RENAMED_KEYS = {
     "optimizer.mup_base_width": "model.mup_base_width",
 }
 REMOVED_KEYS = {
-    "optimizer.matrix_lr": "matrices and the rest have one rate; set optimizer.lr",
-    "algorithms.seq_length_warmup.max_seq_length": "the warmup ends at the rows of the data set",
+    "optimizer.matrix_lr": "matrices and other weights share one rate; set optimizer.lr",
+    "algorithms.seq_length_warmup.max_seq_length": "the warmup ends at the row length of the data set; remove it",
 }
 RENAMED_VALUES = {("model.ffn", "gelu_glu"): "geglu"}
 
 
 def rename_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a recorded configuration (nested dicts) with the present names of its keys and values."""
+    """Return a copy of a recorded configuration (nested dicts) with the current names of its keys and values."""
     renamed = copy.deepcopy(config)
-    for section in ("optimizer", "schedule"):  # held the keys of every choice, null where it had none
+    for section in ("optimizer", "schedule"):  # once held the keys of all choices, null if unused
         if isinstance(values := renamed.get(section), dict):
             renamed[section] = {key: value for key, value in values.items() if value is not None}
     for old, new in RENAMED_KEYS.items():

@@ -1,4 +1,4 @@
-"""Durations, sizes and URIs as people write them: 24h, 90m, 600s, 1d, 1h30m; 50gb; s3://bucket/path."""
+"""Parsing of durations, sizes and URIs: 24h, 90m, 600s, 1d, 1h30m; 50gb; s3://bucket/path."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _URI = re.compile(r"([^:/]+):(/+)([^/]*)/?(.*)")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in a duration such as `24h`, `90m`, `600s`, `1d` or `1h30m`; units in that order, each at most once."""
+    """Return the seconds of a duration such as `24h`, `90m`, `600s`, `1d` or `1h30m`. Raises ConfigError."""
     match = _DURATION.fullmatch(text.strip().lower())
     if match is None or not any(match.groups()):
-        raise ConfigError(f"'{text}' is not a duration: write it as 24h, 90m, 600s, 1d or 1h30m")
+        raise ConfigError(f"'{text}' is not a duration; write it as 24h, 90m, 600s, 1d or 1h30m")
     seconds = sum(float(value) * _SECONDS[unit] for value, unit in zip(match.groups(), "dhms", strict=True) if value)
     if seconds <= 0:
-        raise ConfigError(f"the duration '{text}' must be longer than zero")
+        raise ConfigError(f"'{text}': the duration must be > 0")
     return seconds
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes in a size such as `50gb`, `500mb` or `1.5tb`; as in Streaming, a kb is 1024 bytes."""
+    """Return the bytes of a size such as `50gb`, `500mb` or `1.5tb`; as in Streaming, 1 kb is 1024 bytes."""
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None or float(match[1]) <= 0:
-        raise ConfigError(f"'{text}' is not a size: write it as 50gb, 500mb or 2tb")
+        raise ConfigError(f"'{text}' is not a size; write it as 50gb, 500mb or 2tb")
     return int(float(match[1]) * 1024 ** _SIZES.index(match[2]))
 
 
@@ -41,12 +41,12 @@ def split_uri(uri: str) -> tuple[str, str, str] | None:
     scheme, slashes, bucket, path = match.groups()
     if scheme not in SCHEMES or slashes != "//" or not bucket:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        raise ConfigError(f"{uri}: not the URI of an object store; use {known} with a bucket, or a folder")
+        raise ConfigError(f"{uri}: not a URI of an object store; use {known} with a bucket, or a folder")
     return scheme, bucket, path.rstrip("/")
 
 
 def format_duration(seconds: float) -> str:
-    """A duration for people: `45 s`, `9:59`, `23:59:59`."""
+    """Format a duration as `45 s`, `9:59` or `23:59:59`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""Memory of one training step, measured on tensors without content (torch's FakeTensorMode).
+"""Memory of one training step, measured with tensors without content (torch's FakeTensorMode).
 
 The run's own model and optimizer take a step on the run's own microbatch, and every tensor they create is counted;
 nothing is computed or allocated. Sizes are exact for the kernels of a CPU without compilation: scaled-dot-product
@@ -36,8 +36,8 @@ class StepMemory:
     """Bytes on one device without sharding.
 
     `activations` is the peak of what a microbatch creates in forward and backward: activations, logits and temporaries,
-    without gradients. It is `activations_fixed` (mainly weights in the dtype of autocast) plus `activations_row` per
-    row.
+    without gradients. It consists of `activations_fixed` (mainly weights in the dtype of autocast) plus
+    `activations_row` per row.
     """
 
     parameters: int  # number of parameters
@@ -45,19 +45,19 @@ class StepMemory:
     gradients: int
     optimizer: int
     averages: int  # copies of the weights that algorithms keep on the device
-    averages_host: int  # the same in host memory
+    averages_host: int  # such copies in host memory
     largest_layer: int  # bytes of its weights
     outside_layers: int  # bytes of weights: embeddings, head
     activations_fixed: float
     activations_row: float
 
     def activations(self, rows: int) -> float:
-        """Bytes for a microbatch of `rows` rows."""
+        """Return the bytes for a microbatch of `rows` rows."""
         return self.activations_fixed + self.activations_row * rows
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the peak bytes of tensors created in this context; a storage counts once, until it is freed."""
+    """Count the peak bytes of tensors created in this context; each storage counts once, until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,14 +128,14 @@ def _measure_activations(spec: RunSpec, dtype: torch.dtype | None) -> tuple[floa
 
 def measure_activation_peak(spec: RunSpec, model: MaskedLMTrainingModel, rows: int) -> int:
     """Return the peak bytes of forward and backward of a microbatch of `rows` rows, without gradients."""
-    # Liger's loss holds as many logits at a time as the chunked one, and cannot run here.
+    # Liger's loss holds as many logits at a time as the chunked one, but cannot run on fake tensors.
     model.use_loss("full" if spec.config.model.loss_kernel == "full" else "chunked", "cpu")
     model.train()
     loader = spec.build_loader(rows)
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in next(iter(loader)).items()}
     batch = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Gradients exist beforehand, as after an earlier microbatch, so that they do not count.
+    # Gradients exist beforehand, as after an earlier microbatch, so they do not count.
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     with PeakBytes() as counted:

@@ -1,4 +1,4 @@
-"""The plan of a run: what its budget buys on a number of devices, and what fits in their memory."""
+"""Plan of a run: the steps and tokens of its budget on a number of devices, and the memory it needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run; `memory` is that of a device, None if unknown."""
+    """Plan of a run; `memory` is that of one device, None if unknown."""
 
     devices: int
     device_hours: float
@@ -55,12 +55,12 @@ def make_plan(
     """Plan a run of `config`, which must be valid for `devices` devices. Raises CramError.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         devices: number of devices.
-        flops: achieved model FLOP/s of one device; None to time a few steps on this machine.
-        mfu: `flops` as a share of the device's peak, if given so.
+        flops: achieved model FLOP/s per device; None to time a few steps on this machine.
+        mfu: `flops` as a share of the device's peak, if known.
         steps: number of timed steps of each of two sizes.
-        memory: bytes of a device; None for a local GPU's memory, if there is one.
+        memory: bytes per device; None to use the memory of this machine's GPU, if any.
     """
     spec = RunSpec(config, read_data_facts(config.data), devices)
     device = _local_device(config, needed=flops is None)
@@ -113,7 +113,7 @@ def make_plan(
 
 
 def _unsupported_setting(config: RunConfig, strategy: str) -> str:
-    """Return the setting that the strategy does not support; "" if there is none."""
+    """Return the setting that the strategy does not support; "" if all are supported."""
     name, _, stage = strategy.partition(" ")[0].partition("-")
     if name == "zero":
         scaleout = ScaleoutConfig(strategy="deepspeed", deepspeed={"zero_optimization": {"stage": int(stage)}})
@@ -133,16 +133,16 @@ def _local_device(config: RunConfig, needed: bool) -> DeviceChoice | None:
 def _assumptions(spec: RunSpec, speed: Speed, device: DeviceChoice | None) -> list[str]:
     lines = []
     if spec.devices > 1:
-        lines.append(f"{spec.devices} devices are {spec.devices} times as fast as one: see cram throughput")
+        lines.append(f"{spec.devices} devices are {spec.devices} times as fast as one (measure with cram throughput)")
     if not speed.compile_seconds:
         lines.append("compilation takes none of the budget")
     if spec.config.eval.interval:
-        lines.append("a row of an evaluation takes a third of the time of a training row")
+        lines.append("an evaluation row takes a third of the time of a training row")
     lines.append("checkpoints and waiting for data take no time")
     if device is None and spec.config.train.precision == "auto":
         lines.append("devices compute in bf16")
     if spec.facts.rows_per_epoch is None:
-        lines.append(f"rows and vocabulary are those of {spec.facts.source}")
+        lines.append(f"row length and vocabulary are those of {spec.facts.source}")
     return lines
 
 
@@ -192,7 +192,7 @@ def _memory_table(plan: Plan, unit: int) -> list[str]:
     for estimate in plan.estimates:
         line = [estimate.strategy, *(f"{getattr(estimate, name) / unit:,.2f}" for name in names)]
         if estimate.refused:
-            line.append(f"no: cannot do {estimate.refused}")
+            line.append(f"no: does not support {estimate.refused}")
         elif has_verdicts:
             line.append((estimate.verdict or "") + _advice(estimate))
         rows.append(line)

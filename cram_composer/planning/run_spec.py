@@ -1,4 +1,4 @@
-"""A run to be planned: its configuration, facts about its data, and its model and loader."""
+"""Specification of a run to plan: its configuration, facts about its data, its model and loader."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cram_composer.data.masking import MaskedLMCollator, build_collator
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
 
-_SPECIAL_TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}  # of a tokenizer that does not exist yet
+_SPECIAL_TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}  # of a tokenizer that is not built yet
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DataFacts:
     special_tokens: Mapping[str, int]
     packing: str
     rows_per_epoch: int | None
-    source: str  # where these facts come from
+    source: str  # origin of these facts
 
 
 def read_data_facts(config: DataConfig) -> DataFacts:
@@ -61,12 +61,12 @@ def read_data_facts(config: DataConfig) -> DataFacts:
         _SPECIAL_TOKENS,
         build.packing.kind,
         None,
-        f"{source}, since no manifest is in {where if remote is None else root}",
+        f"{source}, because {where if remote is None else root} has no manifest",
     )
 
 
 def epoch_rows(config: DataConfig, manifest: Manifest) -> int:
-    """Return the rows of an epoch under Streaming's stream weights; blocks that a `repeat` cuts are rounded."""
+    """Return the rows of an epoch under Streaming's stream weights; partial blocks of a `repeat` are rounded."""
     streams = select_streams(config, manifest)
     total = 0.0
     for stream in streams:
@@ -88,7 +88,7 @@ class RunSpec:
 
     @property
     def collator(self) -> MaskedLMCollator:
-        """The run's collator; it masks tokens, as many as words, since words need a tokenizer."""
+        """Collator of the run. It masks tokens instead of words, which need a tokenizer; the count is the same."""
         tokens = self.facts.special_tokens
         return build_collator(
             self.config.objective.model_copy(update={"unit": "token"}),
@@ -100,7 +100,7 @@ class RunSpec:
         )
 
     def build_loader(self, microbatch: int | None = None) -> TrainLoader:
-        """Build the loader of one device over random rows; with `microbatch`, of one microbatch of that many rows."""
+        """Build the loader of one device over random rows; `microbatch` sets the rows of its only microbatch."""
         stream = _RandomRowStream(self.facts)
         return TrainLoader(
             cast(RowStream, stream),
@@ -123,7 +123,7 @@ class RunSpec:
 
 
 class _RandomRowStream:
-    """Any number of rows of random tokens: the cost of a step does not depend on the text."""
+    """Endless rows of random tokens; the cost of a step does not depend on the text."""
 
     def __init__(self, facts: DataFacts) -> None:
         self._facts = facts
@@ -135,7 +135,7 @@ class _RandomRowStream:
 
 
 def fake_tensors() -> FakeTensorMode:
-    """Return a context of tensors without content, which take no memory: shapes, dtypes and storages only."""
+    """Return a context in which tensors have shapes, dtypes and storages, but no content and no memory."""
     return FakeTensorMode()
 
 

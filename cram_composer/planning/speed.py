@@ -1,4 +1,4 @@
-"""Duration of a step on one device, from given FLOP/s or from a few timed steps of the run."""
+"""Duration of a step on one device, from given FLOP/s or a few timed steps of the run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Speed:
 
 
 def speed_from_flops(spec: RunSpec, flops_per_row: float, flops: float, source: str) -> Speed:
-    """Return the speed of a device with `flops` model FLOP/s; a row takes `flops_per_row` in forward and backward."""
+    """Return the speed of a device with `flops` model FLOP/s, given the forward and backward FLOPs of a row."""
     return Speed(spec.config.train.device_train_microbatch_size * flops_per_row / flops, 0.0, 0.0, source)
 
 
@@ -55,8 +55,8 @@ def measure_speed(spec: RunSpec, device: DeviceChoice, steps: int) -> Speed:
     """Time `steps` steps of each of two sizes on random rows through Composer's trainer, without writing anything.
 
     A step of k microbatches takes a + k b seconds, so steps of one and of three microbatches determine a and b. The
-    run's algorithms take part, except those that change the step over the budget. Compilation time is the excess of the
-    warm-up over as many later steps. Nothing is read from disk or sent to another device.
+    run's algorithms are active, except those that change the step over the budget. Compilation time is the excess of
+    the warm-up over as many later steps. Nothing is read from disk or sent to another device.
     """
     config = spec.config
     set_up_cpu(device.threads, trains_here=device.name == "cpu")
@@ -101,12 +101,12 @@ def measure_speed(spec: RunSpec, device: DeviceChoice, steps: int) -> Speed:
         microbatch_seconds=(three - overhead) / many,
         step_seconds=overhead,
         compile_seconds=max(0.0, sum(warm) - _WARM_UP * (one + three)),
-        source=f"{2 * steps} timed steps on {device.name} here, {device.threads} threads",
+        source=f"{2 * steps} timed steps on this machine's {device.name}, {device.threads} threads",
     )
 
 
 class _StepTimer(Callback):
-    """Times steps of `sizes[s]` microbatches each, until the device has finished, into `seconds`."""
+    """Time step s with `sizes[s]` microbatches, until the device has finished, into `seconds`."""
 
     def __init__(self, loader: TrainLoader, sizes: list[int]) -> None:
         self._loader = loader

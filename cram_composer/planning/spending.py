@@ -1,4 +1,4 @@
-"""Simulation of a budget: the steps and tokens that the run and its ramps get at a given speed."""
+"""Simulation of a budget: the steps and tokens of a run with its ramps at a given speed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cram_composer.errors import CramError
 from cram_composer.planning.run_spec import RunSpec
 from cram_composer.planning.speed import Speed
 
-# Progress simulated at once if a step is shorter; ramps are linear, so the error is small.
+# Steps shorter than this progress are simulated together; ramps are linear, so the error is small.
 _MAX_PROGRESS_STEP = 1e-3
-_FORWARD = 1.0 / 3.0  # share of forward and backward
+_FORWARD = 1.0 / 3.0  # share of forward and backward pass
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Spending:
 
 
 def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -> Spending:
-    """Simulate the run's budget at `speed`, assuming that devices together are as fast as each alone.
+    """Simulate the run's budget at `speed`, assuming perfect scaling over devices.
 
     Args:
         spec: the run.
-        speed: of one device.
-        work: returns the FLOPs of a row of this many tokens relative to a row of full length.
+        speed: speed of one device.
+        work: returns the FLOPs of a row with this many tokens relative to a row of full length.
 
     Raises:
         CramError: compilation and evaluations take the whole wall-clock budget.
@@ -62,8 +62,8 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
         remaining = limits.seconds - speed.compile_seconds
         if remaining <= evaluations:
             raise CramError(
-                f"budget: compilation ({speed.compile_seconds:.0f} s) and evaluations ({evaluations:.0f} s) leave "
-                f"nothing of {limits.seconds:.0f} s; raise it, or eval.interval"
+                f"budget: compilation ({speed.compile_seconds:.0f} s) and evaluations ({evaluations:.0f} s) take "
+                f"the whole budget of {limits.seconds:.0f} s; raise it or eval.interval"
             )
         stretch = remaining / (remaining - evaluations)  # evaluations are spread over the budget
     elapsed, tokens, steps, first = speed.compile_seconds, 0, 0, 0
@@ -99,7 +99,7 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
 
 
 def _pieces_per_row(loader: Any) -> int:
-    """Return the number of rows that the loader cuts each row of the data into."""
+    """Return the number of rows that the loader splits each row of the data into."""
     return 1 if loader.truncate else loader.data_seq_length // loader.seq_length
 
 
@@ -108,6 +108,6 @@ def _evaluation_seconds(spec: RunSpec, speed: Speed) -> float:
     settings, train = spec.config.eval, spec.config.train
     if settings.interval <= 0.0:
         return 0.0
-    count = max(0, math.floor(1.0 / settings.interval - 0.5))  # evaluation.held_out: the last is after the budget
+    count = max(0, math.floor(1.0 / settings.interval - 0.5))  # evaluation.held_out: the last one runs after the budget
     rows = settings.rows // (settings.batch_size * spec.devices) * settings.batch_size
     return count * _FORWARD * speed.microbatch_seconds * rows / train.device_train_microbatch_size

@@ -1,4 +1,4 @@
-"""Memory per device of each way to shard a model over devices, calculated from the memory of one step.
+"""Memory per device of each sharding strategy, calculated from the memory of one step.
 
 Weights, gradients and optimizer state count in fp32, as Composer's mixed precision keeps them; activations are those of
 one microbatch under every strategy. Sharded parts are assumed to divide evenly.
@@ -31,14 +31,14 @@ class DeviceMemory:
 
 
 def ddp(step: StepMemory, devices: int) -> DeviceMemory:
-    """Replicate everything (Li et al. 2020, arXiv 2006.15704); buckets hold the gradients once more."""
+    """Replicate everything (Li et al. 2020, arXiv 2006.15704); buckets hold a second copy of the gradients."""
     return DeviceMemory(step.weights, step.gradients, step.optimizer, step.gradients if devices > 1 else 0.0)
 
 
 def fsdp2(step: StepMemory, devices: int) -> DeviceMemory:
     """Shard weights, gradients and state layer by layer (Zhao et al. 2023, arXiv 2304.11277).
 
-    Gathered at the same time: all weights outside the layers, the present layer and the next one, and the gradients of
+    Gathered at the same time are all weights outside the layers, the current and the next layer, and the gradients of
     the first two before they are scattered.
     """
     gathered = 2 * step.outside_layers + 3 * step.largest_layer if devices > 1 else 0.0
@@ -101,8 +101,8 @@ class MemoryEstimate:
 
     Attributes:
         verdict: fits, tight (over nine tenths), too large, or None.
-        largest_microbatch: the largest that fits, 0 for none; given if the verdict is tight or too large.
-        refused: a setting of the run that the strategy does not support; empty if there is none.
+        largest_microbatch: the largest that fits, 0 for none; set if the verdict is tight or too large.
+        refused: setting of the run that the strategy does not support; empty if all are supported.
     """
 
     strategy: str

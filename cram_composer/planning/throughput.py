@@ -25,7 +25,7 @@ from cram_composer.storage.files import read_json, write_json
 
 _RANK = "cram_composer.planning.throughput_rank"
 _TAIL = 8  # lines of a failed run's log
-_POOR = 0.5  # efficiency that is warned of
+_POOR = 0.5  # efficiency below which to warn
 
 
 @dataclass(frozen=True)
@@ -50,27 +50,68 @@ class Size:
 
 
 def efficiency(size: Size, smallest: Size) -> float:
-    """Tokens per second and device, compared with the smallest size."""
+    """Return the tokens per second and device relative to those of the smallest size."""
     return size.tokens_per_second / size.devices / (smallest.tokens_per_second / smallest.devices)
 
 
 def scaling_warnings(sizes: list[Size]) -> list[str]:
-    """Sizes where adding devices does not pay off: fewer tokens/s than the size before, or an efficiency below half."""
+    """Return a line for every size with fewer tokens/s than the one before, or an efficiency below one half."""
     lines = []
     for before, size in itertools.pairwise(sizes):
         gained = size.tokens_per_second / before.tokens_per_second
         share = efficiency(size, sizes[0])
         if gained < 1.0:
             lines.append(
-                f"adding devices does not pay: {size.devices} devices reach {gained:.2f} of the tokens/s of "
+                f"adding devices does not pay off: {size.devices} devices reach {gained:.2f} times the tokens/s of "
                 f"{before.devices}"
             )
         elif share < _POOR:
             lines.append(
-                f"{size.devices} devices use {percent(share, 0)} of what they would do alone (of {sizes[0].devices}'s "
-                "tokens/s per device)"
+                f"low efficiency: {size.devices} devices reach {percent(share, 0)} of the tokens/s per device of "
+                f"{sizes[0].devices} device(s)"
             )
     return lines
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Measurements in ascending order of devices, and one line for every size that failed."""
+
+    sizes: list[Size]
+    failures: list[str]
+    steps: int
+    weak: bool
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line for every size where adding devices does not pay off."""
+        return scaling_warnings(self.sizes)
+
+    def text(self, title: str) -> str:
+        """Format the table for the console."""
+        if not self.sizes:
+            return ""
+        scaling = "weak scaling: the same batch per device" if self.weak else "strong scaling: the same total batch"
+        heading = f"\n{title}, {scaling}, {self.steps} steps"
+        return "\n".join([heading, *_table(self.sizes), *_notes(self.sizes)])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the values that `--json` prints."""
+        return {
+            "format_version": 1,
+            "scaling": "weak" if self.weak else "strong",
+            "steps": self.steps,
+            "sizes": [
+                {
+                    **asdict(size),
+                    "compute_seconds": size.compute_seconds,
+                    "efficiency": efficiency(size, self.sizes[0]),
+                }
+                for size in self.sizes
+            ],
+            "failures": self.failures,
+            "warnings": self.warnings,
+        }
 
 
 def measure_throughput(
@@ -81,9 +122,8 @@ def measure_throughput(
     steps: int,
     weak: bool,
     keep: Path | None = None,
-    json: Path | None = None,
-) -> int:
-    """Measure each number of devices in turn and print the table.
+) -> Throughput:
+    """Measure each number of devices in turn, printing each result as it arrives.
 
     Args:
         yaml: YAML of the run, with `overrides` of its values.
@@ -91,10 +131,6 @@ def measure_throughput(
         steps: timed steps per size.
         weak: keep the batch per device instead of the total batch.
         keep: folder for run folders and logs; None for a temporary one.
-        json: file that the results are also written to.
-
-    Returns:
-        The exit status: 1 if a size failed, else 0.
 
     Raises:
         CramError: an invalid configuration, or an earlier measurement in `keep`.
@@ -102,7 +138,7 @@ def measure_throughput(
     composed = compose(RunConfig, yaml, overrides)
     build_schedule(composed.config.schedule)
     if keep is not None and any((keep / f"n{number}").exists() for number in numbers):
-        raise CramError(f"--keep {keep}: contains an earlier measurement; choose another folder")
+        raise CramError(f"--keep {keep}: holds an earlier measurement; choose another folder")
     settings = {"yaml": str(yaml), "overrides": overrides, "steps": steps, "weak": weak, "smallest": numbers[0]}
     sizes: list[Size] = []
     failures: list[str] = []
@@ -115,22 +151,12 @@ def measure_throughput(
                 print(f"error: {error}", file=sys.stderr, flush=True)
             else:
                 print(f"{number} device(s): {count(sizes[-1].tokens_per_second)} tokens/s", flush=True)
-    warned = scaling_warnings(sizes)
-    if sizes:
-        scaling = "weak scaling: the same batch per device" if weak else "strong scaling: the same total batch"
-        print(f"\n{yaml}, {scaling}, {steps} steps", *_table(sizes), sep="\n")
-    for line in _notes(sizes):
-        print(line)
-    for line in warned:
-        print(f"warning: {line}", file=sys.stderr)
-    if json is not None:
-        write_json(json, _as_json(sizes, weak, steps, failures, warned))
-    return 1 if failures else 0
+    return Throughput(sizes, failures, steps, weak)
 
 
 @contextlib.contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
-    """Folder for runs and logs: `keep`, or a temporary one."""
+    """Yield the folder for runs and logs: `keep`, or a temporary one."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep
@@ -168,11 +194,11 @@ def _check_gpus(number: int) -> None:
     import torch
 
     if number > torch.cuda.device_count():
-        raise CramError(f"there are {torch.cuda.device_count()} GPU(s) here")
+        raise CramError(f"this machine has {torch.cuda.device_count()} GPU(s); lower -n")
 
 
 def _launch(number: int, settings: Path, log: Path) -> int:
-    """Run Composer's launcher with `number` ranks and return its exit status. It ends when this process does."""
+    """Run Composer's launcher with `number` ranks and return its exit status. The launcher ends with this process."""
     command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(number)]
     for stream in ("stdout", "stderr"):  # of the other ranks
         command += [f"--{stream}", str(log.with_name(f"rank{{rank}}.{stream}"))]
@@ -209,28 +235,10 @@ def _table(sizes: list[Size]) -> list[str]:
 
 
 def _notes(sizes: list[Size]) -> list[str]:
-    """Say that ranks on a CPU have no devices of their own."""
+    """Return a line for every size whose ranks share one CPU."""
     cores = len(os.sched_getaffinity(0))
     return [
         f"{size.devices} ranks share {cores} cores, {size.threads} thread(s) each: they add no computing power"
         for size in sizes
         if size.device == "cpu" and size.devices > 1
     ]
-
-
-def _as_json(sizes: list[Size], weak: bool, steps: int, failures: list[str], warned: list[str]) -> dict[str, Any]:
-    return {
-        "format_version": 1,
-        "scaling": "weak" if weak else "strong",
-        "steps": steps,
-        "sizes": [
-            {
-                **asdict(size),
-                "compute_seconds": size.compute_seconds,
-                "efficiency": efficiency(size, sizes[0]),
-            }
-            for size in sizes
-        ],
-        "failures": failures,
-        "warnings": warned,
-    }

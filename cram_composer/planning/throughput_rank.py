@@ -1,7 +1,7 @@
 """One rank of a run of `cram throughput`: python -m cram_composer.planning.throughput_rank SETTINGS.json
 
-The run is built like any other. It trains steps to warm up, steps to time, and then steps alternating with and without
-gradient synchronization. The difference between these is the cost of communication. It excludes communication hidden
+The run is built like any other. It trains warm-up steps, timed steps, and then steps that alternate between syncing
+gradients and not. The difference between the latter is the cost of communication. It excludes communication hidden
 behind the backward pass, and waiting for slower ranks, since ranks agree on the clock after every step of either kind.
 """
 
@@ -37,15 +37,15 @@ from cram_composer.jobs.processes import end_with_parent
 from cram_composer.runs.folder import RunFolder
 from cram_composer.storage.files import read_json, write_json
 
-WARM_UP = 3  # steps: the first compiles, the next may meet a cold cache
+WARM_UP = 3  # steps: the first compiles, the next may find cold caches
 MEASURED = "throughput.json"
 
 
 def steady_config(config: RunConfig, size: int, smallest: int, weak: bool, steps: int) -> RunConfig:
-    """Configuration of a run on `size` devices with identical steps and nothing else to do.
+    """Return the configuration of a run on `size` devices with identical steps and nothing else to do.
 
-    The batch is that of the configuration, with `weak` scaled by `size` / `smallest`. Raises ConfigError if it is not
-    a whole number of microbatches.
+    With `weak`, the batch of the configuration is scaled by `size` / `smallest`. Raises ConfigError if it is not a
+    whole number of microbatches.
     """
     algorithms = config.algorithms.model_copy(
         update={"batch_size_ramp": None, "seq_length_warmup": None, "layer_freezing": None}
@@ -82,7 +82,7 @@ class StepTimes(Callback):
         return step >= WARM_UP + self._steps and (step - WARM_UP - self._steps) % 2 == 1
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        """End the previous step; the device has finished it too, since ranks have agreed on the time."""
+        """End the previous step; the device has finished it, because ranks have agreed on the time since."""
         now = time.perf_counter()
         if self._started is not None:
             self.seconds.append(now - self._started)
@@ -101,12 +101,12 @@ class StepTimes(Callback):
         self._silent = contextlib.nullcontext()
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """End the last step, which no other follows."""
+        """End the last step."""
         assert self._started is not None
         self.seconds.append(time.perf_counter() - self._started)
 
     def summary(self) -> dict[str, float]:
-        """Medians of the timed steps in seconds; `communication` is the time that synchronization adds."""
+        """Return the medians of the timed steps in seconds; `communication` is the time added by synchronization."""
         first, last = WARM_UP, WARM_UP + self._steps
         with_it = statistics.median(self.seconds[last::2])
         without = statistics.median(self.seconds[last + 1 :: 2])

@@ -1,4 +1,4 @@
-"""JSON Schemas of the YAML files, for editors. They describe one layer: every key may be left out."""
+"""JSON Schemas of the YAML files, for editors. They describe one layer, so every key is optional."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _evaluation() -> dict[str, Any]:
     for schema in protocols.values():
         definitions |= schema.pop("$defs", {})
     for name, schema in protocols.items():
-        if name != "fine-tuning":  # the kind of a file that names none
+        if name != "fine-tuning":  # the default kind
             schema["required"] = ["kind"]
     return {"anyOf": list(protocols.values()), "$defs": definitions}
 
@@ -76,13 +76,13 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def _or_short(full: dict[str, Any], short: dict[str, Any]) -> dict[str, Any]:
-    """Allow a short form beside the full one."""
+    """Allow a short form as an alternative to the full one."""
     kept: dict[str, Any] = {key: full[key] for key in ("description", "default") if key in full}
     return {**kept, "anyOf": [short, {key: value for key, value in full.items() if key not in kept}]}
 
 
 def _as_layer(schema: Any) -> Any:
-    """Drop titles, and turn exclusive unions into inclusive ones: without a name, several optimizers match."""
+    """Drop titles and turn exclusive unions into inclusive ones, because several optimizers match without a name."""
     if isinstance(schema, list):
         return [_as_layer(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""docs/recipes.md, made of the cards of all recipes."""
+"""The recipe reference, docs/recipes.md, generated from the cards of all recipes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from cram_composer.config.recipes import Recipe, exclusion
 
 _HEAD = """# Recipes
 
-Made from the cards in `recipes/` by `cram recipes --markdown > docs/recipes.md`; change those, not this page.
+Generated from the cards in `recipes/` by `cram recipes --markdown > docs/recipes.md`; edit the cards, not this page.
 
 A run names one preset and any number of ingredients, in order: `recipes=[crammed-bert,rope,mask-schedule]`. A preset
-is a whole published set-up; an ingredient changes one thing. Ingredients named on the command line come after the
-values of the run's YAML, presets and what the YAML names itself before them; `cram explain RUN.yaml recipes=[...]`
-shows where every value came from. Recipes that need or exclude each other say so in one line before anything starts.
+is a complete published set-up; an ingredient changes one thing. Ingredients named on the command line override the
+values of the run's YAML; presets and recipes named in the YAML do not. `cram explain RUN.yaml recipes=[...]` shows the
+source of every value. If recipes need or exclude each other, the run reports it in one line before it starts.
 
-What a YAML sets itself stands against its presets: with `yamls/cram-cpu.yaml` every preset keeps that file's small
-model, peak learning rate and batch. `yamls/cram-1gpu.yaml` leaves these to the preset.
+Values in a YAML override its presets: with `yamls/cram-cpu.yaml`, every preset keeps that file's small model, peak
+learning rate and batch. `yamls/cram-1gpu.yaml` leaves these to the preset.
 """
 
 
 def recipe_page(recipes: Sequence[Recipe]) -> str:
-    """The page, in Markdown."""
+    """Return the page in Markdown."""
     presets = [recipe for recipe in recipes if recipe.card.kind == "preset"]
     ingredients = [recipe for recipe in recipes if recipe.card.kind == "ingredient"]
     parts = [_HEAD, "## Presets\n"]

@@ -1,4 +1,4 @@
-"""`cram ablate`: a run without each of its recipes in turn, as a sweep."""
+"""`cram ablate`: the sweep that trains a run without each of its recipes in turn."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ALL = "all"
 
 
 def leave_one_out(run: str, overrides: Sequence[str], recipes: Sequence[str] | None = None) -> SweepConfig:
-    """Plan a sweep whose variants leave out one recipe of a run each, with the recipes that need it.
+    """Plan a sweep whose variants each leave out one recipe of a run, and the recipes that need it.
 
     Args:
         run: run YAML.
-        overrides: key=value over it, for every variant.
+        overrides: key=value overrides for every variant.
         recipes: recipes to leave out, each alone; default: all ingredients of the run.
 
     Raises:
@@ -33,13 +33,15 @@ def leave_one_out(run: str, overrides: Sequence[str], recipes: Sequence[str] | N
     cards = {name: load_recipe(name, run).card for name in present}
     chosen = list(recipes) if recipes else [name for name in present if cards[name].kind == "ingredient"]
     if not chosen:
-        raise ConfigError(f"{run}: has no ingredients to leave out; add some, such as recipes=[crammed-bert,muon,rope]")
+        raise ConfigError(
+            f"{run}: recipes: no ingredients to leave out; add some, such as recipes=[crammed-bert,muon,rope]"
+        )
     variants = {ALL: VariantConfig()}
     for name in chosen:
         if name not in present:
-            raise ConfigError(f"--recipes: the run has no recipe '{name}'; it has {', '.join(present)}")
+            raise ConfigError(f"--recipes: '{name}' is not a recipe of the run, which has {', '.join(present)}")
         left_out: list[str] = []
-        for other in present:  # a recipe comes after those that it needs
+        for other in present:  # recipes come after those that they need
             if other == name or set(left_out) & set(cards[other].needs):
                 left_out.append(other)
         variants[f"without {' and '.join(left_out)}"] = VariantConfig(without=left_out)

@@ -1,4 +1,4 @@
-"""The runs of a sweep: every variant with every seed, composed and checked before any of them starts."""
+"""Planning of a sweep: every variant with every seed, composed and checked before any run starts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Trial:
     """One run of a sweep, compared and hashed by identity.
 
     Attributes:
-        variant: the name of its variant.
+        variant: name of the variant.
         seed: seed of the run.
         path: run folder.
         yaml: run YAML.
-        overrides: key=value over the YAML.
-        composed: configuration that both give.
+        overrides: key=value overrides of the YAML.
+        composed: the resulting configuration.
     """
 
     variant: str
@@ -45,7 +45,7 @@ class Trial:
 
     @property
     def log(self) -> Path:
-        """Log file of the output of the run."""
+        """Log file of the run's output."""
         return self.path.with_name(f"{self.path.name}.log")
 
     @property
@@ -55,11 +55,11 @@ class Trial:
 
 
 def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
-    """Plan all runs of a sweep, seed by seed, so that a sweep that is stopped early can be compared.
+    """Plan all runs of a sweep, ordered by seed so that an interrupted sweep can be compared.
 
     Args:
-        sweep: what to train.
-        asked_by: the sweep's file, named in errors.
+        sweep: configuration of the sweep.
+        asked_by: file of the sweep, named in errors.
         folder: folder of the runs.
 
     Raises:
@@ -68,24 +68,22 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
     pairs = list(_variants(sweep, asked_by))
     variants = dict(pairs)
     if not variants:
-        raise ConfigError(f"{asked_by}: neither 'variants' nor 'grid' lists anything to train")
+        raise ConfigError(f"{asked_by}: nothing to train; list 'variants' or a 'grid' of values")
     if len(variants) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ConfigError(f"{asked_by}: grid: '{max(names, key=names.count)}' occurs twice")
+        raise ConfigError(f"{asked_by}: grid: variant '{max(names, key=names.count)}' occurs twice; remove one")
     for name, values in [("the sweep", sweep.set), ("the grid", sweep.grid), *((n, v.set) for n, v in pairs)]:
         if reserved := _RESERVED & values.keys():
-            raise ConfigError(f"{asked_by}: {name} sets {min(reserved)}, which the sweep sets for every run")
+            raise ConfigError(f"{asked_by}: {name} sets {min(reserved)}, which the sweep sets itself; remove it")
     if sweep.baseline is not None and sweep.baseline not in variants:
-        raise ConfigError(
-            f"{asked_by}: baseline: there is no variant '{sweep.baseline}'; there are {_listed(variants)}"
-        )
+        raise ConfigError(f"{asked_by}: baseline: must be one of {_listed(variants)}, got '{sweep.baseline}'")
     yaml = find_shared(Path(sweep.run))
     budget = sweep.budget.model_dump()
-    # A budget of the sweep replaces the run's, whatever its unit.
+    # A budget of the sweep replaces every limit of the run's budget.
     shared = [*([_override("budget", budget)] if any(budget.values()) else []), *_overrides(sweep.set)]
     folders = [_NOT_IN_NAMES.sub("-", name) for name in variants]
     if len(set(folders)) < len(folders):
-        raise ConfigError(f"{asked_by}: variants: two names give the same folder name: {_listed(folders)}")
+        raise ConfigError(f"{asked_by}: variants: two names give the same folder name, rename one: {_listed(folders)}")
     trials = []
     for seed, (name, variant) in itertools.product(range(1, sweep.seeds + 1), variants.items()):
         where = f"{asked_by}: variant '{name}'"
@@ -101,7 +99,7 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
         ]
         try:
             composed = compose(RunConfig, yaml, overrides)
-            if composed.config.runs_remote is not None:  # runs of other sweeps have the same names
+            if composed.config.runs_remote is not None:  # runs of other sweeps may have the same names
                 overrides.append(_override("runs_remote", f"{composed.config.runs_remote}/{sweep.name}"))
                 composed = compose(RunConfig, yaml, overrides)
             check_run(composed.config, world_size=1)
@@ -112,7 +110,7 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
 
 
 def baseline_name(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
-    """Return the name of the variant that the others are compared with."""
+    """Return the name of the variant to compare the others with."""
     return sweep.baseline or trials[0].variant
 
 
@@ -127,7 +125,7 @@ def duplicate_variants(trials: Sequence[Trial]) -> list[str]:
         key = json.dumps(plain, sort_keys=True, default=str)
         if key in seen:
             lines.append(
-                f"{trial.variant}: the same settings as {seen[key]}; what it changes is also set elsewhere, "
+                f"{trial.variant}: has the same settings as {seen[key]}, because its changes are set elsewhere too; "
                 f"see `cram explain {trial.yaml}`"
             )
         seen.setdefault(key, trial.variant)
@@ -138,10 +136,12 @@ def _variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantC
     """Yield the variants by name, each at every point of the grid."""
     for key, values in sweep.grid.items():
         if not values:
-            raise ConfigError(f"{asked_by}: grid.{key}: is empty; list the values to try")
+            raise ConfigError(f"{asked_by}: grid.{key}: must not be empty; list the values to try")
         for name, variant in sweep.variants.items():
             if key in variant.set:
-                raise ConfigError(f"{asked_by}: variant '{name}': set.{key}: the grid sets it too; remove one of them")
+                raise ConfigError(
+                    f"{asked_by}: variant '{name}': set.{key}: is also set by the grid; remove one of them"
+                )
     given = dict(sweep.variants) or ({"": VariantConfig()} if sweep.grid else {})
     for (name, variant), chosen in itertools.product(given.items(), itertools.product(*sweep.grid.values())):
         point = dict(zip(sweep.grid, chosen, strict=True))
@@ -150,12 +150,12 @@ def _variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantC
 
 
 def _recipes(overrides: list[str], yaml: Path, variant: VariantConfig, where: str) -> list[str]:
-    """Return the run's recipes, without those that the variant leaves out and with those that it adds."""
+    """Return the run's recipes with the variant's additions and removals."""
     named = [parse_override(item)[1] for item in overrides if item.startswith("recipes=")]
     recipes = list(as_list(named[-1] if named else read_yaml(yaml).get("recipes")))
     for name in variant.without:
         if name not in recipes:
-            raise ConfigError(f"{where}: without: the run has no recipe '{name}'; it has {_listed(recipes)}")
+            raise ConfigError(f"{where}: without: '{name}' is not a recipe of the run, which has {_listed(recipes)}")
     return [*(name for name in recipes if name not in variant.without), *variant.add]
 
 

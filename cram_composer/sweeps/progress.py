@@ -1,4 +1,4 @@
-"""Progress of a sweep: a live table on a terminal, elsewhere a line for every run that ends."""
+"""Progress of a sweep: a live table on a terminal, otherwise a line for every run that ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def finished_record(trial: Trial) -> dict[str, Any] | None:
     """Return the record of a run that has finished or was stopped early; None for any other.
 
     Raises:
-        CramError: the folder holds a run with another configuration, such as that of another sweep.
+        CramError: the folder holds a run with another configuration, such as one of another sweep.
     """
     record = RunFolder(trial.path).read_record()
     if record is None:
@@ -37,7 +37,7 @@ def finished_record(trial: Trial) -> dict[str, Any] | None:
             check_same(record, trial.composed, str(trial.path))
     except CramError as error:
         said = str(error).partition(";")[0]
-        raise CramError(f"{said}; give this sweep a folder of its own with --output") from None
+        raise CramError(f"{said}; give this sweep another folder with --output") from None
     return record if record["status"] in ("finished", "stopped-early") else None
 
 
@@ -47,7 +47,7 @@ def _without_runs_dir(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def unfinished_reason(trial: Trial) -> str:
-    """Return why a run has no result yet; empty if it has."""
+    """Return why a run has no result yet; empty if it has one."""
     if finished_record(trial) is not None:
         return ""
     record = RunFolder(trial.path).read_record()
@@ -58,7 +58,7 @@ def unfinished_reason(trial: Trial) -> str:
 
 
 def progress(run: Path) -> float:
-    """Return the share of the budget that a run had used at the start of its newest step; 0 before the first."""
+    """Return the share of the budget used at the start of a run's newest step; 0 before the first step."""
     try:
         with open(run / TRACE, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -73,11 +73,11 @@ class SweepProgress:
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._trials = list(trials)
-        self._results: dict[Trial, float | None] = {}  # held-out loss; None for those stopped early
+        self._results: dict[Trial, float | None] = {}  # held-out loss; None if stopped early
         self._failed: dict[Trial, str] = {}
         self._running: list[Trial] = []
         self._started = self._last_line = 0.0
-        self._earlier = 0.0  # progress that unfinished runs had at the start
+        self._earlier = 0.0  # progress of unfinished runs at the start
         self._live: Any = None
         for trial in trials:
             self._read_record(trial)
@@ -109,7 +109,7 @@ class SweepProgress:
             self._live.__exit__(kind, error, at)
 
     def running(self, trials: list[Trial]) -> None:
-        """Show which runs are being trained."""
+        """Show the runs in training."""
         self._running = trials
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
@@ -126,8 +126,8 @@ class SweepProgress:
         self._read_record(trial)
         loss = self._results.get(trial)
         message = "stopped early" if loss is None else f"held-out loss {loss:.4f}"
-        if trial not in self._results:  # it was finished on another machine, and the record is in runs_remote only
-            message = self._failed[trial] = "finished before, but its record is not here"
+        if trial not in self._results:  # finished on another machine, with the record only in runs_remote
+            message = self._failed[trial] = "finished earlier, but its record is only in runs_remote"
         self._print_line(f"{self._count()}: {trial.path.name}: {message}")
 
     def _read_record(self, trial: Trial) -> None:

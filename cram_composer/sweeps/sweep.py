@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from cram_composer.sweeps.progress import SweepProgress, finished_record, unfini
 REPORT = "report.html"
 
 
+@dataclass(frozen=True)
+class SweepResult:
+    """The comparison of a sweep as text and as values for JSON, and one line for every run that failed."""
+
+    text: str
+    values: dict[str, Any]
+    failures: list[str]
+
+
 def sweep(
     config: SweepConfig,
     asked_by: str,
@@ -31,20 +41,17 @@ def sweep(
     slurm: dict[str, Any] | None = None,
     confirmed: bool = False,
     train: bool = True,
-) -> tuple[str, list[str]]:
-    """Train the unfinished runs of a sweep, one on each device, and compare the variants with the baseline.
+) -> SweepResult:
+    """Train the unfinished runs of a sweep, one per device, and compare the variants with the baseline.
 
     Args:
-        config: what to train.
-        asked_by: the sweep's file, named in errors.
+        config: configuration of the sweep.
+        asked_by: file of the sweep, named in errors.
         folder: folder of the runs, their logs and the report.
-        jobs: runs at a time; default: one for every GPU, or one on a CPU.
-        slurm: submitit's parameters, to train as a Slurm array.
-        confirmed: do not ask whether to spend the device-hours.
-        train: train; otherwise only compare the finished runs.
-
-    Returns:
-        The comparison as text, and one line for every run that failed.
+        jobs: parallel runs; default: one per GPU, or one on a CPU.
+        slurm: submitit parameters, to train as a Slurm array.
+        confirmed: train without asking for confirmation.
+        train: if False, only compare the finished runs.
 
     Raises:
         CramError: a variant cannot be composed, or training was not confirmed.
@@ -52,7 +59,7 @@ def sweep(
     trials = plan_trials(config, asked_by, folder)
     progress = SweepProgress(trials)
     if jobs is not None and slurm is not None:
-        raise CramError("--jobs: not with --slurm; use --slurm slurm_array_parallelism=N")
+        raise CramError("--jobs: has no effect with --slurm; use --slurm slurm_array_parallelism=N")
     if train and progress.left:
         left = progress.left
         device = left[0].composed.config.device
@@ -71,11 +78,12 @@ def sweep(
                 for trial, error in train_all(left, runner, progress.running):
                     progress.ended(trial, error)
     failures = [*progress.failures, *(_incomplete_copies(trials, set(progress.left)) if train else [])]
-    return write_report(trials, baseline_name(config, trials), folder / REPORT), failures
+    text, values = write_report(trials, baseline_name(config, trials), folder / REPORT)
+    return SweepResult(text, {**values, "failures": failures}, failures)
 
 
 def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[str]:
-    """Complete the copies in `runs_remote` of finished runs, and yield a line for every copy that stays incomplete."""
+    """Complete the `runs_remote` copies of finished runs; yield a line for every copy that stays incomplete."""
     for trial in trials:
         uri = trial.composed.config.runs_remote
         if uri is None or trial in left:
@@ -88,12 +96,12 @@ def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[st
             yield f"{trial.path}: finished, but its copy in {copy.uri} is not complete"
 
 
-def write_report(trials: Sequence[Trial], baseline: str, report: Path) -> str:
-    """Compare the variants with the baseline, write the HTML report, and return the comparison as text."""
+def write_report(trials: Sequence[Trial], baseline: str, report: Path) -> tuple[str, dict[str, Any]]:
+    """Compare the variants with the baseline and write the HTML report; return the comparison as text and values."""
     from cram_composer.analysis.compare.compare import compare
     from cram_composer.analysis.compare.groups import make_group
     from cram_composer.analysis.compare.page import write_comparison
-    from cram_composer.analysis.compare.text import overview
+    from cram_composer.analysis.compare.text import as_json, overview
     from cram_composer.analysis.runs.run import load_run
 
     names = dict.fromkeys([baseline, *(trial.variant for trial in trials)])
@@ -101,22 +109,21 @@ def write_report(trials: Sequence[Trial], baseline: str, report: Path) -> str:
     for name in names:
         own = [trial for trial in trials if trial.variant == name]
         group = make_group(name, [load_run(trial.path) for trial in own if finished_record(trial) is not None])
-        # Runs may be missing because they failed: not listing them would compare the lucky seeds only.
+        # Runs may be missing because they failed; without this note only the lucky seeds would be compared.
         group.notes += [f"left out {trial.path.name}: {why}" for trial in own if (why := unfinished_reason(trial))]
         if group.runs:
             groups.append(group)
         else:
             missing_names.append(name)
     missing = f"no finished run: {', '.join(missing_names)}" if missing_names else ""
+    values: dict[str, Any] = {"unfinished": missing_names, "page": None}
     if baseline in missing_names or len(groups) < 2:
-        return (
-            f"{missing}\nnothing to compare yet; run the same command to resume"
-            if missing
-            else "one variant: nothing to compare"
-        )
+        waiting = f"{missing}\nnothing to compare yet; run the same command to resume"
+        return waiting if missing else "only one variant: nothing to compare", {**as_json(groups, []), **values}
     pairs = compare(groups, groups[0])
     path = write_comparison(groups, pairs, report)
-    return "\n".join(filter(None, [overview(groups, pairs), "", missing, f"page: {path}"]))
+    text = "\n".join(filter(None, [overview(groups, pairs), "", missing, f"page: {path}"]))
+    return text, {**as_json(groups, pairs), **values, "page": str(path)}
 
 
 def _summary(trials: Sequence[Trial], left: Sequence[Trial], slots: int) -> str:
@@ -128,24 +135,24 @@ def _summary(trials: Sequence[Trial], left: Sequence[Trial], slots: int) -> str:
         f"{len(trials)} runs, {variants} variants with {seeds} seed{'s' * (seeds != 1)}, {len(left)} of them to train"
     ]
     if len(known) < len(left):
-        lines.append(f"{len(left) - len(known)} have budgets in tokens or steps, which give no time")
+        lines.append(f"{len(left) - len(known)} have budgets in tokens or steps, so their time is unknown")
     if known:
-        lines.append(f"budgets together: {sum(known) / 3600.0:.3g} device-hours")
+        lines.append(f"total budget: {sum(known) / 3600.0:.3g} device-hours")
         if slots:
-            lines[-1] += f"; {slots} at a time, {format_duration(max(sum(known) / slots, *known))} or more"
-        lines[-1] += "; setup, compilation and the final evaluation of every run come on top"
+            lines[-1] += f", at least {format_duration(max(sum(known) / slots, *known))} with {slots} at a time"
+        lines[-1] += ", plus set-up, compilation and the final evaluation of every run"
     return "\n".join(lines)
 
 
 def _confirm() -> None:
     if not sys.stdin.isatty():
-        raise CramError("no terminal to confirm on; add --yes")
+        raise CramError("no terminal to ask for confirmation; add --yes")
     try:
         answer = input("train them? [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
-        raise CramError("not started")
+        raise CramError("not confirmed; nothing was started")
 
 
 @contextlib.contextmanager
@@ -156,7 +163,9 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise CramError(f"{folder}: another sweep is running there; wait for it, or give --output") from None
+        raise CramError(
+            f"{folder}: another sweep is running there; wait for it, or choose another folder with --output"
+        ) from None
     try:
         yield
     finally:
@@ -164,7 +173,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _prepare_data(trials: Sequence[Trial]) -> None:
-    """Build or check every data set once, before runs do so concurrently."""
+    """Build or check every data set once, before parallel runs do."""
     from cram_composer.data.loading.prepare import prepare_dataset
 
     for config in {repr(trial.composed.config.data): trial.composed.config.data for trial in trials}.values():

@@ -1,4 +1,4 @@
-"""`cram explain` refuses what `cram train` refuses, with the same line, and shows what differs between two runs."""
+"""`cram explain` rejects the same configurations as `cram train` with the same line, and shows differences of runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cram_composer.cli import main
 from tests.conftest import REPOSITORY
 
 CPU, GPU = "yamls/cram-cpu.yaml", "yamls/cram-1gpu.yaml"
-OTHERS_KEYS = {  # settings of one optimizer or schedule, refused for others
+OTHERS_KEYS = {  # settings of one optimizer or schedule, rejected for others
     "optimizer.momentum=0.9": ("adamw", "adan", "lion", "radam", "shampoo", "sophia"),
     "optimizer.rho=0.1": ("adamw", "muon", "soap"),
     "optimizer.ns_steps=3": ("adamw", "lion", "lamb"),

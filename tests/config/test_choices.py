@@ -1,4 +1,4 @@
-"""Every optimizer and schedule works on every shipped run by one override, and resets what the last one set."""
+"""One override selects any optimizer or schedule in every shipped run, and resets the previous one's settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 YAMLS = sorted((REPOSITORY / "yamls").glob("*.yaml"), key=str)
 OPTIMIZERS = [tag(section) for section in sections(OptimizerConfig)]
 SCHEDULES = [tag(section) for section in sections(ScheduleConfig)]
-# What ZeRO and FSDP2 cannot step, by docs/scaleout.md, and what needs a GPU; the run says so in one line.
+# Optimizers that ZeRO and FSDP2 do not support (docs/scaleout.md) or that need a GPU; the run reports it in one line.
 ZERO_CANNOT = {"adafactor", "adamw-8bit", "lamb", "muon", "schedule-free", "shampoo", "soap", "sophia", "stableadamw"}
 FSDP2_CANNOT = {"adafactor", "adamw-8bit", "shampoo", "soap", "sophia", "stableadamw"}
 CPU_CANNOT = {"adamw-8bit"}

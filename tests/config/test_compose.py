@@ -116,7 +116,7 @@ def test_words_that_yaml_takes_for_booleans_stay_words():
 
 @pytest.fixture
 def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to put recipes in, beside a run."""
+    """A folder for recipes, beside a run."""
     (tmp_path / "recipes").mkdir()
     (tmp_path / "run.yaml").write_text("budget: 1m\ndata: {local: x}\n")
     monkeypatch.setattr("cram_composer.config.recipes.shared_dir", lambda: tmp_path)
@@ -159,7 +159,7 @@ def test_no_recipe_undoes_another(recipe_folder: Path):
         compose(RunConfig, run, ["recipes=[whole,fast,slow]"])
     with pytest.raises(ConfigError, match="'whole' and 'other' exclude each other: both are presets"):
         compose(RunConfig, run, ["recipes=[whole,other]"])
-    with pytest.raises(ConfigError, match="'whole' is a preset and would undo 'fast'; name it first"):
+    with pytest.raises(ConfigError, match="'whole' is a preset and would override 'fast'; put it first"):
         compose(RunConfig, run, ["recipes=[fast,whole]"])
 
 

@@ -1,4 +1,4 @@
-"""Every recipe trains, every preset is as large as its publication says, and no two undo each other unnoticed."""
+"""Every recipe trains, every preset has its published size, and no two recipes override each other unnoticed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ INGREDIENTS = [recipe for recipe in RECIPES if recipe.card.kind == "ingredient"]
 PRESETS = [recipe for recipe in RECIPES if recipe.card.kind == "preset"]
 NEEDS_CUDA = {"adamw-8bit"}
 
-# Vocabulary and parameters in millions, as published: each paper's own figure, to the million; of best-cram that of
-# benchmarks/RESULTS.md.
+# Vocabulary and millions of parameters, as published in each paper, and for best-cram in benchmarks/RESULTS.md.
 PUBLISHED = {
     "best-cram": (8192, 4),
     "bert-original": (30522, 110),
@@ -54,7 +53,7 @@ def with_needs(recipe) -> list[str]:
 
 @pytest.fixture(scope="session")
 def ten_steps(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
-    """Trains on a data set with a tokenizer, which whole words need."""
+    """Train on a data set with a tokenizer, which whole words need."""
     return TinyRuns(tiny_data, tmp_path_factory.mktemp("recipes"))
 
 
@@ -65,7 +64,7 @@ def test_every_recipe_trains_for_ten_steps(recipe, ten_steps: TinyRuns):
             ten_steps(recipe.name, f"recipes=[{','.join(with_needs(recipe))}]")
         return
     listed = [recipe.name] if recipe.card.kind == "preset" else with_needs(recipe)
-    layers = "model.num_hidden_layers=6"  # a funnel has five at least
+    layers = "model.num_hidden_layers=6"  # a funnel needs at least five
     found = record(ten_steps(recipe.name, f"recipes=[{','.join(listed)}]", layers, "checkpoint.interval=10m"))
     assert found["status"] == "finished"
     assert found["steps"] == 10
@@ -84,7 +83,7 @@ def test_presets_are_as_large_as_published(recipe):
 @pytest.mark.parametrize("recipe", INGREDIENTS, ids=names(INGREDIENTS))
 def test_an_ingredient_changes_what_it_names_and_nothing_else(recipe):
     listed = with_needs(recipe)
-    run = REPOSITORY / "yamls" / "cram-1gpu.yaml"  # which sets nothing that an ingredient is about
+    run = REPOSITORY / "yamls" / "cram-1gpu.yaml"  # sets no key that an ingredient changes
     before = compose(RunConfig, run, [f"recipes=[{','.join(listed[:-1])}]"])
     after = compose(RunConfig, run, [f"recipes=[{','.join(listed)}]"])
     old, new = flatten(before.plain), flatten(after.plain)
@@ -103,9 +102,9 @@ def test_every_pair_of_ingredients_mixes_or_says_why_not():
         if exclusion(first, second) is not None:
             with pytest.raises(ConfigError, match=f"'{first.name}' and '{second.name}' exclude each other: "):
                 check_compatible([first, second], "tests")
-    for first, second in mixed[::60]:  # a composition takes a tenth of a second
+    for first, second in mixed[::60]:  # one composition takes 0.1 s
         listed = dict.fromkeys(["crammed-bert", *first.card.needs, *second.card.needs, first.name, second.name])
-        composed(*listed, overrides=("model.num_hidden_layers=6",))  # a funnel has five at least
+        composed(*listed, overrides=("model.num_hidden_layers=6",))  # a funnel needs at least five
 
 
 def test_documented_conflicts_are_refused_in_either_order():

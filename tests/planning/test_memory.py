@@ -43,7 +43,7 @@ def test_the_peak_of_a_few_tensors():
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("changes", [[], ["model.ffn=gelu", "model.norm_position=post", "model.norm=rmsnorm"]], ids=len)
 def test_activations_are_what_a_real_backward_keeps_and_the_logits(data: Path, dtype, changes):
-    """Of twice the microbatch, kept tensors found by autograd's own hooks while a real model computes."""
+    """For twice the microbatch, compare with the tensors that autograd's hooks find in a real model."""
     plan = spec(data, *changes)
     precision = "fp32" if dtype is None else "bf16"
     rows = 2 * plan.config.train.device_train_microbatch_size
@@ -63,7 +63,7 @@ def test_activations_are_what_a_real_backward_keeps_and_the_logits(data: Path, d
     given = sum(tensor.untyped_storage().nbytes() for tensor in batch.values())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = model(batch)
-    # Beside what is kept: the logits that the model returns, their gradient in fp32 and in their own dtype.
+    # In addition to saved tensors: the returned logits, and their gradient in fp32 and in their own dtype.
     logits = rows * MASKED * VOCABULARY * (4 + 2 * 2 if dtype is not None else 4 + 4)
     assert outputs.logits.shape == (rows, MASKED, VOCABULARY)
     estimated = measure_step_memory(plan, precision).activations(rows)

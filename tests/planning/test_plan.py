@@ -14,12 +14,13 @@ RUN = ["plan", "yamls/cram-cpu.yaml"]
 
 
 def test_a_plan_from_given_flops(tmp_path: Path, capsys):
-    report = tmp_path / "plan.json"
     settings = [*SMALL, f"data.local={write_data_set(tmp_path / 'data')}", "algorithms.batch_size_ramp=null"]
     speed = ["--mfu", "0.4", "--peak", "1e9"]
-    given = ["--devices", "2", "--budget", "{device_hours: 0.5}", *speed, "--memory", "1mb", "--json", str(report)]
+    given = ["--devices", "2", "--budget", "{device_hours: 0.5}", *speed, "--memory", "1mb"]
     assert main([*RUN, *given, *settings]) == 0
-    found, printed = json.loads(report.read_text()), capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert main([*RUN, *given, *settings, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["spending"]["seconds"] == pytest.approx(900.0, rel=1e-3)
     assert found["device_hours"] == pytest.approx(0.5, rel=1e-3)
     assert found["model_flops"] == pytest.approx(4e8)
@@ -37,7 +38,7 @@ def test_calibration_trains_here_and_writes_nothing(tmp_path: Path, monkeypatch,
     settings = [*SMALL, f"data.local={data}", "train.threads=1", f"runs_dir={tmp_path}", "recipes=[crammed-bert,ema]"]
     assert main([*RUN, *settings, "--calibrate", "2", "--budget", "1h"]) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    assert "4 timed steps on cpu here" in capsys.readouterr().out
+    assert "4 timed steps on this machine's cpu" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -63,16 +64,15 @@ def test_an_override_may_follow_an_option_and_an_unknown_option_may_not(capsys):
     assert main([*RUN, "--devices", "1", "budget=soon"]) == 2
     with pytest.raises(SystemExit):
         main([*RUN, "--device", "1", "--sped", "2", "budget=1h"])
-    assert "unrecognized arguments: --sped" in capsys.readouterr().err
+    assert "unknown option '--sped'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_plan_is_about_right(train: Train, tiny_data: Path, tmp_path: Path):
-    """Within a factor of two, since other processes may be at work on this machine."""
+def test_the_plan_is_about_right(train: Train, tiny_data: Path, tmp_path: Path, capsys):
+    """Within a factor of two, because other processes may use this machine."""
     settings = ["budget=20s", "run_name=r", "train.threads=1", "model.hidden_size=128", "data.num_workers=0"]
-    report = tmp_path / "plan.json"
-    assert main([*RUN, *SMALL, f"data.local={tiny_data}", *settings, "--json", str(report)]) == 0
+    assert main([*RUN, *SMALL, f"data.local={tiny_data}", *settings, "--json"]) == 0
     assert train(*settings).returncode == 0
-    planned, taken = json.loads(report.read_text())["spending"], record(tmp_path / "r")
+    planned, taken = json.loads(capsys.readouterr().out)["spending"], record(tmp_path / "r")
     assert 0.5 < planned["steps"] / taken["steps"] < 2.0
     assert planned["epochs"] == pytest.approx(planned["steps"] / taken["steps"] * taken["epochs"], rel=0.1)

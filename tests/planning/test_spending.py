@@ -63,7 +63,7 @@ def test_budgets_by_hand(data: Path, budget: str, devices: int, steps: int, seco
 
 
 def test_a_ramp_takes_more_and_smaller_steps(data: Path):
-    """Steps of a second each, 2,000 of them: the rows of the line from one to eight microbatches, to 60 %."""
+    """2,000 steps of a second each, with rows on the line from one to eight microbatches until 60 %."""
     speed = Speed(microbatch_seconds=0.0, step_seconds=1.0, compile_seconds=0.0, source="by hand")
     plan = spec(data, 1, "algorithms.batch_size_ramp.until=0.6", "budget=2000s", "train.batch_size=128")
     rows = sum(16 * round(1 + 7 * min(step / 1200, 1.0)) for step in range(2000))
@@ -74,7 +74,7 @@ def test_a_ramp_takes_more_and_smaller_steps(data: Path):
 
 @pytest.mark.parametrize("truncate", [False, True])
 def test_short_rows_first(data: Path, truncate: bool):
-    """Half of the budget with rows of 8: cut in two they take as long, truncated half as long."""
+    """Half of the budget with rows of 8: reshaped rows take as long as full ones, truncated rows half as long."""
     warmup = f"{{duration: 0.5, min_seq_length: 8, step_size: 8, truncate: {truncate}}}"
     plan = spec(data, 1, *PLAIN, f"algorithms.seq_length_warmup={warmup}", "budget=1000s")
     speed = Speed(microbatch_seconds=0.5, step_seconds=0.0, compile_seconds=0.0, source="by hand")
@@ -87,10 +87,10 @@ def test_compilation_and_evaluations_come_out_of_the_budget(data: Path):
     speed = Speed(microbatch_seconds=0.5, step_seconds=1.0, compile_seconds=10.0, source="by hand")
     overrides = [*PLAIN, "budget=1m", "eval.interval=0.2", "eval.rows=96"]
     spent = simulate_budget(spec(data, 1, *overrides), speed, same)
-    # Four evaluations of six microbatches' rows, each at a third of half a second: 4 s; 46 s are left for steps of 2 s.
+    # Four evaluations of six microbatches, each a third of half a second: 4 s. 46 s remain for steps of 2 s.
     assert (spent.evaluation_seconds, spent.compile_seconds) == (pytest.approx(4.0), 10.0)
     assert spent.steps == pytest.approx(23, abs=1)
-    with pytest.raises(CramError, match="leave nothing of 13 s"):
+    with pytest.raises(CramError, match="take the whole budget of 13 s"):
         simulate_budget(spec(data, 1, *overrides, "budget=13s"), speed, same)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep is going to train, before anything is trained."""
+"""Planning of a sweep: its runs, before any is trained."""
 
 from __future__ import annotations
 
@@ -104,22 +104,25 @@ def test_what_needs_a_recipe_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_the_file_sets_too_cannot_be_left_out_and_is_said() -> None:
     sweep = leave_one_out("yamls/cram-cpu.yaml", ["recipes=[crammed-bert,muon,rope]"])
     (line,) = duplicate_variants(plan_trials(sweep, "ablate", Path("runs")))
-    assert line.startswith("without rope: the same settings as all; what it changes is also set elsewhere")
+    assert line.startswith("without rope: has the same settings as all, because its changes are set elsewhere")
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "own.yaml: neither 'variants' nor 'grid'"),
-        ("variants: {a: {}}\nbaseline: b", "own.yaml: baseline: there is no variant 'b'; there are a"),
-        ("grid: {optimizer.lr: []}", "grid.optimizer.lr: is empty"),
+        ("", "own.yaml: nothing to train; list 'variants' or a 'grid'"),
+        ("variants: {a: {}}\nbaseline: b", "own.yaml: baseline: must be one of a, got 'b'"),
+        ("grid: {optimizer.lr: []}", "grid.optimizer.lr: must not be empty"),
         ("variants: {a: {}, b: {add: [muonn]}}", "variant 'b': recipes: no recipe 'muonn'"),
-        ("variants: {a: {without: [ema]}}", "variant 'a': without: the run has no recipe 'ema'; it has crammed-bert"),
+        (
+            "variants: {a: {without: [ema]}}",
+            "'a': without: 'ema' is not a recipe of the run, which has crammed-bert",
+        ),
         ("variants: {a: {set: {optimizer.rate: 1}}}", "variant 'a': optimizer.rate: unknown key for 'adamw'"),
         ("variants: {a: {set: {schedule.power: 2}}}", "variant 'a': "),
-        ("variants: {a: {set: {optimizer.lr: 1}}}\ngrid: {optimizer.lr: [1, 2]}", "the grid sets it too"),
-        ("grid: {optimizer.lr: [1.0e-3, 0.001]}", "grid: 'lr=0.001' occurs twice"),
-        ("variants: {a: {set: {seed: 4}}}", "a sets seed, which the sweep sets for every run"),
+        ("variants: {a: {set: {optimizer.lr: 1}}}\ngrid: {optimizer.lr: [1, 2]}", "is also set by the grid"),
+        ("grid: {optimizer.lr: [1.0e-3, 0.001]}", "grid: variant 'lr=0.001' occurs twice"),
+        ("variants: {a: {set: {seed: 4}}}", "a sets seed, which the sweep sets itself"),
         ("variants: {a b: {}, a-b: {}}", "two names give the same folder name"),
         ("variants: {a: {sett: {}}}", "variants.a.sett: unknown key; did you mean 'set'?"),
     ],

@@ -1,4 +1,4 @@
-"""A sweep from the command line: runs in processes of their own, one that fails, one that goes on."""
+"""A sweep from the command line: runs in separate processes, one that fails, one that resumes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from cram_composer.storage.files import read_json
 from cram_composer.sweeps.execution import local_slots
 from cram_composer.sweeps.plan import plan_trials
 from cram_composer.sweeps.progress import SweepProgress, progress
+from cram_composer.sweeps.sweep import SweepResult
 from tests.conftest import SMALL, SlurmHere
 from tests.servers import Bucket
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("small_run")
 
 @pytest.fixture
 def small_run(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`small.yaml` here: a run of four steps."""
+    """Write `small.yaml`, a run of four steps."""
     settings: dict[str, Any] = {
         "budget": {"steps": 4},
         "device": "cpu",
@@ -138,7 +139,12 @@ def test_a_seed_that_failed_is_not_passed_over(capsys: pytest.CaptureFixture[str
 def test_a_budget_on_the_command_line_takes_the_place_of_every_other(command, monkeypatch) -> None:
     write_sweep(budget="3h", variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
     planned: list[SweepConfig] = []
-    monkeypatch.setattr("cram_composer.sweeps.sweep.sweep", lambda config, *_, **__: (planned.append(config), []))
+
+    def sweep(config: SweepConfig, *_: Any, **__: Any) -> SweepResult:
+        planned.append(config)
+        return SweepResult("", {}, [])
+
+    monkeypatch.setattr("cram_composer.sweeps.sweep.sweep", sweep)
     main([*command, "--budget", "{tokens: 1e6}"])
     trials = plan_trials(planned[0], "own.yaml", Path("runs"))
     budgets = {repr(trial.composed.config.budget) for trial in trials}
@@ -162,7 +168,7 @@ def test_runs_of_another_sweep_are_not_taken_for_its_own(capsys: pytest.CaptureF
     assert status == 2
     assert errors == (
         "error: runs/sweeps/own/a-seed1: holds a run with another configuration (run_name, runs_dir, seed, "
-        "optimizer.lr, logging.progress_bar); give this sweep a folder of its own with --output\n"
+        "optimizer.lr, logging.progress_bar); give this sweep another folder with --output\n"
     )
 
 
@@ -221,8 +227,8 @@ def test_nothing_is_spent_without_agreement(
 ) -> None:
     write_sweep(variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}}, budget="3m")
     status, text, errors = sweep(capsys=capsys)
-    assert status == 2 and "no terminal to confirm on; add --yes" in errors
-    assert "budgets together: 0.3 device-hours; 1 at a time, 18:00 or more" in text
+    assert status == 2 and "no terminal to ask for confirmation; add --yes" in errors
+    assert "total budget: 0.3 device-hours, at least 18:00 with 1 at a time" in text
     monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": staticmethod(lambda: True)}))
     monkeypatch.setattr("builtins.input", lambda prompt: "n")
     assert sweep(capsys=capsys)[0] == 2
@@ -252,7 +258,7 @@ def test_slots_share_the_cores() -> None:
     assert [slot.cores for slot in local_slots("cpu", None)] == [tuple(cores)]
     two = local_slots("cpu", len(cores))
     assert [slot.cores for slot in two] == [(core,) for core in cores]
-    with pytest.raises(CramError, match=f"--jobs 1000: there are {len(cores)} CPU cores here"):
+    with pytest.raises(CramError, match=f"--jobs 1000: must be between 1 and {len(cores)}, the number of CPU cores"):
         local_slots("cpu", 1000)
 
 

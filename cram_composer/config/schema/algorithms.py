@@ -12,7 +12,7 @@ from cram_composer.config.schema.base import Settings, Share, key
 class GradientClippingConfig(Settings):
     """Gradient clipping by norm, by value, or adaptive (Brock et al. 2021, arXiv 2102.06171)."""
 
-    clipping_type: Literal["norm", "value", "adaptive"] = key("norm", "what is limited")
+    clipping_type: Literal["norm", "value", "adaptive"] = key("norm", "quantity to limit")
     clipping_threshold: float = key(
         0.5, "largest norm or value; adaptive: ratio of gradient norm to weight norm, per row", ge=1e-12
     )
@@ -49,7 +49,7 @@ class StochasticDepthConfig(Settings):
         "block", "drop a layer for the whole step, which saves time, or row by row"
     )
     drop_rate: float = key(0.2, "drop rate of the last layer", ge=0.0, le=0.99)
-    drop_distribution: Literal["linear", "uniform"] = key("linear", "drop rate over depth")
+    drop_distribution: Literal["linear", "uniform"] = key("linear", "how the drop rate grows with depth")
     drop_warmup: Share = key(0.0, "share of the budget over which the rate grows from 0")
 
 
@@ -99,7 +99,7 @@ class LowPrecisionLayerNormConfig(Settings):
 
 
 class AlgorithmsConfig(Settings):
-    """Algorithms that act during training; null is off, `{}` is on with defaults."""
+    """Algorithms that act during training; null switches one off, `{}` switches it on with defaults."""
 
     gradient_clipping: GradientClippingConfig | None = key(None, "limit the gradient of a step")
     seq_length_warmup: SeqLengthWarmupConfig | None = key(None, "train on short rows first")
@@ -107,9 +107,9 @@ class AlgorithmsConfig(Settings):
     label_smoothing: LabelSmoothingConfig | None = key(None, "smooth the targets of the loss")
     stochastic_depth: StochasticDepthConfig | None = key(None, "drop layers at random in training")
     layer_freezing: LayerFreezingConfig | None = key(None, "stop training the lowest layers")
-    sam: SamConfig | None = key(None, "descend along the gradient at the worst point nearby")
+    sam: SamConfig | None = key(None, "use the gradient at the worst nearby point")
     ema: EmaConfig | None = key(None, "average the weights exponentially")
     swa: SwaConfig | None = key(None, "average the weights of the last part of the budget")
     lawa: LawaConfig | None = key(None, "average the latest weights")
-    fused_layernorm: FusedLayerNormConfig | None = key(None, "fused normalisation kernels on CUDA")
-    low_precision_layernorm: LowPrecisionLayerNormConfig | None = key(None, "norms in autocast's dtype")
+    fused_layernorm: FusedLayerNormConfig | None = key(None, "compute norms by fused CUDA kernels")
+    low_precision_layernorm: LowPrecisionLayerNormConfig | None = key(None, "compute norms in the dtype of autocast")

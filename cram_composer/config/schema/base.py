@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticUndefined
 
 from cram_composer.config.units import parse_bytes, parse_duration, split_uri
 
 
 class Settings(BaseModel):
-    """A section: unknown keys, NaN, infinities and booleans in the place of numbers are errors."""
+    """Base class of a section. Unknown keys, NaN, infinities and booleans instead of numbers are errors."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -34,9 +33,9 @@ def key(default: Any, meaning: str, **limits: Any) -> Any:
     """Declare a key of a section.
 
     Args:
-        default: its default; a class or another callable makes one; `...` for a required key.
-        meaning: for the reference page and for editors.
-        limits: such as ge=0 or le=1, as pydantic's Field takes them.
+        default: default value, a callable that creates it, or `...` for a required key.
+        meaning: description in the key reference and in editors.
+        limits: limits of pydantic's Field, such as ge=0 or le=1.
     """
     if callable(default):
         return Field(default_factory=default, description=meaning, **limits)
@@ -44,12 +43,12 @@ def key(default: Any, meaning: str, **limits: Any) -> Any:
 
 
 def chosen_by_name(base: type[Settings]) -> Any:
-    """Return the union of all classes below `base` that declare a `name`, told apart by it, in order of names."""
+    """Return the union of all subclasses of `base` that declare a `name`, discriminated by it and sorted."""
     found, queue = {}, [base]
     while queue:
         queue += (section := queue.pop()).__subclasses__()
-        if (name := section.model_fields["name"].default) is not PydanticUndefined:
-            found[name] = section
+        if not (name := section.model_fields["name"]).is_required():
+            found[name.default] = section
     return Annotated[Union[tuple(found[name] for name in sorted(found))], Field(discriminator="name")]  # noqa: UP007
 
 
@@ -71,7 +70,7 @@ def _checked_place(text: str) -> str:
 _NUMBERS = (int, float, int | None, float | None)
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-"""A fraction, most often of the budget."""
+"""A fraction, usually of the budget."""
 Rate = Annotated[float, Field(ge=0.0, le=0.9)]
 """A probability of dropping something."""
 Duration = Annotated[str, AfterValidator(_checked_duration)]
@@ -79,7 +78,7 @@ Duration = Annotated[str, AfterValidator(_checked_duration)]
 ByteSize = Annotated[str, AfterValidator(_checked_size)]
 """Bytes as text: 50gb, 500mb."""
 Place = Annotated[str, AfterValidator(_checked_place)]
-"""A folder, or the URI of one in object storage: s3://bucket/path, gs://, oci://, azure://."""
+"""A folder or the URI of one in object storage: s3://bucket/path, gs://, oci://, azure://."""
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Betas = tuple[Beta, Beta]
 """Decay rates of the first and the second moment."""

@@ -12,25 +12,25 @@ from cram_composer.config.units import parse_duration
 
 
 class StreamWeightConfig(Settings):
-    """Weight of a stream in an epoch: one of the three at most, as in Streaming's `Stream`; none: all of it, once."""
+    """Weight of a stream in an epoch, as in Streaming's `Stream`. Set at most one; default: all of it, once."""
 
     proportion: NonNegativeFloat | None = key(None, "share of the epoch, relative to other proportions")
-    repeat: NonNegativeFloat | None = key(None, "multiple of its own size")
-    choose: PositiveInt | None = key(None, "blocks")
+    repeat: NonNegativeFloat | None = key(None, "passes over the stream per epoch")
+    choose: PositiveInt | None = key(None, "blocks per epoch")
 
     @model_validator(mode="after")
     def _check_one(self) -> StreamWeightConfig:
         given = [key for key, value in self if value is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both set; keep one")
+            raise ValueError(f"{' and '.join(given)} exclude each other; keep one")
         return self
 
 
 class CurriculumPointConfig(Settings):
-    """Proportions of the streams at a point of the budget; linear between points."""
+    """Proportions of the streams at a point of the budget, interpolated linearly between points."""
 
-    at: Share = key(0.0, "progress")
-    proportions: dict[str, NonNegativeFloat] = key(dict, "by stream")
+    at: Share = key(0.0, "progress of the budget")
+    proportions: dict[str, NonNegativeFloat] = key(dict, "proportion of each stream")
 
     @model_validator(mode="after")
     def _check_sum(self) -> CurriculumPointConfig:
@@ -44,18 +44,22 @@ class DataConfig(Settings):
 
     local: str | None = key(None, "folder of a data set, or cache of `remote`; null: output of `build`")
     remote: Place | None = key(None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://")
-    mirror: Place | None = key(None, "a copy of `remote`, for shards that cannot be read there")
-    cache_limit: ByteSize | None = key(None, "disk for shards of `remote`, such as 50gb; oldest are evicted")
-    deadline: Duration = key("2m", "time to keep retrying a file of `remote`; each try gets at least 10 s")
-    prefetch: NonNegativeInt = key(64, "blocks read ahead, per device")
-    order: Literal["auto", "shuffled", "stored"] = key("auto", "auto: stored if the build ordered the rows")
-    mixture: dict[str, StreamWeightConfig] = key(dict, "by stream; default: all of each")
+    mirror: Place | None = key(None, "copy of `remote`, for shards that cannot be read from `remote`")
+    cache_limit: ByteSize | None = key(None, "disk space for shards of `remote`, such as 50gb; the oldest are evicted")
+    deadline: Duration = key("2m", "time to keep retrying a file of `remote`; each attempt gets at least 10 s")
+    prefetch: NonNegativeInt = key(64, "blocks read ahead per device")
+    order: Literal["auto", "shuffled", "stored"] = key(
+        "auto", "order of the rows; auto: stored if the build ordered them, else shuffled"
+    )
+    mixture: dict[str, StreamWeightConfig] = key(dict, "weight of each stream; default: all of every stream, once")
     curriculum: list[CurriculumPointConfig] = key(list, "mixture that changes over the budget")
     build: str | None = key(None, "data YAML that builds the data set")
     build_if_missing: bool = key(False, "run `build` before the clock starts if the data set is missing")
     num_workers: NonNegativeInt = key(1, "reader processes per device")
-    timeout: Duration = key("5m", "end the run if the reader processes deliver nothing for this long")
-    verify: Literal["full", "size"] = key("full", "check of local shards before the clock starts: hash or size")
+    timeout: Duration = key("5m", "end the run when the reader processes deliver nothing for this long")
+    verify: Literal["full", "size"] = key(
+        "full", "check of local shards before the clock starts, by hash or by size only"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

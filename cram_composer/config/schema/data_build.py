@@ -13,12 +13,12 @@ class Source(Settings):
     """Settings of every source of text."""
 
     kind: str
-    max_characters: PositiveInt | None = key(None, "stop after about so many characters")
-    stream: str | None = key(None, "train stream of its own, for data.mixture; null: shared")
+    max_characters: PositiveInt | None = key(None, "stop after about this many characters")
+    stream: str | None = key(None, "name of a separate train stream, for data.mixture; null: the shared stream")
 
 
 class StarterConfig(Source):
-    """English text that comes with the installation, 17 MB."""
+    """English text included in the installation, 17 MB."""
 
     kind: Literal["starter"] = "starter"
 
@@ -27,20 +27,20 @@ class FilesConfig(Source):
     """Text files on this machine."""
 
     kind: Literal["files"] = "files"
-    name: str | None = key(None, "for the manifest; null: the kind")
+    name: str | None = key(None, "name in the manifest; null: the kind")
     licence: str | None = key(None, "for the manifest")
-    paths: list[str] = key(..., ".txt .jsonl .jsonl.gz .jsonl.zst .parquet; files, globs, folders")
+    paths: list[str] = key(..., "files, globs or folders of .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet")
     text_column: str = key("text", "column of .jsonl and .parquet files")
-    document: Literal["file", "line", "blank-line"] = key("file", "a document of a .txt file")
+    document: Literal["file", "line", "blank-line"] = key("file", "part of a .txt file that makes a document")
 
 
 class HubConfig(Source):
     """A data set of the Hugging Face hub, streamed."""
 
     kind: Literal["hub"] = "hub"
-    name: str | None = key(None, "for the manifest; null: the id of the data set")
+    name: str | None = key(None, "name in the manifest; null: the id of the data set")
     licence: str | None = key(None, "for the manifest")
-    dataset: str = key(..., "id, such as HuggingFaceFW/fineweb-edu, or a folder `datasets` can load")
+    dataset: str = key(..., "id, such as HuggingFaceFW/fineweb-edu, or a folder that `datasets` can load")
     subset: str | None = key(None, "configuration of the data set")
     split: str = key("train", "split of the data set")
     revision: str | None = key(None, "commit or tag; null: the newest, recorded in the manifest")
@@ -66,17 +66,17 @@ class NormaliseConfig(Settings):
 
 
 class CleanConfig(Settings):
-    """Text is rewritten before anything else; unlike `normalise`, not part of the tokenizer."""
+    """Rewrite text before all other stages; unlike `normalise`, this is not part of the tokenizer."""
 
     unicode: Literal["nfkc", "nfc", "none"] = key("nfkc", "Unicode normalisation form")
     ascii: bool = key(False, "map typographic marks to ASCII, remove accents and other characters")
 
 
 class LengthConfig(Settings):
-    """Documents that are too short or too long are dropped."""
+    """Drop documents that are too short or too long."""
 
-    min_characters: NonNegativeInt = key(200, "shortest document")
-    max_characters: PositiveInt | None = key(None, "longest document")
+    min_characters: NonNegativeInt = key(200, "characters of the shortest document to keep")
+    max_characters: PositiveInt | None = key(None, "characters of the longest document to keep")
 
 
 class QualityConfig(Settings):
@@ -84,54 +84,56 @@ class QualityConfig(Settings):
 
     min_words: NonNegativeInt = key(50, "fewest words")
     max_words: PositiveInt = key(100_000, "most words")
-    min_mean_word_length: NonNegativeFloat = key(3.0, "characters")
-    max_mean_word_length: NonNegativeFloat = key(10.0, "characters")
-    max_symbol_ratio: NonNegativeFloat = key(0.1, "'#' and '...' per word")
-    min_alphabetic_words: Share = key(0.8, "share of words with a letter")
-    max_bullet_lines: Share = key(0.9, "share of lines that begin with a bullet")
-    max_ellipsis_lines: Share = key(0.3, "share of lines that end with an ellipsis")
+    min_mean_word_length: NonNegativeFloat = key(3.0, "smallest mean word length in characters")
+    max_mean_word_length: NonNegativeFloat = key(10.0, "largest mean word length in characters")
+    max_symbol_ratio: NonNegativeFloat = key(0.1, "largest number of '#' and '...' per word")
+    min_alphabetic_words: Share = key(0.8, "smallest share of words with a letter")
+    max_bullet_lines: Share = key(0.9, "largest share of lines that begin with a bullet")
+    max_ellipsis_lines: Share = key(0.3, "largest share of lines that end with an ellipsis")
 
 
 class LanguageConfig(Settings):
-    """Language by script and most frequent words, since pretrained models are not allowed."""
+    """Detect the language by script and frequent words, because pretrained models are not allowed."""
 
-    stop_words: list[str] = key(["the", "be", "to", "of", "and", "that", "have", "with"], "frequent words")
-    min_stop_words: NonNegativeInt = key(2, "different ones that must occur")
-    script: str = key("LATIN", "first word of the Unicode names of its letters")
-    min_script: Share = key(0.9, "share of letters in that script")
+    stop_words: list[str] = key(
+        ["the", "be", "to", "of", "and", "that", "have", "with"], "frequent words of the language"
+    )
+    min_stop_words: NonNegativeInt = key(2, "number of different stop words that must occur")
+    script: str = key("LATIN", "script, as the first word of the Unicode names of its letters")
+    min_script: Share = key(0.9, "smallest share of letters in that script")
 
 
 class ExactDuplicatesConfig(Settings):
-    """Of documents that are equal up to white space, the first is kept."""
+    """Keep the first of documents that are equal up to white space."""
 
     ignore_case: bool = key(True, "compare in lower case")
 
 
 class NearDuplicatesConfig(Settings):
-    """MinHash-LSH (Broder 1997; Leskovec et al. 2020, chapter 3): similar documents are dropped.
+    """MinHash-LSH (Broder 1997; Leskovec et al. 2020, chapter 3): drop similar documents.
 
-    Two documents of Jaccard similarity s meet with probability 1 - (1 - s^rows)^bands.
+    Two documents of Jaccard similarity s collide with probability 1 - (1 - s^rows)^bands.
     """
 
-    words: PositiveInt = key(5, "length of a shingle")
+    words: PositiveInt = key(5, "words in a shingle")
     bands: PositiveInt = key(14, "number of bands")
-    rows: PositiveInt = key(8, "hashes in a band; with 14 bands, half of the pairs at s = 0.69 meet")
+    rows: PositiveInt = key(8, "hashes in a band; with 14 bands, half of the pairs at s = 0.69 collide")
 
 
 class RepeatedSpansConfig(Settings):
-    """Exact-substring removal (Lee et al. 2022, arXiv 2107.06499): later copies of long spans are removed."""
+    """Exact-substring removal (Lee et al. 2022, arXiv 2107.06499): remove later copies of long spans."""
 
-    length: int = key(75, "bytes that repeat; the paper tries 50, 75 and 100", ge=16)
+    length: int = key(75, "bytes of the shortest repeated span to remove; the paper tries 50, 75 and 100", ge=16)
 
 
 class CompressibilityConfig(Settings):
-    """The filter of Cramming (section 4.4) with the build's own tokenizer."""
+    """Drop incompressible documents with the build's tokenizer (Cramming, section 4.4)."""
 
-    threshold: NonNegativeFloat = key(0.25, "drop a document with at least so many tokens per character")
+    threshold: NonNegativeFloat = key(0.25, "drop documents with at least this many tokens per character")
 
 
 class StagesConfig(Settings):
-    """Stages in this order; null is off, `{}` is on with defaults."""
+    """Stages, applied in this order; null switches one off, `{}` switches it on with defaults."""
 
     clean: CleanConfig | None = key(None, "rewrite text")
     length: LengthConfig | None = key(None, "drop short and long documents")
@@ -147,21 +149,23 @@ class TokenizerConfig(Settings):
     """The tokenizer: trained on a sample of the train split, or loaded from `path`."""
 
     path: str | None = key(None, "folder of a fast Hugging Face tokenizer with all special tokens")
-    kind: Literal["wordpiece", "bpe", "unigram", "byte-bpe"] = key("wordpiece", "byte-bpe has no [UNK]")
+    kind: Literal["wordpiece", "bpe", "unigram", "byte-bpe"] = key("wordpiece", "algorithm; byte-bpe has no [UNK]")
     vocab_size: int = key(32768, "entries, special tokens included", ge=64, le=131072)
-    sample: Literal["head", "spread"] = key("head", "head of every file, or documents from all over")
-    sample_bytes: PositiveInt = key(256 << 20, "text it is trained on")
-    limit_alphabet: PositiveInt = key(1000, "most frequent characters; words with others become [UNK]")
+    sample: Literal["head", "spread"] = key("head", "sample the head of every file, or documents from everywhere")
+    sample_bytes: PositiveInt = key(256 << 20, "bytes of text to train on")
+    limit_alphabet: PositiveInt = key(
+        1000, "number of most frequent characters to keep; words with other characters become [UNK]"
+    )
 
 
 class PackingConfig(Settings):
-    """Documents, each followed by [SEP], become rows; rows are stored in blocks."""
+    """Pack documents, each followed by [SEP], into rows, and store rows in blocks."""
 
     kind: Literal["chop", "best-fit"] = key(
         "chop", "concatenate and cut; or best fit of whole documents (Ding et al. 2024, arXiv 2404.10830)"
     )
     sequence_length: int = key(128, "tokens in a row", ge=8)
-    block_rows: PositiveInt = key(256, "rows in a record, which is read at once")
+    block_rows: PositiveInt = key(256, "rows in a block, which is read as one record")
 
 
 class DataBuildConfig(Settings):
@@ -171,19 +175,19 @@ class DataBuildConfig(Settings):
     output: str = key("", "folder or s3://bucket/path, gs://, oci://, azure://; ~ and $VARIABLES expand")
     overwrite: bool = key(False, "replace a finished data set at `output`")
     seed: int = key(0, "seed of the validation split and the shuffle", ge=0, le=2**63 - 1)
-    sources: list[SourceConfig] = key(list, "where text comes from")
-    stages: StagesConfig = key(StagesConfig, "what is done to documents")
-    normalise: NormaliseConfig = key(NormaliseConfig, "inside the tokenizer")
+    sources: list[SourceConfig] = key(list, "sources of text")
+    stages: StagesConfig = key(StagesConfig, "processing of documents")
+    normalise: NormaliseConfig = key(NormaliseConfig, "normalisation inside the tokenizer")
     tokenizer: TokenizerConfig = key(TokenizerConfig, "the tokenizer")
     packing: PackingConfig = key(PackingConfig, "rows and blocks")
     ordering: Literal["random", "unigram-likelihood", "sentence-length", "fragment"] = key(
         "random", "order of train rows: likely rows, short sentences or few documents first"
     )
-    compression: Literal["none", "zstd"] = key("none", "of the shards")
-    validation_fraction: float = key(0.01, "of the documents", ge=1e-9, le=0.5)
+    compression: Literal["none", "zstd"] = key("none", "compression of the shards")
+    validation_fraction: float = key(0.01, "fraction of documents held out for validation", ge=1e-9, le=0.5)
     shuffle_memory_mib: PositiveInt = key(256, "MiB of rows shuffled in memory at a time")
-    partitions: int = key(1, "tasks the work is cut into; determines the shards", ge=1, le=4096)
-    jobs: PositiveInt | None = key(None, "partitions at a time on this machine; null: one per core")
-    executor: Literal["local", "slurm"] = key("local", "where partitions run")
-    slurm: dict[str, Any] = key(dict, "submitit's parameters, such as slurm_partition")
+    partitions: int = key(1, "number of tasks to split the work into; determines the shards", ge=1, le=4096)
+    jobs: PositiveInt | None = key(None, "parallel partitions on this machine; null: one per core")
+    executor: Literal["local", "slurm"] = key("local", "run partitions on this machine or as Slurm jobs")
+    slurm: dict[str, Any] = key(dict, "submitit parameters, such as slurm_partition")
     work: str | None = key(None, "folder for unfinished work; null: beside `output`, or in $CRAM_CACHE")

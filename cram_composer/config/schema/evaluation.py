@@ -10,12 +10,12 @@ from cram_composer.config.schema.base import Betas, Rate, Settings, Share, key
 
 
 class TaskSettingsConfig(Settings):
-    """Settings of one task; null is the protocol's. The rules of a cram allow none."""
+    """Settings of one task; null takes the protocol's value. The rules of a cram allow no settings per task."""
 
     epochs: PositiveInt | None = key(None, "passes over the train split")
     batch_size: PositiveInt | None = key(None, "rows per step")
     lr: NonNegativeFloat | None = key(None, "peak learning rate")
-    weight_decay: NonNegativeFloat | None = key(None, "of matrices")
+    weight_decay: NonNegativeFloat | None = key(None, "weight decay of matrices")
     seeds: PositiveInt | None = key(None, "number of seeds")
 
 
@@ -24,32 +24,32 @@ class ProtocolConfig(Settings):
 
     kind: Literal["fine-tuning"] = "fine-tuning"
     name: str = key("glue", "name of the protocol")
-    benchmark: Literal["glue", "superglue"] = key("glue", "whose tasks these are")
+    benchmark: Literal["glue", "superglue"] = key("glue", "benchmark of the tasks")
     tasks: list[str] = key(["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"], "tasks to train on")
     not_averaged: list[str] = key(["wnli"], "tasks left out of the average")
-    seeds: PositiveInt = key(5, "seeds of each task, from 1; the median counts")
+    seeds: PositiveInt = key(5, "seeds per task, from 1; the result is the median")
     epochs: PositiveInt = key(5, "passes over the train split")
     batch_size: PositiveInt = key(16, "rows per step")
     lr: NonNegativeFloat = key(4e-5, "peak learning rate")
     schedule: Literal["cosine", "linear", "constant"] = key("cosine", "decay to zero after the warmup")
     warmup: Share = key(0.1, "share of the steps spent warming up")
-    weight_decay: NonNegativeFloat = key(0.0, "of matrices")
+    weight_decay: NonNegativeFloat = key(0.0, "weight decay of matrices")
     betas: Betas = key((0.9, 0.98), "AdamW's decay rates")
     eps: NonNegativeFloat = key(1e-6, "AdamW's epsilon")
     dropout: Rate = key(0.1, "dropout of the encoder and the head")
-    max_length: int = key(128, "tokens of a row, a pair included; longer rows are cut", ge=8)
-    mnli_start: bool = key(False, "start RTE, MRPC and STS-B from the MNLI model; against the rules")
+    max_length: int = key(128, "tokens of a text or pair of texts; longer ones are truncated", ge=8)
+    mnli_start: bool = key(False, "start RTE, MRPC and STS-B from the MNLI model; breaks the rules of a cram")
     overrides: dict[str, TaskSettingsConfig] = key(dict, "settings by task")
     eval_batch_size: PositiveInt = key(64, "rows per batch when scoring")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest in hardware")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest that the hardware supports")
 
 
 class ZeroShotConfig(Settings):
-    """Settings of the protocols that train nothing."""
+    """Settings of protocols without training."""
 
-    seed: NonNegativeInt = key(1, "of the weights of untrained:MODEL, and of resampling")
-    batch_tokens: PositiveInt = key(8192, "tokens of a batch with padding; a longer row is its own batch")
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = key("fp32", "auto: the fastest in hardware")
+    seed: NonNegativeInt = key(1, "seed of the weights of untrained:MODEL and of resampling")
+    batch_tokens: PositiveInt = key(8192, "tokens per batch, with padding; a longer row forms a batch alone")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = key("fp32", "auto: the fastest that the hardware supports")
 
 
 class MinimalPairsConfig(ZeroShotConfig):
@@ -57,7 +57,9 @@ class MinimalPairsConfig(ZeroShotConfig):
 
     kind: Literal["minimal-pairs"] = "minimal-pairs"
     name: str = key("minimal-pairs", "name of the protocol")
-    score: Literal["pll", "within-word-l2r"] = key("pll", "pseudo-log-likelihood")
+    score: Literal["pll", "within-word-l2r"] = key(
+        "pll", "pseudo-log-likelihood; within-word-l2r also masks the rest of the word"
+    )
 
 
 class MaskedWordsConfig(ZeroShotConfig):
@@ -65,12 +67,14 @@ class MaskedWordsConfig(ZeroShotConfig):
 
     kind: Literal["masked-words"] = "masked-words"
     name: str = key("masked-words", "name of the protocol")
-    characters: PositiveInt = key(1_000_000, "of the text, about; the head of each file, by size")
+    characters: PositiveInt = key(
+        1_000_000, "approximate number of characters to score, from the head of each file by size"
+    )
     text_column: str = key("text", "column of .jsonl and .parquet files")
-    window_characters: PositiveInt = key(320, "characters, in whole words, read together")
-    mlm_probability: Share = key(0.15, "masking rate, of words")
-    unknown_bits_per_byte: NonNegativeFloat = key(8.0, "of UTF-8 text under [UNK] or without any piece")
-    bootstrap: int = key(1000, "resamples of the windows, for the interval", ge=2)
+    window_characters: PositiveInt = key(320, "characters of a window, in whole words")
+    mlm_probability: Share = key(0.15, "share of words to mask")
+    unknown_bits_per_byte: NonNegativeFloat = key(8.0, "cost of UTF-8 text that becomes [UNK] or no token")
+    bootstrap: int = key(1000, "resamples of the windows for the confidence interval", ge=2)
 
 
 PROTOCOLS: dict[str, type[Settings]] = {

@@ -1,4 +1,4 @@
-"""Look-ups in the schema: the sections and fields that a dotted key may name."""
+"""Look-ups of the sections and fields that a dotted key can name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, without `Annotated` and None; of anything else, itself."""
+    """Return the members of a union, without `Annotated` and None; for anything else, a tuple of itself."""
     if get_origin(annotation) is Annotated:
         return members(get_args(annotation)[0])
     if get_origin(annotation) not in (Union, UnionType):
@@ -19,27 +19,27 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
-    """Return the sections among the members of an annotation; several where a name or kind chooses one."""
+    """Return the sections among the members of an annotation; several if a name or kind chooses one."""
     return [member for member in members(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
 
 
 def item_types(annotation: Any) -> tuple[Any, ...]:
-    """Return the type of the items of a list, tuple or dict; none for anything else."""
+    """Return the type of the items of a list, tuple or dict; empty for anything else."""
     return tuple(get_args(m)[-1] for m in members(annotation) if get_origin(m) in (list, tuple, dict))
 
 
 def literals(annotation: Any) -> list[Any]:
-    """Return the choices of a `Literal`; none for anything else."""
+    """Return the choices of a `Literal`; empty for anything else."""
     return [choice for m in members(annotation) if get_origin(m) is Literal for choice in get_args(m)]
 
 
 def allows_none(annotation: Any) -> bool:
-    """Report whether an annotation is optional, or of any type."""
+    """Return True if an annotation is optional or of any type."""
     return annotation is Any or annotation is type(None) or type(None) in get_args(annotation)
 
 
 def tag(section: type[BaseModel]) -> str | None:
-    """Return the one value of the `name` or `kind` that chooses this section among others; None if it has neither."""
+    """Return the `name` or `kind` that selects this section among others; None if it has neither."""
     for key in ("name", "kind"):
         if key in section.model_fields and len(choices := literals(section.model_fields[key].annotation)) == 1:
             return str(choices[0])
@@ -47,7 +47,7 @@ def tag(section: type[BaseModel]) -> str | None:
 
 
 def annotations_at(annotation: Any, path: list[str]) -> Iterator[Any]:
-    """Yield the annotations that the names of a dotted key lead to; several where a name or kind decides."""
+    """Yield the annotations that the names of a dotted key lead to; several if a name or kind decides."""
     if not path or annotation is Any:
         yield annotation
         return
@@ -59,5 +59,5 @@ def annotations_at(annotation: Any, path: list[str]) -> Iterator[Any]:
 
 
 def has_key(schema: type[BaseModel], dotted: str) -> bool:
-    """Report whether the schema has a dotted key, under any optimizer, schedule or kind of source."""
+    """Return True if the schema has a dotted key under any optimizer, schedule or kind of source."""
     return any(True for _ in annotations_at(schema, dotted.split(".")))

@@ -8,9 +8,9 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from cram_composer.config.schema.base import Rate, Settings, key
 
-# Sizes that every architecture has under these names, or maps to its own.
+# Sizes of every architecture; transformers maps these names to those of the model.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-HF_KEYS = ("architecture", "hf_name", "hf_overrides", *SIZES)  # all that is read with `architecture: hf`
+HF_KEYS = ("architecture", "hf_name", "hf_overrides", *SIZES)  # keys that have an effect with `architecture: hf`
 
 _FUNNEL_LAYERS = 5
 
@@ -18,7 +18,7 @@ _FUNNEL_LAYERS = 5
 class ModelConfig(Settings):
     """The encoder. `architecture: hf` builds any masked LM of transformers from the sizes and its own defaults."""
 
-    architecture: Literal["crambert", "hf"] = key("crambert", "this project's encoder, or `hf_name`")
+    architecture: Literal["crambert", "hf"] = key("crambert", "CramBERT, or the model `hf_name` of transformers")
     hidden_size: PositiveInt = key(768, "width of the residual stream")
     num_hidden_layers: PositiveInt = key(16, "encoder layers")
     num_attention_heads: PositiveInt = key(12, "attention heads; must divide `hidden_size`")
@@ -35,7 +35,7 @@ class ModelConfig(Settings):
     norm_eps: PositiveFloat = key(1e-12, "added to the variance")
     norm_bias: bool = key(True, "bias in layernorm")
     embedding_norm: bool = key(True, "norm after the embedding")
-    first_norm: bool = key(True, "pre-norm: norm before the first attention, repeats the embedding's")
+    first_norm: bool = key(True, "pre-norm: norm before the first attention, in addition to the embedding's")
     final_norm: bool = key(True, "pre-norm and sandwich: norm after the last layer")
     qk_norm: bool = key(False, "RMSNorm of queries and keys, per head")
     attention_gate: bool = key(False, "multiply each head's output by gelu of a projection of its input")
@@ -46,13 +46,17 @@ class ModelConfig(Settings):
     )
     max_position_embeddings: PositiveInt = key(512, "longest row of tokens")
     rope_theta: float = key(10000.0, "positions=rotary: base of the angles", ge=1.0)
-    local_rope_theta: float | None = key(None, "of layers with local attention; null: rope_theta", ge=1.0)
-    local_window: int | None = key(None, "tokens seen in local layers, half on each side", ge=2)
+    local_rope_theta: float | None = key(
+        None, "base of the angles in layers with local attention; null: rope_theta", ge=1.0
+    )
+    local_window: int | None = key(None, "tokens visible in local layers, half on each side", ge=2)
     global_every: PositiveInt = key(3, "with local_window: every k-th layer, from the first, is global")
     attention_bias: bool = key(False, "biases in attention projections")
     mlp_bias: bool = key(False, "biases in the FFN")
-    value_embeddings: int = key(0, "first and last layers with a token embedding in their values", ge=0)
-    short_convolution: int = key(0, "tokens, odd, of a convolution before each block; 0: none", ge=0)
+    value_embeddings: int = key(
+        0, "number of first and of last layers that add a token embedding to the attention values", ge=0
+    )
+    short_convolution: int = key(0, "tokens (odd) of a convolution before each block; 0: none", ge=0)
     head_transform: bool = key(False, "dense layer, gelu and norm before the decoder, as in BERT")
     head_bias: bool = key(False, "bias of the decoder")
     tie_word_embeddings: bool = key(True, "the decoder shares the token embedding")
@@ -62,13 +66,13 @@ class ModelConfig(Settings):
         "normal", "initial weights of projections into the residual stream"
     )
     mup_base_width: PositiveInt | None = key(
-        None, "hidden size whose initial weights, logits and learning rates hold (muP); see recipe mup"
+        None, "muP: hidden size for which initial weights, logits and learning rates are given; see recipe mup"
     )
     hidden_dropout_prob: Rate = key(0.0, "dropout of embeddings and block outputs")
     attention_probs_dropout_prob: Rate = key(0.0, "dropout of attention weights")
-    document_masking: bool = key(False, "pretraining: attention stays within a document")
+    document_masking: bool = key(False, "restrict attention to a token's own document in pretraining")
     attention_kernel: Literal["auto", "sdpa", "eager", "flex", "flash"] = key(
-        "auto", "in training; flex and flash need CUDA. auto: eager on a CPU, else sdpa"
+        "auto", "attention in training; flex and flash need CUDA; auto: eager on a CPU, else sdpa"
     )
     loss_kernel: Literal["full", "chunked", "liger"] = key(
         "full", "chunked and liger never hold all logits; liger needs CUDA"
@@ -91,17 +95,17 @@ class ModelConfig(Settings):
                 raise ValueError(f"{name}: must be even, got {getattr(self, name)}")
         if self.positions == "rotary" and (width := self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
-                f"num_attention_heads: rotary positions need heads of even width, got hidden_size="
+                f"num_attention_heads: head width must be even with positions=rotary, got hidden_size="
                 f"{self.hidden_size} / {self.num_attention_heads} = {width}"
             )
         if self.value_embeddings > (self.num_hidden_layers + 1) // 2:
             raise ValueError(
-                f"value_embeddings: at most half of the {self.num_hidden_layers} layers, got {self.value_embeddings}"
+                f"value_embeddings: must be <= half of the {self.num_hidden_layers} layers, got {self.value_embeddings}"
             )
         if self.short_convolution and self.short_convolution % 2 == 0:
             raise ValueError(f"short_convolution: must be odd or 0, got {self.short_convolution}")
         if self.stack == "funnel" and self.num_hidden_layers < _FUNNEL_LAYERS:
             raise ValueError(
-                f"num_hidden_layers: stack=funnel needs at least {_FUNNEL_LAYERS}, got {self.num_hidden_layers}"
+                f"num_hidden_layers: must be >= {_FUNNEL_LAYERS} with stack=funnel, got {self.num_hidden_layers}"
             )
         return self

@@ -12,12 +12,12 @@ from cram_composer.config.schema.base import Settings, Share, key
 class ObjectiveConfig(Settings):
     """Masked-language modelling (Devlin et al. 2018, section 3.1)."""
 
-    mlm_probability: float = key(0.25, "masking rate, of tokens", ge=0.01, le=0.9)
+    mlm_probability: float = key(0.25, "share of tokens to mask", ge=0.01, le=0.9)
     final_mlm_probability: float | None = key(
         None, "masking rate at the end of the budget; null: constant", ge=0.01, le=0.9
     )
     mask_schedule: Literal["linear", "cosine", "step"] = key(
-        "linear", "how the rate moves to final_mlm_probability; step: at half of the budget"
+        "linear", "how the rate changes to final_mlm_probability; step: at half of the budget"
     )
     masking: Literal["80-10-10", "all-mask"] = key(
         "80-10-10", "80 % [MASK], 10 % a random token, 10 % unchanged; or all [MASK]"
@@ -36,11 +36,12 @@ class ObjectiveConfig(Settings):
             )
         if self.unit != "token" and self.positions == "bernoulli":
             raise ValueError(
-                f"positions: bernoulli chooses single tokens, not unit={self.unit}; set objective.positions=fixed or "
-                "objective.unit=token"
+                f"positions: bernoulli masks single tokens and excludes unit={self.unit}; set "
+                "objective.positions=fixed or objective.unit=token"
             )
         if self.causal_fraction and not self.shift:
             raise ValueError(
-                "causal_fraction: causal rows predict the next token, so masked rows must too; set objective.shift=true"
+                "causal_fraction: causal rows predict the next token, so masked rows must do the same; set "
+                "objective.shift=true"
             )
         return self

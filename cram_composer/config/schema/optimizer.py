@@ -1,4 +1,4 @@
-"""The `optimizer` section: one class per optimizer, with the defaults of its paper or of its authors' code."""
+"""The `optimizer` section: one class per optimizer, with the defaults of its paper or its authors' code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LR_SCALE = "learning rate of this optimizer, in units of `lr`"
 class GroupsConfig(Settings):
     """Parameter groups. Vectors and norms are never decayed."""
 
-    decay_embeddings: bool = key(True, "apply weight decay to embeddings and to what is tied to them")
+    decay_embeddings: bool = key(True, "apply weight decay to embeddings and weights tied to them")
     embedding_lr: NonNegativeFloat = key(1.0, "factor of the learning rate of embeddings")
     layer_lr_decay: float = key(1.0, "factor of the learning rate per layer, from the head down", ge=0.01, le=1.0)
 
@@ -23,7 +23,7 @@ class GroupsConfig(Settings):
 class Optimizer(Settings):
     """Settings of every optimizer."""
 
-    KEPT: ClassVar[tuple[str, ...]] = ("lr", "groups")  # when a later layer chooses another; all else is reset
+    KEPT: ClassVar[tuple[str, ...]] = ("lr", "groups")  # kept when a later layer chooses another optimizer
     supports_mup: ClassVar[bool] = False
 
     name: str
@@ -34,7 +34,7 @@ class Optimizer(Settings):
 
 
 class _Adam(Optimizer):
-    """Settings of AdamW and of what differs from it in how it computes the same moments."""
+    """Settings of AdamW and of optimizers with the same two moments."""
 
     supports_mup = True
 
@@ -59,8 +59,8 @@ class AdafactorConfig(Optimizer):
     """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235)."""
 
     name: Literal["adafactor"] = "adafactor"
-    momentum: Beta = key(0.0, "decay rate of the first moment; 0 keeps none")
-    scale_parameter: bool = key(True, "take steps relative to the size of each weight tensor")
+    momentum: Beta = key(0.0, "decay rate of the first moment; 0: no first moment")
+    scale_parameter: bool = key(True, "scale steps by the size of each weight tensor")
 
 
 class AdanConfig(Optimizer):
@@ -126,7 +126,7 @@ class ScheduleFreeConfig(Optimizer):
     @classmethod
     def _check_share_of_average(cls, betas: Betas) -> Betas:
         if not betas[0]:
-            raise ValueError("the first must be > 0, it is the share of the average")
+            raise ValueError(f"the first value must be > 0, got {betas[0]:g}")
         return betas
 
 
@@ -148,7 +148,7 @@ class SoapConfig(_Adam):
     name: Literal["soap"] = "soap"
     betas: Betas = key((0.95, 0.95), "decay rates of the two moments")
     precondition_frequency: PositiveInt = key(10, "steps between two computations of the eigenbasis")
-    max_precondition_dim: PositiveInt = key(10000, "longer sides of a matrix are not preconditioned")
+    max_precondition_dim: PositiveInt = key(10000, "longest side of a matrix to precondition")
 
 
 class SophiaConfig(Optimizer):

@@ -8,7 +8,7 @@ from cram_composer.config.schema.base import Settings, key
 
 
 class Card(Settings):
-    """Header of a recipe: what it is, where it is from, what it does."""
+    """Header of a recipe: its idea, source, measured effect and cost."""
 
     kind: Literal["preset", "ingredient"] = key(
         ..., "a preset is a whole published set-up and comes first; an ingredient changes one thing"
@@ -16,7 +16,9 @@ class Card(Settings):
     summary: str = key(..., "one sentence: what it changes")
     source: str = key(..., "authors, year, arXiv number, section or table")
     expected: str = key(..., "what the source found, with its numbers")
-    measured: str = key(..., "what this project has seen of it, with seeds and interval, or 'not yet'")
-    cost: str = key(..., "time or memory per step, compared with doing without")
-    needs: list[str] = key(list, "recipes that must be named too")
-    conflicts: dict[str, str] = key(dict, "recipe -> why the two exclude each other, beyond setting the same key")
+    measured: str = key(..., "what this project has measured, with seeds and interval, or 'not yet'")
+    cost: str = key(..., "time or memory per step, compared with a run without it")
+    needs: list[str] = key(list, "recipes that it requires")
+    conflicts: dict[str, str] = key(
+        dict, "recipe -> why the two exclude each other, other than by setting the same key"
+    )

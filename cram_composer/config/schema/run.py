@@ -15,22 +15,22 @@ from cram_composer.config.schema.optimizer import AdamWConfig, OptimizerConfig
 from cram_composer.config.schema.scaleout import ScaleoutConfig
 from cram_composer.config.schema.schedule import ScheduleConfig, TriangleConfig
 
-CLOCKS = ("wall", "device_hours", "replay")  # naming one in a later layer unsets the others
+CLOCKS = ("wall", "device_hours", "replay")  # setting one in a later layer unsets the others
 
 
 class BudgetConfig(Settings):
-    """Limits; the one reached first ends the run. `budget: 24h` is short for `budget: {wall: 24h}`."""
+    """Limits of a run; the first one reached ends it. `budget: 24h` is short for `budget: {wall: 24h}`."""
 
     wall: Duration | None = key(None, "wall-clock of the training loop: 24h, 90m, 600s, 1d, 1h30m")
     device_hours: float | None = key(None, "wall-clock times devices; 24 is 3 h on 8 devices", ge=1e-6)
     tokens: float | None = key(None, "tokens fed to the model, summed over devices", ge=1)
     steps: PositiveInt | None = key(None, "optimizer steps")
-    replay: str | None = key(None, "run folder whose trace is followed step by step, without a clock")
+    replay: str | None = key(None, "run folder whose trace to follow step by step, without a clock")
 
     @model_validator(mode="after")
     def _check_replay(self) -> BudgetConfig:
         if self.replay is not None and (self.tokens is not None or self.steps is not None):
-            raise ValueError("replay: follows its trace to the end; remove tokens and steps")
+            raise ValueError("replay: excludes tokens and steps, because it follows its trace to the end; remove them")
         return self
 
 
@@ -46,11 +46,13 @@ class TrainConfig(Settings):
 
     batch_size: PositiveInt = key(8192, "rows per optimizer step over all devices, in whole microbatches")
     device_train_microbatch_size: PositiveInt = key(128, "rows per forward pass and device")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest in hardware")
-    compile: Literal["auto", "regional", "full", "off"] = key("auto", "regional: layer by layer")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest that the hardware supports")
+    compile: Literal["auto", "regional", "full", "off"] = key("auto", "regional compiles layer by layer")
     threads: PositiveInt | None = key(None, "CPU threads per process; null: cores / local ranks")
-    on_nonfinite: Literal["skip-step", "stop", "rollback"] = key("skip-step", "when a loss or gradient is not finite")
-    max_nonfinite: PositiveInt = key(20, "so many in a row end the run under any policy")
+    on_nonfinite: Literal["skip-step", "stop", "rollback"] = key(
+        "skip-step", "reaction to a loss or gradient that is not finite"
+    )
+    max_nonfinite: PositiveInt = key(20, "consecutive non-finite steps that end the run under any policy")
     early_stop: EarlyStopConfig | None = key(None, "stop a run that does not converge")
 
     @field_validator("compile", mode="before")
@@ -63,8 +65,8 @@ class TrainConfig(Settings):
 class EvalConfig(Settings):
     """Held-out loss at 15 % all-[MASK], the same rows and masks every time."""
 
-    interval: Share = key(0.1, "progress between evaluations in the loop, whose time counts; 0: none")
-    rows: PositiveInt = key(512, "validation rows used in the loop")
+    interval: Share = key(0.1, "progress between evaluations during training, which count toward the budget; 0: none")
+    rows: PositiveInt = key(512, "validation rows of an evaluation during training")
     final_rows: PositiveInt = key(4096, "validation rows of the final evaluation, outside the budget")
     batch_size: PositiveInt = key(64, "rows per batch and device")
 
@@ -72,9 +74,11 @@ class EvalConfig(Settings):
 class CheckpointConfig(Settings):
     """Rolling checkpoints by wall-clock."""
 
-    interval: Duration | None = key(None, "null: 10m, or a tenth of a budget below 100 minutes")
-    keep: PositiveInt = key(2, "checkpoints kept")
-    branch_at: list[float] = key(list, "progress at which a checkpoint is kept for `cram branch`, such as [0.25, 0.5]")
+    interval: Duration | None = key(
+        None, "time between checkpoints; null: 10m, or a tenth of a budget below 100 minutes"
+    )
+    keep: PositiveInt = key(2, "number of checkpoints to keep")
+    branch_at: list[float] = key(list, "progress at which to keep a checkpoint for `cram branch`, such as [0.25, 0.5]")
 
     @field_validator("branch_at")
     @classmethod
@@ -105,30 +109,30 @@ class ExportConfig(Settings):
             "The river flows into the [MASK].",
             "He was born in [MASK] and became a famous writer.",
         ],
-        "sentences whose masks the model fills in",
+        "sentences with masks for the finished model to fill in",
     )
 
 
 class RunConfig(Settings):
-    """A run."""
+    """A training run."""
 
     run_name: str | None = key(None, "folder under runs_dir; null: name of the YAML")
-    runs_dir: str = key("runs", "folder of run folders")
+    runs_dir: str = key("runs", "folder that holds the run folders")
     runs_remote: Place | None = key(
-        None, "copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://"
+        None, "object storage for copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://"
     )
     recipes: list[str] = key(list, "names of recipes, a preset first")
     seed: int = key(17, "seed of weights, data order and masks", ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: cuda if there is a GPU")
-    budget: BudgetConfig = key(BudgetConfig, "what may be spent")
-    data: DataConfig = key(DataConfig, "what is read")
+    budget: BudgetConfig = key(BudgetConfig, "limits of the run")
+    data: DataConfig = key(DataConfig, "the data set")
     model: ModelConfig = key(ModelConfig, "the encoder")
-    objective: ObjectiveConfig = key(ObjectiveConfig, "the objective")
+    objective: ObjectiveConfig = key(ObjectiveConfig, "masked-language modelling")
     optimizer: OptimizerConfig = key(AdamWConfig, "the optimizer")
     schedule: ScheduleConfig = key(TriangleConfig, "learning rate over the budget")
     train: TrainConfig = key(TrainConfig, "one optimizer step")
-    scaleout: ScaleoutConfig = key(ScaleoutConfig, "several devices")
-    algorithms: AlgorithmsConfig = key(AlgorithmsConfig, "what acts during training")
+    scaleout: ScaleoutConfig = key(ScaleoutConfig, "training on several devices")
+    algorithms: AlgorithmsConfig = key(AlgorithmsConfig, "algorithms that act during training")
     eval: EvalConfig = key(EvalConfig, "held-out loss")
     checkpoint: CheckpointConfig = key(CheckpointConfig, "rolling checkpoints")
     logging: LoggingConfig = key(LoggingConfig, "loggers")
@@ -137,7 +141,7 @@ class RunConfig(Settings):
     @field_validator("optimizer", "schedule", mode="before")
     @classmethod
     def _default_name(cls, value: Any, info: Any) -> Any:
-        """Let a section without a name be that of the default optimizer or schedule."""
+        """Give a section without a name the name of the default optimizer or schedule."""
         default = cls.model_fields[info.field_name].get_default(call_default_factory=True)
         return {"name": default.name, **value} if isinstance(value, dict) else value
 

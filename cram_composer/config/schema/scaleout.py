@@ -1,4 +1,4 @@
-"""The `scaleout` section: how several devices train one model."""
+"""The `scaleout` section: training of one model on several devices."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ class ScaleoutConfig(Settings):
     ddp: DdpConfig = key(DdpConfig, "settings of DDP")
     fsdp2: Fsdp2Config = key(Fsdp2Config, "settings of FSDP2")
     deepspeed: dict[str, Any] = key(
-        dict, "DeepSpeed's own configuration, on top of what the run implies; default ZeRO-2"
+        dict, "DeepSpeed configuration, merged over the values implied by the run; default ZeRO-2"
     )

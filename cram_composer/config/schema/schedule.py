@@ -15,7 +15,7 @@ _PEAK_AT = "progress of the peak"
 class Schedule(Settings):
     """Settings of every schedule."""
 
-    KEPT: ClassVar[tuple[str, ...]] = ()  # when a later layer chooses another schedule; all else is reset
+    KEPT: ClassVar[tuple[str, ...]] = ()  # kept when a later layer chooses another schedule
 
     name: str
     start: Share = key(0.0, _START)
@@ -24,24 +24,24 @@ class Schedule(Settings):
     def _check_phases(self) -> Schedule:
         warmup, decay = getattr(self, "warmup", 0.0), getattr(self, "decay", 0.0)
         if warmup + decay > 1.0:
-            raise ValueError(f"warmup and decay together are longer than the budget: {warmup} + {decay} is above 1")
+            raise ValueError(f"warmup + decay must be <= 1, got {warmup} + {decay}")
         return self
 
 
 class _WithEnd(Schedule):
-    """A schedule that falls."""
+    """A schedule that decays."""
 
     final: Share = key(0.0, "factor of the peak rate at progress 1")
 
 
 class _WithWarmup(_WithEnd):
-    """A schedule that rises in a line, then falls."""
+    """A schedule with a linear warmup and a decay."""
 
     warmup: Share = key(0.06, "share of the budget spent warming up")
 
 
 class TriangleConfig(_WithEnd):
-    """Linear rise to the peak, linear fall (Cramming, arXiv 2212.14034, section 4.3)."""
+    """Linear rise to the peak, then linear decay (Cramming, arXiv 2212.14034, section 4.3)."""
 
     name: Literal["triangle"] = "triangle"
     start: Share = key(0.25, _START)
@@ -49,7 +49,7 @@ class TriangleConfig(_WithEnd):
 
 
 class OneCycleConfig(_WithEnd):
-    """Cosine rise to the peak, cosine fall (Smith and Topin 2018, arXiv 1708.07120)."""
+    """Cosine rise to the peak, then cosine decay (Smith and Topin 2018, arXiv 1708.07120)."""
 
     name: Literal["one-cycle"] = "one-cycle"
     start: Share = key(0.04, _START)
@@ -90,14 +90,14 @@ class InverseCosineConfig(_WithEnd):
 
 
 class MultiCycleConfig(_WithEnd):
-    """Triangles one after the other (Smith 2017, arXiv 1506.01186)."""
+    """Consecutive triangles (Smith 2017, arXiv 1506.01186)."""
 
     name: Literal["multi-cycle"] = "multi-cycle"
     cycles: PositiveInt = key(8, "number of triangles")
 
 
 class ConstantConfig(Schedule):
-    """Linear warmup, then the peak rate."""
+    """Linear warmup, then the constant peak rate."""
 
     name: Literal["constant"] = "constant"
     warmup: Share = key(0.0, "share of the budget spent warming up")
@@ -107,7 +107,7 @@ class InverseSqrtConfig(_WithWarmup):
     """Linear warmup, sqrt(warmup / progress), optional linear decay (Vaswani et al. 2017, equation 3)."""
 
     name: Literal["inverse-sqrt"] = "inverse-sqrt"
-    decay: Share = key(0.0, "share of the budget spent decaying at the end; 0: `final` has no effect")
+    decay: Share = key(0.0, "share of the budget spent decaying at the end; with 0, `final` has no effect")
 
 
 class WsdConfig(_WithWarmup):

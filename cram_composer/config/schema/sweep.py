@@ -13,9 +13,9 @@ from cram_composer.config.schema.run import BudgetConfig
 class VariantConfig(Settings):
     """How a variant differs from the base run."""
 
-    set: dict[str, Any] = key(dict, "dotted keys of a run, as on its command line")
-    add: list[str] = key(list, "recipes in addition to those of the run")
-    without: list[str] = key(list, "recipes of the run that are left out")
+    set: dict[str, Any] = key(dict, "values by dotted key of a run")
+    add: list[str] = key(list, "recipes to add to those of the run")
+    without: list[str] = key(list, "recipes of the run to leave out")
 
 
 class SweepConfig(Settings):
@@ -23,9 +23,9 @@ class SweepConfig(Settings):
 
     name: str = key("", "folder in runs/sweeps; default: name of the file")
     run: str = key("yamls/cram-1gpu.yaml", "YAML of the base run")
-    budget: BudgetConfig = key(BudgetConfig, "of every run; default: that of `run`")
-    seeds: PositiveInt = key(3, "seeds of each variant, from 1")
-    baseline: str | None = key(None, "variant the others are compared with; null: the first")
-    set: dict[str, Any] = key(dict, "dotted keys set in every variant")
-    variants: dict[str, VariantConfig] = key(dict, "by name")
+    budget: BudgetConfig = key(BudgetConfig, "budget of every run; default: that of `run`")
+    seeds: PositiveInt = key(3, "seeds per variant, from 1")
+    baseline: str | None = key(None, "variant to compare the others with; null: the first")
+    set: dict[str, Any] = key(dict, "values of every variant, by dotted key")
+    variants: dict[str, VariantConfig] = key(dict, "variants by name")
     grid: dict[str, list[Any]] = key(dict, "values to try, by dotted key of a run")

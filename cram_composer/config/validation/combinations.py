@@ -1,4 +1,4 @@
-"""Choices of a run that cannot be combined, and keys that have no effect in the run as it is configured."""
+"""Checks for choices that cannot be combined, and for keys that have no effect in a run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from cram_composer.config.schema.model import HF_KEYS, ModelConfig
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import ConfigError
 
-AVERAGES = ("ema", "swa", "lawa")  # a run evaluates one of them at most
-NORMS = ("fused_layernorm", "low_precision_layernorm")  # one of them at most computes the norms
+AVERAGES = ("ema", "swa", "lawa")  # a run evaluates at most one of them
+NORMS = ("fused_layernorm", "low_precision_layernorm")  # at most one of them computes the norms
 
 _NO_FREEZING = {
-    "elc": "later layers read the outputs of frozen ones",
+    "elc": "later layers read the outputs of frozen layers",
     "recurrent": "the lowest layers run again above the others and need their gradient",
 }
 
-_PARTS_OF_ROWS = ("funnel", "token-dropping")  # stacks some of whose layers see only a part of a row
+_PARTS_OF_ROWS = ("funnel", "token-dropping")  # stacks with layers that see only a part of a row
 
-# A key of the model, the key that decides whether it has an effect, and the values with which it has; (): any but null.
+# A key of the model, the key that decides whether it has an effect, and the values that do; (): any but null.
 USED_WITH: list[tuple[str, str, Sequence[str]]] = [
     ("repeats", "stack", ("recurrent",)),
     ("dropped_tokens", "stack", ("token-dropping",)),
@@ -37,13 +37,13 @@ USED_WITH: list[tuple[str, str, Sequence[str]]] = [
 
 
 def check_combinations(config: RunConfig) -> None:
-    """Refuse choices that are valid alone, but not together. Raises ConfigError, one line."""
+    """Reject choices that are valid alone but not together. Raises ConfigError."""
     model, algorithms, objective = config.model, config.algorithms, config.objective
     is_crambert = model.architecture == "crambert"
     for alternatives in (AVERAGES, NORMS):
         chosen = [name for name in alternatives if getattr(algorithms, name) is not None]
         if len(chosen) > 1:
-            raise ConfigError(f"algorithms: {' and '.join(chosen)} do the same thing; set all but one of them to null")
+            raise ConfigError(f"algorithms: {' and '.join(chosen)} exclude each other; set all but one of them to null")
     averages = [name for name in AVERAGES if getattr(algorithms, name) is not None]
     if averages and config.optimizer.name == "schedule-free":
         raise ConfigError(
@@ -52,8 +52,8 @@ def check_combinations(config: RunConfig) -> None:
         )
     if is_crambert and model.mup_base_width is not None and not config.optimizer.supports_mup:
         raise ConfigError(
-            f"model.mup_base_width: muP has no rule for optimizer {config.optimizer.name}; choose adamw or another of "
-            "Adam's kind, or set model.mup_base_width=null"
+            f"model.mup_base_width: muP has no rule for optimizer {config.optimizer.name}; choose adamw or a "
+            "similar one, or set model.mup_base_width=null"
         )
     if algorithms.layer_freezing is not None and is_crambert and model.stack in _NO_FREEZING:
         raise ConfigError(
@@ -69,8 +69,8 @@ def check_combinations(config: RunConfig) -> None:
         )
     if is_crambert and model.short_convolution and model.stack in _PARTS_OF_ROWS:
         raise ConfigError(
-            f"model.short_convolution: layers of model.stack={model.stack} see parts of rows, whose tokens are not "
-            "neighbours; choose another stack or set model.short_convolution=0"
+            f"model.short_convolution: layers of model.stack={model.stack} see parts of rows, where adjacent "
+            "tokens are not neighbours; choose another stack or set model.short_convolution=0"
         )
     if objective.causal_fraction and model.stack == "funnel":
         raise ConfigError(
@@ -84,12 +84,12 @@ def check_combinations(config: RunConfig) -> None:
         )
     if model.document_masking and model.stack == "funnel":
         raise ConfigError(
-            "model.document_masking: model.stack=funnel averages pairs of tokens, also where two documents meet; "
+            "model.document_masking: model.stack=funnel averages pairs of tokens across documents; "
             "choose another stack or set model.document_masking=false"
         )
     if model.document_masking and not is_crambert:
         raise ConfigError(
-            "model.document_masking: needs model.architecture=crambert; set it, or model.document_masking=false"
+            "model.document_masking: requires model.architecture=crambert; set that or model.document_masking=false"
         )
     if is_crambert and model.attention_kernel in ("flex", "flash"):
         _check_attention(config)
@@ -98,8 +98,8 @@ def check_combinations(config: RunConfig) -> None:
 def _check_stochastic_depth(config: RunConfig) -> None:
     if config.model.architecture != "crambert" or config.model.norm_position == "post":
         raise ConfigError(
-            "algorithms.stochastic_depth: needs layers that add to a residual stream; set model.architecture=crambert "
-            "and model.norm_position=pre or sandwich"
+            "algorithms.stochastic_depth: requires layers that add to a residual stream; set "
+            "model.architecture=crambert and model.norm_position=pre or sandwich"
         )
     if config.train.compile == "full":
         raise ConfigError(
@@ -120,22 +120,22 @@ def _check_attention(config: RunConfig) -> None:
         raise ConfigError(f"{kernel} has no dropout; set model.attention_probs_dropout_prob=0 or another kernel")
     if model.attention_kernel == "flash" and config.objective.causal_fraction:
         raise ConfigError(
-            f"{kernel} treats all rows as causal or none; set flex or sdpa, or objective.causal_fraction=0"
+            f"{kernel} treats either all rows or none as causal; set flex or sdpa, or objective.causal_fraction=0"
         )
 
 
 def check_unused(model: ModelConfig, source_of: Callable[[str], str | None], layers: Sequence[str]) -> None:
-    """Refuse a key of the model that has no effect, unless a later layer changed what decides that.
+    """Reject a model key that has no effect, unless a later layer made it so.
 
-    A preset's rotary base does not keep a later layer from choosing ALiBi, but setting both at once is a mistake.
+    A later layer may choose ALiBi although a preset sets the rotary base, but setting both in one layer is an error.
 
     Args:
-        model: the final section.
-        source_of: the layer that set a dotted key; None for a default.
-        layers: the layers from the first to the last.
+        model: final section.
+        source_of: returns the layer that set a dotted key; None for a default.
+        layers: layers in order of precedence, lowest first.
 
     Raises:
-        ConfigError: one line.
+        ConfigError: a key has no effect.
     """
     age: dict[str | None, int] = {None: -1}
     age |= {layer: number for number, layer in enumerate(layers)}

@@ -11,10 +11,10 @@ from cram_composer.errors import ConfigError
 
 
 def check_hugging_face(model: ModelConfig) -> None:
-    """Refuse an unknown model type, unknown keys of its configuration, and sizes that do not divide.
+    """Reject an unknown model type, unknown keys of its configuration, and a hidden size that heads do not divide.
 
     Raises:
-        ConfigError: one line.
+        ConfigError: one of these.
     """
     name = model.hf_name or ""
     if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
@@ -30,7 +30,7 @@ def check_hugging_face(model: ModelConfig) -> None:
                 f"model.hf_overrides.{key}: {type(defaults).__name__} has no such key{did_you_mean(key, known)}"
             )
     config = AutoConfig.for_model(name, **{**{size: getattr(model, size) for size in SIZES}, **model.hf_overrides})
-    # Not every architecture has both: FNet has no attention.
+    # Some architectures lack one of them: FNet has no attention.
     width, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
     if width % heads:
         raise ConfigError(f"model.hidden_size: {width} is not divisible by num_attention_heads={heads}")

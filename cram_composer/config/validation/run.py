@@ -9,20 +9,20 @@ from cram_composer.errors import ConfigError
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
-    """Check what depends on several values of a run on `world_size` devices. Raises ConfigError, one line."""
+    """Check the values of a run against each other, for `world_size` devices. Raises ConfigError."""
     budget = config.budget
     if all(limit is None for _, limit in budget):
-        raise ConfigError("budget: no limit; set budget=24h (or tokens, steps, device_hours, replay)")
+        raise ConfigError("budget: no limit is set; set budget=24h (or tokens, steps, device_hours, replay)")
     if not any((config.data.local, config.data.remote, config.data.build)):
-        raise ConfigError("data: no data set; set data.build, data.local or data.remote")
+        raise ConfigError("data: no data set is named; set data.build, data.local or data.remote")
     _check_batches(config, world_size)
     if config.device == "cpu" and config.optimizer.name == "adamw-8bit":
-        raise ConfigError("optimizer.name: adamw-8bit needs a GPU; set adamw")
+        raise ConfigError("optimizer.name: adamw-8bit needs a GPU; set optimizer.name=adamw")
     if config.device == "cpu" and config.train.precision == "fp16":
-        raise ConfigError("train.precision: fp16 needs a GPU; set bf16 or fp32")
+        raise ConfigError("train.precision: fp16 needs a GPU; set train.precision=bf16 or fp32")
     check_combinations(config)
     if config.model.architecture == "hf":
-        # Imports transformers, which only these runs need this early.
+        # Imported here because it imports transformers, which other runs do not need this early.
         from cram_composer.config.validation.hugging_face import check_hugging_face
 
         check_hugging_face(config.model)
@@ -30,11 +30,11 @@ def check_run(config: RunConfig, world_size: int) -> None:
 
 
 def check_row_length(config: RunConfig, sequence_length: int) -> None:
-    """Refuse data whose rows are longer than the model's positions. Raises ConfigError."""
+    """Reject data with rows longer than the model's positions. Raises ConfigError."""
     if sequence_length > config.model.max_position_embeddings:
         raise ConfigError(
-            f"model.max_position_embeddings: {config.model.max_position_embeddings} is less than the data's rows of "
-            f"{sequence_length} tokens"
+            f"model.max_position_embeddings: must be >= {sequence_length}, the row length of the data, got "
+            f"{config.model.max_position_embeddings}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What cannot be done under a strategy of scaling out, and why. Each rule was found by trying: docs/scaleout.md."""
+"""Rules for settings that a scale-out strategy does not support. Each was found by experiment: docs/scaleout.md."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.validation.deepspeed import check_deepspeed, zero_stage
 from cram_composer.errors import ConfigError
 
-Setting = Callable[[RunConfig], str | None]  # the setting that a rule is about, as key=value; None if it is not used
+Setting = Callable[[RunConfig], str | None]  # returns the setting of a rule as key=value; None if unused
 
 _ALL = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A setting that a strategy refuses; `stages` of ZeRO for which it holds."""
+    """A setting that a strategy does not support; `stages` are the ZeRO stages it applies to."""
 
     strategy: str
     setting: Setting
@@ -30,7 +30,7 @@ def _optimizer(*names: str) -> Setting:
 
 
 def _algorithm(name: str, key: str | None = None, *values: str) -> Setting:
-    """An algorithm that is on, or one whose `key` has one of `values`."""
+    """Match an algorithm that is on, or one whose `key` has one of `values`."""
 
     def setting(config: RunConfig) -> str | None:
         algorithm = getattr(config.algorithms, name)
@@ -48,61 +48,63 @@ def _fp16(config: RunConfig) -> str | None:
     return "train.precision=fp16" if config.train.precision == "fp16" else None
 
 
-_FLAT = "ZeRO steps each rank's part of one flat tensor, and it needs whole matrices or their norms"
+_FLAT = "it needs whole matrices or their norms, but ZeRO updates each rank's part of one flat tensor"
 _WHOLE = "scaleout=ddp"
 
 RULES = [
     Rule("deepspeed", _optimizer("adafactor", "lamb", "muon", "shampoo", "soap", "stableadamw"), _FLAT, _WHOLE),
-    Rule("deepspeed", _optimizer("sophia"), "its curvature needs gradients of weights that are sharded", _WHOLE),
-    Rule("deepspeed", _optimizer("adamw-8bit"), "checkpoints cannot gather moments in blocks of 8 bits", _WHOLE),
+    Rule("deepspeed", _optimizer("sophia"), "its curvature estimate needs gradients of whole weights", _WHOLE),
+    Rule("deepspeed", _optimizer("adamw-8bit"), "checkpoints cannot gather 8-bit moments", _WHOLE),
     Rule(
         "deepspeed",
         _optimizer("adan"),
-        "with ZeRO-3 DeepSpeed calls the optimizer once for each of its groups, and Adan counts its calls as steps",
+        "DeepSpeed's ZeRO-3 calls the optimizer once per parameter group, and Adan counts each call as a step",
         "ZeRO-2",
         (3,),
     ),
-    Rule("deepspeed", _optimizer("schedule-free"), "its average is kept in ZeRO's flat shards", _WHOLE),
+    Rule("deepspeed", _optimizer("schedule-free"), "ZeRO's flat shards hold its average", _WHOLE),
     Rule(
         "deepspeed",
         _algorithm("gradient_clipping", "clipping_type", "value", "adaptive"),
-        "gradients are clipped by DeepSpeed, which clips by their norm",
+        "DeepSpeed clips gradients, and only by their norm",
         "clipping_type=norm",
     ),
-    Rule("deepspeed", _algorithm("sam"), "it moves weights along gradients that ZeRO has sharded", _WHOLE),
+    Rule("deepspeed", _algorithm("sam"), "it moves weights along gradients, which ZeRO shards", _WHOLE),
     Rule(
         "deepspeed",
         _algorithm("layer_freezing"),
-        "ZeRO steps all weights, so that momentum and decay would go on in frozen ones",
+        "ZeRO updates all weights, so momentum and decay would still change frozen layers",
         _WHOLE,
     ),
     Rule(
         "deepspeed",
         _algorithm("stochastic_depth", "stochastic_method", "block"),
-        "ZeRO steps all weights, so that momentum and decay would go on in layers that are left out",
+        "ZeRO updates all weights, so momentum and decay would still change skipped layers",
         "stochastic_method=sample",
     ),
     Rule("deepspeed", _fp16, "its loss scaling and Composer's exclude each other", "train.precision=bf16 or fp32"),
-    Rule("fsdp2", _optimizer("adamw-8bit"), "checkpoints cannot gather moments in blocks of 8 bits", _WHOLE),
+    Rule("fsdp2", _optimizer("adamw-8bit"), "checkpoints cannot gather 8-bit moments", _WHOLE),
     Rule(
         "fsdp2",
         _optimizer("adafactor", "shampoo", "soap", "stableadamw"),
-        "pytorch-optimizer's mixes whole tensors with FSDP2's shards",
+        "its implementation mixes whole tensors with FSDP2's shards",
         _WHOLE,
     ),
-    Rule("fsdp2", _optimizer("sophia"), "its curvature needs gradients of weights that are sharded", _WHOLE),
+    Rule("fsdp2", _optimizer("sophia"), "its curvature estimate needs gradients of whole weights", _WHOLE),
     Rule(
         "fsdp2",
         _algorithm("sam"),
-        "every backward sums gradients, and it needs those of each device's own rows",
+        "it needs the gradient of each device's own rows, but every backward pass sums gradients",
         _WHOLE,
     ),
-    Rule("fsdp2", _fp16, "an overflow in one rank's shard would not be seen by all", "train.precision=bf16 or fp32"),
+    Rule(
+        "fsdp2", _fp16, "an overflow in one rank's shard is not visible to the others", "train.precision=bf16 or fp32"
+    ),
 ]
 
 
 def refusal(config: RunConfig) -> tuple[str, Rule] | None:
-    """The setting that the run's strategy refuses first, and the rule; None if there is none."""
+    """Return the first setting that the run's strategy does not support, and its rule; None if all are supported."""
     strategy = config.scaleout.strategy
     for rule in RULES:
         if rule.strategy != strategy or (strategy == "deepspeed" and zero_stage(config.scaleout) not in rule.stages):
@@ -114,10 +116,12 @@ def refusal(config: RunConfig) -> tuple[str, Rule] | None:
 
 
 def check_scaleout(config: RunConfig, world_size: int) -> None:
-    """Refuse what the run's strategy cannot do. Raises ConfigError, one line."""
+    """Reject settings that the run's strategy does not support. Raises ConfigError."""
     if config.scaleout.strategy == "deepspeed":
         check_deepspeed(config, world_size)
     found = refusal(config)
     if found is not None:
         setting, rule = found
-        raise ConfigError(f"scaleout.strategy: {rule.strategy} and {setting}: {rule.reason}; use {rule.instead}")
+        raise ConfigError(
+            f"scaleout.strategy: {rule.strategy} does not support {setting}: {rule.reason}; use {rule.instead}"
+        )

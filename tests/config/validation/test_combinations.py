@@ -1,4 +1,4 @@
-"""Choices that are each right, but not together, and keys that nothing reads, are one line before any work."""
+"""Choices that exclude each other and keys without effect give one line before any work."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def check(*overrides: str, path: Path = REPOSITORY / "yamls" / "cram-cpu.yaml") 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["algorithms={ema: {}, lawa: {}}"], "algorithms: ema and lawa do the same thing"),
+        (["algorithms={ema: {}, lawa: {}}"], "algorithms: ema and lawa exclude each other"),
         (
             ["algorithms={fused_layernorm: {}, low_precision_layernorm: {}}"],
-            "algorithms: fused_layernorm and low_precision_layernorm do the same thing",
+            "algorithms: fused_layernorm and low_precision_layernorm exclude each other",
         ),
         (
             ["recipes=[crammed-bert,schedule-free]", "algorithms.swa={}"],
@@ -37,15 +37,15 @@ def check(*overrides: str, path: Path = REPOSITORY / "yamls" / "cram-cpu.yaml") 
         ),
         (["algorithms.layer_freezing={}", "model.stack=elc"], "algorithms.layer_freezing: with model.stack=elc"),
         (["algorithms.layer_freezing={}", "model.stack=recurrent"], "algorithms.layer_freezing: with model.stack="),
-        (["algorithms.stochastic_depth={}", "model.norm_position=post"], "algorithms.stochastic_depth: needs layers"),
-        (["algorithms.stochastic_depth={}", HF], "algorithms.stochastic_depth: needs layers"),
+        (["algorithms.stochastic_depth={}", "model.norm_position=post"], "algorithms.stochastic_depth: requires"),
+        (["algorithms.stochastic_depth={}", HF], "algorithms.stochastic_depth: requires layers"),
         (["algorithms.stochastic_depth={}", "train.compile=full"], "algorithms.stochastic_depth: train.compile=full"),
         (["algorithms.label_smoothing={}", HF], "algorithms.label_smoothing: models of transformers"),
         (
             ["recipes=[crammed-bert,short-convolution,token-dropping]"],
             "model.short_convolution: layers of model.stack=token-dropping see parts",
         ),
-        (["model.stack=funnel", "model.num_hidden_layers=4"], "model.num_hidden_layers: stack=funnel needs at least 5"),
+        (["model.stack=funnel", "model.num_hidden_layers=4"], "model.num_hidden_layers: must be >= 5 with stack=fun"),
         (
             ["recipes=[crammed-bert,token-dropping]", "model.attention_kernel=flex"],
             "model.attention_kernel: flex masks",
@@ -54,7 +54,7 @@ def check(*overrides: str, path: Path = REPOSITORY / "yamls" / "cram-cpu.yaml") 
         (["model={attention_kernel: flex, attention_probs_dropout_prob: 0.1}"], "model.attention_kernel: flex has no"),
         (
             ["model.attention_kernel=flash", "objective={shift: true, causal_fraction: 0.5}"],
-            "model.attention_kernel: flash treats all rows as causal or none",
+            "model.attention_kernel: flash treats either all rows or none as causal",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The data section of a run: what cannot be is one line before anything is loaded."""
+"""The data section of a run: mistakes give one line before anything is loaded."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def test_mixtures_and_curricula_are_read():
         (["data.mixture={wiki: {proportion: -1}}"], "data.mixture.wiki.proportion: must be >= 0, got -1"),
         (
             ["data.mixture={wiki: {share: 1}}"],
-            "data.mixture.wiki.share: unknown key; there are choose, proportion, repeat",
+            "data.mixture.wiki.share: unknown key; valid keys: choose, proportion, repeat",
         ),
-        (["data.mixture={wiki: {repeat: 2, choose: 3}}"], "data.mixture.wiki: repeat and choose are both set"),
+        (["data.mixture={wiki: {repeat: 2, choose: 3}}"], "data.mixture.wiki: repeat and choose exclude each other"),
         (
             ["data.mixture={wiki: {repeat: 2}}", "data.curriculum=[{proportions: {wiki: 1}}]"],
             "data.curriculum: excludes data.mixture",

@@ -143,7 +143,7 @@ def test_task_with_its_own_seeds(model, data, tmp_path):
     ("arguments", "message"),
     [
         (["--tasks", "colla"], "got 'colla'; did you mean 'cola'?"),
-        (["--suite", "glew"], "--suite glew: there is no such protocol; there are glue"),
+        (["--suite", "glew"], "--suite glew: no such protocol; use one of glue"),
         (["--tasks", "rte", "--set", "mnli_start=true"], "add mnli to tasks"),
         (["--set", "epochs=0"], "epochs"),
         (["--set", "precision=fp16"], "fp16 needs a GPU"),
