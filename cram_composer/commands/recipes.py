@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     recipes = add_command(commands, "recipes", run, "List the recipes, or show the cards of the named ones.")
     recipes.add_argument("names", nargs="*", metavar="NAME")
-    recipes.add_argument("--markdown", action="store_true", help="print docs/recipes.md")
+    recipes.add_argument("--markdown", action="store_true", help="print docs/reference/recipes.md")
 
 
 def run(options: argparse.Namespace) -> int:

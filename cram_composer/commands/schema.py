@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     schema = add_command(commands, "schema", run, "Print the JSON Schema of a kind of YAML file, for editors.")
     schema.add_argument("kind", nargs="?", choices=tuple(KINDS), help="kind of YAML file")
-    schema.add_argument("--markdown", action="store_true", help="print docs/configuration.md, all keys")
+    schema.add_argument("--markdown", action="store_true", help="print docs/reference/configuration.md, all keys")
 
 
 def run(options: argparse.Namespace) -> int:

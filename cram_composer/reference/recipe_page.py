@@ -1,4 +1,4 @@
-"""docs/recipes.md, made of the cards of all recipes."""
+"""docs/reference/recipes.md, made of the cards of all recipes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cram_composer.config.recipes import Recipe, exclusion
 
 _HEAD = """# Recipes
 
-Made from the cards in `recipes/` by `cram recipes --markdown > docs/recipes.md`; change those, not this page.
+Made from the cards in `recipes/` by `cram recipes --markdown > docs/reference/recipes.md`; change those, not this page.
 
 A run names one preset and any number of ingredients, in order: `recipes=[crammed-bert,rope,mask-schedule]`. A preset
 is a whole published set-up; an ingredient changes one thing. Ingredients named on the command line come after the

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 YAMLS = sorted((REPOSITORY / "yamls").glob("*.yaml"), key=str)
 OPTIMIZERS = [tag(section) for section in sections(OptimizerConfig)]
 SCHEDULES = [tag(section) for section in sections(ScheduleConfig)]
-# What ZeRO and FSDP2 cannot step, by docs/scaleout.md, and what needs a GPU; the run says so in one line.
+# What ZeRO and FSDP2 cannot step, by docs/reference/strategies.md, and what needs a GPU; the run says so in one line.
 ZERO_CANNOT = {"adafactor", "adamw-8bit", "lamb", "muon", "schedule-free", "shampoo", "soap", "sophia", "stableadamw"}
 FSDP2_CANNOT = {"adafactor", "adamw-8bit", "shampoo", "soap", "sophia", "stableadamw"}
 CPU_CANNOT = {"adamw-8bit"}

@@ -35,7 +35,7 @@ from cram_composer.analysis.compare.time_to_loss import TimeToLoss, same_objecti
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.errors import CramError
 
-# Standard deviation of the GLUE mean between pretrainings of one set-up: docs/compare.md.
+# Standard deviation of the GLUE mean between pretrainings of one set-up: docs/explanation/statistics.md.
 GLUE_NOISE = 0.7
 NO_VERDICT = "no verdict"
 _NORMAL = 1.96

@@ -2,7 +2,7 @@
 
 The verdict uses Student's t test: paired if both groups have the same seeds, Welch's otherwise. The percentile
 bootstrap is reported for comparison only: with three to five seeds it is far too narrow, as
-tests/analysis/compare/test_statistics.py measures (docs/compare.md has the numbers).
+tests/analysis/compare/test_statistics.py measures (docs/explanation/statistics.md has the numbers).
 """
 
 from __future__ import annotations

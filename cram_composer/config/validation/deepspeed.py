@@ -62,7 +62,7 @@ def engine_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     }
     return {
         "steps_per_print": None,
-        "zero_allow_untested_optimizer": True,  # which ones work is tested: docs/scaleout.md
+        "zero_allow_untested_optimizer": True,  # which ones work is tested: docs/reference/strategies.md
         "zero_force_ds_cpu_optimizer": False,
         **given,
         "zero_optimization": zero,

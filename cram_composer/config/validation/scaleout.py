@@ -1,4 +1,4 @@
-"""What cannot be done under a strategy of scaling out, and why. Each rule was found by trying: docs/scaleout.md."""
+"""Combinations that a scale-out strategy does not support, and why: docs/reference/strategies.md."""
 
 from __future__ import annotations
 
