@@ -31,7 +31,8 @@ from cram_composer.sweeps.ablation import leave_one_out
 from tests.conftest import REPOSITORY
 from tests.docs.markdown import PAGES, Command, bash_script, commands, page_name, yaml_blocks
 
-COMMANDS = [command for page in PAGES for command in commands(page)]
+# Those of RESULTS.md belong to measurements of their date.
+COMMANDS = [command for page in PAGES if page.name != "RESULTS.md" for command in commands(page)]
 PROGRAMS = {"cram", "composer", "make", "python"}
 
 # Run as written, each in seconds.

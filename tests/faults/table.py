@@ -19,10 +19,10 @@ the latest result of every case; do not edit it.
 
 ## The experiment
 
-Each row is a training with `python train.py` that reads its shards from a real S3 server (SeaweedFS; rclone where noted)
-into an empty cache. The fault happens before the start, or a few dozen of its {STEPS} steps later to a shard that is not
-fetched yet. Each fault is repeated with `data.num_workers` = 0, 1 and 2. Unless noted, `data.deadline` is {DEADLINE:.0f} s
-(default: 2 minutes); each fetch gets at least 10 s.
+Each row is a training with `python train.py` that reads its shards from a real S3 server into an empty cache. The server
+is SeaweedFS, or rclone where noted. The fault happens before the start, or a few dozen of its {STEPS} steps later to a
+shard that is not fetched yet. Each fault is repeated with `data.num_workers` = 0, 1 and 2. `data.deadline` is
+{DEADLINE:.0f} s unless noted (default: 2 minutes). Each fetch gets at least 10 s.
 
 The test asserts for each fault:
 
@@ -34,10 +34,12 @@ The test asserts for each fault:
 *Rows lost* counts the rows of all steps whose loss differs in any bit from the same step of an undisturbed run, over
 all attempts of the finished run.
 
-*Seconds* run from the fault to the end of the process, or from the start of the process if the fault comes first; most
-of that is importing libraries. A fault is noticed when the shard is needed. The test fails above {AT_ONCE:.0f} s if there
-is nothing to wait for, {WAITED:.0f} s if the server may still answer, or {START:.0f} s from the start. If a run continues
-by itself, the seconds are the longest wait of a step for its rows. All were measured on two busy cores.
+*Seconds* run from the fault to the end of the process, or from the start of the process if the fault comes first. Most
+of that is importing libraries. If a run continues by itself, the seconds are the longest wait of a step for its rows.
+All were measured on two busy cores.
+
+A fault is noticed when the shard is needed. The test fails above {AT_ONCE:.0f} s if there is nothing to wait for,
+{WAITED:.0f} s if the server may still answer, or {START:.0f} s from the start.
 
 ## Checks
 
