@@ -33,7 +33,7 @@ lint: $(READY) ## ruff (style and format) and mypy (types)
 	$(BIN)/mypy
 
 docs: $(READY) ## build the documentation into site/; a broken link or reference fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock: $(READY) ## resolve pyproject.toml into requirements.lock; newer versions: make lock ARGS=--upgrade
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.10 \
