@@ -7,7 +7,7 @@ PYTHON ?=
 BIN := .venv/bin
 READY := .venv/.complete
 
-.PHONY: help setup cram test test-all lint lock clean
+.PHONY: help setup cram test test-all lint docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -32,10 +32,13 @@ lint: $(READY) ## ruff (style and format) and mypy (types)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY) ## build the documentation into site/; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lock: $(READY) ## resolve pyproject.toml into requirements.lock; newer versions: make lock ARGS=--upgrade
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes \
-		--no-emit-index-url --custom-compile-command "make lock" --quiet $(ARGS) --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.10 \
+		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" --quiet $(ARGS) --output-file requirements.lock
 
 clean: ## remove the environment and the caches that make created; runs/ and your data stay
 	@if [ -e .venv/.made-by-setup ]; then rm -rf .venv; fi
-	rm -rf .pytest_cache .mypy_cache .ruff_cache build cram_composer.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build site cram_composer.egg-info

@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
     )
     schema.add_argument("kind", nargs="?", choices=tuple(KINDS), help="kind of YAML file")
     schema.add_argument(
-        "--markdown", action="store_true", help="print the reference of all keys (docs/configuration.md)"
+        "--markdown", action="store_true", help="print the reference of all keys (docs/reference/configuration.md)"
     )
 
 

@@ -1,4 +1,4 @@
-"""The recipe reference, docs/recipes.md, generated from the cards of all recipes."""
+"""The recipe reference, docs/reference/recipes.md, generated from the cards of all recipes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cram_composer.config.recipes import Recipe, exclusion
 
 _HEAD = """# Recipes
 
-Generated from the cards in `recipes/` by `cram recipes --markdown > docs/recipes.md`; edit the cards, not this page.
+Generated from the cards in `recipes/` by `cram recipes --markdown > docs/reference/recipes.md`; edit the cards, not this page.
 
 A run names one preset and any number of ingredients, in order: `recipes=[crammed-bert,rope,mask-schedule]`. A preset
 is a complete published set-up; an ingredient changes one thing. Ingredients named on the command line override the

@@ -118,5 +118,5 @@ def test_documented_conflicts_are_refused_in_either_order():
 
 
 def test_the_page_of_recipes_is_made_of_the_cards():
-    page = Path(REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert page == recipe_page(RECIPES), "make it anew: cram recipes --markdown > docs/recipes.md"
+    page = Path(REPOSITORY / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
+    assert page == recipe_page(RECIPES), "make it anew: cram recipes --markdown > docs/reference/recipes.md"

@@ -15,7 +15,7 @@ def section(title: str) -> str:
 
 
 def test_the_map_lists_every_package_once():
-    listed = re.findall(r"^      ([a-z_/]+)/ +\S", section("Where things live"), re.MULTILINE)
+    listed = re.findall(r"^  ([a-z_/]+)/ +\S", section("Where things live"), re.MULTILINE)
     packages = [path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("__init__.py")]
     assert sorted(listed) == sorted(set(packages) - {"."})
 
@@ -44,7 +44,11 @@ def test_imports_run_downward_only():
 def test_the_files_that_it_names_exist():
     named = re.findall(r"`([a-z_]+/[\w/]+\.py)`", TEXT)
     assert len(named) > 20
-    assert [name for name in named if "NAME" not in name and not (PACKAGE / name).is_file()] == []
+    assert [name for name in named if "NAME" not in name and not _exists(name)] == []
+
+
+def _exists(name: str) -> bool:
+    return any((folder / name).is_file() for folder in (PACKAGE, REPOSITORY))
 
 
 def test_tests_mirror_the_package():

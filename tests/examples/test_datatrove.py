@@ -1,4 +1,4 @@
-"""The worked example of docs/datatrove.md, end to end. DATATROVE_PYTHON: the Python of datatrove's environment."""
+"""Worked example of docs/how-to/datatrove.md, end to end, with the Python of datatrove in DATATROVE_PYTHON."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _SEED = 17  # of the run's configuration
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="run the whole fault matrix instead of a subset")
-    parser.addoption("--write-table", action="store_true", help="write the results to docs/reliability.md")
+    parser.addoption("--write-table", action="store_true", help="write the results to docs/explanation/reliability.md")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

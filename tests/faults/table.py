@@ -1,4 +1,4 @@
-"""Write docs/reliability.md from the results of the fault matrix."""
+"""docs/explanation/reliability.md, from the results of a run of the whole matrix."""
 
 from __future__ import annotations
 
@@ -10,37 +10,44 @@ from tests.conftest import REPOSITORY
 from tests.faults.faults import AT_ONCE, FAULTS, START, WAITED
 from tests.faults.scene import DEADLINE, STEPS, Fault
 
-PATH = REPOSITORY / "docs" / "reliability.md"
+PATH = REPOSITORY / "docs" / "explanation" / "reliability.md"
 _TEXT = f"""\
-# Faults of the data source
+# Reliability of data access
 
-Written by `python -m pytest tests/faults --faults --write-table` from the latest result of every case; do not edit.
+This page shows the outcome of every fault. `python -m pytest tests/faults --faults --write-table` writes this page from
+the latest result of every case; do not edit it.
 
-Every row of the table is a training run with `python train.py` that fetches its shards from a real S3 server
-(SeaweedFS, or rclone where noted) into an empty cache. A fault is injected before the start or, some dozens of its
-{STEPS} steps later, into a shard that is not fetched yet. Each fault is tested with `data.num_workers` = 0, 1 and 2.
-`data.deadline` is {DEADLINE:.0f} s unless noted (the default is 2 minutes); a fetch gets at least 10 s.
+## The experiment
 
-Each test asserts:
+Each row is a training with `python train.py` that reads its shards from a real S3 server into an empty cache. The
+server is SeaweedFS, or rclone where noted. The fault happens before the start, or a few dozen of its {STEPS} steps
+later to a shard that is not fetched yet. Each fault is repeated with `data.num_workers` = 0, 1 and 2. `data.deadline`
+is {DEADLINE:.0f} s unless noted (default: 2 minutes). Each fetch gets at least 10 s.
 
-- The run ends by itself: with exit status 0 after all its steps, or with exit status 2 and one line on stderr, without
-  a traceback. No process remains.
-- After an error, no wrong row was trained on, `record.json` has the same line as the reason, and the newest checkpoint
-  is intact.
-- When the cause is removed, **the same command** resumes from that checkpoint and finishes the run.
+The test asserts for each fault:
 
-*Rows lost* are the rows of all steps whose loss is not bit-identical to the loss of that step in an undisturbed run,
-over all attempts of the run.
+- The run ends by itself: with exit status 0 after all steps, or with exit status 2 and one line on stderr, without a
+  traceback. `record.json` gives the same line as the reason.
+- No process stays. No wrong row is trained on. The newest checkpoint is valid.
+- After the cause is removed, **the same command** resumes from that checkpoint and finishes.
 
-*Seconds* are from the fault to the end of the process. If the fault precedes the start, they are from the start, most
-of which is importing libraries. If the run recovers, they are the longest wait of a step for its rows. A fault is
-noticed when the shard is needed. The test fails after {AT_ONCE:.0f} s if there is nothing to wait for, {WAITED:.0f} s
-if the server may still respond, or {START:.0f} s from the start. All were measured on two cores that did other work at
-the same time.
+*Rows lost* counts the rows of all steps whose loss differs in any bit from the same step of an undisturbed run, over
+all attempts of the finished run.
 
-Before the clock starts, one listing checks the presence and size of every shard. The content of a shard is compared
-with the hash in the index after it is fetched and before it is used. Set `data.mirror` to a second copy if a damaged
-shard must not end a run.
+*Seconds* run from the fault to the end of the process, or from the start of the process if the fault comes first. Most
+of that is importing libraries. If a run continues by itself, the seconds are the longest wait of a step for its rows.
+All were measured on two busy cores.
+
+A fault is noticed when the shard is needed. The test fails above {AT_ONCE:.0f} s if there is nothing to wait for,
+{WAITED:.0f} s if the server may still answer, or {START:.0f} s from the start.
+
+## Checks
+
+Before the clock starts, one listing checks that every shard exists with the right size. Content is checked when a shard
+is fetched: its hash must equal the one in the index before the shard is used. Set `data.mirror` to a second copy to
+survive a damaged shard.
+
+## Faults
 """
 
 
@@ -48,7 +55,7 @@ def write_table(results: list[dict[str, Any]]) -> None:
     """Write the text and a row per fault from the results of test_fault; a missing result is a dash."""
     found = {(result["name"], result["workers"]): result for result in results}
     rows = [_row(fault, [found.get((fault.name, workers)) for workers in (0, 1, 2)]) for fault in FAULTS]
-    header = "| fault | output on stderr | seconds, 0 / 1 / 2 workers | rows lost |\n| --- | --- | --- | --- |\n"
+    header = "| fault | what the user sees | seconds, 0 / 1 / 2 workers | rows lost |\n| --- | --- | --- | --- |\n"
     write_atomic(PATH, f"{_TEXT}\n{header}{''.join(rows)}")
 
 
@@ -65,5 +72,5 @@ def _seen(said: list[str], fault: Fault) -> str:
     different = {re.sub(r"\d+ s\b|shard\.\d+", "", line): line for line in reversed(said)}
     quoted = [f"`{line}`".replace("|", "\\|") for text in reversed(different.values()) for line in text.splitlines()]
     if fault.recovers:
-        return "the run continues" + "".join(f"<br>{line}" for line in quoted)
+        return "nothing: the run continues" + "".join(f"<br>{line}" for line in quoted)
     return "<br>or: ".join(quoted)

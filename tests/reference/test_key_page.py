@@ -1,4 +1,4 @@
-"""docs/configuration.md is generated from the schema."""
+"""docs/reference/configuration.md is generated from the schema."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.conftest import REPOSITORY
 
 
 def test_the_page_is_current():
-    page = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == key_page(), "run: cram schema --markdown > docs/configuration.md"
+    page = (REPOSITORY / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
+    assert page == key_page(), "run: cram schema --markdown > docs/reference/configuration.md"
 
 
 def test_every_key_of_a_run_has_a_meaning_default_and_type():

@@ -1,4 +1,4 @@
-"""The tables of docs/scaleout.md: `python -m tests.scaleout.table [--agreement]` writes them."""
+"""The tables of docs/reference/strategies.md: `python -m tests.scaleout.table [--agreement]` writes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 from tests.scaleout.ranks import STRATEGIES, Ranks
 from tests.tiny_runs import losses
 
-PATH = REPOSITORY / "docs" / "scaleout.md"
+PATH = REPOSITORY / "docs" / "reference" / "strategies.md"
 LONG = 50  # steps
 _COLUMNS = {"DDP": "ddp", "FSDP2": "fsdp2", "DeepSpeed (ZeRO-1, 2, 3)": "deepspeed"}
 

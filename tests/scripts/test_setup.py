@@ -57,14 +57,14 @@ def test_the_lock_is_what_pyproject_asks_for():
     for entry in lock_entries():
         name, version = re.match(r"([a-z0-9.-]+)==([^\s;]+)", entry).groups()  # type: ignore[union-attr]
         pins.setdefault(name, []).append(version)
-    for requirement in requirements("hub", "dev"):
+    for requirement in requirements("hub", "dev", "docs"):
         versions = pins.get(canonicalize_name(requirement.name))
         assert versions, f"{requirement.name} is not in the lock: make lock"
         assert all(version in requirement.specifier for version in versions), f"{requirement}: locked {versions}"
 
 
 def test_every_dependency_is_explained():
-    text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "development" / "dependencies.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"[A-Za-z0-9-]+", " ".join(re.findall(r"^\| ([^|]*) \|", text, flags=re.MULTILINE))))
     asked = {requirement.name for requirement in requirements(*project()["optional-dependencies"])}
     assert asked - explained == set()

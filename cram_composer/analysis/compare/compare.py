@@ -36,7 +36,7 @@ from cram_composer.analysis.html.formatting import signed
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.errors import CramError
 
-# Standard deviation of the GLUE mean between pretrainings of one set-up, see docs/compare.md.
+# Standard deviation of the GLUE mean between pretrainings of one set-up, see docs/explanation/statistics.md.
 GLUE_NOISE = 0.7
 NO_VERDICT = "no verdict"
 _NORMAL = 1.96

@@ -2,7 +2,7 @@
 
 The verdict uses Student's t test: paired if both groups have the same seeds, Welch's otherwise. The percentile
 bootstrap is reported for reference only: it is far too narrow for three to five seeds
-(docs/compare.md; measured in tests/analysis/compare/test_statistics.py).
+(docs/explanation/statistics.md; measured in tests/analysis/compare/test_statistics.py).
 """
 
 from __future__ import annotations

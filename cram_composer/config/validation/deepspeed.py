@@ -61,7 +61,7 @@ def engine_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     }
     return {
         "steps_per_print": None,
-        "zero_allow_untested_optimizer": True,  # docs/scaleout.md lists the tested ones
+        "zero_allow_untested_optimizer": True,  # docs/reference/strategies.md lists the tested ones
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW is as fast on a CPU and needs no compiler
         **given,
         "zero_optimization": zero,

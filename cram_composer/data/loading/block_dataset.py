@@ -1,8 +1,8 @@
 """Access to the blocks of a data set by number, with shards fetched and evicted as needed.
 
 Streaming provides the shard format, the shard states shared by all processes of a machine, eviction and the sampling of
-epochs. Missing in Streaming 0.13 (docs/upstream.md) and added here: a shard that cannot be fetched raises an error in
-every process that needs it, within a deadline.
+epochs. Missing in Streaming 0.13 (docs/development/upstream.md) and added here: a shard that cannot be fetched raises
+an error in every process that needs it, within a deadline.
 """
 
 from __future__ import annotations

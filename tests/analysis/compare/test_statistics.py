@@ -65,7 +65,7 @@ def coverage(seeds: int, paired: bool, repeats: int = 700) -> tuple[float, float
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("paired", [True, False])
 def test_students_interval_keeps_its_word_and_the_bootstraps_does_not(seeds: int, paired: bool) -> None:
-    """False positives at "5 %", 20,000 repetitions (docs/compare.md): Student's 3-5 %, the bootstrap's 12-25 %."""
+    """False positives at "5 %" (docs/explanation/statistics.md): Student's 3-5 %, the bootstrap's 12-25 %."""
     student, bootstrap = coverage(seeds, paired)
     assert student > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 700)
     assert bootstrap < 0.91
