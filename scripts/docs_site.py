@@ -58,11 +58,11 @@ def page_of(file: str) -> str:
 
 def command_line() -> str:
     """Return the help of every command as one page."""
-    from cram_composer.cli import _parser
+    from cram_composer.cli import build_parser
 
     os.environ["COLUMNS"] = "100"  # argparse wraps its help at this width
     parts = ["# Command line\n\nThis page shows `cram COMMAND --help` of every command.\n"]
-    for parser in parsers(_parser()):
+    for parser in parsers(build_parser()):
         parts.append(f"## {parser.prog}\n\n```text\n{parser.format_help().rstrip()}\n```\n")
     return "\n".join(parts)
 

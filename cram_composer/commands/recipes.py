@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
         ["cram recipes", "cram recipes muon ema"],
     )
     recipes.add_argument("names", nargs="*", metavar="RECIPE", help="recipes to show (default: list all)")
-    recipes.add_argument("--markdown", action="store_true", help="print the reference of all recipes (docs/reference/recipes.md)")
+    recipes.add_argument("--markdown", action="store_true", help="print docs/reference/recipes.md, all recipes")
     add_json(recipes)
 
 

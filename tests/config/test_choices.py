@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 YAMLS = sorted((REPOSITORY / "yamls").glob("*.yaml"), key=str)
 OPTIMIZERS = [tag(section) for section in sections(OptimizerConfig)]
 SCHEDULES = [tag(section) for section in sections(ScheduleConfig)]
-# Optimizers that ZeRO and FSDP2 do not support (docs/reference/strategies.md) or that need a GPU; the run reports it in one line.
+# Optimizers that ZeRO and FSDP2 do not support (docs/reference/strategies.md) or that need a GPU: one line.
 ZERO_CANNOT = {"adafactor", "adamw-8bit", "lamb", "muon", "schedule-free", "shampoo", "soap", "sophia", "stableadamw"}
 FSDP2_CANNOT = {"adafactor", "adamw-8bit", "shampoo", "soap", "sophia", "stableadamw"}
 CPU_CANNOT = {"adamw-8bit"}

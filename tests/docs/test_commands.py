@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cram_composer.cli import _parser
+from cram_composer.cli import build_parser
 from cram_composer.commands.arguments import overrides_from
 from cram_composer.commands.sweep_options import budget_override
 from cram_composer.config import compose, compose_run, paths, recipes
@@ -149,7 +149,7 @@ def program(text: str) -> list[str] | None:
 
 
 def check_cram(words: list[str]) -> None:
-    options, rest = _parser().parse_known_args(words)
+    options, rest = build_parser().parse_known_args(words)
     options.overrides = [*getattr(options, "overrides", []), *rest]
     assert not any(item.startswith("-") for item in rest), f"unknown option in {rest}"
     assert not rest or hasattr(options, "yaml"), f"unrecognised {rest}"

@@ -1,4 +1,4 @@
-"""Rules for settings that a scale-out strategy does not support. Each was found by experiment: docs/reference/strategies.md."""
+"""Settings that a scale-out strategy does not support, found by experiment: docs/reference/strategies.md."""
 
 from __future__ import annotations
 
