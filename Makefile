@@ -1,4 +1,4 @@
-# Two commands do it all: `make cram` trains a small model here, `make test` checks everything. `make help` lists the rest.
+# `make cram` trains a small model, `make test` runs all checks, `make help` lists the other targets.
 
 ARGS ?=
 PYTEST_ARGS ?= -n 2
@@ -16,15 +16,15 @@ help: ## list these targets
 $(READY): requirements.lock pyproject.toml scripts/setup.sh
 	@PYTHON='$(PYTHON)' sh scripts/setup.sh
 
-setup: $(READY) ## build .venv from requirements.lock, if it is missing or out of date
+setup: $(READY) ## build .venv from requirements.lock if it is missing or out of date
 
-cram: $(READY) ## train for ten minutes on two CPU cores, on embedded text; settings: make cram ARGS="budget=60s"
+cram: $(READY) ## train for ten minutes on two CPU cores on bundled text; overrides: make cram ARGS="budget=60s"
 	$(BIN)/composer train.py yamls/cram-cpu.yaml $(ARGS)
 
-test: lint ## lint, types and tests; choose tests: make test PYTEST_ARGS="tests/budget -k ledger"
+test: lint ## lint, types and tests; select tests: make test PYTEST_ARGS="tests/budget -k ledger"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-all: lint ## the same and the slow tests, which takes twice as long
+test-all: lint ## `make test` with the slow tests; takes twice as long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m ""
 
 lint: $(READY) ## ruff (style and format) and mypy (types)
@@ -32,10 +32,10 @@ lint: $(READY) ## ruff (style and format) and mypy (types)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: $(READY) ## resolve pyproject.toml into requirements.lock; newer versions: make lock ARGS=--upgrade
+lock: $(READY) ## resolve pyproject.toml into requirements.lock; upgrade: make lock ARGS=--upgrade
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --quiet $(ARGS) --output-file requirements.lock
 
-clean: ## remove the environment and the caches that make created; runs/ and your data stay
+clean: ## remove the environment and caches that make created; keep runs/ and data
 	@if [ -e .venv/.made-by-setup ]; then rm -rf .venv; fi
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build cram_composer.egg-info

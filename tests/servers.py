@@ -1,7 +1,7 @@
-"""Real S3 servers on this machine, for tests of everything that touches object storage: SeaweedFS and rclone.
+"""Real S3 servers on this machine (SeaweedFS and rclone) for tests of object storage.
 
-Each enforces an access key, keeps its data in a folder of its own over restarts, and dies with the process that started
-it. They are started and signalled by pid: stopping, pausing and changing credentials is what the tests are about.
+Each server enforces an access key, keeps its data over restarts and exits with the process that started it. Tests stop
+and pause servers and change their credentials, so servers are started and signalled by pid.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ Command = Callable[["S3Server"], list[str]]
 
 
 class S3Server:
-    """A server process; `command` makes its command line from the ports and credentials it has now.
+    """A server process.
 
-    `reloads` says that it reads its credentials again on SIGHUP.
+    Attributes:
+        command: builds the command line from the current ports and credentials.
+        reloads: the server reads its credentials again on SIGHUP.
     """
 
     def __init__(self, folder: Path, command: Command, ports: int, reloads: bool = False) -> None:
@@ -49,12 +51,12 @@ class S3Server:
 
     @property
     def port(self) -> int:
-        """The S3 port, the same over restarts."""
+        """S3 port, constant over restarts."""
         return self.ports[0]
 
     @property
     def endpoint(self) -> str:
-        """What S3_ENDPOINT_URL is set to."""
+        """Value of S3_ENDPOINT_URL."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -64,7 +66,7 @@ class S3Server:
         return self._process.pid
 
     def environment(self) -> dict[str, str]:
-        """Variables that point boto3, Composer and Streaming at this server and at nothing else of this machine."""
+        """Return variables that point boto3, Composer and Streaming at this server only."""
         return {
             "S3_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -77,7 +79,7 @@ class S3Server:
         }
 
     def start(self) -> S3Server:
-        """Start, unless it runs, and wait until an object can be written. Restarts on the ports it had."""
+        """Start the server on its previous ports, unless it runs, and wait until an object can be written."""
         if self._process is not None and self._process.poll() is None:
             return self
         for _ in range(3):
@@ -88,12 +90,12 @@ class S3Server:
                 return self
             self.stop()
             if self.folder.joinpath("used").exists():
-                break  # clients know the ports: no others will do
-            self.ports = []  # another process may have taken one in between
+                break  # clients know the ports, so the server cannot use others
+            self.ports = []  # another process may have taken a port
         raise RuntimeError(f"the server did not start: {(self.folder / 'log').read_text()[-2000:]}")
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL if it is still there some seconds later. Its data stay."""
+        """Terminate the server, with SIGKILL after some seconds; its data are kept."""
         if self._process is None:
             return
         self.resume()
@@ -105,33 +107,33 @@ class S3Server:
             self._process.wait()
         self._process = None
         for port in self.ports:
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # SIGKILL leaves them; no option moves them
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # left behind by SIGKILL
                 left.unlink(missing_ok=True)
 
     def pause(self) -> None:
-        """Stop its process: connections are still accepted (by the kernel), and nothing is ever answered."""
+        """Pause the process: the kernel still accepts connections, but requests get no response."""
         os.kill(self.pid, signal.SIGSTOP)
-        # The signal takes its time, and every thread stops by itself: a request sent at once could be answered.
+        # Threads stop one by one after the signal, so an immediate request could still get a response.
         threads = Path(f"/proc/{self.pid}/task")
         while threads.is_dir() and not all(_is_stopped(thread) for thread in threads.iterdir()):
             time.sleep(0.01)
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Resume a paused server."""
         if self._process is not None and self._process.poll() is None:
             os.kill(self.pid, signal.SIGCONT)
 
     def put_credentials(self, key: str, secret: str) -> None:
-        """From now on only these are accepted (at least 8 characters each, or rclone ignores them).
+        """Replace the credentials; each needs at least 8 characters, or rclone ignores them.
 
-        environment() has them; what was taken from it before is wrong now. A running rclone is restarted for it.
+        Earlier results of environment() become invalid. A running rclone is restarted.
         """
         self.keys_before.append(self.access_key)
         self.access_key, self.secret_key = key, secret
         if self._process is None:
             return
         if self._reloads:
-            self._command(self)  # writes the file that it reads
+            self._command(self)  # writes the credentials file
             os.kill(self.pid, signal.SIGHUP)
             self._wait_until_ready()
         else:
@@ -139,7 +141,7 @@ class S3Server:
             self.start()
 
     def client(self, read_timeout: float = 10.0) -> Any:
-        """A boto3 client with the credentials of now, independent of the environment and of the code under test."""
+        """Return a boto3 client with the current credentials, independent of environment and tested code."""
         import boto3
         from botocore.config import Config
 
@@ -153,13 +155,13 @@ class S3Server:
         )
 
     def new_bucket(self) -> Bucket:
-        """An empty bucket of its own name."""
+        """Create an empty bucket with a unique name."""
         name = f"b-{uuid.uuid4().hex[:12]}"
         self.client().create_bucket(Bucket=name)
         return Bucket(self, name)
 
     def _launch(self) -> None:
-        # The signal that ends it comes when the *thread* that started it ends: a test may start it from a timer.
+        # The parent-death signal comes when the *thread* that started the server ends, and tests start it from timers.
         self._process = _LAUNCHER.submit(self._popen).result()
 
     def _popen(self) -> subprocess.Popen[bytes]:
@@ -174,7 +176,7 @@ class S3Server:
             )
 
     def _wait_until_ready(self) -> bool:
-        """Whether an object could be written, read and deleted before the process ended or the time was up."""
+        """Return True once an object can be written, read and deleted; False on exit or timeout."""
         client, name = self.client(), "ready"
         end = time.monotonic() + _READY_SECONDS
         assert self._process is not None
@@ -185,7 +187,7 @@ class S3Server:
                 client.put_object(Bucket=name, Key="probe", Body=b"x")
                 client.get_object(Bucket=name, Key="probe")["Body"].read()
                 client.delete_object(Bucket=name, Key="probe")
-            except Exception:  # whatever it says while it comes up
+            except Exception:  # any error while the server starts
                 time.sleep(0.1)
                 continue
             self.folder.joinpath("used").touch()
@@ -195,18 +197,18 @@ class S3Server:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket of a server."""
+    """A bucket on a server."""
 
     server: S3Server
     name: str
 
     @property
     def uri(self) -> str:
-        """The URI of the whole bucket, without a slash at its end."""
+        """URI of the bucket, without a trailing slash."""
         return f"s3://{self.name}"
 
     def environment(self) -> dict[str, str]:
-        """See S3Server.environment."""
+        """Return the variables of S3Server.environment."""
         return self.server.environment()
 
     def put(self, key: str, content: bytes) -> None:
@@ -222,12 +224,12 @@ class Bucket:
         self.server.client().delete_object(Bucket=self.name, Key=key)
 
     def keys(self, prefix: str = "") -> list[str]:
-        """The keys of all objects under a prefix, in order."""
+        """List the keys of all objects under a prefix, sorted."""
         pages = self.server.client().get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
         return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
 
     def upload_folder(self, folder: Path, prefix: str = "") -> str:
-        """Copy a folder with everything below it; returns its URI."""
+        """Upload a folder recursively; return its URI."""
         client = self.server.client()
         for path in sorted(folder.rglob("*")):
             if path.is_file():
@@ -236,13 +238,13 @@ class Bucket:
 
 
 def seaweed_server(folder: Path) -> S3Server:
-    """SeaweedFS: master, volume server, filer and S3 gateway in one process."""
+    """Build a SeaweedFS server: master, volume server, filer and S3 gateway in one process."""
 
     def command(server: S3Server) -> list[str]:
         s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = server.ports
         data, identities = server.folder / "data", server.folder / "identities.json"
         data.mkdir(exist_ok=True)
-        # Reading the file again, it forgets no key: one that is no longer valid gets a secret that nobody has.
+        # SeaweedFS keeps old keys when it reloads the file, so an invalid key gets a random secret.
         secrets = dict.fromkeys(server.keys_before, uuid.uuid4().hex) | {server.access_key: server.secret_key}
         credentials = [{"accessKey": key, "secretKey": secret} for key, secret in secrets.items()]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
@@ -258,8 +260,8 @@ def seaweed_server(folder: Path) -> S3Server:
             f"-master.port={master}",
             f"-master.port.grpc={master_grpc}",
             "-master.telemetry=false",
-            "-master.resumeState=false",  # with it a restart waits some 20 s for the election of the only master
-            "-master.volumeSizeLimitMB=64",  # a bucket takes several volumes; -volume.max=0 is the free disk over this
+            "-master.resumeState=false",  # otherwise a restart waits 20 s for a leader election
+            "-master.volumeSizeLimitMB=64",  # a bucket takes several; -volume.max=0 means free disk / this
             f"-volume.port={volume}",
             f"-volume.port.grpc={volume_grpc}",
             "-volume.max=0",
@@ -282,7 +284,7 @@ def seaweed_server(folder: Path) -> S3Server:
 
 
 def rclone_server(folder: Path) -> S3Server:
-    """rclone serving a folder: a bucket is a folder in it."""
+    """Build an rclone server of a folder, whose subfolders are buckets."""
 
     def command(server: S3Server) -> list[str]:
         data = server.folder / "data"
@@ -302,12 +304,12 @@ def rclone_server(folder: Path) -> S3Server:
 
 
 def binary(name: str) -> str:
-    """Where a program of this environment is."""
+    """Return the path of a program in this environment."""
     return str(Path(sys.executable).parent / name)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different."""
+    """Return distinct free ports."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -323,5 +325,5 @@ def _die_with_the_parent() -> None:
 def _is_stopped(task: Path) -> bool:
     try:
         return (task / "stat").read_text().rsplit(")", 1)[1].split()[0] in "TtZX"
-    except OSError:  # the thread has ended
+    except OSError:  # the thread has exited
         return True

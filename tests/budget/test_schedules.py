@@ -20,7 +20,7 @@ def values(name: str, **settings: Any) -> list[float]:
     return [schedule(p / 1000) for p in range(1001)]
 
 
-def test_the_triangle_is_the_papers():
+def test_the_triangle_matches_the_paper():
     schedule = build_schedule(CONFIGS["triangle"]())
     assert [schedule(p) for p in (0, 0.375, 0.75, 0.875, 1)] == pytest.approx([0.25, 0.625, 1, 0.5, 0])
 
@@ -53,7 +53,7 @@ def test_wsd_is_flat_between_warmup_and_decay():
     assert set(curve[100:701]) == {1.0} and curve[850] == pytest.approx(0.5)
 
 
-def test_the_decay_of_wsd_may_be_one_minus_a_root():
+def test_wsd_with_one_minus_square_root_decay():
     linear = values("wsd", decay=0.4)
     root = values("wsd", decay=0.4, decay_shape="1-sqrt", final=0.1)
     assert root[:601] == linear[:601]
@@ -82,7 +82,7 @@ def test_multi_cycle_is_several_triangles():
 
 
 def test_inverse_cosine_has_the_shape_of_the_cramming_code():
-    """Factor of its lr_lambda at 1000 steps with 100 of cooldown, over its value where the cooldown begins."""
+    """Compare with its lr_lambda at 1000 steps with 100 of cooldown, relative to the start of the cooldown."""
 
     def theirs(step: int) -> float:
         def rise(step: int) -> float:
@@ -98,12 +98,12 @@ def test_progress_outside_the_budget_is_clamped():
     assert schedule(1.7) == schedule(1.0) and schedule(-1) == schedule(0)
 
 
-def test_phases_longer_than_the_budget_are_refused():
+def test_phases_longer_than_the_budget_are_rejected():
     with pytest.raises(ValueError, match="warmup and decay together are longer than the budget"):
         CONFIGS["wsd"](warmup=0.6, decay=0.6)
 
 
-def test_the_schema_offers_exactly_the_schedules_there_are():
+def test_the_schema_and_the_registry_have_the_same_schedules():
     assert set(CONFIGS) == set(SCHEDULES)
 
 
