@@ -81,7 +81,7 @@ def _load_network(path: Path, record: dict[str, Any]) -> PreTrainedModel:
     """Load the model of a run's newest checkpoint, with the averaged weights if it has any."""
     saved = newest_checkpoint(path / "checkpoints")
     if saved is None:
-        raise CramError(f"{path}: has no intact checkpoint to export; run `cram train` on it first")
+        raise CramError(f"{path}: has no intact checkpoint to export; resume the run first")
     model = ModelConfig.model_validate(record["config"]["model"])
     manifest, shift = record["data"], record["config"]["objective"]["shift"]
     network = build_model(model, manifest["vocab_size"], manifest["special_tokens"], shift=shift)
