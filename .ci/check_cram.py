@@ -1,6 +1,6 @@
-"""Looks at a finished run from outside, as a stranger would: python .ci/check_cram.py RUN. Exit status 1 if bad.
+"""Check a finished run without cram_composer: python .ci/check_cram.py RUN. Exit status 1 if a check fails.
 
-The exported model must beat a unigram model on held-out text and fill in a mask without cram_composer.
+The run must have finished, its model must beat a unigram model on held-out text, and its export must fill in a mask.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> int:
         try:
             print(f"ok: {check(run, record)}", flush=True)
             passed += 1
-        except Exception as error:  # whatever is wrong with the export, the other checks still run
+        except Exception as error:  # the other checks still run
             print(f"FAILED: {check.__name__}: {type(error).__name__}: {error}", flush=True)
     print(f"{passed} passed, {len(CHECKS) - passed} failed")
     return 0 if passed == len(CHECKS) else 1

@@ -1,8 +1,8 @@
-"""Tokens per second of the bare training step on a CPU, without Composer, callbacks, data and clock.
+"""Tokens per second of the bare training step on a CPU, without Composer, callbacks, data loading and clock.
 
 python -m benchmarks.compile_modes 4x256 64 regional
 python -m benchmarks.compile_modes 4x256 64 regional --precision fp32
-python -m benchmarks.compile_modes 4x128 16 regional --attention sdpa --give-back     # what a run does not do
+python -m benchmarks.compile_modes 4x128 16 regional --attention sdpa --give-back     # unlike a run
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _VOCABULARY, _LENGTH, _MASKED, _STEPS = 8192, 128, 32, 30
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", help="layers x hidden size, such as 4x256; heads of 64")
-    parser.add_argument("rows", type=int, help="rows of 128 tokens in the microbatch")
+    parser.add_argument("size", help="layers x hidden size, such as 4x256; the head size is 64")
+    parser.add_argument("rows", type=int, help="rows of 128 tokens per microbatch")
     parser.add_argument("mode", choices=("off", "regional", "full"))
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--attention", choices=("auto", "sdpa", "eager"), default="auto")
-    parser.add_argument("--give-back", action="store_true", help="memory that tensors free goes back to the system")
+    parser.add_argument("--give-back", action="store_true", help="return freed memory to the system")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     layers, hidden = map(int, options.size.split("x"))

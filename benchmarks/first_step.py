@@ -1,11 +1,11 @@
-"""Seconds from the command to the end of the first step, with a cold and with a warm compile cache.
+"""Seconds from the command to the end of the first step, with a cold and a warm compile cache.
 
 python -m benchmarks.first_step data.local=DATA
 python -m benchmarks.first_step --yaml yamls/cram-1gpu.yaml data.local=DATA
 
-Every round trains two steps three times: with an empty cache of compiled code, again with what that left, and without
-compilation. Set-up is from the start of the process to the start of the budget: imports, data set, model, trainer. The
-step is what comes out of the budget.
+Every round trains two steps three times: with an empty cache of compiled code, with the cache of that run, and without
+compilation. Set-up lasts from the start of the process to the start of the budget: imports, data set, model, trainer.
+The first step counts against the budget.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.short_run import REPOSITORY, STEADY, spread
 
-_LOOK = 0.02  # seconds between looks at the trace
+_LOOK = 0.02  # seconds between reads of the trace
 _SIDES = ("cold", "warm", "not compiled")
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
+    parser.add_argument("overrides", nargs="*", help="key=value, overrides the YAML")
     options = parser.parse_args()
     found: dict[str, list[tuple[float, float]]] = {side: [] for side in _SIDES}
     for number in range(options.rounds):
@@ -38,7 +38,7 @@ def main() -> None:
             for side in _SIDES:
                 found[side].append(_train(side, options.yaml, options.overrides, cache))
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
-    print("| cache | first step, s | set-up, s | together | beside the cold one |\n| --- | --- | --- | --- | --- |")
+    print("| cache | first step, s | set-up, s | sum, s | relative to cold |\n| --- | --- | --- | --- | --- |")
     for side, times in found.items():
         setups, steps = zip(*times, strict=True)
         totals = [sum(pair) for pair in times]
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _train(side: str, yaml: str, overrides: list[str], cache: str) -> tuple[float, float]:
-    """Seconds of set-up and of the first step."""
+    """Return the seconds of set-up and of the first step."""
     with tempfile.TemporaryDirectory() as scratch:
         settings = [*STEADY, "budget={wall: null, steps: 2}", f"runs_dir={scratch}", "run_name=run", *overrides]
         if side == "not compiled":

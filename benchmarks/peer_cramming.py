@@ -1,12 +1,12 @@
-"""Tokens/s beside the paper's own code (github.com/JonasGeiping/cramming), at its own model, in turns.
+"""Tokens/s compared with the paper's code (github.com/JonasGeiping/cramming) on the paper's model, alternating.
 
 git clone https://github.com/JonasGeiping/cramming CHECKOUT
 CRAMMING_PYTHON=ENVIRONMENT/bin/python python -m benchmarks.peer_cramming CHECKOUT data.local=DATA
 
 ENVIRONMENT has torch, transformers, datasets, evaluate, hydra-core, einops, pynvml, psutil, safetensors, zstandard,
-scikit-learn and scipy. Both train crammed-bert of the same sizes on 64 rows a step: there by its engine with its
-settings (`train=bert-o4`, inductor, its precision, which is fp32 on a CPU) on one batch that lies ready in memory; here
-a whole run, data and clock included. Speeds are from the median of the steps after the first ten.
+scikit-learn and scipy. Both train crammed-bert of the same sizes on 64 rows per step. The paper's code runs its engine
+with its settings (`train=bert-o4`, inductor, its precision, which is fp32 on a CPU) on one batch in memory.
+cram-composer trains a whole run, including data and clock. Speeds use the median step after the first ten.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("overrides", nargs="*", help="key=value, for our side: data, microbatch")
+    parser.add_argument("overrides", nargs="*", help="key=value, for cram-composer: data, microbatch")
     options = parser.parse_args()
     ours: list[float] = []
     theirs: list[float] = []
@@ -72,9 +72,9 @@ def _here(steps: int, settings: list[str]) -> float:
 
 
 def _there(checkout: Path, steps: int) -> float:
-    """The same of the paper's code, in an environment of its own."""
+    """Return the tokens/s of the paper's code, in its own environment."""
     if "CRAMMING_PYTHON" not in os.environ:
-        raise SystemExit("CRAMMING_PYTHON names no python that has what cramming needs; see --help")
+        raise SystemExit("CRAMMING_PYTHON: must be a Python with the packages of cramming; see --help")
     command = [os.environ["CRAMMING_PYTHON"], __file__, "theirs", str(steps)]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -84,7 +84,7 @@ def _there(checkout: Path, steps: int) -> float:
 
 
 def _theirs(steps: int) -> float:
-    """Runs in that environment."""
+    """Measure the paper's code; runs in its environment."""
     import cramming  # type: ignore[import-not-found]
     import hydra  # type: ignore[import-not-found]
     import torch
@@ -110,7 +110,7 @@ def _theirs(steps: int) -> float:
     engine, *_ = cramming.load_backend(model, None, tokenizer, settings.train, settings.impl)
     engine.train(settings.train.pretrain_in_train_mode)
     input_ids = torch.randint(5, _VOCABULARY, (_ROWS, _LENGTH))
-    # A quarter of all tokens: its sparse prediction counts on that number.
+    # A quarter of all tokens, because its sparse prediction requires this number.
     chosen = torch.rand(_ROWS * _LENGTH).argsort()[: _ROWS * _LENGTH // 4]
     labels = torch.full((_ROWS * _LENGTH,), -100)
     labels[chosen] = input_ids.flatten()[chosen]

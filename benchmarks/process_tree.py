@@ -1,4 +1,4 @@
-"""Memory of a process and of all that it starts, watched from outside through /proc (Linux only)."""
+"""Memory of a process and its descendants, measured through /proc (Linux only)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 
 
 class TreeMemory:
-    """Peaks over all calls of `look()`, in MiB.
+    """Peak memory over all calls of `look()`, in MiB.
 
-    `total` is of the sum over the tree, where memory that processes share (libraries, mostly) counts once (PSS); `rss`
-    of the sum of what each has resident, shared or not; `largest` of a single process's own memory, without files that
-    it maps, among them its libraries: how many of those pages are resident depends on the machine, not on the program.
-    `processes` is how many were there at most.
+    Attributes:
+        total: sum over the tree, with shared memory (mostly libraries) counted once (PSS).
+        rss: sum of the resident memory of all processes, shared or not.
+        largest: anonymous memory of the largest process. Mapped files, such as libraries, are excluded: the machine
+            decides how many of their pages are resident.
+        processes: largest number of processes.
     """
 
     def __init__(self, root: int) -> None:
@@ -27,7 +29,7 @@ class TreeMemory:
         total = rss = 0.0
         pids = _tree(self.root)
         for pid in pids:
-            with suppress(OSError):  # it may have ended
+            with suppress(OSError):  # the process may have exited
                 total += _value(pid, "smaps_rollup", "Pss")
                 rss += _value(pid, "status", "VmRSS")
                 self.largest = max(self.largest, own_memory(pid))
@@ -37,7 +39,7 @@ class TreeMemory:
 
 
 def own_memory(pid: int | str = "self") -> float:
-    """What a process has resident that is no file, in MiB."""
+    """Return the resident anonymous memory of a process in MiB."""
     return _value(pid, "status", "RssAnon")
 
 
@@ -45,7 +47,7 @@ def _tree(root: int) -> list[int]:
     children: dict[int, list[int]] = defaultdict(list)
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            # The parent's id is the second field after the name, which is in parentheses and may hold anything.
+            # The parent's pid is the second field after the name, which is in parentheses and may contain anything.
             children[int(path.read_text().rpartition(")")[2].split()[1])].append(int(path.parent.name))
     found = [root]
     for pid in found:
@@ -54,6 +56,6 @@ def _tree(root: int) -> list[int]:
 
 
 def _value(pid: int | str, file: str, key: str) -> float:
-    """A value in kB of a file in /proc, in MiB; 0 where a process that has ended no longer has it."""
+    """Read a value in kB from a file in /proc and return it in MiB; 0 if the process has exited."""
     match = re.search(rf"^{key}:\s+(\d+) kB$", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE)
     return int(match[1]) / 1024 if match else 0.0

@@ -1,16 +1,16 @@
-"""What each recipe does to the held-out loss of a small model at equal tokens, paired by seed.
+"""Effect of each recipe on the held-out loss of a small model at equal tokens, paired by seed.
 
 cram data build benchmarks/effects.yaml
 python -m benchmarks.recipe_effects runs/effects --recipes muon rmsnorm --jobs 2
 python -m benchmarks.recipe_effects runs/effects-6 --recipes funnel elc --jobs 2 --set model.num_hidden_layers=6
 
-The yardstick is crammed-bert with rope: with its own positions, a run of this size does not get past how often each
-piece of a word occurs, and nothing could be told apart. A recipe that excludes rope takes its place.
+The baseline is crammed-bert with rope. With the positions of crammed-bert, a run of this size learns little more than
+token frequencies, so recipes could not be told apart. A recipe that excludes rope replaces it.
 
-What is trained is recipe_effects.yaml; `--set budget.tokens=5000000` trains longer.
+The runs are configured by recipe_effects.yaml; `--set budget.tokens=5000000` trains longer.
 
-A run is one process with one thread, so jobs do not slow each other through their threads. What was trained is not
-trained again: the same command goes on after a stop. Speed is not measured here, where runs share the machine.
+Each run is one process with one thread, so that parallel jobs do not compete for cores. The same command resumes after
+an interruption and skips finished runs. Speed is not measured, because runs share the machine.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _RUN = Path(__file__).with_suffix(".yaml")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the runs")
+    parser.add_argument("folder", type=Path, help="folder of the runs")
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help="default: every ingredient")
-    parser.add_argument("--base", nargs="+", metavar="NAME", default=["crammed-bert", "rope"], help="of the yardstick")
+    parser.add_argument("--base", nargs="+", metavar="NAME", default=["crammed-bert", "rope"], help="of the baseline")
     parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for every run, the yardstick's too")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for every run and the baseline")
     options = parser.parse_args()
     ingredients = [name for name in recipe_names() if load_recipe(name, "effects").card.kind == "ingredient"]
     names = options.recipes or [name for name in ingredients if name not in options.base]
@@ -55,24 +55,24 @@ def main() -> None:
         for name in (None, *names)
         for seed in range(1, options.seeds + 1)
     ]
-    yardstick: list[float] = []
+    baseline: list[float] = []
     with context.Pool(options.jobs, maxtasksperchild=1) as pool:
         done = pool.imap(_train, wanted)
         for name in (None, *names):
             losses, problems = zip(*(_next(done) for _ in range(options.seeds)), strict=True)
             if any(problems):
-                print(f"{name or 'yardstick':28} {next(filter(None, problems))}", flush=True)
+                print(f"{name or 'baseline':28} {next(filter(None, problems))}", flush=True)
             elif name is None:
-                yardstick = list(losses)
-                print(f"yardstick {statistics.fmean(losses):.4f}: {', '.join(f'{x:.4f}' for x in losses)}", flush=True)
+                baseline = list(losses)
+                print(f"baseline {statistics.fmean(losses):.4f}: {', '.join(f'{x:.4f}' for x in losses)}", flush=True)
             else:
-                print(_row(name, losses, yardstick), flush=True)
+                print(_row(name, losses, baseline), flush=True)
         pool.close()
         pool.join()
 
 
 def _next(done: Iterator[tuple[float, str]]) -> tuple[float, str]:
-    """The next run's outcome, without the shared memory that forked processes leave behind when they end."""
+    """Return the next run's outcome and remove shared memory left behind by forked processes."""
     outcome = next(done)
     remove_stale_shared_memory()
     return outcome
@@ -87,7 +87,7 @@ class _Wanted(NamedTuple):
 
 
 def _recipes(base: list[str], name: str | None) -> list[str]:
-    """The yardstick's, without what the recipe excludes, what it needs, and the recipe."""
+    """Return the baseline's recipes without those that `name` excludes, then its needs, then `name`."""
     if name is None:
         return base
     added = [*load_recipe(name, "effects").card.needs, name]
@@ -100,8 +100,8 @@ def _excludes(one: str, other: str) -> bool:
 
 
 def _train(wanted: _Wanted) -> tuple[float, str]:
-    """Train, unless that was done: the held-out loss in nats, and why there is none."""
-    path = wanted.folder / f"{wanted.name or 'yardstick'}-{wanted.seed}"
+    """Train unless finished; return the held-out loss in nats, or NaN and the reason for its absence."""
+    path = wanted.folder / f"{wanted.name or 'baseline'}-{wanted.seed}"
     listed = [f"recipes=[{','.join(wanted.recipes)}]", f"seed={wanted.seed}", *wanted.settings]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -115,9 +115,9 @@ def _train(wanted: _Wanted) -> tuple[float, str]:
     return json.loads((path / "record.json").read_text())["metrics"]["validation_loss"], ""
 
 
-def _row(name: str, losses: Sequence[float], yardstick: Sequence[float]) -> str:
-    """Mean difference to the yardstick's run of the same seed, with Student's 95 % interval."""
-    found = compare_means(dict(enumerate(losses)), dict(enumerate(yardstick)))
+def _row(name: str, losses: Sequence[float], baseline: Sequence[float]) -> str:
+    """Format the mean difference from the baseline run of the same seed, with Student's 95 % interval."""
+    found = compare_means(dict(enumerate(losses)), dict(enumerate(baseline)))
     return f"{name:28} {statistics.fmean(losses):.4f}, {found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 

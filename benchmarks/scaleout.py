@@ -1,13 +1,13 @@
-"""Time and memory of a step under every strategy, beside DDP in a plain loop: same model, rows, optimizer and clipping.
+"""Step time and memory of every strategy, compared with DDP in a plain loop.
 
 python -m benchmarks.scaleout --ranks 2 --steps 20 --rounds 3 data.local=DATA model.hidden_size=512
 python -m benchmarks.scaleout --ranks 8 --yaml yamls/cram-1gpu.yaml data.local=DATA recipes=[crammed-bert]   # GPUs
 
-ZeRO steps no Muon, which yamls/cram-1gpu.yaml has by itself.
+ZeRO does not support Muon, the optimizer of yamls/cram-1gpu.yaml, hence the recipes above.
 
-Every round trains with each of them, one after the other, so that what else the machine does falls on all alike. The
-time is the median of all steps but the first three; the memory is the most that a rank had allocated on a GPU, or on a
-CPU what its resident memory grew by from before the model was built.
+Model, rows, optimizer and clipping are the same. Every round trains with each strategy in turn, so that other load on
+the machine affects all of them. The time is the median of all steps after the first three. The memory is the peak
+allocated by a rank on a GPU, or on a CPU the growth of its resident memory since before the model was built.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
-    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
+    parser.add_argument("overrides", nargs="*", help="key=value, overrides the YAML")
     options = parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in STRATEGIES}
     memory: dict[str, list[float]] = {name: [] for name in STRATEGIES}
@@ -53,14 +53,14 @@ def main() -> None:
                 memory[name].append(result["mib"])
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
     plain = statistics.median(seconds["plain loop, torch DDP"])
-    print("| strategy | step, ms | beside the plain loop | memory of a rank, MiB |\n| --- | --- | --- | --- |")
+    print("| strategy | step, ms | relative to plain loop | memory per rank, MiB |\n| --- | --- | --- | --- |")
     for name in STRATEGIES:
         median = statistics.median(seconds[name])
         print(f"| {name} | {1000 * median:.1f} | {median / plain:.2f} x | {max(memory[name]):,.0f} |")
 
 
 def _launch(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every rank's figures."""
+    """Train with one strategy; return the figures of every rank."""
     with tempfile.TemporaryDirectory() as scratch:
         settings = [
             *STEADY,
@@ -90,15 +90,15 @@ def _launch(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
-    """One rank: train, and write what it took."""
+    """Train as one rank and write the figures to a file."""
     rank = int(os.environ["RANK"])
     built, before = build_run(yaml, settings, scratch / "run")
     device, folder = built.device, built.folder
     if kind == "plain":
         seconds = _plain_loop(built, device)
     else:
-        built.trainer.fit()  # without the final evaluation and checkpoint, which the plain loop has not
-        # Only the first rank writes a trace; all wait for each other in every step.
+        built.trainer.fit()  # without final evaluation and checkpoint, which the plain loop lacks
+        # Only rank 0 writes a trace; ranks synchronize in every step.
         lines = (folder.path / "trace.jsonl").read_text().splitlines() if rank == 0 else []
         seconds = [json.loads(line)["step_seconds"] for line in lines]
     found = {"seconds": seconds[_WARM_UP:], "mib": memory(built, before)}
@@ -106,7 +106,7 @@ def _rank(kind: str, scratch: Path, yaml: str, settings: list[str]) -> None:
 
 
 def _plain_loop(run: Any, device: Any) -> list[float]:
-    """What a person would write without Composer, with the parts that `build` has made."""
+    """Train in a plain PyTorch loop, with the parts of `build`; return the seconds of each step."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
@@ -119,7 +119,7 @@ def _plain_loop(run: Any, device: Any) -> list[float]:
     seconds = []
     batches = iter(run.batches.loader)
     for _ in range(run.config.budget.steps):
-        start = time.perf_counter()  # before the rows are there, as in the trace of a run
+        start = time.perf_counter()  # before the rows are loaded, as in the trace of a run
         microbatches = run.batches.loader.split_batch(next(batches), run.config.train.device_train_microbatch_size)
         microbatches = [{key: t.to(place, non_blocking=True) for key, t in part.items()} for part in microbatches]
         step_by_hand(model, optimizer, microbatches, run, model.no_sync)

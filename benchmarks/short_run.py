@@ -1,4 +1,4 @@
-"""A run of a few steps that the benchmarks time: built as `cram train` builds it, without what is not a step."""
+"""A run of a few steps for the benchmarks, built as by `cram train`, without evaluation, checkpoints and report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cram_composer.train.session import Session
 
-# Every step is alike, and nothing is evaluated, saved or drawn between them.
+# All steps are alike, without evaluations, checkpoints or progress output in between.
 STEADY = [
     "algorithms.batch_size_ramp=null",
     "algorithms.seq_length_warmup=null",
@@ -32,19 +32,20 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def arguments(text: str | None, steps: int, rounds: int) -> argparse.ArgumentParser:
-    """Those of a benchmark that changes sides after every block of steps; `steps` and `rounds` are the defaults."""
+    """Build the parser of a benchmark that alternates blocks of steps; `steps` and `rounds` are defaults."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
-    parser.add_argument("--steps", type=int, default=steps, help="in a block")
-    parser.add_argument("--rounds", type=int, default=rounds, help="blocks of each")
-    parser.add_argument("overrides", nargs="*", help="key=value, above the YAML")
+    parser.add_argument("--steps", type=int, default=steps, help="steps per block")
+    parser.add_argument("--rounds", type=int, default=rounds, help="blocks per side")
+    parser.add_argument("overrides", nargs="*", help="key=value, overrides the YAML")
     return parser
 
 
 def build_run(yaml: str, settings: Sequence[str], folder: Path) -> tuple[Session, float]:
-    """The parts of a run in `folder`, whose `trainer.fit()` trains without the final evaluation and checkpoint.
+    """Build a run in `folder`, whose `trainer.fit()` trains without final evaluation and checkpoint.
 
-    Also the MiB that were resident before it was built, but after everything was imported.
+    Returns:
+        The run, and the resident memory in MiB after the imports and before the build.
     """
     from cram_composer.config import compose
     from cram_composer.config.schema.run import RunConfig
@@ -61,7 +62,7 @@ def build_run(yaml: str, settings: Sequence[str], folder: Path) -> tuple[Session
 
 
 def resident(peak: bool = False) -> float:
-    """Resident memory of this process in MiB: now, or the most it has been."""
+    """Return the resident memory of this process in MiB, now or at its peak."""
     if peak:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -69,7 +70,7 @@ def resident(peak: bool = False) -> float:
 
 
 def memory(run: Session, before: float) -> float:
-    """MiB: the most that was allocated on a GPU, on a CPU what resident memory grew by at the most since `before`."""
+    """Return the peak memory in MiB: allocated on a GPU, or on a CPU the growth of resident memory since `before`."""
     import torch
 
     if run.device.name == "gpu":
@@ -84,10 +85,10 @@ def step_by_hand(
     run: Session,
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """One step as a person would write it without Composer; `no_sync` is DDP's, for all microbatches but the last."""
+    """Take one step in plain PyTorch; `no_sync` is DDP's, used for all microbatches except the last."""
     import torch
 
-    autocasts = run.device.name == "gpu" and run.device.precision == "bf16"  # on a CPU the model does it itself
+    autocasts = run.device.name == "gpu" and run.device.precision == "bf16"  # on a CPU the model autocasts itself
     for number, part in enumerate(microbatches, 1):
         with no_sync() if number < len(microbatches) else nullcontext():
             with torch.autocast("cuda", torch.bfloat16) if autocasts else nullcontext():
@@ -102,12 +103,12 @@ def step_by_hand(
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
-    """Median, lowest and highest."""
+    """Format median, minimum and maximum."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def in_a_process(module: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
-    """What `python -m MODULE ARGUMENTS OUTPUT` wrote to the file OUTPUT. Ends the benchmark if it failed."""
+    """Run `python -m MODULE ARGUMENTS OUTPUT`; return the content of the file OUTPUT. Exits on failure."""
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "output"
         command = [sys.executable, "-m", module, *arguments, str(output)]

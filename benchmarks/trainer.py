@@ -1,8 +1,8 @@
-"""Seconds of a step with the engine of cram_composer/train/trainer.py and with Composer's own, in turns.
+"""Step time with the engine of cram_composer/train/trainer.py and with Composer's engine, alternating.
 
 python -m benchmarks.trainer data.local=DATA
 
-One run, whose engine changes after every block of steps; the ratio is of blocks that follow each other.
+One run switches the engine after every block of steps; each ratio compares adjacent blocks.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from composer.loggers import Logger
 
 from benchmarks.short_run import STEADY, arguments, build_run, spread
 
-_WARM_UP = 5  # steps in which everything is compiled
+_WARM_UP = 5  # steps that compile
 
 
 class Turns(Callback):
-    """Switches the engine at the end of a block and records the seconds per step."""
+    """Callback that switches the engine after each block and records the seconds per step."""
 
     def __init__(self, steps: int, trainer: Any) -> None:
         self._steps = steps
@@ -48,11 +48,11 @@ def main() -> None:
         settings = [*STEADY, f"budget={{wall: null, steps: {total}}}", *options.overrides]
         run, _ = build_run(options.yaml, settings, Path(scratch) / "run")
         turns = Turns(options.steps, run.trainer)
-        run.trainer.state.callbacks.append(turns)  # behind the clock: a step is over when that has been read
+        run.trainer.state.callbacks.append(turns)  # after the clock, whose reading ends a step
         run.trainer.fit()
     ratios = [a / b for a, b in zip(*turns.seconds, strict=True)]
     milliseconds = [spread([1000 * seconds for seconds in side], ".1f") for side in turns.seconds]
-    print(f"{milliseconds[0]} ms a step, Composer's engine {milliseconds[1]}: {spread(ratios, '.3f')} of its time")
+    print(f"{milliseconds[0]} ms per step, Composer's engine {milliseconds[1]}; ratio {spread(ratios, '.3f')}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Training beside the bare loop and beside the machine's best matrix product: speed, data stall and memory.
+"""Training compared with a bare loop and with the machine's fastest matrix product: speed, data stall and memory.
 
 python -m benchmarks.training data.local=DATA
 python -m benchmarks.training --vary model.hidden_size=128,256,512 data.local=DATA     # also layers, rows, length
 
-The bare loop is ten lines of PyTorch: the same compiled model, optimizer and clipping, on batches that lie ready in
-memory. One process trains with both by turns, a block of steps of the run, a block of the bare loop, and the matrix
-products, behind one of the two in one round and behind the other in the next; the ratio is of blocks that follow each
-other. What the run has more: Composer, its callbacks, the clock and the trace, the data loader with masking, the guard
-against steps that are not finite.
+The bare loop is ten lines of PyTorch with the same compiled model, optimizer and clipping, on batches in memory. A run
+adds Composer, its callbacks, the clock and the trace, the data loader with masking, and the guard against non-finite
+steps.
 
-Model FLOPs are those of models/flops.py; the rate they are held against is that of the fastest square matrix product in
-the run's dtype. Memory is measured in a process for each side: on a CPU what resident memory grew by at the most from
-before the model was built, on a GPU the most that was allocated.
+One process alternates a block of steps of the run with a block of the bare loop. The matrix products follow the one or
+the other in alternating rounds. Each ratio compares adjacent blocks.
+
+Model FLOPs are those of models/flops.py, relative to the fastest square matrix product in the run's dtype. Memory is
+measured in one process per side: the peak growth of resident memory since before the model was built on a CPU, the peak
+allocation on a GPU.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from benchmarks.short_run import STEADY, arguments, build_run, in_a_process, mem
 if TYPE_CHECKING:
     from cram_composer.train.session import Session
 
-_WARM_UP = 5  # steps in which everything is compiled
+_WARM_UP = 5  # steps that compile
 _MATRICES = (512, 1024, 2048, 4096)
-_BATCHES = 8  # of the bare loop, in turns
+_BATCHES = 8  # cycled by the bare loop
 
 
 def main() -> None:
     parser = arguments(__doc__, steps=20, rounds=7)
-    parser.add_argument("--vary", metavar="KEY=A,B,...", help="measure with each of these values")
+    parser.add_argument("--vary", metavar="KEY=A,B,...", help="measure each of these values")
     options = parser.parse_args()
     key, _, values = (options.vary or "").partition("=")
-    print("| setting | tokens/s | bare loop | ratio | model FLOP/s | of the matrix product | data stall | MiB | bare |")
+    print("| setting | tokens/s | bare loop | ratio | model FLOP/s | of matrix product | data stall | MiB | bare |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for value in values.split(",") if key else [""]:
         varied = _varied(key, value)
@@ -48,11 +49,11 @@ def main() -> None:
         speed, ours, bare = (
             json.loads(in_a_process("benchmarks.training", f"--{side}", *given)) for side in ("turns", "ours", "bare")
         )
-        print(_row(" ".join(varied) or "as it is", speed, ours["mib"], bare["mib"]), flush=True)
+        print(_row(" ".join(varied) or "default", speed, ours["mib"], bare["mib"]), flush=True)
 
 
 def _varied(key: str, value: str) -> list[str]:
-    """Settings of one of the values; a model of another width keeps its shape, with heads of 64."""
+    """Return the settings for one value; a model of another width keeps its proportions and head size 64."""
     if key == "model.hidden_size":
         width = int(value)
         return [f"{key}={width}", f"model.num_attention_heads={width // 64}", f"model.intermediate_size={4 * width}"]
@@ -70,7 +71,7 @@ def _row(name: str, speed: dict[str, Any], ours: float, bare: float) -> str:
 
 
 def _measure(side: str, yaml: str, steps: int, rounds: int, settings: list[str]) -> dict[str, Any]:
-    """What one process finds: seconds of a step, block by block, or memory."""
+    """Measure in one process: seconds per step of each block, or memory."""
     with tempfile.TemporaryDirectory() as scratch:
         total = _WARM_UP + (steps * rounds if side == "turns" else steps)
         budget = f"budget={{wall: null, steps: {total}}}"
@@ -87,7 +88,7 @@ def _measure(side: str, yaml: str, steps: int, rounds: int, settings: list[str])
 
 
 def _turns(run: Session, steps: int) -> dict[str, Any]:
-    """Seconds of a step by either, block by block, and what else `_row` says."""
+    """Alternate run and bare loop; return the seconds per step of each block and the other figures of `_row`."""
     from composer.core import Callback, State
     from composer.loggers import Logger
 
@@ -115,7 +116,7 @@ def _turns(run: Session, steps: int) -> dict[str, Any]:
     matrix: dict[int, list[float]] = {size: [] for size in _MATRICES}
 
     class Turns(Callback):
-        """The bare loop's turn, whenever a block of the run's steps is over."""
+        """Callback that runs the bare loop after each block of the run."""
 
         since: float | None = None
 
@@ -125,7 +126,7 @@ def _turns(run: Session, steps: int) -> dict[str, Any]:
             _wait(run)
             if self.since is not None:
                 ours.append((time.perf_counter() - self.since) / steps)
-                # The products leave nothing of either in the processor's caches.
+                # The matrix products evict the data of run and bare loop from the processor's caches.
                 if len(ours) % 2:
                     self.multiply()
                 bare.append(_seconds(run, bare_step, steps))
@@ -138,10 +139,10 @@ def _turns(run: Session, steps: int) -> dict[str, Any]:
                 times = max(1, round(2e10 / size**3))
                 matrix[size].append(2 * size**3 / _seconds(run, product, times))
 
-    run.trainer.state.callbacks.append(Turns())  # behind the clock: a step is over when that has been read
+    run.trainer.state.callbacks.append(Turns())  # after the clock, whose reading ends a step
     run.trainer.fit()
     trace = read_trace(run.folder.path)[_WARM_UP:]
-    # The turn of the others falls into the wait for data of the step after it.
+    # The first step of a block is excluded: its wait for data includes the bare loop and the matrix products.
     undisturbed = [step for at, step in enumerate(trace) if at % steps]
     stall = sum(step.data_seconds for step in undisturbed) / sum(step.step_seconds for step in undisturbed)
     tokens = (trace[-1].tokens - trace[0].tokens) / (len(trace) - 1)
@@ -156,7 +157,7 @@ def _turns(run: Session, steps: int) -> dict[str, Any]:
 
 
 def _bare_loop(run: Session, model: Any) -> Callable[[], None]:
-    """One step of what a person would write in ten lines, on batches that are there already."""
+    """Build the step of the bare loop, on batches in memory."""
     from cram_composer.optim.factory import build_optimizer
 
     optimizer = build_optimizer(run.config.optimizer, model, run.config.model.mup_base_width)
@@ -195,7 +196,7 @@ def _product(run: Session, size: int) -> Callable[[], None]:
 
 
 def _seconds(run: Session, work: Callable[[], None], times: int) -> float:
-    """Of one of `times` calls, until the device has done them."""
+    """Return the mean seconds of a call over `times` calls, including the device's work."""
     start = time.perf_counter()
     for _ in range(times):
         work()

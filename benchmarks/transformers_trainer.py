@@ -1,13 +1,12 @@
-"""Tokens/s of training beside a `transformers` Trainer with its own BERT of the same sizes, in turns.
+"""Tokens/s of training compared with a `transformers` Trainer and its BERT of the same sizes, alternating.
 
 python -m benchmarks.transformers_trainer data.local=DATA
 python -m benchmarks.transformers_trainer --rounds 5 data.local=DATA model.hidden_size=256 model.num_attention_heads=4
 
-Four sides, each in a process of its own in every round: a run as `cram train` makes it with CramBERT, the same with
-transformers' BERT (`model.architecture=hf`), and the Trainer with that BERT as it is and with `torch_compile`. All read
-the same rows, with the same number of them in a step and a microbatch, and the same precision and threads; the Trainer
-masks with transformers' own collator and steps with torch's fused AdamW. Speeds are from the median of the steps after
-the first ten.
+Every round runs four sides, each in its own process: a run of `cram train` with CramBERT, the same with transformers'
+BERT (`model.architecture=hf`), and the Trainer with that BERT, with and without `torch_compile`. All use the same rows,
+batch size, microbatch size, precision and threads. The Trainer masks with transformers' collator and uses torch's fused
+AdamW. Speeds use the median step after the first ten.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ _SIDES = ("CramBERT here", "BERT here", "BERT, Trainer", "BERT, Trainer, compile
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yaml", default="yamls/cram-cpu.yaml")
-    parser.add_argument("--hf-yaml", default="benchmarks/bert.yaml", help="of the run with transformers' BERT")
+    parser.add_argument("--hf-yaml", default="benchmarks/bert.yaml", help="YAML of the run with transformers' BERT")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("overrides", nargs="*", help="key=value, above both YAMLs: sizes of the model, data, batch")
+    parser.add_argument("overrides", nargs="*", help="key=value, overrides both YAMLs: model sizes, data, batch")
     options = parser.parse_args()
     found: dict[str, list[float]] = {side: [] for side in _SIDES}
     for number in range(options.rounds):
@@ -49,7 +48,7 @@ def main() -> None:
             found[side].append(json.loads(answer))
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
     best = [max(pair) for pair in zip(found["BERT, Trainer"], found["BERT, Trainer, compiled"], strict=True)]
-    print("| side | tokens/s | beside the faster Trainer |\n| --- | --- | --- |")
+    print("| side | tokens/s | relative to faster Trainer |\n| --- | --- | --- |")
     for side, rates in found.items():
         ratios = [rate / other for rate, other in zip(rates, best, strict=True)]
         print(f"| {side} | {statistics.median(rates):,.0f} | {spread(ratios)} |")
@@ -71,7 +70,7 @@ def _tokens_per_second(side: str, yaml: str, steps: int, settings: list[str]) ->
 
 
 def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[float]:
-    """Seconds of every step of a Trainer, with the rows, the model's sizes and the settings of `run`."""
+    """Train with a Trainer on the rows, model sizes and settings of `run`; return the seconds of every step."""
     import torch
     from transformers import (
         AutoModelForMaskedLM,
@@ -87,7 +86,7 @@ def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[flo
     ends = [0.0]
 
     class Clock(TrainerCallback):
-        """When steps end."""
+        """Callback that records the end of each step."""
 
         def on_step_end(self, *arguments: Any, **keywords: Any) -> None:
             ends.append(time.perf_counter())
@@ -115,7 +114,7 @@ def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[flo
         disable_tqdm=True,
         seed=run.config.seed,
     )
-    # Made anew: the run's own has been compiled and moved.
+    # A new model, because the run's model has been compiled and moved.
     trainer = Trainer(
         AutoModelForMaskedLM.from_config(run.setup.model.model.config),
         arguments,
@@ -132,7 +131,7 @@ def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[flo
 
 
 class _Rows:
-    """Rows as the Trainer takes them."""
+    """Rows in the format of the Trainer."""
 
     def __init__(self, rows: Any) -> None:
         self._rows = rows

@@ -1,21 +1,21 @@
 #!/bin/sh
-# Builds .venv from requirements.lock. `make` runs it from the top of the checkout when .venv/.complete is missing or old.
-#   .venv/.made-by-setup  written first: this script made the folder, so it may start again or `make clean` may remove it
-#   .venv/.complete       written last: an interrupted set-up has none and is built again (downloads stay in uv's cache)
+# Build .venv from requirements.lock. `make` runs this in the root of the checkout if .venv/.complete is missing or old.
+#   .venv/.made-by-setup  written first: marks a folder that this script or `make clean` may remove
+#   .venv/.complete       written last: without it the set-up was interrupted and starts over (uv caches downloads)
 set -eu
 
 venv=.venv
 log=$venv/setup.log
 disk_gib=12
 
-is_python_ok() { # COMMAND: true if it is a Python in the range of pyproject.toml
+is_python_ok() { # COMMAND: succeed if it is a Python in the range of pyproject.toml
     case $("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) in
         3.10 | 3.11 | 3.12) return 0 ;;
     esac
     return 1
 }
 
-find_python() { # prints the first suitable command; $PYTHON alone is tried when it is set
+find_python() { # print the first suitable command; try only $PYTHON if it is set
     for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
         if is_python_ok "$candidate"; then
             echo "$candidate"
@@ -25,43 +25,43 @@ find_python() { # prints the first suitable command; $PYTHON alone is tried when
 }
 
 missing=0
-need() { # MESSAGE: something without which there is no environment; all of them are listed before giving up
+need() { # MESSAGE: report a missing requirement; all of them are reported before the script exits
     echo "set-up: $1" >&2
     missing=1
 }
 
-# --- What must be there. Nothing is written before all of it is. ---
+# --- Requirements, checked before anything is written ---
 python=$(find_python)
 if [ -z "$python" ]; then
     found=$("${PYTHON:-python3}" --version 2>&1) || found="${PYTHON:-python3} does not run"
-    need "Python 3.10, 3.11 or 3.12 is needed ($found): install one, or name it: make cram PYTHON=/path/to/python3.12"
+    need "needs Python 3.10, 3.11 or 3.12, found $found; install one, or run: make cram PYTHON=/path/to/python3.12"
 fi
 
 uv=
 if uv --version >/dev/null 2>&1; then
     uv=uv
 elif [ -n "$python" ] && ! "$python" -c 'import ensurepip' 2>/dev/null; then
-    need "$python cannot make an environment (it has no ensurepip): apt install python3-venv, or install uv"
+    need "$python cannot create an environment without ensurepip; run: apt install python3-venv, or install uv"
 fi
 
 if [ ! -e $venv ]; then
     free_gib=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
     if [ "$free_gib" -lt $disk_gib ]; then
-        need "$disk_gib GiB of free disk are needed here, there are $free_gib (PyTorch with its CUDA libraries takes 6)"
+        need "needs $disk_gib GiB of free disk here, found $free_gib (PyTorch with its CUDA libraries takes 6)"
     fi
 fi
 [ $missing -eq 0 ] || exit 1
 
-# --- The environment. ---
-# One set-up at a time. What it starts inherits the lock, so a child that outlives a killed set-up is waited for as well.
+# --- Environment ---
+# One set-up at a time. Child processes inherit the lock, so a child that outlives a killed set-up is waited for as well.
 exec 9<scripts/setup.sh
 if ! flock -n 9; then
-    echo "set-up: waiting for another one to end"
+    echo "set-up: waiting for another set-up to finish"
     flock 9
     [ ! -e $venv/.complete ] || exit 0
 fi
 if [ -e $venv/.made-by-setup ] && [ ! -e $venv/.complete ]; then
-    echo "set-up: the last one did not finish; starting again"
+    echo "set-up: the previous set-up did not finish; starting over"
     rm -rf $venv
 fi
 if [ ! -e $venv ]; then
@@ -72,10 +72,10 @@ rm -f $venv/.complete
 : >$log
 
 child=
-# A background child of a script ignores Ctrl-C, so it is ended here.
+# A background child of a script ignores Ctrl-C, so it is terminated here.
 trap '[ -z "$child" ] || kill "$child" 2>/dev/null; echo "set-up: interrupted; run make again" >&2; exit 130' INT TERM
 
-step() { # WHAT COMMAND...: output goes to the log; on a terminal one line shows the seconds and the log's last line
+step() { # NAME COMMAND...: run a command with its output in the log; a terminal shows the time and the log's last line
     what=$1
     shift
     echo "+ $*" >>$log
@@ -92,7 +92,7 @@ step() { # WHAT COMMAND...: output goes to the log; on a terminal one line shows
     [ -t 1 ] && printf '\r\033[K'
     if [ $status -ne 0 ]; then
         tail -n 5 $log >&2
-        echo "set-up: failed at: $what. The log is $log; make starts over" >&2
+        echo "set-up: failed: $what; see $log, then run make again" >&2
         exit 1
     fi
     echo "set-up: $what, $(($(date +%s) - start)) s"
@@ -106,30 +106,29 @@ if [ ! -x $venv/bin/python ]; then
     fi
 fi
 if [ -z "$uv" ]; then
-    # uv is in the lock like everything else: take its pin and hashes from there, pip does the rest.
+    # The lock contains uv too: pip installs it with its version and hashes from there.
     awk '/^[a-z0-9]/ { wanted = /^uv==/ } wanted' requirements.lock >$venv/uv.lock
     step "uv" $venv/bin/python -m pip install --no-deps --require-hashes -r $venv/uv.lock
     uv=$venv/bin/uv
 fi
-# Python would compile what it imports at every first use, or at every use where PYTHONDONTWRITEBYTECODE is set: seconds
-# of each start.
-# --prefix says twice where things go: uv remembers what it once saw behind a path, and an environment that was being
-# removed at that moment would be remembered as the system's Python, and everything installed there.
+# --compile-bytecode saves seconds at the first start, or at every start if PYTHONDONTWRITEBYTECODE is set.
+# --prefix is needed beside --python: uv caches the interpreter of a path, and an environment that was being removed when
+# uv looked is cached as the system's Python, where uv would then install.
 install="$uv pip install --compile-bytecode --python $venv/bin/python --prefix $venv"
-# DeepSpeed comes as source and would compile operators for this machine, none of which is used.
+# DeepSpeed is a source package and would compile operators that cram-composer does not use.
 export DS_BUILD_OPS=0
 step "$(grep -c '^[a-z0-9].*==' requirements.lock) locked packages, about 3 GB to download the first time" \
     $install --require-hashes -r requirements.lock
 step "cram-composer" $install --no-deps --no-build-isolation -e .
 
-# --- What training is slower without. ---
-# torch.compile writes C++ (on a GPU: C) that includes Python.h; where it cannot, training runs uncompiled.
+# --- Optional: compiler and headers for torch.compile ---
+# torch.compile generates C++ (C on a GPU) that includes Python.h. Without them, training runs uncompiled.
 if ! command -v "${CXX:-g++}" >/dev/null 2>&1; then
-    echo "note: no ${CXX:-g++}, so torch.compile will not work and training will be slower: apt install g++"
+    echo "note: no ${CXX:-g++}, so torch.compile will not work and training will be slower; run: apt install g++"
 fi
 version=$($venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 headers=$($venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 if [ ! -e "$headers/Python.h" ]; then
-    echo "note: no Python.h, so torch.compile will not work and training will be slower: apt install python$version-dev"
+    echo "note: no Python.h, so torch.compile will not work and training will be slower; run: apt install python$version-dev"
 fi
 touch $venv/.complete

@@ -1,4 +1,4 @@
-"""A small data set made by the real build, and a run small enough for seconds, for every test that needs one."""
+"""Shared fixtures: a small data set from the real build, runs that take seconds, S3 servers and a Slurm stand-in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.tiny_runs import TinyRuns
 
 @dataclass
 class SlurmHere:
-    """What was asked of a stand-in for Slurm: parameters, and the number of jobs of each array."""
+    """Record of the requests to a stand-in for Slurm: parameters, and the number of jobs of each array."""
 
     asked: list[dict[str, Any]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -29,7 +29,7 @@ class SlurmHere:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Seconds-sized: what a run does, not how well it learns.
+# Settings for a run of seconds, which tests behaviour, not the quality of the model.
 SMALL = [
     "model.hidden_size=32",
     "model.num_hidden_layers=2",
@@ -49,7 +49,7 @@ SMALL = [
 
 
 def write_text(path: Path, documents: int, seed: int = 0) -> None:
-    """Documents with something to learn: each word settles what the next may be."""
+    """Write documents that a model can learn: each word determines the possible next words."""
     rng = random.Random(seed)
     syllables = ["ba", "ke", "lo", "mi", "nu", "ra", "so", "ti", "vu", "we"]
     words = [a + b for a in syllables for b in syllables]
@@ -65,7 +65,7 @@ def write_text(path: Path, documents: int, seed: int = 0) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """As many open files as are allowed: what a test process has open adds up over a thousand data sets."""
+    """Raise the limit of open files, which a test process with a thousand data sets would exceed."""
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
 
@@ -78,12 +78,12 @@ def _close_shared_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root of a built data set, see `build_tiny_data`."""
+    """Build a data set with `build_tiny_data`; return its root."""
     return build_tiny_data(tmp_path_factory.mktemp("data"))
 
 
 def build_tiny_data(folder: Path) -> Path:
-    """Root of a data set that is built in `folder`: rows of 32 tokens in blocks of 16, about 1,200 training rows."""
+    """Build a data set in `folder`, about 1,200 training rows of 32 tokens in blocks of 16; return its root."""
     from cram_composer.config.schema.data_build import (
         DataBuildConfig,
         FilesConfig,
@@ -108,20 +108,20 @@ Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def train_command(data: Path, runs: Path, overrides: list[str], ranks: int | None = None) -> list[str]:
-    """A command line that trains a small model on `data`; `ranks` processes under Composer's launcher."""
+    """Return a command that trains a small model on `data`, with `ranks` processes under Composer's launcher."""
     launcher = [sys.executable] if ranks is None else [str(Path(sys.executable).parent / "composer"), "-n", str(ranks)]
     settings = [*SMALL, f"data.local={data}", f"runs_dir={runs}", *overrides]
     return [*launcher, str(REPOSITORY / "train.py"), str(REPOSITORY / "yamls" / "cram-cpu.yaml"), *settings]
 
 
 def environment() -> dict[str, str]:
-    """One thread, so that sums are formed in one order and tests running beside each other do not slow down."""
+    """Return the environment of a run with one thread, for a fixed summation order and fast parallel tests."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 @pytest.fixture
 def train(tiny_data: Path, tmp_path: Path) -> Train:
-    """Run training to its end; the run folder is tmp_path / run_name."""
+    """Return a function that trains to the end in the run folder tmp_path / run_name."""
 
     def run(*overrides: str, ranks: int | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -137,7 +137,7 @@ def train(tiny_data: Path, tmp_path: Path) -> Train:
 
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A running SeaweedFS, shared by the tests of this process; take a bucket of it from `s3`."""
+    """Start a SeaweedFS shared by the tests of this process; `s3` provides buckets."""
     server = seaweed_server(tmp_path_factory.mktemp("seaweed")).start()
     yield server
     server.stop()
@@ -145,7 +145,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A running rclone S3 server, shared by the tests of this process; take a bucket of it from `rclone_s3`."""
+    """Start an rclone S3 server shared by the tests of this process; `rclone_s3` provides buckets."""
     server = rclone_server(tmp_path_factory.mktemp("rclone")).start()
     yield server
     server.stop()
@@ -153,16 +153,16 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(seaweed: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """An empty bucket on SeaweedFS, which this process's environment points at (see S3Server.environment).
+    """Create an empty bucket on SeaweedFS and point this process's environment at the server.
 
-    Do to the server what the test needs: stop it, pause it, change its credentials. The next test finds it as it was.
+    A test may stop or pause the server and change its credentials; they are restored for the next test.
     """
     yield from _bucket(seaweed, monkeypatch)
 
 
 @pytest.fixture
 def rclone_s3(rclone: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """The same on rclone's server."""
+    """Create an empty bucket on rclone's server, as `s3`."""
     yield from _bucket(rclone, monkeypatch)
 
 
@@ -180,20 +180,20 @@ def _bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucke
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
-    """Train ten steps on random rows of 16 tokens."""
+    """Return a trainer of ten-step runs on random rows of 16 tokens."""
     data = write_data_set(tmp_path_factory.mktemp("made-up") / "data")
     return TinyRuns(data, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="session")
 def plain_run(tiny_run: TinyRuns) -> Path:
-    """What recipes are compared with."""
+    """Train the baseline run that recipes are compared with."""
     return tiny_run("plain")
 
 
 @pytest.fixture
 def slurm_here(monkeypatch: pytest.MonkeyPatch) -> SlurmHere:
-    """submitit's local executor, a process for every job, in the place of Slurm."""
+    """Replace Slurm by submitit's local executor, with a process for every job."""
     import submitit
 
     found = SlurmHere()
@@ -205,7 +205,7 @@ def slurm_here(monkeypatch: pytest.MonkeyPatch) -> SlurmHere:
 
         def update_parameters(self, **settings: Any) -> None:
             found.asked.append(settings)
-            super().update_parameters(timeout_min=settings["timeout_min"])  # by itself it ends a job after 2 minutes
+            super().update_parameters(timeout_min=settings["timeout_min"])  # the default limit is 2 minutes
 
         def submit_array(self, fns: Sequence[Callable[[], Any]]) -> Any:
             found.sizes.append(len(fns))

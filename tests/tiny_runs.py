@@ -1,4 +1,4 @@
-"""Real trainings of ten steps on a CPU, on made-up data, and what they leave on disk."""
+"""Real training runs of ten steps on a CPU with synthetic data, and access to their files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
 
 
 class TinyRuns:
-    """Trains in processes of their own, which are forked from one that has imported everything: a second or two each.
+    """Trainer of runs in processes forked from one with all imports, so that a run takes one or two seconds.
 
-    Every step is a tenth of the budget, and leaves a checkpoint.
+    Every step uses a tenth of the budget and saves a checkpoint.
     """
 
     def __init__(self, data: Path, runs: Path) -> None:
@@ -31,25 +31,25 @@ class TinyRuns:
         self._context.set_forkserver_preload(["cram_composer.train.loop", "tests.conftest", "pytorch_optimizer"])
 
     def __call__(self, name: str, *overrides: str) -> Path:
-        """Train with the configuration `overrides`, or go on; returns the run's folder, which is `name`."""
+        """Train or resume with the configuration `overrides`; return the run folder `name`."""
         self._apart(_train, self._data, self._runs / name, overrides)
         return self._runs / name
 
-    def go_on(self, path: Path, composed: Composed) -> None:
-        """Go on in a run folder as it is."""
+    def continue_run(self, path: Path, composed: Composed) -> None:
+        """Continue in an existing run folder."""
         self._apart(run_tiny, composed, path)
 
     def _apart(self, function: Callable[..., None], *arguments: Any) -> None:
         pool = self._context.Pool(1)
         try:
             pool.apply(function, arguments)
-        finally:  # not terminated: a run takes SIGTERM for its own, and the process would go on for ever
+        finally:  # not terminated: a run handles SIGTERM itself, so the process would not exit
             pool.close()
             pool.join()
-        remove_stale_shared_memory()  # a forked process ends without what Streaming does at the end of one
+        remove_stale_shared_memory()  # Streaming's exit handler does not run in a forked process
 
     def resume(self, whole: Path, at: int, *overrides: str) -> Path:
-        """Go on from step `at` of the finished run `whole` as if it had been killed there; returns the new folder."""
+        """Resume from step `at` of the finished run `whole`, as if killed there; return the new folder."""
         killed = whole.with_name(f"{whole.name}-killed")
         shutil.copytree(whole, killed)
         for file in (killed / "checkpoints").iterdir():
@@ -62,7 +62,7 @@ class TinyRuns:
 
 
 def compose_tiny(data: Path, *overrides: str) -> Composed:
-    """The configuration of a tiny run on `data`."""
+    """Compose the configuration of a tiny run on `data`."""
     from cram_composer.config import compose
     from cram_composer.config.schema.run import RunConfig
     from cram_composer.config.validation.run import check_run
@@ -87,16 +87,16 @@ def _train(data: Path, path: Path, overrides: tuple[str, ...]) -> None:
 
 
 def run_tiny(composed: Composed, path: Path) -> None:
-    """Train, or go on, in the run folder `path`, in this process."""
+    """Train or resume in the run folder `path`, in this process."""
     from cram_composer.device import choose_device
     from cram_composer.runs.folder import RunFolder
     from cram_composer.train import finish
     from cram_composer.train.loop import run
 
-    warnings.filterwarnings("error", message="required_on_load")  # an algorithm that Composer takes for its own
+    warnings.filterwarnings("error", message="required_on_load")  # for a class that Composer takes for its own
     folder = RunFolder(path)
     folder.lock()
-    # Both take longer than all the rest.
+    # Both take longer than the rest of the run.
     with mock.patch.object(finish, "_write_report"), mock.patch("cpuinfo.get_cpu_info", return_value={}):
         status = run(composed, choose_device(composed.config, 1), folder, folder.read_record(), time.monotonic())
     folder.unlock()
@@ -104,24 +104,24 @@ def run_tiny(composed: Composed, path: Path) -> None:
 
 
 def saved(folder: Path, step: int = 10) -> dict[str, Any]:
-    """Weights, optimizer and algorithms of a run's checkpoint."""
+    """Load weights, optimizer and algorithms from a run's checkpoint."""
     state = torch.load(folder / "checkpoints" / f"step-{step:08d}.pt", weights_only=False)["state"]
     algorithms = {name: {k: v for k, v in held.items() if k != "repr"} for name, held in state["algorithms"]}
     return {"model": state["model"], "optimizers": state["optimizers"], "algorithms": algorithms}
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """A run's record."""
+    """Read a run's record."""
     return json.loads((folder / "record.json").read_text())
 
 
 def losses(folder: Path) -> list[float]:
-    """Training losses by step."""
+    """Read the training losses by step."""
     return [json.loads(line)["loss"] for line in (folder / "trace.jsonl").read_text().splitlines()]
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two states hold the same, tensors to the last bit."""
+    """Return True if two states are equal, tensors bit by bit."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):

@@ -24,10 +24,10 @@ class BatchSizeRamp(Algorithm):
         self._last = loader.rows // loader.microbatch
         initial = config.initial_batch_size
         first = 1 if initial is None else initial // (world_size * loader.microbatch)
-        self._first = min(first, self._last)  # the batch may be smaller than a preset's ramp
+        self._first = min(first, self._last)  # a preset's ramp may start above a small batch
 
     def match(self, event: Event, state: State) -> bool:
-        """Before every batch is fetched."""
+        """Match before every batch is fetched."""
         return event == Event.BEFORE_DATALOADER
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

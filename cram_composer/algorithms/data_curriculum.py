@@ -1,4 +1,4 @@
-"""Data curriculum: the shares of the data streams change with budget progress."""
+"""Data curriculum: change the proportions of the data streams with budget progress."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class DataCurriculum(Algorithm):
         self._loader = loader
 
     def match(self, event: Event, state: State) -> bool:
-        """Before every batch is fetched."""
+        """Match before every batch is fetched."""
         return event == Event.BEFORE_DATALOADER
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Set the shares of the next batch."""
+        """Set the proportions of the next batch."""
         self._loader.stream.plan.shares = self._curriculum.shares(self._budget.progress)

@@ -1,4 +1,4 @@
-"""Gradient clipping by value, by norm with a norm that is already known, and adaptive."""
+"""Gradient clipping: by value, by norm (reusing a computed norm), and adaptive."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from cram_composer.optim.parameters import optimized_parameters
 
 
 class AdaptiveGradientClipping(Algorithm):
-    """Brock et al. 2021, arXiv 2102.06171, section 4: limit the norm of each gradient row relative to its weights.
+    """Limit the norm of each gradient row relative to its weights (Brock et al. 2021, arXiv 2102.06171, section 4).
 
     Composer's version lacks the paper's minimum norm of weights, so weights that start at zero (biases, or the output
-    of a block with `output_init: zero`) never get a gradient. As in the paper, the last linear layer is not clipped:
-    the decoder, and the token embedding that is tied to it.
+    of a block with `output_init: zero`) never get a gradient. As in the paper, the last linear layer is not clipped,
+    which here is the decoder with its tied token embedding.
     """
 
     def __init__(self, clipping_threshold: float) -> None:
         self._threshold = clipping_threshold
 
     def match(self, event: Event, state: State) -> bool:
-        """After all gradients of a step are computed."""
+        """Match after all gradients of a step are computed."""
         return event == Event.AFTER_TRAIN_BATCH
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Clip."""
-        model = getattr(state.model, "module", state.model)  # as DDP wraps it
+        """Clip the gradients."""
+        model = getattr(state.model, "module", state.model)  # unwrap DDP
         decoder = cast(nn.Linear, cast(MaskedLMTrainingModel, model).model.get_output_embeddings()).weight
         clip_adaptively((p for p in state.model.parameters() if p is not decoder), self._threshold)
 
@@ -42,12 +42,12 @@ class AdaptiveGradientClipping(Algorithm):
 def clip_adaptively(parameters: Iterable[nn.Parameter], threshold: float, smallest: float = 1e-3) -> None:
     """Scale each row g of a gradient to |g| <= threshold max(|w|, smallest), for the same row w of the weights.
 
-    A row is the weights of one output of a matrix, or a whole vector or scalar.
+    A row holds the weights of one output of a matrix, or is a whole vector or scalar.
     """
     for parameter in parameters:
         if parameter.grad is not None:
             longest = threshold * _row_norms(parameter).clamp(min=smallest)
-            # Without a gradient the ratio is infinite, and stays 1.
+            # For a zero gradient the ratio is infinite and clamped to 1.
             parameter.grad.mul_((longest / _row_norms(parameter.grad)).clamp(max=1.0))
 
 
@@ -57,7 +57,7 @@ def _row_norms(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class NormClipping(GradientClipping):
-    """Pascanu et al. 2013, arXiv 1211.5063, section 3.2, with the norm that the non-finite guard computed.
+    """Clip by global norm (Pascanu et al. 2013, arXiv 1211.5063, section 3.2), reusing the non-finite guard's norm.
 
     Args:
         clipping_threshold: the largest norm of all gradients together.
@@ -69,7 +69,7 @@ class NormClipping(GradientClipping):
         self._norm = norm
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Clip."""
+        """Clip the gradients."""
         norm = self._norm() if event == Event.AFTER_TRAIN_BATCH else None
         if norm is None:
             super().apply(event, state, logger)

@@ -13,18 +13,18 @@ from cram_composer.models.training_model import MaskedLMTrainingModel
 
 
 class LabelSmoothing(Algorithm):
-    """Train on targets with `smoothing` of their probability spread evenly over the vocabulary.
+    """Spread `smoothing` of the target probability evenly over the vocabulary.
 
-    Szegedy et al. 2015, arXiv 1512.00567, section 7. Only the training loss, as in the trace, is smoothed;
-    held-out losses are computed from logits. CramBERT's loss needs no targets of the size of the logits; Composer's
-    LabelSmoothing does, and fails on batches that are dicts.
+    Szegedy et al. 2015, arXiv 1512.00567, section 7. Only the training loss, which the trace shows, is smoothed;
+    held-out losses are not. Composer's LabelSmoothing builds targets of the size of the logits and fails on batches
+    that are dicts.
     """
 
     def __init__(self, config: LabelSmoothingConfig) -> None:
         self._smoothing = config.smoothing
 
     def match(self, event: Event, state: State) -> bool:
-        """At the start."""
+        """Match the start of the run."""
         return event == Event.INIT
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

@@ -19,15 +19,15 @@ class LayerFreezing(Algorithm):
     """Freeze training (Raghu et al. 2017, arXiv 1706.05806, section 4.2), with Composer's parameter names.
 
     From `freeze_start` on, the share of frozen layers grows linearly from 0 to `freeze_level` at the end of the budget.
-    Frozen layers run without autograd: neither they nor anything below them keeps activations or runs a backward.
-    Without a gradient the optimizer leaves their weights unchanged, including momentum and weight decay. The frozen
-    layers follow from progress alone, so there is no state.
+    Frozen layers run without autograd, so they and everything below keep no activations and run no backward pass. The
+    optimizer skips weights without a gradient, including their momentum and weight decay. Progress alone determines the
+    frozen layers, so there is no state to save.
 
     A tied token embedding still gets the decoder's gradient; an untied one and position embeddings freeze with the
-    first layer. Unlike in the paper, the network below a frozen layer is therefore not quite fixed; freezing the
-    decoder too would limit what the layers above can learn.
+    first layer. Unlike in the paper, the input of a frozen layer can therefore still change. Freezing the decoder too
+    would limit the layers above.
 
-    Composer's LayerFreezing acts at epoch ends, and its checkpoints do not resume.
+    Composer's LayerFreezing acts at epoch ends, and its checkpoints cannot be resumed.
     """
 
     def __init__(self, config: LayerFreezingConfig, budget: Budget) -> None:
@@ -38,15 +38,15 @@ class LayerFreezing(Algorithm):
 
     @property
     def find_unused_parameters(self) -> bool:
-        """Have DDP find parameters without a gradient."""
+        """Tell DDP that some parameters get no gradient."""
         return True
 
     def match(self, event: Event, state: State) -> bool:
-        """At the start and before every step."""
+        """Match the start of the run and every step."""
         return event in (Event.INIT, Event.BATCH_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Wrap the layers, or choose the number of frozen layers of this step."""
+        """Wrap the layers at the start; set the number of frozen layers at each step."""
         if event == Event.INIT:
             network = cast(MaskedLMTrainingModel, state.model).model
             self._layers = wrap_layer_calls(network, self._run, "algorithms.layer_freezing")

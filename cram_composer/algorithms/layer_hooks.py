@@ -16,17 +16,18 @@ LayerWrapper = Callable[..., Any]
 
 
 class WrappedLayer(nn.Module):
-    """Stand in for an encoder layer in its list and run wrappers around its call in training.
+    """Replacement for an encoder layer in its list, which runs wrappers around the layer's call in training.
 
-    Parameters, buffers and submodules are the layer's own dictionaries, so names in state dicts stay and a replaced
-    submodule is replaced in both. The layer itself is no submodule: it keeps its class, its hooks and its compiled
-    call. A hook would be compiled with the layer, and layers with different hooks share no graph.
+    It shares the layer's dictionaries of parameters, buffers and submodules. State-dict names stay the same, and a
+    submodule replaced in one is replaced in both. The layer is not registered as a submodule, so it keeps its class,
+    hooks and compiled call. Forward hooks are no alternative: torch compiles them with the layer, so layers with
+    different hooks would not share a graph.
 
     Args:
         layer: the layer; its attributes are copied.
 
     Attributes:
-        wrappers: called as `wrapper(call, *arguments)`; the last is outermost.
+        wrappers: called as `wrapper(call, *arguments)`; the last one is outermost.
     """
 
     layer: nn.Module
@@ -35,11 +36,11 @@ class WrappedLayer(nn.Module):
         super().__init__()
         own = ("hook", "_compiled_call_impl")
         vars(self).update({name: value for name, value in vars(layer).items() if not any(key in name for key in own)})
-        vars(self)["layer"] = layer  # past nn.Module, which would register it as a submodule
+        vars(self)["layer"] = layer  # bypass nn.Module, which would register it as a submodule
         self.wrappers: list[Callable[..., Any]] = []
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Call the layer, in training through the wrappers; this module's hooks (FSDP2's) run inside them."""
+        """Call the layer, in training through the wrappers. Hooks of this module, such as FSDP2's, run inside them."""
         call: Callable[..., Any] = super().__call__
         if self.training:
             for wrapper in self.wrappers:
@@ -59,12 +60,12 @@ class WrappedLayer(nn.Module):
 def wrap_layer_calls(network: nn.Module, wrapper: LayerWrapper, key: str) -> int:
     """Run `wrapper(index, call, hidden, *others)` in place of every call of an encoder layer in training.
 
-    Wrappers that are added later are outermost.
+    Wrappers added later are outermost.
 
     Args:
-        network: a masked LM whose layers are in a list.
+        network: a masked LM with a list of layers.
         wrapper: the function to run.
-        key: the setting to name in the error message.
+        key: the setting named in the error message.
 
     Returns:
         The number of layers.
@@ -74,7 +75,7 @@ def wrap_layer_calls(network: nn.Module, wrapper: LayerWrapper, key: str) -> int
     """
     layers = layer_list(network)
     if layers is None:
-        raise ConfigError(f"{key}: this model has no list of layers; use another one, or {key}=null")
+        raise ConfigError(f"{key}: needs a model with a list of layers; choose another model or set {key}=null")
     for index, layer in enumerate(layers):
         if not isinstance(layer, WrappedLayer):
             layer = layers[index] = WrappedLayer(layer)
@@ -83,5 +84,5 @@ def wrap_layer_calls(network: nn.Module, wrapper: LayerWrapper, key: str) -> int
 
 
 def _with_index(wrapper: LayerWrapper, index: int) -> Callable[..., Any]:
-    # A function, which deepcopy shares; copying a bound method with the model would copy its algorithm too.
+    # deepcopy shares functions, but copying a bound method with the model would copy the algorithm too.
     return lambda *arguments, **named: wrapper(index, *arguments, **named)

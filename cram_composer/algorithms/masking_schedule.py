@@ -1,4 +1,4 @@
-"""Masking-rate schedule: the share of masked tokens changes with budget progress."""
+"""Masking-rate schedule: change the share of masked tokens with budget progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ MASK_SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 class MaskingSchedule(Algorithm):
-    """Go from `mlm_probability` to `final_mlm_probability` over the budget (Ankner et al. 2023, arXiv 2305.15096)."""
+    """Move the masking rate from `mlm_probability` to `final_mlm_probability` over the budget.
+
+    Ankner et al. 2023, arXiv 2305.15096.
+    """
 
     def __init__(self, config: ObjectiveConfig, budget: Budget, loader: TrainLoader) -> None:
         self._start = config.mlm_probability
@@ -31,7 +34,7 @@ class MaskingSchedule(Algorithm):
         self._loader = loader
 
     def match(self, event: Event, state: State) -> bool:
-        """Before every batch is fetched."""
+        """Match before every batch is fetched."""
         return event == Event.BEFORE_DATALOADER
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

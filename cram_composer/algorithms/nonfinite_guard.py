@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 class NonFiniteGuard(Algorithm):
     """Check loss and gradients between the backward pass and the optimizer step.
 
-    Policies: `skip-step` drops the gradients of the step; `rollback` also restores weights and optimizer of the last
-    checkpoint, but not the position in the data, so the same batch does not come again; `stop` ends the run. More than
-    `limit` bad steps in a row end the run under any policy. All ranks act alike.
+    Policies: `skip-step` drops the gradients of the step. `rollback` also restores weights and optimizer from the last
+    checkpoint, but continues in the data, so that the same batch is not repeated. `stop` ends the run. More than
+    `limit` bad steps in a row end the run under any policy. All ranks decide identically.
 
     Args:
         policy: one of the above.
@@ -63,9 +63,9 @@ class NonFiniteGuard(Algorithm):
         self.skipped = 0
 
     def match(self, event: Event, state: State) -> bool:
-        """After the loss of every microbatch, and after all gradients of a step are computed."""
+        """Match after the loss of every microbatch, and after all gradients of a step are computed."""
         if event == Event.BEFORE_TRAIN_BATCH:
-            return self._optimizer_skips  # nothing else marks the end of the last step then
+            return self._optimizer_skips  # the only event after the optimizer step of the last batch
         return event in (Event.AFTER_LOSS, Event.AFTER_TRAIN_BATCH)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -104,27 +104,30 @@ class NonFiniteGuard(Algorithm):
         self.skipped += 1
         if self._policy == "stop":
             raise CramError(
-                f"step {step}: {cause} is not finite, and train.on_nonfinite is 'stop'; the step was not applied"
+                f"step {step}: {cause} is not finite and train.on_nonfinite is stop; the step was not applied; "
+                "lower optimizer.lr, or set precision=fp32 or train.on_nonfinite=skip-step"
             )
         if self._in_a_row > self._limit:
             raise CramError(
-                f"step {step}: {cause} was not finite for {self._in_a_row} steps in a row (train.max_nonfinite); "
-                "none was applied: try a lower optimizer.lr or precision=fp32"
+                f"step {step}: {cause} was not finite for {self._in_a_row} steps in a row, more than "
+                f"train.max_nonfinite = {self._limit}; none was applied; lower optimizer.lr or set precision=fp32"
             )
-        action = "the step was skipped"
+        action = "skipped the step"
         if self._policy == "rollback":
             action = (
-                "went back to the last checkpoint" if self._rollback(state, logger) else "skipped: no checkpoint yet"
+                "restored the last checkpoint"
+                if self._rollback(state, logger)
+                else "skipped the step, no checkpoint to restore yet"
             )
         log.warning("step %d: %s is not finite: %s", step, cause, action)
 
     def _cause(self, state: State) -> str | None:
-        """Find out what is not finite on any rank: 'the loss', 'a gradient' or None. Collective."""
-        # A sum is not finite if a term is not; this waits for one number of each kind only.
+        """Return "the loss" or "a gradient" if it is not finite on any rank, else None. Collective."""
+        # A sum is not finite if a term is not, so one number of each kind is enough to synchronize.
         loss_is_bad = bool(self._losses) and not math.isfinite(torch.stack(self._losses).sum())
         self._losses = []
         gradients = [] if self._optimizer_skips else self._gradients(state)
-        # Under fp16 the loss scaler overflows on purpose and skips those steps itself.
+        # Under fp16 the loss scaler overflows by design and skips those steps itself.
         check_gradients = state.precision != Precision.AMP_FP16
         norm = torch.nn.utils.get_total_norm(gradients) if check_gradients and gradients else None
         self.norm = norm if self._complete else None
@@ -139,9 +142,9 @@ class NonFiniteGuard(Algorithm):
         return "a gradient" if gradient_is_bad else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps skipped so far."""
+        """Return the number of skipped steps."""
         return super().state_dict() | {"skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue counting from a checkpoint."""
+        """Restore the number of skipped steps."""
         self.skipped = max(self.skipped, state["skipped"])

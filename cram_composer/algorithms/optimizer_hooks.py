@@ -1,4 +1,4 @@
-"""Algorithms that some optimizers need around their steps. They come with the optimizer; no key enables them."""
+"""Algorithms that some optimizers need around their steps; added with the optimizer, without a key of their own."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from cram_composer.scaleout.shards import local
 class ScheduleFreeWeights(WeightAverage):
     """Evaluate a schedule-free optimizer at its average x; during training the model's weights are y.
 
-    Defazio et al. 2024, arXiv 2405.15682, section 2: y = (1 - beta) z + beta x, of which the optimizer keeps y and z.
-    After an evaluation y is restored, not recomputed from x: rounding would make the run depend on the number of
+    Defazio et al. 2024, arXiv 2405.15682, section 2: y = (1 - beta) z + beta x; the optimizer stores y and z. After an
+    evaluation, y is restored from a copy. Recomputing it from x would round, and the run would depend on the number of
     evaluations.
     """
 
@@ -34,7 +34,7 @@ class ScheduleFreeWeights(WeightAverage):
 
     @torch.no_grad()
     def average(self) -> Weights:
-        """x by parameter name; before the first step it equals y."""
+        """Return x by parameter name; before the first step it equals y."""
         names = {p: name for name, p in self._parameters.items()}
         average = {name: local(p) for p, name in names.items()}
         for group in self._optimizer.param_groups:
@@ -46,9 +46,9 @@ class ScheduleFreeWeights(WeightAverage):
 
 
 class SampledCurvature(Algorithm):
-    """Give SophiaG its curvature: the Gauss-Newton-Bartlett estimate on the last microbatch of the step.
+    """Provide SophiaG with the Gauss-Newton-Bartlett estimate of the curvature on the last microbatch of a step.
 
-    The paper too estimates on a part of the batch (Liu et al. 2023, arXiv 2305.14342, section 3.1).
+    The paper also uses a part of the batch (Liu et al. 2023, arXiv 2305.14342, section 3.1).
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -56,20 +56,20 @@ class SampledCurvature(Algorithm):
         self._microbatch: Batch | None = None
 
     def match(self, event: Event, state: State) -> bool:
-        """When the model is on its device, and for every microbatch."""
+        """Match once the model is on its device, and every microbatch."""
         return event in (Event.FIT_START, Event.BEFORE_FORWARD)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Connect the optimizer with the model; remember the microbatch."""
+        """Connect the optimizer with the model, or remember the microbatch."""
         if event == Event.FIT_START:
             self._optimizer.curvature = lambda parameters: self._estimate(state, parameters)
         else:
             self._microbatch = state.batch
 
     def _estimate(self, state: State, parameters: list[nn.Parameter]) -> list[torch.Tensor] | None:
-        model = getattr(state.model, "module", state.model)  # as DDP wraps it
+        model = getattr(state.model, "module", state.model)  # unwrap DDP
         assert isinstance(model, MaskedLMTrainingModel) and self._microbatch is not None
-        # Seeded by step and rank, so a resumed run draws the same labels and no other random numbers change.
+        # Seeded by step and rank, so that a resumed run draws the same labels and no other random state changes.
         offset = int(state.timestamp.batch) * dist.get_world_size() + dist.get_global_rank()
         generator = torch.Generator(self._microbatch["input_ids"].device).manual_seed(state.rank_zero_seed + offset)
         is_scaled = state.precision == Precision.AMP_FP16
@@ -85,20 +85,21 @@ def gauss_newton_bartlett(
     generator: torch.Generator,
     loss_scale: float = 1.0,
 ) -> list[torch.Tensor] | None:
-    """n g^2, entry by entry, where g is the gradient of the mean loss on n labels drawn from the model's own output.
+    """Estimate the diagonal of the Gauss-Newton matrix without second derivatives.
 
-    Liu et al. 2023, arXiv 2305.14342, algorithm 2: an estimate of the diagonal of the Gauss-Newton matrix, without
-    second derivatives. `labels` of `batch` mark the positions that count, over all ranks. The model runs eagerly.
+    Liu et al. 2023, arXiv 2305.14342, algorithm 2: n g^2 for each entry, where g is the gradient of the mean loss on n
+    labels drawn from the model's output. `labels` of `batch` mark the positions that count. The model runs eagerly.
+    Collective.
 
     Args:
         model: in training or evaluation mode.
         batch: as the model takes it, on its device.
-        parameters: of the model.
-        generator: draws the labels; on the batch's device.
+        parameters: the parameters to differentiate by.
+        generator: source of the labels, on the batch's device.
         loss_scale: factor on the loss in the backward pass, for fp16.
 
     Returns:
-        A tensor in the shape of each parameter, the same on all ranks; None if one of them is not finite.
+        A tensor in the shape of each parameter, identical on all ranks; None if any of them is not finite.
     """
     excluded = {"labels"} if model.predicts_positions else {"labels", "masked_positions"}
     inputs = {name: tensor for name, tensor in batch.items() if name not in excluded}
@@ -110,8 +111,8 @@ def gauss_newton_bartlett(
         if not model.predicts_positions:
             logits = logits.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
         logits = logits.float().flatten(0, 1)
-        # The argmax of logits with Gumbel noise is a sample of their softmax. On CUDA, torch.multinomial would end the
-        # process if a logit were not finite.
+        # The argmax of logits with Gumbel noise is a sample of their softmax. torch.multinomial would abort the process
+        # on CUDA if a logit were not finite.
         drawn = (logits.detach() - torch.empty_like(logits).exponential_(generator=generator).log()).argmax(-1)
         counted = batch["labels"].flatten() != IGNORED
         count = counted.sum()
@@ -127,7 +128,7 @@ def gauss_newton_bartlett(
 
 
 def optimizer_hooks(optimizer: torch.optim.Optimizer, model: nn.Module, budget: Budget) -> list[Algorithm]:
-    """Build the algorithms that `optimizer` needs; no configuration key switches them on."""
+    """Build the algorithms that `optimizer` needs."""
     if hasattr(optimizer, "curvature"):
         return [SampledCurvature(optimizer)]
     if "train_mode" not in optimizer.param_groups[0]:

@@ -1,4 +1,4 @@
-"""The registry of algorithms by field of `config.schema.AlgorithmsConfig`, and the list of a run in its order."""
+"""The registry of algorithms by field of `AlgorithmsConfig`, and the ordered list of algorithms of a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AlgorithmContext:
         budget: progress of the run.
         loader: the training loader.
         world_size: number of devices.
-        seed: of the run.
+        seed: random seed of the run.
         gradient_norm: returns the norm of all gradients of the current step, None if unknown; see `NormClipping`.
     """
 
@@ -84,9 +84,9 @@ def build_run_algorithms(
 ) -> list[Algorithm]:
     """Build all algorithms of a run, in the order in which Composer gets them.
 
-    Composer runs algorithms in this order, and in reverse at events whose names begin with "after". Those that complete
-    the gradients of a step are therefore last and `guard` is the one before them: it runs after they have completed
-    the gradients and before clipping, which would turn an infinite gradient into a finite one.
+    Composer runs algorithms in this order, and in reverse at events whose names begin with "after". The algorithms that
+    complete the gradients of a step are therefore last, directly after `guard`. So the guard checks complete gradients,
+    before clipping turns an infinite gradient into a finite one.
     """
     context = AlgorithmContext(budget, loader, strategy.world_size, config.seed, lambda: guard.norm)
     algorithms: list[Algorithm] = []

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: descend along the gradient at the worst point nearby."""
+"""Sharpness-aware minimization: step along the gradient at the worst nearby point."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Closure = Callable[..., Any]
 
 
 class SAM(Algorithm):
-    """Foret et al. 2020, arXiv 2010.01412, algorithm 1, with Composer's parameter names.
+    """Sharpness-aware minimization (Foret et al. 2020, arXiv 2010.01412, algorithm 1), with Composer's parameter names.
 
     In every `interval`-th step, the optimizer steps at w along the gradient at w + rho g / (|g| + epsilon), where g is
     the gradient at w over this device's rows (the paper's m-sharpness). The optimizer keeps its class, state and name
-    in checkpoints: only its `step` calls Composer's closure twice.
+    in checkpoints; only its `step` changes and calls Composer's closure twice.
 
-    Composer's own SAM wraps the optimizer after a checkpoint is loaded, so a run does not resume. It subtracts the
-    perturbation instead of restoring w, so devices drift apart by rounding. And it fails, or stays at the worst point,
-    when the non-finite guard drops the gradients.
+    Composer's own SAM wraps the optimizer after a checkpoint is loaded, so a run cannot resume. It subtracts the
+    perturbation instead of restoring w, so devices diverge by rounding. When the non-finite guard drops the gradients,
+    it fails or leaves the weights at the worst point.
     """
 
     def __init__(self, config: SamConfig) -> None:
@@ -33,11 +33,11 @@ class SAM(Algorithm):
         self._origin: list[tuple[torch.nn.Parameter, torch.Tensor]] = []  # weights to restore after the second pass
 
     def match(self, event: Event, state: State) -> bool:
-        """Before a checkpoint is loaded and the loss scaler is chosen."""
+        """Match before a checkpoint is loaded and the loss scaler is chosen."""
         return event == Event.INIT
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Replace the step of every optimizer by one of two passes."""
+        """Replace the step of every optimizer by a step of two passes."""
         for optimizer in state.optimizers:
             self._sharpen(optimizer, state)
 
@@ -59,10 +59,10 @@ class SAM(Algorithm):
         optimizer._step_supports_amp_closure = True  # type: ignore[attr-defined]  # Composer passes closures under fp16
 
     def _gradient_nearby(self, optimizer: Optimizer, closure: Closure) -> Any:
-        """Compute the gradient at the worst point; the weights stay at w."""
+        """Compute the gradient at the worst nearby point and restore the weights."""
         loss = closure(ddp_sync=False)
         moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if loss is None or not moved:  # overflow, or the guard has dropped the step
+        if loss is None or not moved:  # overflow, or a step dropped by the guard
             return loss
         with torch.no_grad():
             norm = torch.nn.utils.get_total_norm([p.grad for p in moved])
@@ -71,7 +71,7 @@ class SAM(Algorithm):
             for p in moved:
                 p.add_(p.grad * scale)
         try:
-            loss_nearby = closure(loss_dict={})  # keep the first pass's loss for the report
+            loss_nearby = closure(loss_dict={})  # the reported loss stays that of the first pass
         finally:
             self._restore()
         return None if loss_nearby is None else loss

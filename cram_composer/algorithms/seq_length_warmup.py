@@ -13,11 +13,11 @@ from cram_composer.errors import ConfigError
 
 
 class SeqLengthWarmup(Algorithm):
-    """Li et al. 2021, arXiv 2108.06084, with Composer's parameter names; `duration` is a share of the budget.
+    """Sequence-length warmup (Li et al. 2021, arXiv 2108.06084), with Composer's parameter names.
 
-    The length is chosen before masking, so rows of every length have their full share of masked tokens and only tokens
-    fed to the model are counted. Lengths are multiples of `step_size` if rows are truncated, and divisors of the data's
-    row length if rows are reshaped, so that no token is dropped.
+    `duration` is a share of the budget. The length is set before masking, so rows of every length have the full share
+    of masked tokens, and only tokens fed to the model are counted. Truncated rows have multiples of `step_size` tokens.
+    Reshaped rows have a divisor of the data's row length, so that no token is dropped.
     """
 
     def __init__(self, config: SeqLengthWarmupConfig, budget: Budget, loader: TrainLoader) -> None:
@@ -38,10 +38,10 @@ class SeqLengthWarmup(Algorithm):
         loader.truncate = config.truncate
 
     def match(self, event: Event, state: State) -> bool:
-        """Before every batch is fetched."""
+        """Match before every batch is fetched."""
         return event == Event.BEFORE_DATALOADER
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Set the row length of the next batch: the longest allowed one up to the linear ramp."""
+        """Set the row length of the next batch to the longest allowed one below the linear ramp."""
         target = ramp(self._budget.progress, self._lengths[0], self._lengths[-1], self._config.duration)
         self._loader.seq_length = max(n for n in self._lengths if n <= target + 1e-9)

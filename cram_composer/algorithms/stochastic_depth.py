@@ -1,4 +1,4 @@
-"""Stochastic depth: training skips layers at random, deep ones more often."""
+"""Stochastic depth: skip layers at random in training, deep layers more often."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ _STREAM = 0x5D  # separates these draws from others of the same seed and step
 
 
 class StochasticLayers(Algorithm):
-    """Huang et al. 2016, arXiv 1603.09382, section 3, with Composer's parameter names.
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382, section 3), with Composer's parameter names.
 
-    Layer l of L is skipped with probability drop_rate l / L (`linear`, the paper's) or drop_rate (`uniform`), which
-    grows linearly from 0 over the first `drop_warmup` of the budget. With `block` it is skipped for the whole step,
-    which makes the step cheaper; the draw depends on the seed and the step only, so it is the same on all devices and
-    after a resume. With `sample` it is skipped for some rows, but computed for all.
+    Layer l of L is skipped with probability drop_rate l / L (`linear`, as in the paper) or drop_rate (`uniform`). The
+    probability grows linearly from 0 over the first `drop_warmup` of the budget. With `block` a layer is skipped for
+    the whole step, which makes the step cheaper. The draw depends only on seed and step, so it is the same on all
+    devices and after a resume. With `sample` a layer is skipped for some rows, but computed for all.
 
-    The output that a layer adds is divided by the probability that it runs, so evaluation and exports use the network
-    unchanged; the paper multiplies there instead. The first step skips nothing, because an optimizer's checkpoint lacks
+    The contribution of a layer is divided by the probability that it runs, so evaluation and exports need no change;
+    the paper multiplies at evaluation instead. The first step skips nothing, because an optimizer's checkpoint omits
     parameters that never had a gradient.
 
-    Composer's StochasticDepth is for ResNets; on loading a checkpoint it would mistake a class of that name for it.
+    The class is not named StochasticDepth: Composer would take it for its own, which is for ResNets, when it loads a
+    checkpoint.
     """
 
     def __init__(self, config: StochasticDepthConfig, budget: Budget, seed: int) -> None:
@@ -44,15 +45,15 @@ class StochasticLayers(Algorithm):
 
     @property
     def find_unused_parameters(self) -> bool:
-        """Have DDP find parameters without a gradient."""
+        """Tell DDP that some parameters get no gradient."""
         return self._config.stochastic_method == "block"
 
     def match(self, event: Event, state: State) -> bool:
-        """At the start and before every step."""
+        """Match the start of the run and every step."""
         return event in (Event.INIT, Event.BATCH_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Wrap the layers, or draw the layers that this step skips."""
+        """Wrap the layers at the start; draw the layers to skip at each step."""
         if event == Event.INIT:
             model = cast(MaskedLMTrainingModel, state.model)
             self._layers = wrap_layer_calls(model.model, self._run, "algorithms.stochastic_depth")

@@ -22,15 +22,15 @@ class Limits:
 class Budget:
     """Progress through the budget, which every schedule reads.
 
-    In a replay, the progress of a step is the one in the trace, independent of the clock, so the same decisions fall on
-    the same steps. The run ends where the trace ends.
+    In a replay, the progress of each step is read from the trace instead of the clock, so that the same decisions fall
+    on the same steps. The run ends with the trace.
 
     Attributes:
         limits: the limits.
         replay: the trace to replay, or None.
         elapsed: seconds spent.
         progress: the largest used share of any limit, in [0, 1].
-        exhausted: no step is left.
+        exhausted: True if no step is left.
     """
 
     def __init__(self, limits: Limits, replay: list[TraceStep] | None = None) -> None:
@@ -60,7 +60,7 @@ class Budget:
         self.exhausted = self.progress >= 1.0
 
     def describe(self) -> dict[str, object]:
-        """The budget as written to record.json."""
+        """Return the budget in the format of record.json."""
         mode = "replay" if self.replay is not None else "wall" if self.limits.seconds is not None else "count"
         return {
             "mode": mode,
@@ -71,7 +71,7 @@ class Budget:
 
 
 def build_budget(config: BudgetConfig, world_size: int) -> Budget:
-    """Build the budget of `config` for `world_size` devices, which share device-hours evenly."""
+    """Build the budget of `config`; `world_size` devices share device-hours evenly."""
     if config.replay is not None:
         return Budget(Limits(), read_trace(expand(config.replay)))
     seconds = None

@@ -16,13 +16,14 @@ from cram_composer.budget.schedules import Schedule
 
 
 class BudgetCallback(Callback):
-    """Read the clock once between steps. All ranks use the latest reading of any rank, so all decide alike.
+    """Read the clock once between steps and stop the run when the budget is spent.
 
-    It must be the last callback, so that the others' work after a step is done when it reads the next step's time.
+    All ranks use the latest reading of any rank, so that they decide identically. This must be the last callback, so
+    that the work of the others counts for the step before.
 
     Attributes:
-        signal: the signal that ended the run, agreed on by all ranks; 0 if none.
-        lr: learning rate of the current step, of the last parameter group.
+        signal: number of the signal that ended the run, identical on all ranks; 0 if none.
+        lr: learning rate of the last parameter group in the current step.
         data_seconds: time that the current step waited for its batch.
         step_started: budget elapsed at the start of the step, by this rank's own clock.
     """
@@ -118,5 +119,5 @@ class BudgetCallback(Callback):
             self._ledger.switch(self._phase_before_compile)
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds spent per phase."""
+        """Return the seconds spent per phase."""
         return {"inside": self._ledger.snapshot()}

@@ -33,15 +33,15 @@ class EarlyStop(Callback):
         mean = sum(losses) / len(losses)
         if mean > self._config.loss_above:
             self.reason = (
-                f"the training loss was {mean:.3f} at {100 * self._budget.progress:.0f} % of the budget, above "
+                f"training loss {mean:.3f} at {100 * self._budget.progress:.0f} % of the budget is above "
                 f"train.early_stop.loss_above = {self._config.loss_above}"
             )
             state.stop_training()
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the check is done: a resumed run is not checked again."""
+        """Return whether the check is done, so that a resumed run is not checked again."""
         return {"looked": self._checked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Restore from a checkpoint."""
         self._checked = state["looked"]

@@ -44,7 +44,7 @@ def _joules(device: Device) -> float:
         return math.nan
     try:
         pynvml.nvmlInit()
-        # By UUID, because CUDA_VISIBLE_DEVICES renumbers torch's devices and not NVML's.
+        # By UUID, because CUDA_VISIBLE_DEVICES renumbers torch's devices but not NVML's.
         uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000.0

@@ -1,4 +1,4 @@
-"""Warning about more than one epoch, as soon as the speed is known."""
+"""Warning if the budget covers more than one epoch of the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PROGRESS = 0.01
 class EpochForecast(Callback):
     """Print one warning if the budget covers more than one epoch of `rows_per_epoch` rows of `row_tokens` tokens.
 
-    The speed is measured over at least 20 steps and 1 % of the budget without compilation.
+    The speed is measured over at least 20 steps and 1 % of the budget, without compilation.
     """
 
     def __init__(self, budget: Budget, ledger: Ledger, rows_per_epoch: int, row_tokens: int) -> None:
@@ -48,7 +48,7 @@ class EpochForecast(Callback):
         epochs = (now + (now - tokens) / passed * (1.0 - self._budget.progress)) / self._epoch_tokens
         if epochs > 1.0 and dist.get_global_rank() == 0:
             data = f"the data ({_tokens(self._epoch_tokens)} tokens)"
-            print(f"warning: the budget will take {epochs:.1f} epochs over {data}", file=sys.stderr, flush=True)
+            print(f"warning: the budget covers {epochs:.1f} epochs of {data}", file=sys.stderr, flush=True)
 
 
 def _tokens(count: int) -> str:

@@ -68,11 +68,11 @@ class Ledger:
 
     @property
     def open_phase(self) -> str | None:
-        """The open phase, None outside the loop."""
+        """Open phase, None outside the loop."""
         return self._phase
 
     def snapshot(self) -> dict[str, float]:
-        """Seconds per phase inside the budget, the open phase up to now."""
+        """Return the seconds per phase inside the budget, with the open phase up to now."""
         with self._lock:
             seconds = dict(self.inside)
             if self._phase is not None:
@@ -80,5 +80,5 @@ class Ledger:
             return seconds
 
     def elapsed(self) -> float:
-        """Seconds of the budget spent: the sum of the phases inside it."""
+        """Return the seconds of the budget spent, the sum of the phases inside it."""
         return sum(self.snapshot().values())

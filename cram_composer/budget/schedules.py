@@ -1,8 +1,8 @@
-"""Learning-rate schedules: pure functions of budget progress in [0, 1] to a factor of the peak rate.
+"""Learning-rate schedules: pure functions from budget progress in [0, 1] to a factor of the peak rate.
 
-All schedules of Cramming are here (arXiv 2212.14034, figure 2; cramming/backend/optimizers/schedulers.py of its code),
-some under another name: its one-cycle is `triangle` with start 0 and peak_at 0.5, its ramp is the same with a late
-peak, and its trapezoid and dives are `wsd`.
+All schedules of Cramming are included (arXiv 2212.14034, figure 2; cramming/backend/optimizers/schedulers.py of its
+code), some under other names. Its one-cycle is `triangle` with start 0 and peak_at 0.5, its ramp is `triangle` with a
+late peak, and its trapezoid and dives are `wsd`.
 """
 
 from __future__ import annotations
@@ -16,47 +16,49 @@ Schedule = Callable[[float], float]
 
 
 def _line(x: float, x0: float, y0: float, x1: float, y1: float) -> float:
-    """The line through (x0, y0) and (x1, y1), flat outside; a jump when x0 == x1."""
+    """Interpolate linearly from (x0, y0) to (x1, y1), constant outside; a jump if x0 == x1."""
     if x >= x1:
         return y1
     return y0 if x <= x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
 def _half_cosine(x: float, x0: float, y0: float, x1: float, y1: float) -> float:
-    """Half a cosine from (x0, y0) to (x1, y1), flat at both ends."""
+    """Interpolate from (x0, y0) to (x1, y1) along half a cosine, constant outside."""
     return y0 + (y1 - y0) * 0.5 * (1.0 - math.cos(math.pi * _line(x, x0, 0.0, x1, 1.0)))
 
 
 def triangle(p: float, *, start: float, peak_at: float, final: float) -> float:
-    """Rise in a line to the peak, then fall in a line (Cramming, arXiv 2212.14034, section 4.3, figure 2)."""
+    """Rise linearly to the peak, then fall linearly (Cramming, arXiv 2212.14034, section 4.3, figure 2)."""
     return _line(p, 0.0, start, peak_at, 1.0) if p < peak_at else _line(p, peak_at, 1.0, 1.0, final)
 
 
 def one_cycle(p: float, *, start: float, peak_at: float, final: float) -> float:
-    """Cosine up to the peak, cosine down (Smith and Topin 2018, arXiv 1708.07120, with cosine annealing)."""
+    """Rise to the peak along half a cosine and fall along another (Smith and Topin 2018, arXiv 1708.07120)."""
     return _half_cosine(p, 0.0, start, peak_at, 1.0) if p < peak_at else _half_cosine(p, peak_at, 1.0, 1.0, final)
 
 
 def linear(p: float, *, start: float, warmup: float, final: float) -> float:
-    """Linear warmup, then a line to `final` (BERT's schedule, arXiv 1810.04805, appendix A.2)."""
+    """Warm up linearly, then decay linearly to `final` (BERT's schedule, arXiv 1810.04805, appendix A.2)."""
     return _line(p, 0.0, start, warmup, 1.0) if p < warmup else _line(p, warmup, 1.0, 1.0, final)
 
 
 def polynomial(p: float, *, start: float, warmup: float, power: float, final: float) -> float:
-    """Linear warmup, then (1 - q)^power, q from 0 to 1 (power 1: "budget-polynomial" of the cramming code)."""
+    """Warm up linearly, then decay as (1 - q)^power, q from 0 to 1 ("budget-polynomial" of the cramming code)."""
     if p < warmup:
         return _line(p, 0.0, start, warmup, 1.0)
     return final + (1.0 - final) * _line(p, warmup, 1.0, 1.0, 0.0) ** power
 
 
 def cosine(p: float, *, start: float, warmup: float, final: float) -> float:
-    """Linear warmup, then half a cosine to `final` (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5)."""
+    """Warm up linearly, then decay along half a cosine to `final` (Loshchilov and Hutter, arXiv 1608.03983, eq. 5)."""
     return _line(p, 0.0, start, warmup, 1.0) if p < warmup else _half_cosine(p, warmup, 1.0, 1.0, final)
 
 
 def cosine_restarts(p: float, *, start: float, warmup: float, cycles: int, final: float) -> float:
-    """Linear warmup, then `cycles` times half a cosine to `final`, each from the peak (SGDR, arXiv 1608.03983, section
-    3, with cycles of one length; "budget-cosine-annealing" of the cramming code)."""
+    """Warm up linearly, then decay along half a cosine from the peak to `final`, `cycles` times.
+
+    SGDR, arXiv 1608.03983, section 3, with cycles of equal length; "budget-cosine-annealing" of the cramming code.
+    """
     if p < warmup:
         return _line(p, 0.0, start, warmup, 1.0)
     turn = _line(p, warmup, 0.0, 1.0, cycles)
@@ -64,8 +66,10 @@ def cosine_restarts(p: float, *, start: float, warmup: float, cycles: int, final
 
 
 def inverse_cosine(p: float, *, start: float, decay: float, final: float) -> float:
-    """Half a cosine up, cut off `decay` before the end of the budget by a line to `final`; the peak is where they meet
-    ("budget-inv-cosine" of the cramming code)."""
+    """Rise along half a cosine until `decay` before the end of the budget, then decay linearly to `final`.
+
+    The peak is the value where both meet ("budget-inv-cosine" of the cramming code).
+    """
     turn = 1.0 - decay
     if p >= turn:
         return _line(p, turn, 1.0, 1.0, final)
@@ -73,23 +77,27 @@ def inverse_cosine(p: float, *, start: float, decay: float, final: float) -> flo
 
 
 def multi_cycle(p: float, *, start: float, cycles: int, final: float) -> float:
-    """`cycles` triangles, each up from `start` and down to it, the last one to `final` ("budget-multi-cycle" of the
-    cramming code; Smith 2017, arXiv 1506.01186, cyclical learning rates)."""
+    """Rise from `start` and fall back to it linearly, `cycles` times; the last cycle falls to `final`.
+
+    Cyclical learning rates, Smith 2017, arXiv 1506.01186; "budget-multi-cycle" of the cramming code.
+    """
     cycle = min(int(p * cycles), cycles - 1)
     return triangle(p * cycles - cycle, start=start, peak_at=0.5, final=final if cycle == cycles - 1 else start)
 
 
 def constant(p: float, *, start: float, warmup: float) -> float:
-    """The peak rate throughout, after an optional linear warmup."""
+    """Hold the peak rate after an optional linear warmup."""
     return _line(p, 0.0, start, warmup, 1.0)
 
 
 def inverse_sqrt(p: float, *, start: float, warmup: float, decay: float, final: float) -> float:
-    """Linear warmup, then sqrt(warmup / p) (Vaswani et al. 2017, arXiv 1706.03762, eq. 3), ending in an optional
-    linear decay over the last `decay` of the budget (Zhai et al. 2022, arXiv 2106.04560, section 3.5)."""
+    """Warm up linearly, then decay as sqrt(warmup / p) (Vaswani et al. 2017, arXiv 1706.03762, eq. 3).
+
+    The last `decay` of the budget is an optional linear decay (Zhai et al. 2022, arXiv 2106.04560, section 3.5).
+    """
     if p < warmup:
         return _line(p, 0.0, start, warmup, 1.0)
-    # Without a warmup the root has no scale, so 1 % of the budget is its unit.
+    # Without a warmup, 1 % of the budget sets the scale of the root.
     unit = warmup or 0.01
     turn = 1.0 - decay
     rate = min(1.0, math.sqrt(unit / max(min(p, turn), unit)))
@@ -105,9 +113,11 @@ def wsd(
     decay_shape: str,
     final: float,
 ) -> float:
-    """Warmup, stable, decay (Hu et al. 2024, arXiv 2404.06395, section 4; the trapezoid of the cramming code).
+    """Warm up linearly, stay at the peak, then decay.
 
-    With `decay_shape="1-sqrt"` the decay is 1 - sqrt(q) with q going from 0 to 1, steepest where it begins (Haegele et
+    Warmup-stable-decay of Hu et al. 2024, arXiv 2404.06395, section 4; the trapezoid of the cramming code.
+
+    With `decay_shape="1-sqrt"` the decay is 1 - sqrt(q), with q from 0 to 1, which is steepest at the start (Haegele et
     al. 2024, arXiv 2405.18392, section 3).
     """
     if p < warmup:

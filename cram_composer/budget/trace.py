@@ -19,13 +19,13 @@ class TraceStep:
 
     step: int  # 0-based
     elapsed: float  # budget spent when the step began
-    progress: float  # in [0, 1], what all schedules saw
-    tokens: int  # fed to the model so far, this step included
+    progress: float  # in [0, 1], the input of all schedules
+    tokens: int  # fed to the model so far, including this step
     batch_size: int  # rows
     seq_length: int
     mlm_probability: float
     lr: float
-    loss: float | None  # None when it was not finite
+    loss: float | None  # None if not finite
     step_seconds: float
     data_seconds: float
 
@@ -41,18 +41,18 @@ def read_trace(run: Path) -> list[TraceStep]:
     """Read the steps of a run folder, in order. Raises CramError if there is no usable trace."""
     path = run / TRACE
     if not path.is_file():
-        raise CramError(f"{path}: no trace there; budget.replay takes the folder of an earlier run")
+        raise CramError(f"{path}: does not exist; set budget.replay to the folder of an earlier run")
     try:
         steps = [TraceStep(**json.loads(line)) for line in path.read_text().splitlines()]
     except (ValueError, TypeError) as error:
-        raise CramError(f"{path}: not a readable trace ({error})") from None
+        raise CramError(f"{path}: not a valid trace ({error}); set budget.replay to another run") from None
     if [entry.step for entry in steps] != list(range(len(steps))) or not steps:
-        raise CramError(f"{path}: steps are missing, so it cannot be replayed")
+        raise CramError(f"{path}: steps are missing, so it cannot be replayed; set budget.replay to another run")
     return steps
 
 
 class JsonLines:
-    """A file of JSON lines, appended to, and truncated when a run resumes from an earlier step."""
+    """An append-only file of JSON lines, which is truncated when a run resumes from an earlier step."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,7 +1,7 @@
 """Attention kernels for CramBERT in training; exported models do not contain them.
 
-torch's scaled_dot_product_attention uses its fast kernels only without a mask of queries and keys. These kernels skip
-the products that a mask excludes.
+torch's scaled_dot_product_attention uses its fast kernels only without a mask over queries and keys. FlexAttention and
+flash-attn skip the products that a mask excludes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from cram_composer.models.crambert.positions import alibi_slopes
 log = logging.getLogger(__name__)
 
 _SDPA = "torch scaled_dot_product_attention"
-_LONGEST_EAGER = 512  # 16 rows of 512 with 4 heads hold 64 MiB of products in fp32
-_HALVES = ("bf16", "fp16")  # what flash-attn computes in
+_LONGEST_EAGER = 512  # for 16 rows of 512 tokens and 4 heads, the scores take 64 MiB in fp32
+_HALVES = ("bf16", "fp16")  # the precisions that flash-attn supports
 
 
 class EagerAttention(DenseAttention):
-    """Every product of a query and a key is held, softmax in fp32; for rows longer than `longest`, torch's kernel.
+    """Attention by two matrix products that holds all scores, with softmax in fp32.
 
-    With torch's kernel on a CPU, a step of rows of 128 tokens has two thirds of the speed (benchmarks/RESULTS.md): its
-    matrix products are the faster ones, and compilation fuses all that is between them.
+    On a CPU, training on rows of 128 tokens is 1.5 times as fast as with torch's kernel (benchmarks/RESULTS.md): plain
+    matrix products are faster there, and compilation fuses the operations between them.
+
+    Args:
+        longest: rows with more tokens use torch's kernel.
     """
 
     def __init__(self, longest: int = _LONGEST_EAGER) -> None:
@@ -43,7 +46,7 @@ class EagerAttention(DenseAttention):
         mask: torch.Tensor | None,
         dropout: float,
     ) -> torch.Tensor:
-        """[B, heads, L, D] -> [B, heads, L, D]."""
+        """Attend: [B, heads, L, D] -> [B, heads, L, D]."""
         if key.shape[-2] > self.longest:
             return super().attend(query, key, value, mask, dropout)
         scores = torch.matmul(query, key.transpose(-2, -1)).float() * query.shape[-1] ** -0.5
@@ -54,23 +57,24 @@ class EagerAttention(DenseAttention):
 
 
 class FlexMask(NamedTuple):
-    """Arguments of FlexAttention: the blocks that are not fully masked, and the change of a product."""
+    """Arguments of FlexAttention: the blocks that are not fully masked, and a function that changes scores."""
 
     blocks: BlockMask | None
     score: Callable[..., torch.Tensor] | None
 
 
 class FlexAttention:
-    """torch's FlexAttention (Dong et al. 2024, arXiv 2412.05496), which skips blocks without a key for any query.
+    """torch's FlexAttention (Dong et al. 2024, arXiv 2412.05496), which skips fully masked blocks.
 
-    `compile` is off only where there is nothing to gain: without it, every product is held.
+    Args:
+        compile: False runs torch's reference implementation, which holds all scores; for tests.
     """
 
     def __init__(self, compile: bool = True) -> None:
         self._attention: Callable[..., Any] = torch.compile(flex_attention) if compile else flex_attention
 
     def mask(self, rows: Rows) -> FlexMask:
-        """Documents, padding, the local window and causal rows as blocks; ALiBi as what is added to a product."""
+        """Build the blocks from documents, padding, local window and causal rows, and the ALiBi score function."""
         segments, causal, window = _segments(rows), rows.causal, _half_window(rows)
         blocks = None
         if segments is not None or causal is not None or window is not None:
@@ -93,14 +97,14 @@ class FlexAttention:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: FlexMask, dropout: float
     ) -> torch.Tensor:
-        """[B, heads, L, D] -> [B, heads, L, D]. There is no dropout in it, and config.combinations refuses any."""
+        """Attend: [B, heads, L, D] -> [B, heads, L, D]. Ignores `dropout`, which must be 0."""
         return self._attention(query, key, value, score_mod=mask.score, block_mask=mask.blocks)
 
 
 class FlashMask(NamedTuple):
     """Arguments of flash-attn's varlen kernel: segment starts, window and ALiBi slopes."""
 
-    starts: torch.Tensor  # int32 [S + 1], of all rows laid end to end, and their end
+    starts: torch.Tensor  # int32 [S + 1], in the concatenated rows, followed by their total length
     window: tuple[int, int]  # keys before and after a query, -1 for all
     slopes: torch.Tensor | None  # fp32 [heads]
 
@@ -108,8 +112,8 @@ class FlashMask(NamedTuple):
 class FlashAttention:
     """flash-attn's kernel for segments of different lengths (Dao 2023, arXiv 2307.08691).
 
-    Each document, each row's padding, or each row is a segment: nothing is computed between two of them, and no mask is
-    held. Causal rows beside others are beyond it.
+    Each document, each row's padding, or each row is a segment. The kernel computes nothing between two segments and
+    holds no mask. Batches that mix causal and bidirectional rows are not supported.
     """
 
     def __init__(self) -> None:
@@ -118,7 +122,7 @@ class FlashAttention:
         self._attention = flash_attn_varlen_func
 
     def mask(self, rows: Rows) -> FlashMask:
-        """Where segments start in the rows laid end to end. One wait for the device, for their number."""
+        """Find the segment starts in the concatenated rows. Synchronizes with the device once, for their number."""
         segments, window = _segments(rows), _half_window(rows)
         changes = torch.zeros(rows.batch, rows.length, dtype=torch.bool, device=rows.device)
         changes[:, 0] = True
@@ -135,7 +139,7 @@ class FlashAttention:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: FlashMask, dropout: float
     ) -> torch.Tensor:
-        """[B, heads, L, D] -> [B, heads, L, D], in bf16 or fp16."""
+        """Attend: [B, heads, L, D] -> [B, heads, L, D], in bf16 or fp16."""
         batch, heads, length, size = query.shape
         flat = [x.transpose(1, 2).reshape(batch * length, heads, size) for x in (query, key, value)]
         attended = self._attention(
@@ -152,9 +156,9 @@ class FlashAttention:
 
 
 def _segments(rows: Rows) -> torch.Tensor | None:
-    """A number [B, L] for each token; those of a row with the same number, which are neighbours, see each other.
+    """Return the segment number of each token, [B, L]; tokens attend within their segment, which is contiguous.
 
-    Padding is a segment of its own, so that it has keys too.
+    Padding is a separate segment, so that it has keys too.
     """
     return rows.attention_mask if rows.document_ids is None else rows.document_ids
 
@@ -189,15 +193,15 @@ def choose_attention(kernel: str, device: str, precision: str) -> tuple[Attentio
         return EagerAttention(), f"matrix products (torch's kernel for rows of more than {_LONGEST_EAGER})"
     if kernel in ("auto", "sdpa"):
         return DENSE, _SDPA
-    reason = "there is no GPU"
+    reason = "needs a GPU"
     if device == "gpu":
         if kernel == "flex":
             return FlexAttention(), f"torch {torch.__version__} flex_attention (triton)"
-        reason = f"it computes in {' or '.join(_HALVES)}, and this run in {precision}"
+        reason = f"needs precision {' or '.join(_HALVES)}, got {precision}"
         if precision in _HALVES:
             try:
                 return FlashAttention(), f"flash-attn {importlib.metadata.version('flash-attn')} (varlen)"
             except (ImportError, RuntimeError) as error:
                 reason = str(error)
-    log.warning("model.attention_kernel: %s cannot be used (%s); torch's attention runs", kernel, reason)
+    log.warning("model.attention_kernel: %s is unavailable (%s); using %s", kernel, reason, _SDPA)
     return DENSE, _SDPA

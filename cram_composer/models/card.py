@@ -1,4 +1,4 @@
-"""The model card (README.md) of an exported model, made of what the run's record and the data manifest say."""
+"""The model card (README.md) of an exported model, written from the run's record and the data manifest."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ Row = tuple[str, Any]
 
 
 def model_card(record: dict[str, Any], manifest: Mapping[str, Any], custom_code: bool) -> str:
-    """Markdown with YAML front matter, from record.json and the data set's manifest.json; absent facts are left out.
+    """Return the card as Markdown with YAML front matter; facts that are absent are left out.
 
-    `custom_code` says whether the exported model brings its own code, see `export.exported_form`.
+    Args:
+        record: content of record.json.
+        manifest: content of the data set's manifest.json.
+        custom_code: the export contains its own code, see `export.exported_form`.
     """
     model = record["config"]["model"]
     parts = [
@@ -22,8 +25,8 @@ def model_card(record: dict[str, Any], manifest: Mapping[str, Any], custom_code:
         "## Results\n\n" + _table(("metric", "value"), _results(record, manifest)),
         "## Recipe\n\n" + _table(("setting", "value"), _recipe(record)),
         "## Data\n\n" + _data(manifest),
-        "## Where the time went\n\n" + _table(("part", "seconds"), _ledger(record["ledger"])),
-        "## Environment\n\n" + _table(("what", "value"), _environment(record)),
+        "## Time spent\n\n" + _table(("part", "seconds"), _ledger(record["ledger"])),
+        "## Environment\n\n" + _table(("item", "value"), _environment(record)),
         "## Limits\n\n" + _limits(record, manifest, model),
     ]
     return "\n\n".join(parts) + "\n"
@@ -37,11 +40,11 @@ def _front_matter(custom_code: bool) -> str:
 
 def _summary(record: dict[str, Any]) -> str:
     budget = record["budget"].get("seconds")
-    spent = f" of a budget of {_number(budget)} s" if budget is not None else ""
+    spent = f" out of a budget of {_number(budget)} s" if budget is not None else ""
     return (
         f"A masked language model of {_number(record['parameters'])} parameters, trained from scratch with "
         f"cram-composer on {_number(record['tokens'])} tokens in {_number(record['steps'])} steps and "
-        f"{_number(record['ledger']['wall_seconds'])} s of training loop{spent}, on {record['world_size']} device(s)."
+        f"{_number(record['ledger']['wall_seconds'])} s of training{spent}, on {record['world_size']} device(s)."
     )
 
 
@@ -55,7 +58,7 @@ model = AutoModelForMaskedLM.from_pretrained(folder{trust})
 tokenizer = AutoTokenizer.from_pretrained(folder{trust})
 print(pipeline("fill-mask", model=model, tokenizer=tokenizer)(f"The river flows into the {{tokenizer.mask_token}}."))
 ```"""
-    note = "The model's code is in this folder; `trust_remote_code=True` lets transformers run it."
+    note = "This folder contains the model's code; `trust_remote_code=True` allows transformers to run it."
     return f"{note}\n\n{code}" if custom_code else code
 
 
@@ -80,8 +83,8 @@ def _data(manifest: Mapping[str, Any]) -> str:
     ]
     return "\n\n".join(
         (
-            f"Data set `{manifest['name']}`: rows of {manifest['sequence_length']} tokens, a vocabulary of "
-            f"{_number(manifest['vocab_size'])}, tokenizer sha256 `{manifest['tokenizer_sha256']}`.",
+            f"Data set `{manifest['name']}`: rows of {manifest['sequence_length']} tokens, vocabulary of "
+            f"{_number(manifest['vocab_size'])} tokens, tokenizer sha256 `{manifest['tokenizer_sha256']}`.",
             _table(("source", "kind", "documents", "characters", "licence"), sources),
             _table(("split", "count"), rows),
         )
@@ -105,9 +108,9 @@ def _environment(record: dict[str, Any]) -> list[Row]:
 
 def _limits(record: dict[str, Any], manifest: Mapping[str, Any], model: dict[str, Any]) -> str:
     points = [
-        f"Trained on rows of {manifest['sequence_length']} tokens; longer inputs were never seen.",
-        "Trained on the sources listed above and nothing else; it repeats what they say, mistakes and biases included.",
-        "The budget bounds it: the results above are what this run measured, and nothing else was measured.",
+        f"The model was trained on rows of {manifest['sequence_length']} tokens and has never seen longer inputs.",
+        "The model was trained only on the sources listed above and reproduces their mistakes and biases.",
+        "The training budget limits the quality. Nothing beyond the results above was measured.",
     ]
     return "\n".join(f"- {point}" for point in points)
 
@@ -119,7 +122,7 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def _number(value: Any) -> str:
-    """Integers with thousands separators, floats with six significant digits, anything else as it is."""
+    """Format integers with thousands separators and floats with six significant digits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

@@ -28,14 +28,14 @@ def export_model(
     destination: Path,
     card: str,
 ) -> Path:
-    """Write `destination`: fp32 safetensors, config, tokenizer, README.md, and CramBERT's code where it is needed.
+    """Write fp32 safetensors, config, tokenizer, README.md, and CramBERT's code if the model needs it.
 
-    Written in a folder beside it and renamed, so that `destination` is never half-written.
+    The folder is written under a temporary name and renamed, so `destination` is never incomplete.
 
     Args:
-        model: what `exported_form` made of a masked LM.
+        model: the result of `exported_form`.
         tokenizer_dir: a tokenizer folder.
-        destination: the folder; replaced if it exists.
+        destination: the folder to write; replaced if it exists.
         card: text of README.md.
 
     Returns:
@@ -44,7 +44,7 @@ def export_model(
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
-    # Without token types, a tokenizer that hands them over would make every call fail.
+    # The model takes no token types, so a tokenizer that returns them would make every call fail.
     has_types = "token_type_ids" in inspect.signature(model.forward).parameters
     names = {} if has_types else {"model_input_names": ["input_ids", "attention_mask"]}
     AutoTokenizer.from_pretrained(tokenizer_dir, **names).save_pretrained(temporary)
@@ -58,9 +58,9 @@ def export_model(
 
 
 def exported_form(model: PreTrainedModel) -> PreTrainedModel:
-    """Convert a masked LM for export: to an equal class of transformers if there is one, else to a plain copy.
+    """Convert a masked LM for export: to an equivalent class of transformers if there is one, else to a plain copy.
 
-    The model may be in any dtype, on any device, and its norms fused kernels.
+    The model may have any dtype, be on any device and use fused norms.
     """
     copied = plain_copy(model)
     native = to_native(copied) if isinstance(copied, CramBertForMaskedLM) else None
@@ -68,14 +68,14 @@ def exported_form(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The model on the CPU in fp32 and evaluation mode, made of plain torch modules, seeing every token.
+    """Copy the model to the CPU in fp32 and evaluation mode, with plain torch modules and no token dropping.
 
-    A new instance, so that weights are tied as the class ties them (safetensors refuses other sharing), and neither
-    fused kernels nor compiled code come along.
+    The copy is a new instance without fused kernels and compiled code. Its weights are tied as the class ties them;
+    safetensors rejects any other sharing.
     """
     config = copy.deepcopy(model.config)
     if isinstance(config, CramBertConfig) and config.stack == "token-dropping":
-        config.stack = "plain"  # it has no weights of its own, and fine-tuning is not to leave tokens out
+        config.stack = "plain"  # token dropping has no weights, and fine-tuning must not drop tokens
     with torch.random.fork_rng():  # discards the initial values
         copied = type(model)(config)
     copied.load_state_dict(model.state_dict())
@@ -87,14 +87,14 @@ def verify_export(destination: Path, model: PreTrainedModel, tolerance: float = 
 
     Args:
         destination: a folder written by `export_model`.
-        model: the model it was written from, holding the weights that were written.
-        tolerance: largest absolute difference allowed.
+        model: the model that was exported, with the exported weights.
+        tolerance: largest absolute difference allowed; an equivalent class may sum in a different order.
 
     Returns:
-        The largest absolute difference of a logit. Another class may sum in another order, hence the tolerance.
+        The largest absolute difference of a logit.
 
     Raises:
-        CramError: it is above `tolerance`, or not a number.
+        CramError: the difference is above `tolerance` or NaN.
     """
     loaded = AutoModelForMaskedLM.from_pretrained(destination, trust_remote_code=True).eval()
     original = copy.deepcopy(model).float().cpu().eval()
@@ -108,17 +108,19 @@ def verify_export(destination: Path, model: PreTrainedModel, tolerance: float = 
         logits = (m(input_ids=input_ids, attention_mask=attention_mask).logits for m in (original, loaded))
         difference = float(torch.max(torch.abs(torch.sub(*logits))[attention_mask.bool()]))
     if not difference <= tolerance:
-        raise CramError(f"{destination}: its logits differ from the trained model's by {difference:.2e} > {tolerance}")
+        raise CramError(
+            f"{destination}: exported logits differ from the trained model's by {difference:.2e}, more than {tolerance}"
+        )
     return difference
 
 
 def fill_masks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], k: int = 3
 ) -> list[list[tuple[str, float]]]:
-    """The `k` likeliest words, with probabilities, for the first mask of each sentence.
+    """Predict the `k` most likely tokens, with probabilities, for the first mask of each sentence.
 
     Raises:
-        CramError: a sentence has no mask token.
+        CramError: a sentence contains no mask token.
     """
     device = model.device
     training = model.training
@@ -128,7 +130,7 @@ def fill_masks(
         encoded = tokenizer(sentence, return_tensors="pt", truncation=True)
         position = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
         if not len(position):
-            raise CramError(f"sentence '{sentence}': it has no {tokenizer.mask_token} to fill in")
+            raise CramError(f"sentence '{sentence}': contains no {tokenizer.mask_token}")
         with torch.inference_mode():
             inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
             probabilities = model(**inputs).logits[0, position[0]].float().softmax(dim=-1)

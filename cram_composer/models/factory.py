@@ -20,11 +20,11 @@ def build_model(
     """Build a masked LM with fresh weights, in fp32 on the CPU, drawn from torch's global generator.
 
     Args:
-        settings: the `model` section of a run. `architecture: hf` takes `hf_name`, the sizes (SIZES) and, above them,
-            `hf_overrides`; all else is that model's own default.
-        vocab_size: entries of the tokenizer.
+        settings: the `model` section of a run. `architecture: hf` takes `hf_name`, the sizes (SIZES) and
+            `hf_overrides`, which take precedence; all other settings are that model's defaults.
+        vocab_size: number of tokens in the tokenizer.
         special_token_ids: ids of "pad", "cls" and "sep", as in a data manifest.
-        shift: CramBERT is to predict a token at the position before its own.
+        shift: CramBERT predicts a token at the position before it.
 
     Raises:
         CramError: unknown model type or config key, or sizes that do not divide.
@@ -48,8 +48,8 @@ def _crambert(settings: ModelConfig) -> PretrainedConfig:
     known = inspect.signature(CramBertConfig.__init__).parameters
     config = CramBertConfig(**{key: value for key, value in settings if key in known})
     if settings.mup_base_width is not None:
-        # Yang et al. 2022, arXiv 2203.03466, table 8: a start of 1 / sqrt(fan-in) and logits over the width, both as at
-        # the base width; learning rates are the optimizer's. The head size is to stay the same.
+        # Yang et al. 2022, arXiv 2203.03466, table 8: initial weights scale with 1 / sqrt(fan-in) and logits with
+        # 1 / width, relative to the base width. The optimizer scales the rates. The head size must stay the same.
         ratio = settings.mup_base_width / settings.hidden_size
         config.matrix_init_scale, config.logit_scale = ratio**0.5, ratio
     return config
@@ -59,7 +59,7 @@ def _hugging_face(settings: ModelConfig) -> PretrainedConfig:
     name = settings.hf_name or ""
     known_keys = {**(defaults := AutoConfig.for_model(name)).to_dict(), **dict.fromkeys(defaults.attribute_map)}
     sizes = {key: getattr(settings, key) for key in SIZES}
-    # ModernBERT would compile parts of itself, past this project's compile mode
+    # otherwise ModernBERT compiles parts of itself, whatever the compile mode of the run
     own: dict[str, Any] = {"reference_compile": False} if "reference_compile" in known_keys else {}
     return AutoConfig.for_model(name, **{**own, **sizes, **settings.hf_overrides})
 

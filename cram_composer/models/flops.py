@@ -14,12 +14,12 @@ from cram_composer.models.crambert.stacks import PlainStack
 
 
 def flops_per_token(model: PreTrainedModel, seq_length: int, masked_per_row: int | None = None) -> float:
-    """Floating-point operations of forward and backward, per input token (PaLM, arXiv 2204.02311, appendix B).
+    """Count the floating-point operations of forward and backward per input token.
 
-    6 per weight of every linear layer a token passes through, each time it does, plus 12 * H * L for the two matrix
-    products of bidirectional attention in each layer, L being the tokens that a token can see. The head counts for the
-    `masked_per_row` of `seq_length` positions it runs on (None: all of them). Embedding look-ups, norms, short
-    convolutions and activations count for nothing, recomputation neither.
+    Follows PaLM (arXiv 2204.02311, appendix B): 6 per weight of a linear layer, for each pass of a token through it,
+    plus 12 * H * L in each layer for the two matrix products of bidirectional attention to L tokens. The head counts
+    for the `masked_per_row` of `seq_length` positions it runs on (None: all of them). Embedding look-ups, norms, short
+    convolutions, activations and recomputation are not counted.
     """
     share = 1.0 if masked_per_row is None else masked_per_row / seq_length
     decoder = cast(nn.Linear, model.get_output_embeddings())

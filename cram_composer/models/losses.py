@@ -1,7 +1,7 @@
 """Kernels of the masked-LM loss for CramBERT in training; exported models do not contain them.
 
-The logits of all masked tokens of a microbatch are its largest tensor: with 32768 entries, 128 rows of 32 masked tokens
-take 512 MiB in fp32, and twice that with their gradient. The kernels other than "full" never hold them all.
+The logits of the masked tokens are the largest tensor of a microbatch. With a vocabulary of 32768, 128 rows of 32
+masked tokens take 512 MiB in fp32, and twice that with their gradient. Only the kernel "full" holds all of them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 Loss = Callable[[torch.Tensor, MaskedLMHead, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
-_CHUNK = 1024  # masked tokens whose logits are held at a time: 128 MiB in fp32 with 32768 entries
+_CHUNK = 1024  # masked tokens per chunk: 128 MiB of fp32 logits with a vocabulary of 32768
 
 
 def chunked_cross_entropy(
     hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The loss of `cross_entropy`, some tokens at a time; their logits are computed again for the backward."""
+    """Compute `cross_entropy` in chunks of tokens, whose logits are recomputed in the backward pass."""
 
     def summed(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = head.logits(hidden).float()
@@ -41,7 +41,7 @@ def chunked_cross_entropy(
 def liger_cross_entropy(
     hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The loss of `cross_entropy` by Liger's fused linear cross-entropy (arXiv 2410.10989), for CUDA tensors."""
+    """Compute `cross_entropy` by Liger's fused linear cross-entropy (arXiv 2410.10989), for CUDA tensors."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     decoder = head.decoder
@@ -69,13 +69,13 @@ def choose_loss(kernel: str, device: str) -> tuple[Loss, str]:
     """Choose the loss for `device` ("cpu" or "gpu"); return it and its name. Warns if `kernel` is unavailable."""
     if kernel != "liger":
         return LOSSES[kernel], f"torch, {kernel}"
-    reason = "there is no GPU"
+    reason = "needs a GPU"
     if device == "gpu":
         try:
             import liger_kernel.transformers.functional  # noqa: F401
-        except (ImportError, RuntimeError) as error:  # Triton raises RuntimeError where it finds no driver
+        except (ImportError, RuntimeError) as error:  # Triton raises RuntimeError without a GPU driver
             reason = str(error)
         else:
             return LOSSES[kernel], f"liger {importlib.metadata.version('liger-kernel')} (triton)"
-    log.warning("model.loss_kernel: liger cannot be used (%s); the chunked loss of torch runs", reason)
+    log.warning("model.loss_kernel: liger is unavailable (%s); using torch's chunked loss", reason)
     return LOSSES["chunked"], "torch, chunked"

@@ -10,7 +10,7 @@ from cram_composer.data.masking import IGNORED
 
 
 class MaskedLoss(Metric):
-    """Cross-entropy in nats per predicted token: summed over all of them, divided once."""
+    """Cross-entropy in nats per predicted token: summed over all tokens, divided once."""
 
     full_state_update = False
     total: torch.Tensor
@@ -22,7 +22,7 @@ class MaskedLoss(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """`logits` [B, K, V], `labels` int64 [B, K] with -100 where nothing is predicted."""
+        """Add a batch: `logits` [B, K, V], `labels` int64 [B, K] with -100 where nothing is predicted."""
         losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
         self.total += losses.double().sum()
         self.count += (labels != IGNORED).sum()
@@ -44,7 +44,7 @@ class MaskedAccuracy(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """`logits` [B, K, V], `labels` int64 [B, K] with -100 where nothing is predicted."""
+        """Add a batch: `logits` [B, K, V], `labels` int64 [B, K] with -100 where nothing is predicted."""
         self.correct += (logits.argmax(dim=-1) == labels).sum()  # a prediction is never -100
         self.count += (labels != IGNORED).sum()
 

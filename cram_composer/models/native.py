@@ -1,4 +1,4 @@
-"""CramBERTs that a class of transformers can express, as that class: such an export needs no code of its own."""
+"""Conversion of a CramBERT to an equivalent class of transformers, so that its export needs no custom code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers  # its classes where they are used: to import ModernBERT takes two seconds
+import transformers  # classes are imported where they are used: ModernBERT takes two seconds
 from transformers import PreTrainedModel
 
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
@@ -49,7 +49,7 @@ _MODERN_BERT: dict[str, Any] = {
 
 
 def to_native(model: CramBertForMaskedLM) -> PreTrainedModel | None:
-    """The same masked LM as a class of transformers, in fp32 on the CPU; None if there is no such class."""
+    """Convert to an equivalent class of transformers, in fp32 on the CPU; return None if there is no such class."""
     config = model.config
     assert isinstance(config, CramBertConfig)
     for wanted, build, rename in ((_BERT, _bert, _to_bert), (_MODERN_BERT, _modern_bert, _to_modern_bert)):
@@ -116,7 +116,7 @@ Rename = Callable[[State, CramBertConfig], State]
 
 
 def _renamed(state: State, prefix: str, target: str, names: dict[str, str]) -> State:
-    """The weights and biases that there are of modules under `prefix`, under their names in `target`."""
+    """Return the weights and biases found under `prefix`, under their names in `target`."""
     return {
         f"{target}{theirs}.{kind}": state[f"{prefix}{ours}.{kind}"]
         for ours, theirs in names.items()
@@ -133,7 +133,7 @@ def _to_bert(state: State, config: CramBertConfig) -> State:
         embeddings,
         {"word_embeddings": "word_embeddings", "positions.embedding": "position_embeddings", "norm": "LayerNorm"},
     )
-    found[f"{embeddings}token_type_embeddings.weight"] = torch.zeros(2, config.hidden_size)  # CramBERT has no types
+    found[f"{embeddings}token_type_embeddings.weight"] = torch.zeros(2, config.hidden_size)  # CramBERT has none
     for layer in range(config.num_hidden_layers):
         ours, theirs = f"encoder.layers.{layer}.", f"bert.encoder.layer.{layer}."
         for kind in ("weight", "bias"):
@@ -170,7 +170,7 @@ def _to_modern_bert(state: State, config: CramBertConfig) -> State:
         }
         theirs = f"model.layers.{layer}."
         found |= _renamed(state, f"encoder.layers.{layer}.", theirs, names)
-        for kind in ("weight", "bias"):  # theirs has the gate first
+        for kind in ("weight", "bias"):  # ModernBERT has the gate first
             if f"{theirs}mlp.Wi.{kind}" in found:
                 value, gate = found[f"{theirs}mlp.Wi.{kind}"].chunk(2)
                 found[f"{theirs}mlp.Wi.{kind}"] = torch.cat((gate, value))

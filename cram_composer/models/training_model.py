@@ -32,18 +32,18 @@ class MaskedLMTrainingModel(ComposerModel):
     A batch may have `attention_mask` [B, L] too and, for CramBERT, `document_ids` [B, L].
 
     Args:
-        model: a masked LM. One whose forward takes `masked_positions` (CramBERT) predicts those positions only; any
-            other is given dense labels [B, L] and decodes every position.
-        autocast_dtype: run the forward under autocast of a CPU with this dtype, because Composer refuses `amp_bf16`
-            there; None leaves precision to Composer.
+        model: a masked LM. If its forward takes `masked_positions` (CramBERT), it predicts only those positions; any
+            other model gets dense labels [B, L] and decodes every position.
+        autocast_dtype: dtype for CPU autocast around the forward, because Composer rejects `amp_bf16` on a CPU; None
+            leaves precision to Composer.
         compile: "off", "regional" or "full", see `compile_model`. Compilation happens in the first training forward
             and for each new shape. If it fails, the model warns, returns to eager mode and repeats the batch.
-            Evaluation runs eagerly: a graph of its own would cost more of the budget than it saves.
+            Evaluation runs eagerly: compiling a second graph would cost more of the budget than it saves.
 
     Attributes:
         compile_state: the compile mode in effect, or "off (failed: ...)".
-        loss_kernel: kernel of the training loss, in words.
-        attention: kernel of attention in training, in words.
+        loss_kernel: description of the kernel of the training loss.
+        attention: description of the attention kernel used in training.
         precompiles: compile the backward before the trainer runs it; False if weights are sharded.
     """
 
@@ -62,7 +62,7 @@ class MaskedLMTrainingModel(ComposerModel):
         self._precompiled: set[tuple[torch.Size, ...]] = set()
 
     def forward(self, batch: Batch) -> MaskedLMOutput:
-        """Loss (mean nats over labels != -100) and logits: [B, K, V] of CramBERT, [B, L, V] of any other model."""
+        """Return the loss (mean nats over labels != -100) and logits, [B, K, V] of CramBERT, else [B, L, V]."""
         try:
             if self.compiled_regions and self.precompiles and torch.is_grad_enabled():
                 self._precompile(batch)
@@ -78,19 +78,19 @@ class MaskedLMTrainingModel(ComposerModel):
         return self._forward(batch)
 
     def use_loss(self, kernel: str, device: str) -> None:
-        """Have CramBERT's head compute its training loss with a kernel of LOSSES on `device` ("cpu" or "gpu")."""
+        """Set the kernel (one of LOSSES) of CramBERT's training loss on `device` ("cpu" or "gpu")."""
         if isinstance(self.model, CramBertForMaskedLM):
             self.model.head.loss, self.loss_kernel = choose_loss(kernel, device)
 
     def use_attention(self, kernel: str, device: str, precision: str) -> None:
-        """Have CramBERT's layers attend in training with a kernel that `choose_attention` knows."""
+        """Set CramBERT's attention kernel in training; arguments as in `choose_attention`."""
         if isinstance(self.model, CramBertForMaskedLM):
             self.model.encoder.attention_kernel, self.attention = choose_attention(kernel, device, precision)
 
     def _precompile(self, batch: Batch) -> None:
         """Run forward and backward once and discard the result if the batch's shapes are new.
 
-        torch compiles a backward on its first run, which would be in the trainer, where an error cannot be caught.
+        torch compiles a backward pass when it first runs, which is in the trainer, where an error cannot be caught.
         """
         shapes = tuple(tensor.shape for tensor in batch.values())
         if shapes in self._precompiled:
@@ -109,18 +109,18 @@ class MaskedLMTrainingModel(ComposerModel):
     def loss(  # type: ignore[override]
         self, outputs: MaskedLMOutput, batch: Batch, *args: Any, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
-        """Mean loss in nats over the labels of the batch, as "total": Composer would add up anything else."""
+        """Return the mean loss in nats over the labels as "total", the key that Composer minimizes."""
         return {"total": cast(torch.Tensor, outputs.loss)}
 
     def eval_forward(self, batch: Batch, outputs: MaskedLMOutput | None = None) -> MaskedLMOutput:
-        """The forward without compilation, or `outputs` if there are any."""
+        """Return `outputs`, or run the forward without compilation if they are None."""
         if outputs is not None:
             return outputs
         with torch.compiler.set_stance("force_eager"):
             return self._forward(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        """Evaluation: "loss" in nats and "accuracy", both over masked positions. Training has none."""
+        """Return the evaluation metrics "loss" (nats) and "accuracy" over masked positions; none for training."""
         return {} if is_train else {"loss": MaskedLoss(), "accuracy": MaskedAccuracy()}
 
     def update_metric(self, batch: Batch, outputs: MaskedLMOutput, metric: Metric) -> None:
@@ -134,7 +134,7 @@ class MaskedLMTrainingModel(ComposerModel):
 def _with_dense_labels(batch: Batch) -> Batch:
     """Replace labels [B, K] and `masked_positions` by labels [B, L], -100 where nothing is masked."""
     dense = torch.full_like(batch["input_ids"], IGNORED)
-    # the maximum, so that an unused slot (-100) leaves alone a position another slot names
+    # amax, so that an unused slot (-100) does not overwrite a label at the same position
     dense = dense.scatter_reduce(1, batch["masked_positions"], batch["labels"], "amax")
     return {name: t for name, t in batch.items() if name != "masked_positions"} | {"labels": dense}
 

@@ -20,17 +20,17 @@ from cram_composer.optim.parameters import ModelParameter
 if TYPE_CHECKING:
     from cram_composer.config.schema import optimizer as schema
 
-Groups = Callable[..., list[dict[str, Any]]]  # `parameter_groups` with all but its options bound
+Groups = Callable[..., list[dict[str, Any]]]  # `parameter_groups` with all arguments except `options` bound
 Builder = Callable[[nn.Module, Any, Groups], torch.optim.Optimizer]
 
-# Libraries are imported where they are used: pytorch_optimizer takes a second, and AdamW does without it.
+# Libraries are imported on use: pytorch_optimizer takes a second, and AdamW does not need it.
 
 
 def library(path: str, renamed: Mapping[str, str] = MappingProxyType({}), **fixed: Any) -> Builder:
     """Return a builder for the class at `path` ("module:class").
 
-    The class gets the parameter groups, the settings of this optimizer alone as keyword arguments, those in `renamed`
-    under the library's name, and `fixed`.
+    The class gets the parameter groups, the settings specific to this optimizer, and `fixed`. `renamed` maps names of
+    settings to the library's names.
     """
 
     def build(model: nn.Module, settings: Any, groups: Groups) -> torch.optim.Optimizer:
@@ -46,15 +46,15 @@ def library(path: str, renamed: Mapping[str, str] = MappingProxyType({}), **fixe
 
 
 def adamw_8bit(model: nn.Module, settings: schema.AdamW8bitConfig, groups: Groups) -> torch.optim.Optimizer:
-    """AdamW with moments in 8 bits by block, those of embeddings in 32 (Dettmers et al. 2021, arXiv 2110.02861)."""
+    """Build AdamW with blockwise 8-bit moments, 32-bit for embeddings (Dettmers et al. 2021, arXiv 2110.02861)."""
     if not torch.cuda.is_available():
-        raise CramError("optimizer.name: adamw-8bit needs a GPU, and there is none here; use optimizer.name=adamw")
+        raise CramError("optimizer.name: adamw-8bit needs a GPU, and none was found; set optimizer.name=adamw")
     try:
         optim = importlib.import_module("bitsandbytes.optim")
     except ImportError:
         raise CramError(
-            "optimizer.name: adamw-8bit needs bitsandbytes, which is not installed: "
-            "pip install bitsandbytes, or use optimizer.name=adamw"
+            "optimizer.name: adamw-8bit needs bitsandbytes, which is not installed; "
+            "run `pip install bitsandbytes` or set optimizer.name=adamw"
         ) from None
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -63,12 +63,12 @@ def adamw_8bit(model: nn.Module, settings: schema.AdamW8bitConfig, groups: Group
 
 
 def adafactor(model: nn.Module, settings: schema.AdafactorConfig, groups: Groups) -> torch.optim.Optimizer:
-    """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) at the run's own learning rate."""
+    """Build Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) with the run's learning rate."""
     from pytorch_optimizer import AdaFactor
 
     return AdaFactor(
         groups(),
-        # 1 - step^-0.8 is capped as by Zhai et al. 2022, arXiv 2106.04560.
+        # The second-moment decay 1 - step^-0.8 is capped as in Zhai et al. 2022, arXiv 2106.04560.
         betas=(settings.momentum or None, 0.999),  # type: ignore[arg-type]
         scale_parameter=settings.scale_parameter,
         relative_step=False,
@@ -77,10 +77,10 @@ def adafactor(model: nn.Module, settings: schema.AdafactorConfig, groups: Groups
 
 
 def lamb(model: nn.Module, settings: schema.LambConfig, groups: Groups) -> torch.optim.Optimizer:
-    """LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2) as in the authors' BERT code.
+    """Build LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2) as in the authors' BERT code.
 
-    Weight decay is part of the update whose norm is taken, norms and biases have a trust ratio of 1, and neither the
-    norm of a weight is clamped nor the rate of the first steps raised by a bias correction.
+    The update whose norm is taken includes weight decay. Norms and biases have a trust ratio of 1. The norm of a weight
+    is not clamped, and there is no bias correction of the first steps.
     """
     from pytorch_optimizer import Lamb
 
@@ -96,10 +96,10 @@ def lamb(model: nn.Module, settings: schema.LambConfig, groups: Groups) -> torch
 
 
 def muon(model: nn.Module, settings: schema.MuonConfig, groups: Groups) -> torch.optim.Optimizer:
-    """Muon for the matrices inside the layers, AdamW for all else, on one learning rate (Liu et al. 2025, 2502.16982).
+    """Build Muon for the matrices inside the layers and AdamW for all other parameters (Liu et al. 2025, 2502.16982).
 
-    Updates of a matrix are scaled by 0.2 sqrt(max(rows, columns)) (their equation 4), to the root mean square of
-    AdamW's, so that rate and weight decay can be shared.
+    Updates of a matrix are scaled by 0.2 sqrt(max(rows, columns)) (their equation 4) to the root mean square of AdamW's
+    updates, so that both share learning rate and weight decay.
     """
     from cram_composer.optim.muon import ProjectionMuon
 
@@ -119,9 +119,9 @@ def muon(model: nn.Module, settings: schema.MuonConfig, groups: Groups) -> torch
 
 
 def shampoo(model: nn.Module, settings: schema.ShampooConfig, groups: Groups) -> torch.optim.Optimizer:
-    """Shampoo by blocks, grafted on RMSProp's step size (Anil et al. 2020, arXiv 2002.09018, section 4).
+    """Build blockwise Shampoo, grafted on RMSProp's step size (Anil et al. 2020, arXiv 2002.09018, section 4).
 
-    A tensor with a side of more than 8192, such as a token embedding, takes RMSProp's step with momentum.
+    Tensors with a side of more than 8192, such as a token embedding, use RMSProp with momentum instead.
     """
     from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
 
@@ -133,7 +133,7 @@ def shampoo(model: nn.Module, settings: schema.ShampooConfig, groups: Groups) ->
         matrix_eps=settings.eps,
         moving_average_for_momentum=True,
         decoupled_weight_decay=True,
-        # The first inverse roots are there at the first step that uses them.
+        # Equal, so that the inverse roots exist at the first step that uses them.
         start_preconditioning_step=settings.precondition_frequency,
         preconditioning_compute_steps=settings.precondition_frequency,
         block_size=settings.block_size,
@@ -142,7 +142,7 @@ def shampoo(model: nn.Module, settings: schema.ShampooConfig, groups: Groups) ->
 
 
 OPTIMIZERS: dict[str, Builder] = {
-    # Not torch's Adafactor: that one caps the rate at 1 / sqrt(step), whatever the schedule says.
+    # torch's Adafactor is unsuitable: it caps the rate at 1 / sqrt(step), regardless of the schedule.
     "adafactor": adafactor,
     "adamw": library("torch.optim:AdamW", fused=True),
     "adamw-8bit": adamw_8bit,
@@ -165,7 +165,7 @@ def build_optimizer(
     """Build the optimizer `settings.name` over the parameter groups of `model`, at `lr_scale` times `lr`.
 
     Raises:
-        CramError: it cannot run here.
+        CramError: the optimizer needs a GPU or a package that is missing.
     """
     groups = partial(
         parameter_groups,

@@ -21,26 +21,26 @@ def parameter_groups(
     mup_base_width: int | None = None,
     options: Callable[[ModelParameter], dict[str, Any]] = lambda parameter: {},
 ) -> list[dict[str, Any]]:
-    """Return the optimizer groups over the trainable parameters: one per distinct set of options.
+    """Return the optimizer groups over the trainable parameters, one per distinct set of options.
 
-    A parameter is decayed if it has two dimensions or more and its name contains neither "bias" nor "norm" in any case.
-    Embeddings are matrices and are decayed (with the tied decoder, once), as in the cramming code, whose exceptions are
-    the names with "bias" and "norm", unless `decay_embeddings` is false. The scalar of the scaled sinusoids is decayed
-    there and not here.
+    Weight decay applies to parameters with two or more dimensions whose name contains neither "bias" nor "norm" (case
+    ignored). Embeddings count as matrices, as in the cramming code, unless `decay_embeddings` is False. Unlike there,
+    the scalar of the scaled sinusoids is not decayed.
 
-    With `layer_lr_decay` d, layer i of n learns at d^(n - i) of the rate of the head, embeddings at d^(n + 1) (Clark et
-    al. 2020, arXiv 2003.10555, appendix B). With `mup_base_width` b and hidden size w, matrices learn at b / w of the
-    rate, and their weight decay is multiplied by w / b, which keeps rate times decay; embeddings, decoders and vectors
-    are unchanged (Yang et al. 2022, arXiv 2203.03466, table 8, for Adam). This is the optimizer's side of the transfer;
-    initial weights, logits and attention are scaled in the model.
+    With `layer_lr_decay` d, the rate of layer i of n is d^(n - i) times that of the head, and the rate of embeddings is
+    d^(n + 1) times (Clark et al. 2020, arXiv 2003.10555, appendix B).
+
+    With `mup_base_width` b and hidden size w, the rate of matrices is multiplied by b / w and their weight decay by
+    w / b, so that rate times decay is unchanged (Yang et al. 2022, arXiv 2203.03466, table 8, for Adam). Embeddings,
+    decoders and vectors are not affected. The model scales initial weights, logits and attention.
 
     Args:
         model: any module; `describe_parameters` determines depth and roles.
-        lr: peak learning rate of a group without factors.
-        weight_decay: of decayed parameters.
+        lr: peak learning rate before these factors.
+        weight_decay: weight decay of decayed parameters.
         config: the `optimizer.groups` section; its defaults if None.
         mup_base_width: see above.
-        options: returns further hashable options of a parameter's group; an "lr" replaces `lr`.
+        options: returns further hashable options of a parameter's group; "lr" among them replaces `lr`.
 
     Returns:
         Non-empty groups with "params", "lr", "weight_decay" and the options; groups at rate `lr` come last.
@@ -49,7 +49,7 @@ def parameter_groups(
     matrix_lr_factor = 1.0
     if mup_base_width is not None:
         width = hidden_size(model)
-        assert width is not None, "muP is for CramBERT, which has a hidden size"
+        assert width is not None, "muP needs a CramBERT, which has a hidden size"
         matrix_lr_factor = mup_base_width / width
     described = describe_parameters(model)
     deepest = max((parameter.depth for parameter in described), default=0)
@@ -65,7 +65,7 @@ def parameter_groups(
             group["lr"] *= matrix_lr_factor
             group["weight_decay"] /= matrix_lr_factor
         groups.setdefault(tuple(group.items()), []).append(parameter.parameter)
-    # The clock reports the rate of the last group, which should be the configured one.
+    # The budget callback reports the rate of the last group, which should be the configured one.
     ordered = sorted(groups.items(), key=lambda item: dict(item[0])["lr"] == lr)
     return [{"params": parameters, **dict(options)} for options, parameters in ordered]
 

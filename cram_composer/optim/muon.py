@@ -13,15 +13,14 @@ from torch.optim.adamw import adamw
 class ProjectionMuon(Muon):
     """Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for groups whose matrices hold `parts` projections each.
 
-    The nearest orthogonal matrix to [Q; K; V] is not composed of those to Q, K and V: stacked, they share one set of
-    directions, and a projection with small gradients gets a small step. Jordan 2024 found separate projections better;
-    they are separated here, as are value and gate of a GLU. Momentum is element-wise and unaffected.
+    Orthogonalising [Q; K; V] differs from orthogonalising Q, K and V: stacked projections share one set of directions,
+    and a projection with small gradients gets a small step. Jordan 2024 found separate projections better, so they are
+    separated here, as are value and gate of a GLU. Momentum is element-wise and not affected.
 
-    The iteration runs in bfloat16 on every device, which is also faster on a CPU with bfloat16 instructions.
+    The iteration runs in bfloat16 on every device, which is also faster on CPUs with bfloat16 instructions.
 
-    The other parameters are mostly embeddings, and most of the weights of a small model: torch's fused AdamW passes
-    over them once, the library's own several times, with the same arithmetic. FSDP2 uses the library's, matrix by
-    matrix.
+    All other parameters, mostly embeddings, are the majority of the weights of a small model. torch's fused AdamW reads
+    them once, the library's AdamW several times, with the same arithmetic. Under FSDP2 the library's AdamW runs.
     """
 
     def _step_foreach(
@@ -63,7 +62,7 @@ class ProjectionMuon(Muon):
             return Muon._orthogonalize(group, updates)
         pieces = Muon._orthogonalize(group, [piece for update in updates for piece in update.chunk(parts)])
         whole = [torch.cat(pieces[at : at + parts]) for at in range(0, len(pieces), parts)]
-        # The caller scales by 0.2 sqrt(max(rows, columns)) of the whole matrix; correct this to the projection's sides.
+        # The caller scales by 0.2 sqrt(max(rows, columns)) of the whole matrix; correct it to the projection's shape.
         rows, columns = updates[0].shape
         torch._foreach_mul_(whole, math.sqrt(max(rows // parts, columns) / max(rows, columns)))
         return whole

@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-# Matrices that stack several projections, by the last part of their module's name, with their number: query, key and
-# value, one after the other. Other fused matrices (by head, as in DeBERTa) are treated as one.
+# Number of projections (query, key, value) stacked in a matrix, by the last part of its module's name. Matrices fused
+# in another order (by head, as in DeBERTa) count as one projection.
 _FUSED_ATTENTION = {"qkv": 3, "Wqkv": 3}
-# The two matrices of a feed-forward block: the first is [value; gate] if it has twice as many rows as the other
+# The two matrices of a feed-forward block. The first is [value; gate] if it has twice as many rows as the second has
 # columns.
 _FEEDFORWARDS = (("w_in", "w_out"), ("Wi", "Wo"))
 
@@ -25,13 +25,11 @@ class ModelParameter:
 
     Attributes:
         role: "embedding" (of tokens, positions, ...), "output" (a decoder not tied to an embedding), "matrix" (of any
-            other
-            linear layer) or "other" (norms, biases, scalars).
+            other linear layer) or "other" (norms, biases, scalars).
         depth: 0 for embeddings and everything before the layers, i + 1 in layer i, and one more than the last layer's
-            for
-            what follows.
+            after the layers.
         parts: number of projections stacked along the rows of a matrix.
-        in_layer: False before and after the layers.
+        in_layer: the parameter belongs to a layer.
     """
 
     name: str
@@ -43,7 +41,7 @@ class ModelParameter:
 
 
 def describe_parameters(model: nn.Module) -> list[ModelParameter]:
-    """Describe every trainable parameter of `model` once, in order; a tied one under its first name."""
+    """Describe every trainable parameter of `model` once, in order; tied parameters appear under their first name."""
     depths = _layer_depths(model)
     last = max(depths.values(), default=0) + 1
     embeddings = _ids(module.weight for module in model.modules() if isinstance(module, nn.Embedding))
@@ -69,7 +67,7 @@ def describe_parameters(model: nn.Module) -> list[ModelParameter]:
 
 
 def optimized_parameters(optimizers: Iterable[Optimizer]) -> list[nn.Parameter]:
-    """List the parameters of `optimizers` without walking the modules, which is too slow for every step."""
+    """List the parameters of `optimizers`. Walking the modules of the model would be too slow for every step."""
     return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -86,10 +84,10 @@ def hidden_size(model: nn.Module) -> int | None:
 
 
 def _layer_depths(model: nn.Module) -> dict[str, int]:
-    """Return the depth from 1 up by the prefix of a layer's parameters.
+    """Map the name prefix of each layer's parameters to its depth, starting at 1.
 
-    Layers are the members of the outermost module lists; adjacent lists of the same length (as in XLM, with one of
-    attentions and one of feed-forward blocks) are parts of the same layers.
+    Layers are the members of the outermost module lists. Sibling lists of the same length hold parts of the same
+    layers, such as attention and feed-forward blocks in XLM.
     """
     depths: dict[str, int] = {}
     known: dict[tuple[str, int, int], int] = {}

@@ -12,8 +12,8 @@ from pytorch_optimizer import ScalableShampoo
 class Shampoo(ScalableShampoo):
     """Blockwise Shampoo with grafting (Anil et al. 2020, arXiv 2002.09018).
 
-    Its inverse roots start from a random vector, seeded here by the step number: with each rank's own random state, the
-    weights of the ranks would diverge.
+    The iteration for inverse roots starts from a random vector. It is seeded by the step number, because the weights of
+    the ranks would diverge with each rank's own random state.
     """
 
     @torch.no_grad()
@@ -30,7 +30,7 @@ class Shampoo(ScalableShampoo):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, moving the tensors that torch does not know of to their parameter's device."""
+        """Load a state, and move the tensors that torch does not track to their parameter's device."""
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
             for holder in (state["pre_conditioner"], state["graft"]):
@@ -39,7 +39,7 @@ class Shampoo(ScalableShampoo):
 
 
 def _copy_to_device(value: Any, device: torch.device) -> Any:
-    """Copy tensors and lists of them, so that later steps do not change the loaded state dict."""
+    """Copy a tensor or a list of tensors, so that later steps do not change the loaded state dict."""
     if isinstance(value, torch.Tensor):
         return value.to(device, copy=True)
     if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):

@@ -1,4 +1,4 @@
-"""Sophia-G: clipped momentum over a curvature that is estimated every few steps."""
+"""Sophia-G: clipped momentum divided by a curvature that is estimated every few steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ Curvature = Callable[[list[nn.Parameter]], list[torch.Tensor] | None]
 
 
 class SophiaG(SophiaH):
-    """x <- x - lr clip(m / max(rho h, eps), 1) (Liu et al. 2023, arXiv 2305.14342, algorithm 3), decoupled decay.
+    """Sophia with a given curvature and decoupled weight decay (Liu et al. 2023, arXiv 2305.14342, algorithm 3).
+
+    The update is x <- x - lr clip(m / max(rho h, eps), 1).
 
     The library's Hutchinson estimate of h differentiates the gradients, which torch's attention kernels and compiled
     layers do not support. Here `curvature` provides it every `hessian_frequency` steps: it takes the parameters and
@@ -31,7 +33,7 @@ class SophiaG(SophiaH):
         parameters = [p for group in param_groups for p in group["params"] if p.grad is not None]
         estimate = self.curvature(parameters) if self.curvature is not None and parameters else None
         if estimate is None:
-            # The library averages this value in: the average itself leaves it unchanged.
+            # The library averages this value in; passing the average leaves it unchanged.
             estimate = [state[p]["hessian_moment"] / self._rho for p in parameters]
         for p, h in zip(parameters, estimate, strict=True):
             state[p]["hessian"] = self._rho * h

@@ -30,8 +30,9 @@ from cram_composer.runs.reproduce import read_reproducible_record, recompose
 from cram_composer.storage.files import link_or_copy, write_atomic, write_json
 
 BRANCH_YAML = "branch.yaml"
-_TOLERANCE = 0.02  # as shares: of a kept checkpoint from the requested time, and of its progress from its point
-_LATEST_SECONDS = 2.0  # by which a step or a pause of the machine may delay a checkpoint of a short budget
+# Largest relative distance of a checkpoint from the requested time, and of its progress from its point.
+_TOLERANCE = 0.02
+_LATEST_SECONDS = 2.0  # allowed delay of a checkpoint in a short budget, by a long step or a pause of the machine
 _PROGRESS_DEPENDENT = {  # settings whose value at a step depends on the budget
     "algorithms.ema": "ema",
     "algorithms.swa": "swa",
@@ -80,7 +81,7 @@ def create_branch(trunk: Path, at: str, budget: str, *, name: str | None = None,
     decay_start = point.point * limit  # of the requested point: equal for all seeds, whenever their steps ended
     if total <= decay_start:
         raise CramError(
-            f"--budget {budget}: the trunk had spent {_format_amount(decay_start, unit)} already; a branch needs more"
+            f"--budget {budget}: must be > {_format_amount(decay_start, unit)}, spent by the trunk before the branch"
         )
     _check_devices(record, trunk)
     _check_constant_rate(record, point)
@@ -105,7 +106,7 @@ def _budget_limit(record: dict[str, Any], trunk: Path) -> tuple[str, float]:
     limits = {key: record["budget"].get(key) for key in ("seconds", "tokens", "steps")}
     found = [(key, float(value)) for key, value in limits.items() if value is not None]
     if len(found) != 1 or record["budget"].get("mode") == "replay":
-        raise CramError(f"{trunk}: a branch needs a trunk with one limit: a wall-clock, tokens or steps")
+        raise CramError(f"{trunk}: a branch needs a trunk with exactly one budget limit: seconds, tokens or steps")
     return found[0]
 
 
@@ -117,7 +118,7 @@ def _parse_amount(text: str, unit: str, option: str) -> float:
     except ValueError:
         value = math.nan
     if not value > 0:
-        raise CramError(f"{option} {text}: the trunk's budget is in {unit}; give a number of them")
+        raise CramError(f"{option} {text}: must be a number of {unit}, the unit of the trunk's budget")
     return value
 
 
@@ -125,18 +126,16 @@ def _nearest_branch_point(
     points: list[BranchPoint], unit: str, limit: float, wanted: float, trunk: Path
 ) -> BranchPoint:
     if not points:
-        raise CramError(f"{trunk}: keeps no checkpoint to branch from; train it with checkpoint.branch_at=[0.25,0.5]")
+        raise CramError(f"{trunk}: has no checkpoint to branch from; train it with checkpoint.branch_at=[0.25,0.5]")
     nearest = min(points, key=lambda point: abs(point.point * limit - wanted))
     if abs(nearest.point * limit - wanted) > _TOLERANCE * wanted:
         available = ", ".join(_format_amount(point.point * limit, unit) for point in points)
-        raise CramError(
-            f"--at: {trunk} kept no checkpoint at {_format_amount(wanted, unit)}; it has checkpoints at {available}"
-        )
+        raise CramError(f"--at: {trunk} has no checkpoint at {_format_amount(wanted, unit)}; choose from {available}")
     allowed = max(_TOLERANCE * limit, _LATEST_SECONDS if unit == "seconds" else 0.0)
     if (nearest.progress - nearest.point) * limit > allowed:
         raise CramError(
-            f"--at: {trunk} was interrupted there, and kept its checkpoint at {nearest.progress:.1%} of its budget "
-            f"instead of {nearest.point:.1%}; branch from another"
+            f"--at: {trunk} was interrupted there and saved its checkpoint at {nearest.progress:.1%} of its budget "
+            f"instead of {nearest.point:.1%}; branch from another checkpoint"
         )
     return nearest
 
@@ -146,7 +145,8 @@ def _check_devices(record: dict[str, Any], trunk: Path) -> None:
     counts = sorted({attempt.get("world_size", record["world_size"]) for attempt in record.get("attempts", [])})
     if len(counts) > 1:
         raise CramError(
-            f"{trunk}: was trained on {' and '.join(map(str, counts))} devices; a trunk must keep one number of devices"
+            f"{trunk}: was trained on {' and '.join(map(str, counts))} devices; a branch needs a trunk with one number "
+            "of devices"
         )
 
 
@@ -159,14 +159,14 @@ def _check_constant_rate(record: dict[str, Any], point: BranchPoint) -> None:
     schedule = _trunk_schedule(record)
     if not isinstance(schedule, ConstantConfig | WsdConfig):
         raise CramError(
-            f"schedule.name: the trunk has '{schedule.name}', but a branch needs a constant rate; train the trunk "
+            f"schedule.name: a branch needs a trunk with a constant rate, got '{schedule.name}'; train the trunk "
             "with the recipe schedule-constant or schedule-wsd"
         )
     end = 1.0 - schedule.decay if isinstance(schedule, WsdConfig) else 1.0
     if not schedule.warmup <= point.progress <= end:
         raise CramError(
-            f"--at: the rate of the trunk is constant from {schedule.warmup:.0%} to {end:.0%} of its budget, "
-            f"and this is {point.progress:.1%}"
+            f"--at: must be between {schedule.warmup:.0%} and {end:.0%} of the trunk's budget, where its rate is "
+            f"constant, got {point.progress:.1%}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that are kept permanently at given budget progress, as starting points of branches."""
+"""Branch points: checkpoints of a run that are kept permanently at given budget progress."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class BranchPoint:
     Attributes:
         path: the `.pt` file.
         point: the requested progress.
-        progress: when the last step began, at `point` or right after.
-        step: steps done.
+        progress: progress at the start of the last step, equal to `point` or slightly above.
+        step: number of steps done.
         elapsed: budget seconds spent.
-        tokens: fed to the model, over all devices.
+        tokens: tokens fed to the model, summed over devices.
     """
 
     path: Path
@@ -47,7 +47,7 @@ def list_branch_points(run: Path) -> list[BranchPoint]:
 
 
 class BranchPointSaver:
-    """Saves checkpoints at the requested points of a run's budget."""
+    """Saver of checkpoints at the requested points of a run's budget."""
 
     def __init__(self, run: Path, points: Sequence[float]) -> None:
         self._folder = run / BRANCH_POINTS_FOLDER
@@ -63,7 +63,7 @@ class BranchPointSaver:
         self._pending = [point for point in self._pending if point > progress]
 
     def save(self, checkpoint: Path, progress: float, elapsed: float, tokens: int) -> None:
-        """Keep a checkpoint that has just been saved, as a hard link where possible."""
+        """Keep a newly saved checkpoint, as a hard link if possible."""
         self._folder.mkdir(exist_ok=True)
         kept = self._folder / checkpoint.name
         temporary = self._folder / f".{checkpoint.name}.tmp"

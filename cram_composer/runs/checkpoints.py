@@ -51,8 +51,8 @@ def checkpoint_problem(path: Path) -> str | None:
         if size != expected["bytes"]:
             return f"truncated ({size} of {expected['bytes']} bytes)"
         with open(path, "rb") as file:
-            return None if sha256(file) == expected["sha256"] else "corrupt (its hash is not the one written beside it)"
+            return None if sha256(file) == expected["sha256"] else "corrupt (its hash is not that in its .json)"
     except FileNotFoundError:
-        return "an interrupted save (no .json beside it)"
+        return "an interrupted save (it has no .json)"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable ({error})"

@@ -1,4 +1,4 @@
-"""The run folder on disk: lock, record and clock; and a description of the environment a run uses."""
+"""The run folder on disk (lock, record and clock) and a description of the environment of a run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunFolder:
             holder.write_text(f"{os.getpid()} {os.getppid()}")
         except Timeout:
             raise CramError(
-                f"{self.path}: another process is training in this run folder; wait for it or choose run_name=..."
+                f"{self.path}: another process is training in this run folder; wait for it or set run_name=..."
             ) from None
 
     def unlock(self) -> None:
@@ -82,17 +82,17 @@ class RunFolder:
 
 
 def _is_orphaned(holder: Path) -> bool:
-    """Return True if the launcher of the process that holds the lock is gone, so that it is about to exit."""
+    """Return True if the process that holds the lock has lost its launcher and is about to exit."""
     try:
         pid, parent = holder.read_text().split()
         status = Path(f"/proc/{pid}/status").read_text()
     except (OSError, ValueError):
-        return True  # no holder, or one that is just starting or exiting
+        return True  # no holder, or a holder that is starting or exiting
     return f"PPid:\t{parent}\n" not in status
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read the record of a run; a record of an earlier format gets the present names.
+    """Read the record of a run; convert a record of an earlier format.
 
     Args:
         path: run folder, or its record.json.
@@ -102,7 +102,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     file = path if path.name == RECORD else path / RECORD
     if not file.is_file():
-        raise CramError(f"{path}: not a run folder: it has no {RECORD}; give the folder of a run, RUNS_DIR/RUN_NAME")
+        raise CramError(f"{path}: not a run folder, because it has no {RECORD}; give RUNS_DIR/RUN_NAME")
     try:
         record = read_json(file)
     except (OSError, ValueError) as error:
@@ -112,13 +112,13 @@ def read_record(path: Path) -> dict[str, Any]:
         return _upgrade_record(record)
     if version != RECORD_FORMAT:
         raise CramError(
-            f"{file}: format version {version}, this cram-composer reads {RECORD_FORMAT}; use the version that wrote it"
+            f"{file}: format_version: must be 1 or {RECORD_FORMAT}, got {version}; use the cram-composer that wrote it"
         )
     return record
 
 
 def _upgrade_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Convert a record of format 1 to the present names of keys and values."""
+    """Convert a record of format 1 to the current names of keys and values."""
     upgraded = {"attempts" if key == "segments" else key: value for key, value in record.items()}
     upgraded["format_version"] = RECORD_FORMAT
     if record.get("status") == "killed-early":
@@ -132,9 +132,9 @@ def device_hours(attempts: list[dict[str, Any]], total: float, world_size: int) 
     """Sum budget seconds times devices over the attempts of a run, in hours.
 
     Args:
-        attempts: of record.json; attempts without `world_size` (written by old versions) count as the present one.
+        attempts: as in record.json; attempts without `world_size` (from old versions) use the current one.
         total: budget seconds up to now, including lost time.
-        world_size: devices of the present attempt.
+        world_size: devices of the current attempt.
     """
     begins = [attempt["spent_before"] for attempt in attempts] or [0.0]
     devices = [attempt.get("world_size", world_size) for attempt in attempts] or [world_size]

@@ -1,7 +1,7 @@
 """Copies of a run in object storage: checkpoints during training, everything at the end, and restoring from them.
 
 The layout below `runs_remote/RUN_NAME` is that of the run folder. A checkpoint's `.json` is uploaded after its `.pt`,
-trace, record and clock, so a checkpoint with a `.json` can be resumed.
+trace, record and clock, so every checkpoint with a `.json` can be resumed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _REPORT_FILES = ("report.html", "figures")  # written after everything else
 
 @dataclass(frozen=True)
 class _QueuedCheckpoint:
-    """A checkpoint to upload: a hard link, as the original may be deleted meanwhile, and its .json content."""
+    """A checkpoint to upload: the content of its .json, and a hard link, because the original may be deleted."""
 
     name: str
     checkpoint: Path
@@ -39,7 +39,7 @@ class _QueuedCheckpoint:
 class RunMirror:
     """The copy of one run in object storage, written by rank 0 from a background thread.
 
-    Starts no process, so uploads end with the run.
+    No process is started, so uploads end with the run.
     """
 
     def __init__(self, folder: RunFolder, runs_remote: str, keep: int) -> None:
@@ -100,13 +100,13 @@ class RunMirror:
         for name in sorted(sizes, key=lambda name: name == RECORD):
             if name in _CHECKPOINT_COMPANIONS or name.startswith("tokenizer/"):
                 if name == CLOCK and 0 < local_seconds >= self._remote_clock_seconds():
-                    continue  # time spent here after that copy counts as lost
+                    continue  # time spent here after the copy was made counts as lost
                 self._storage.download(name, self._folder.path / name)
 
     def _download_checkpoint(self, name: str) -> bool:
         path = self._folder.path / name
         try:
-            # Under a temporary name until its hash is verified: an existing local file may be the better one.
+            # Under a temporary name until the hash is verified, because an existing local file may be intact.
             unchecked = path.with_name(f".fetched-{path.name}")
             self._storage.download(name, unchecked)
             self._storage.download(_metadata_name(name), unchecked.with_suffix(".json"))
@@ -118,7 +118,7 @@ class RunMirror:
         except StorageError as error:
             if error.cause != "missing":  # not deleted since the listing
                 raise
-            problem = "deleted meanwhile"
+            problem = "deleted during the download"
         finally:
             for leftover in self._folder.checkpoints.glob(".fetched-*"):
                 leftover.unlink()

@@ -1,4 +1,4 @@
-"""`cram reproduce`: write a run YAML that gives the configuration of a record, and list what changed since."""
+"""`cram reproduce`: write a run YAML with the configuration of a record, and list what has changed since."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Reproduction:
 
     Attributes:
         path: the YAML.
-        command: trains it.
+        command: the command that trains it.
         config_differences: one line per key that could not be reproduced.
         environment_differences: one line per other difference since the run: versions, machine, data.
     """
@@ -62,21 +62,22 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
         steps = len(read_trace(folder))
         if record["status"] != "finished":
             raise CramError(
-                f"{folder}: did not finish ({record['status']}); its trace of {steps} steps is not a schedule"
+                f"{folder}: cannot replay a run that did not finish (status {record['status']}, {steps} steps); "
+                "omit --replay"
             )
         wanted |= {f"budget.{key}": None for key in vars(BudgetConfig())}
         wanted["budget.replay"] = str(folder.resolve())
     target = output or Path(f"{name}.yaml")
     if target.exists():
-        raise CramError(f"{target}: already exists; give another name with --output")
+        raise CramError(f"{target}: already exists; choose another name with --output")
     values, composed = recompose(wanted, record["provenance"])
     devices = record["world_size"]
-    heading = f"# As {folder} was configured (hash {record['config_hash']}){', its schedule replayed' * replay}."
+    heading = f"# Configuration of {folder} (hash {record['config_hash']}){', replaying its schedule' * replay}."
     write_atomic(target, f"{heading}\n{OmegaConf.to_yaml(OmegaConf.create(unflatten(values)))}")
     return Reproduction(
         target,
         f"composer {f'-n {devices} ' if devices > 1 else ''}train.py {target}",
-        list(_list_differences(wanted, flatten(composed.plain), "as the run had it", "here")),
+        list(_list_differences(wanted, flatten(composed.plain), "in the run", "here")),
         [*_environment_differences(record), *_data_differences(record, composed)],
     )
 
@@ -85,7 +86,7 @@ def read_reproducible_record(path: Path) -> dict[str, Any]:
     """Read a record that holds everything needed to compose its configuration again. Raises CramError."""
     record = read_record(path)
     if missing := _REQUIRED_KEYS - record.keys():
-        raise CramError(f"{path}: its {RECORD} has no {', '.join(sorted(missing))}, so the run cannot be reproduced")
+        raise CramError(f"{path}: cannot be reproduced, because its {RECORD} lacks {', '.join(sorted(missing))}")
     return record
 
 
@@ -162,7 +163,7 @@ def _data_differences(record: dict[str, Any], composed: Composed) -> Iterator[st
 
     folder, _ = resolve_location(composed.config.data)
     if not (folder / MANIFEST).is_file():
-        yield f"data: not at {folder} yet; to compare it later, run the same command with another --output"
+        yield f"data: not built yet in {folder}; build it, then compare by the same command with another --output"
         return
     then, now = flatten(record["data"]), flatten(summarize(load_manifest(folder)))
     yield from (f"data.{line}" for line in _list_differences(then, now, "then", "now"))

@@ -33,12 +33,12 @@ class Fsdp2(Strategy):
 
     def compile_mode(self) -> tuple[str, str | None]:
         if self.device.compile == "full":
-            return "regional", "a graph of the whole model cannot hold the gathering of layers"
+            return "regional", "one graph of the whole model cannot gather layers"
         return self.device.compile, None
 
     def prepare_model(self, model: MaskedLMTrainingModel) -> None:
-        # The tied embedding and decoder and the norms around the layers stay in the outermost group. The layers are
-        # looked up when Composer shards, after algorithms have wrapped them.
+        # The tied embedding and decoder and the norms around the layers form the outermost group. The layers are looked
+        # up when Composer shards, after algorithms have wrapped them.
         network: Any = model.model
         network.fsdp_wrap_fn = lambda module: any(module is layer for layer in encoder_layers(network))
         # Precompilation differentiates with respect to the weights, but sharded layers compute with gathered copies.
@@ -76,7 +76,7 @@ class Fsdp2(Strategy):
 
 
 class _MeanOverRanks(Algorithm):
-    """Divide gradients by the number of ranks: FSDP2 requests their mean, but gloo has no mean and returns the sum.
+    """Divide gradients by the number of ranks: FSDP2 requests a mean, but gloo supports only sums.
 
     Adam is invariant to the scale of gradients; clipping is not.
     """

@@ -1,4 +1,4 @@
-"""Recognize errors of this rank that the failure of another rank caused."""
+"""Detection of errors on this rank that the failure of another rank caused."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _GLOO_MESSAGES = (
 
 
 def peer_failure(error: BaseException) -> CramError | None:
-    """Describe the error of a collective whose other side has ended or does not answer; None for any other error."""
+    """Return a CramError if `error` comes from a collective whose peer exited or timed out, else None."""
     if dist.get_world_size() == 1 or not isinstance(error, RuntimeError):
         return None
     text = str(error)
     if not isinstance(error, torch.distributed.DistError) and not any(message in text for message in _GLOO_MESSAGES):
         return None
     return CramError(
-        f"rank {dist.get_global_rank()} of {dist.get_world_size()}: another rank has ended, or does not answer "
+        f"rank {dist.get_global_rank()} of {dist.get_world_size()}: another rank exited or does not respond "
         f"({text.strip().splitlines()[0][:120]}); see the first error above; run the same command to "
         "resume from the last checkpoint"
     )

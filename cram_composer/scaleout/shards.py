@@ -1,7 +1,7 @@
-"""This rank's part of a weight: all of it, or a shard of FSDP2 or ZeRO-3.
+"""This rank's part of a weight: the whole weight, or a shard of FSDP2 or ZeRO-3.
 
-Entry-wise computations, such as an average of the weights, run on shards without communication. `whole` and `shard_of`
-convert between shards and whole tensors for checkpoints.
+Element-wise computations, such as an average of the weights, run on shards without communication. `whole` and
+`shard_of` convert between shards and whole tensors for checkpoints.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def reshard(model: nn.Module) -> None:
-    """Shard every parameter again: FSDP2 leaves the outermost weights gathered after an evaluation."""
+    """Shard every parameter again, because FSDP2 leaves the outermost weights gathered after an evaluation."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def local(parameter: Any) -> torch.Tensor:
-    """Get this rank's part of a weight, without autograd. Writing to it changes the weight; call `settle` after."""
+    """Return this rank's part of a weight, without autograd. Call `settle` after writing to it."""
     if isinstance(parameter, DTensor):
         return parameter.to_local().detach()
     if hasattr(parameter, "ds_tensor"):
@@ -32,13 +32,13 @@ def local(parameter: Any) -> torch.Tensor:
 
 
 def settle(parameter: Any) -> None:
-    """Update the gathered copy that ZeRO-3 may hold, after writing to `local(parameter)`. Collective."""
+    """Update the gathered copy that ZeRO-3 may hold after a write to `local(parameter)`. Collective."""
     if hasattr(parameter, "ds_tensor") and parameter.numel() == parameter.ds_numel:
         parameter.data.copy_(whole(parameter, local(parameter)))
 
 
 def whole(parameter: Any, shard: torch.Tensor) -> torch.Tensor:
-    """Gather the whole tensor of which `shard` is this rank's part, on its device. Collective."""
+    """Gather the whole tensor from this rank's `shard`, on its device. Collective."""
     if isinstance(parameter, DTensor):
         placed = DTensor.from_local(
             shard, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
@@ -52,7 +52,7 @@ def whole(parameter: Any, shard: torch.Tensor) -> torch.Tensor:
 
 
 def shard_of(parameter: Any, tensor: torch.Tensor) -> torch.Tensor:
-    """Get this rank's part of a whole tensor that belongs to `parameter`, on its device; the inverse of `whole`."""
+    """Return this rank's part of a whole `tensor`, on the device of `parameter`; the inverse of `whole`."""
     shard = local(parameter)
     if isinstance(parameter, DTensor):
         placed = distribute_tensor(tensor.to(shard.device), parameter.device_mesh, parameter.placements)

@@ -1,4 +1,4 @@
-"""The interface of a scale-out strategy; the base class is a single device, or Composer's DDP."""
+"""The interface of a scale-out strategy; the base class implements a single device and Composer's DDP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Strategy:
 
     Attributes:
         is_replicated: every rank holds all weights, so the model can be exported without a checkpoint.
-        skips_steps: the strategy itself skips steps whose gradients are not finite, see `on_step_skipped`.
+        skips_steps: the strategy skips steps whose gradients are not finite, see `on_step_skipped`.
     """
 
     is_replicated = True
@@ -42,43 +42,43 @@ class Strategy:
 
     @property
     def name(self) -> str:
-        """The strategy in words, for the first line of a run and its record."""
+        """Description of the strategy, for the first line of a run and its record."""
         return "one device" if self.world_size == 1 else f"ddp on {self.world_size} devices"
 
     def precision(self) -> tuple[Precision, torch.dtype | None]:
-        """Composer's precision, and the dtype to which the model's own forward autocasts."""
+        """Return Composer's precision and the autocast dtype of the model's own forward."""
         return self.device.composer_precision, self.device.autocast_dtype
 
     def compile_mode(self) -> tuple[str, str | None]:
-        """The mode of `compile_model`, and the reason if it is not the configured one."""
+        """Return the mode of `compile_model`, and the reason if it differs from the configured one."""
         return self.device.compile, None
 
     def algorithms(self) -> AlgorithmsConfig:
-        """The configured algorithms, without those that the strategy replaces."""
+        """Return the configured algorithms, without those that the strategy replaces."""
         return self.config.algorithms
 
     def pre_step_algorithms(self) -> list[Algorithm]:
-        """Algorithms that complete the gradients of a step before any other reads them."""
+        """Return algorithms that complete the gradients of a step before other algorithms read them."""
         return []
 
     def prepare_model(self, model: MaskedLMTrainingModel) -> None:
         """Prepare a model that is not sharded yet."""
 
     def trainer_arguments(self) -> dict[str, Any]:
-        """Arguments of Composer's Trainer."""
+        """Return arguments of Composer's Trainer."""
         # Skipped and frozen layers are the same in all microbatches of a step, so one reduction is enough.
         return {"ddp_sync_strategy": self.config.scaleout.ddp.sync_strategy}
 
     @contextlib.contextmanager
     def trainer_context(self) -> Iterator[None]:
-        """Context for constructing the Trainer, which wraps the model and loads a checkpoint."""
+        """Return the context for constructing the Trainer, which wraps the model and loads a checkpoint."""
         yield
 
     def after_init(self, trainer: Trainer) -> None:
         """Finish wrapping the model and optimizer."""
 
     def on_step_skipped(self, callback: Callable[[], None]) -> None:
-        """With `skips_steps`: register a function to call on all ranks after a step was skipped."""
+        """Register a function to call on all ranks after a skipped step, if `skips_steps` is True."""
 
     def save(self, state: State, path: Path) -> None:
         """Write a complete checkpoint, from which any number of ranks can resume. Collective."""
@@ -90,5 +90,5 @@ class Strategy:
         state.load_optim_state(loaded)
 
     def gradients(self, state: State) -> list[torch.Tensor]:
-        """This rank's part of the gradients of the current step."""
+        """Return this rank's part of the gradients of the current step."""
         return optimized_gradients(state.optimizers)

@@ -1,8 +1,8 @@
 """DeepSpeed's ZeRO under Composer's Trainer: an engine in place of DDP, and an optimizer that steps the engine.
 
 Composer still runs the loop, the events and the microbatches. The engine (Rajbhandari et al. 2020, arXiv 1910.02054)
-wraps the plain optimizer, with the state that a checkpoint has loaded, and shards it: every parameter group becomes one
-flat tensor, of which each rank steps its part.
+wraps the plain optimizer after a checkpoint is loaded, and shards it: every parameter group becomes one flat tensor, of
+which each rank updates its part.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class EngineOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, engine: Any, optimizer: torch.optim.Optimizer) -> None:
-        # Without Optimizer.__init__, which would create param_groups.
+        # Optimizer.__init__ is not called, because it would create param_groups.
         self._engine = engine
         self._optimizer = optimizer
         self.on_skipped: Callable[[], None] = lambda: None
@@ -61,11 +61,11 @@ class EngineOptimizer(torch.optim.Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Do nothing: the engine has cleared its gradients."""
+        """Do nothing; the engine clears its gradients."""
 
 
 class DeepSpeedZero(Strategy):
-    """ZeRO by stage: 1 shards the optimizer, 2 gradients too, 3 weights too."""
+    """ZeRO. Stage 1 shards the optimizer, stage 2 also the gradients, stage 3 also the weights."""
 
     is_replicated = False
     skips_steps = True
@@ -82,25 +82,25 @@ class DeepSpeedZero(Strategy):
         return f"deepspeed {version} ZeRO-{zero_stage(self.config.scaleout)} on {self.world_size} devices"
 
     def precision(self) -> tuple[Precision, torch.dtype | None]:
-        # The engine disables an outer autocast; the model's own runs inside and matches DDP.
+        # The engine disables an outer autocast; the model's own autocast runs inside it and matches DDP.
         dtype = torch.bfloat16 if self.device.precision == "bf16" else None
         return Precision.FP32, dtype
 
     def compile_mode(self) -> tuple[str, str | None]:
         mode = self.device.compile
         if mode != "off" and zero_stage(self.config.scaleout) == 3:
-            return "off", "ZeRO-3 gathers weights in hooks of every module, which a graph cannot hold"
+            return "off", "ZeRO-3 gathers weights in module hooks, which a graph cannot contain"
         if mode == "full":
-            return "regional", "the engine's hooks are around the model"
+            return "regional", "DeepSpeed's hooks surround the whole model"
         return mode, None
 
     def algorithms(self) -> AlgorithmsConfig:
-        # Only the engine sees the norm of all gradients, so it clips.
+        # The engine clips, because only the engine knows the norm of all gradients.
         return self.config.algorithms.model_copy(update={"gradient_clipping": None})
 
     @contextlib.contextmanager
     def trainer_context(self) -> Iterator[None]:
-        """Keep the Trainer from wrapping the model with DDP."""
+        """Prevent the Trainer from wrapping the model with DDP."""
         with mock.patch("composer.trainer.trainer.prepare_ddp_module", lambda model, find_unused: model):
             yield
 
@@ -138,11 +138,11 @@ class DeepSpeedZero(Strategy):
         self._state.set_optimizer(optimizer["state"])
 
     def gradients(self, state: State) -> list[torch.Tensor]:
-        # The engine checks them itself after the reduction, because it needs their norm.
+        # The engine checks gradients after the reduction, when it computes their norm.
         return []
 
     def prepare_model(self, model: MaskedLMTrainingModel) -> None:
-        model.precompiles = False  # its backward would trigger the engine's reduction hooks
+        model.precompiles = False  # its backward pass would trigger the engine's reduction hooks
 
 
 def _engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
@@ -151,7 +151,7 @@ def _engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     deepspeed = importlib.import_module("deepspeed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # logging its defaults takes 0.25 s per start
-    # On a CPU it would compile its own all-reduce for 90 s; use gloo's.
+    # Use gloo's all-reduce on a CPU: DeepSpeed would compile its own for 90 s.
     with mock.patch.dict("deepspeed.ops.__compatible_ops__", {"deepspeed_shm_comm": False}):
         try:
             engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)

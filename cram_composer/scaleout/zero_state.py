@@ -1,4 +1,4 @@
-"""Convert weights and optimizer of a ZeRO engine between its flat shards and the format of other checkpoints."""
+"""Conversion of a ZeRO engine's weights and optimizer between flat shards and the format of other checkpoints."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class ZeroState:
         return {type(self._optimizer).__qualname__: {"state": states if shapes else {}, "param_groups": groups}}
 
     def set_optimizer(self, states: States) -> None:
-        """Restore the states of `optimizer` or of a plain optimizer; groups without states stay without."""
+        """Restore states returned by `optimizer` or saved from a plain optimizer; groups without states are skipped."""
         for index, flat in enumerate(self._flats):
             members = [name for name, piece in self._pieces.items() if piece is not None and piece.flat == index]
             of_first = next((states[name] for name in members if states.get(name)), None)
@@ -113,7 +113,7 @@ class ZeroState:
         return lambda flat: self._optimizer.state[flat][key]
 
     def _state_names(self) -> dict[str, bool]:
-        """Keys of the optimizer's states, and whether each has the shape of its weight; the same on all ranks."""
+        """Return the keys of the optimizer's states and whether each has its weight's shape; same on all ranks."""
         return {
             key: _has_shape_of(value, flat.shape)
             for flat in self._flats
@@ -123,7 +123,7 @@ class ZeroState:
     def _state(self, name: str, key: str, shaped: bool) -> Any:
         if shaped:
             return self._gather(name, self._flat_state(key))
-        # One value serves all weights, because every step updates all of them.
+        # One value is enough, because every step updates all weights.
         value = next(self._optimizer.state[flat][key] for flat in self._flats if flat in self._optimizer.state)
         return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
 

@@ -22,7 +22,7 @@ from cram_composer.train.session import Session
 
 
 class Attempt:
-    """One attempt at a run: its steps, and its wall-clock time by a clock independent of the ledger."""
+    """One attempt at a run: its steps, and its wall-clock time measured independently of the ledger."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -38,17 +38,17 @@ class Attempt:
         session.attempts.append(self._entry)
 
     def start(self) -> None:
-        """Note the start of the loop."""
+        """Record the start of the loop."""
         self._started = time.perf_counter()
 
     def close(self, reason: str) -> None:
-        """Stop the clocks and note why the loop ended."""
+        """Stop the clocks and record the reason for the end of the loop."""
         wall = time.perf_counter() - self._started
         step = int(self._session.trainer.state.timestamp.batch)
         self._session.callbacks.stop_clocks()
         self._entry.update(ended_at_step=step, reason=reason, wall_seconds=wall)
         if dist.get_global_rank() == 0:
-            # An interrupted run has saved its last step; after a failure, the time since the last checkpoint is lost.
+            # An interrupted run saved its last step. After a failure, the time since the last checkpoint is lost.
             self._session.folder.write_clock(self._session.ledger, step, clean=reason == "interrupted")
 
 
@@ -72,9 +72,10 @@ def restore_ledger(
 
 
 def rollback_to_checkpoint(folder: RunFolder, ledger: Ledger, strategy: Strategy) -> Callable[[State, Logger], bool]:
-    """Make the non-finite guard's rollback: restore the last checkpoint's weights and count the time since as lost.
+    """Build the rollback of the non-finite guard.
 
-    The returned function is False if there is no checkpoint.
+    The returned function restores the weights of the last checkpoint and counts the time since then as lost. It returns
+    False if there is no checkpoint.
     """
 
     def rollback(state: State, logger: Logger) -> bool:

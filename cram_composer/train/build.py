@@ -34,7 +34,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
         previous: the record of earlier attempts, None for a new run.
 
     Raises:
-        CramError: a mistake that the user can fix.
+        CramError: invalid configuration or data.
     """
     config = composed.config
     set_up_cpu(device.threads, trains_here=device.name == "cpu")
@@ -68,6 +68,6 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
 
 
 def _initialize_process_group(config: RunConfig, device: DeviceChoice) -> None:
-    """Initialize torch.distributed, except for a single process without sharding, which is faster without a group."""
+    """Initialize torch.distributed; a single process without sharding needs no group and is faster without one."""
     if dist.get_world_size() > 1 or config.scaleout.strategy not in ("auto", "ddp"):
         dist.initialize_dist(device.name, timeout=600.0 if device.name == "gpu" else 3600.0)

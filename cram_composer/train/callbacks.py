@@ -1,4 +1,4 @@
-"""Callbacks of a run: heartbeat and trace, and the list of all callbacks in their order."""
+"""Callbacks of a run: heartbeat, trace, and the ordered list of all callbacks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunCallbacks:
 
     Attributes:
         ordered: all callbacks, in the order in which Composer runs them.
-        mirror: on rank 0 with `runs_remote`.
+        mirror: present on rank 0 if `runs_remote` is set.
     """
 
     ordered: list[Callback]
@@ -62,7 +62,7 @@ class RunCallbacks:
 def build_callbacks(
     config: RunConfig, folder: RunFolder, budget: Budget, ledger: Ledger, loader: TrainLoader, strategy: Strategy
 ) -> RunCallbacks:
-    """Build the callbacks that keep the budget and write the run folder."""
+    """Build the callbacks that enforce the budget and write the run folder."""
     heartbeat = Heartbeat(folder, ledger)
     signals = Signals(heartbeat.beat)
     mirror = None
@@ -91,20 +91,20 @@ def build_callbacks(
         *([early_stop] if early_stop else []),
         DataPosition(loader),
         checkpoints,
-        clock,  # last, so that the work of the others counts for the step that it belongs to
+        clock,  # last, so that the work of the others counts for their step
     ]
     return RunCallbacks(ordered, heartbeat, trace, checkpoints, clock, early_stop, signals, mirror)
 
 
 def _checkpoint_interval(config: RunConfig, budget: Budget) -> float:
-    """The configured interval in seconds; by default ten minutes or a tenth of the budget, whichever is shorter."""
+    """Return the interval in seconds; by default ten minutes or a tenth of the budget, whichever is shorter."""
     if config.checkpoint.interval is not None:
         return parse_duration(config.checkpoint.interval)
     return min(_TEN_MINUTES, (budget.limits.seconds or math.inf) / 10.0)
 
 
 class Heartbeat(Callback):
-    """Write the clock every few seconds from a thread, because a kill may come during a long compilation."""
+    """Write the clock every few seconds from a thread, because a kill may happen during a long compilation."""
 
     def __init__(self, folder: RunFolder, ledger: Ledger) -> None:
         self._folder = folder
@@ -114,7 +114,7 @@ class Heartbeat(Callback):
         self._thread: threading.Thread | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Start beating, on rank 0."""
+        """Start the thread on rank 0."""
         self._step = int(state.timestamp.batch)
         if dist.get_global_rank() != 0:
             return
@@ -126,7 +126,7 @@ class Heartbeat(Callback):
         self._step = int(state.timestamp.batch)
 
     def stop(self) -> None:
-        """Stop beating, after any beat in progress."""
+        """Stop the thread after any write in progress."""
         self._done.set()
         if self._thread is not None:
             self._thread.join()
@@ -172,7 +172,7 @@ class TraceWriter(Callback):
             self._file.cut(int(state.timestamp.batch))
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Record the step that has just ended."""
+        """Record the completed step."""
         tokens, rows = int(state.timestamp.token), int(state.timestamp.sample)
         loss = (state.total_loss_dict or {}).get("loss/train/total", math.nan)
         seconds = self._ledger.elapsed() - self._clock.step_started
@@ -217,16 +217,16 @@ class TraceWriter(Callback):
             then, now = getattr(original, name), getattr(line, name)
             if then != now:
                 raise CramError(
-                    f"budget.replay: step {line.step} had {name} {then} in the trace and has {now} here: the data, the "
-                    "batch settings or the number of devices differ"
+                    f"budget.replay: step {line.step} has {name} {now}, but {then} in the trace; use the data, batch "
+                    "settings and number of devices of the original run"
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """The recent losses."""
+        """Return the recent losses."""
         return {"recent_losses": self.recent_losses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Restore from a checkpoint."""
         self.recent_losses = list(state["recent_losses"])
 
     def close(self, state: State, logger: Logger) -> None:

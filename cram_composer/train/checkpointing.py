@@ -1,4 +1,4 @@
-"""Rolling checkpoints, saved by wall time, and what a resumed or rolled-back run restores from them."""
+"""Rolling checkpoints, saved by wall-clock time, and their restoration on resume or rollback."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _SAVING = ".saving-"
 class RollingCheckpoints(Callback):
     """Save every `interval` seconds of budget and keep the newest `keep` checkpoints.
 
-    A checkpoint is a `.pt` file and a `.json` beside it with its size and SHA-256. Each is written under a temporary
-    name and renamed, the `.json` last: a `.pt` file without one is an interrupted save.
+    A checkpoint is a `.pt` file and a `.json` file with its size and SHA-256. Both are written under a temporary name
+    and renamed, the `.json` last, so a `.pt` file without a `.json` is an interrupted save.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class RollingCheckpoints(Callback):
             self.save(state)
 
     def save(self, state: State) -> None:
-        """Save now, as checkpoint time while the clock runs. Collective."""
-        spent = self._ledger.elapsed()  # the checkpoint holds the same
+        """Save now; counted as checkpoint time if the clock is running. Collective."""
+        spent = self._ledger.elapsed()  # as stored in the checkpoint
         with self._ledger.during("checkpoint"):
             self._write(state)
-            # Rank 0 writes, so its time decides on all ranks.
+            # Rank 0 writes the file, so all ranks use its time.
             seconds = torch.tensor([self._ledger.elapsed() - spent], dtype=torch.float64)
             seconds = state.device.tensor_to_device(seconds)
             dist.broadcast(seconds, src=0)
@@ -101,7 +101,7 @@ class RollingCheckpoints(Callback):
         final = self._path(state)
         directory = final.parent
         directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f"{_SAVING}{final.name}"  # Composer wants the suffix
+        temporary = directory / f"{_SAVING}{final.name}"  # Composer requires the suffix
         self._strategy.save(state, temporary)
         if dist.get_global_rank() == 0:
             with open(temporary, "rb") as file:
@@ -109,7 +109,7 @@ class RollingCheckpoints(Callback):
                 digest = sha256(file)
             os.replace(temporary, final)
             write_json(final.with_suffix(".json"), {"step": step, "bytes": final.stat().st_size, "sha256": digest})
-            # A newer step than this one is a damaged checkpoint that this run skipped when it resumed.
+            # A file with a higher step is a damaged checkpoint that this run skipped when it resumed.
             valid = [path for path in checkpoint_files(directory) if path.name <= final.name]
             for old in set(checkpoint_files(directory)) - set(valid[: self._keep]):
                 old.with_suffix(".json").unlink(missing_ok=True)
@@ -126,20 +126,22 @@ def find_checkpoint(folder: RunFolder) -> SavedCheckpoint | None:
         warnings.simplefilter("default", UserWarning)
         saved = newest_checkpoint(folder.checkpoints)
     if len(set(dist.all_gather_object(saved.step if saved else None))) > 1:
-        raise CramError(f"{folder.checkpoints}: ranks see different checkpoints; runs_dir must be on a shared disk")
+        raise CramError(
+            f"{folder.checkpoints}: ranks see different checkpoints; set runs_dir to a disk that all nodes share"
+        )
     return saved
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Load the state dict of a checkpoint of this project on the CPU."""
-    # Composer's checkpoints hold its own time objects; this file was written by this project in this run folder.
+    # weights_only would reject Composer's time objects; the file was written by this project in this run folder.
     return torch.load(path, map_location="cpu", weights_only=False)["state"]
 
 
 def restore_weights(state: State, logger: Logger, directory: Path, strategy: Strategy) -> dict[str, Any] | None:
     """Restore weights, optimizer and algorithms of a running `state` from the newest checkpoint. Collective.
 
-    The position in the data stays, so the same batch does not come again.
+    The position in the data is kept, so that the same batch is not repeated.
 
     Returns:
         The checkpoint's state; None if there is no checkpoint.
@@ -163,9 +165,9 @@ class DataPosition(Callback):
         self._loader = loader
 
     def state_dict(self) -> dict[str, Any]:
-        """The position."""
+        """Return the position."""
         return self._loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the position of a checkpoint."""
+        """Restore the position from a checkpoint."""
         self._loader.load_state_dict(state)

@@ -26,9 +26,9 @@ class Batches:
     """This rank's batches.
 
     Attributes:
-        loader: of training.
-        in_loop: of the evaluations during training.
-        final: of the evaluation after training.
+        loader: training batches.
+        in_loop: held-out batches of evaluations during training.
+        final: held-out batches of the evaluation after training.
     """
 
     loader: TrainLoader
@@ -39,7 +39,7 @@ class Batches:
 def prepare_data(config: RunConfig, folder: RunFolder) -> PreparedDataset:
     """Build or find the data set and copy its tokenizer into the run folder. Collective."""
     data = prepare_dataset(config.data, dist.get_local_rank() == 0, _long_timeout_barrier())
-    # The loader forks from here on, which the tokenizers library warns about; nothing is tokenized any more.
+    # The tokenizers library warns when the loader forks. Nothing is tokenized from here on.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     check_row_length(config, data.manifest["sequence_length"])
     if dist.get_global_rank() == 0:
@@ -58,7 +58,7 @@ def open_batches(config: RunConfig, data: PreparedDataset) -> Batches:
 
 
 def _long_timeout_barrier() -> Callable[[], None]:
-    """A barrier of all ranks that waits through a data build of hours; NCCL's times out after ten minutes."""
+    """Return a barrier that waits for data builds of hours; NCCL's barrier times out after ten minutes."""
     if dist.get_world_size() == 1:
         return lambda: None
     group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=2))
@@ -66,7 +66,7 @@ def _long_timeout_barrier() -> Callable[[], None]:
 
 
 def _held_out_batches(config: RunConfig, data: PreparedDataset) -> tuple[list[Batch], list[Batch], int]:
-    """Batches for the evaluations in the loop and at the end, and the bytes of the cache that their shards use."""
+    """Return batches for evaluations in the loop and at the end, and the bytes that their shards use in the cache."""
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
     collator = evaluation_collator(**_token_ids(config, data), shift=config.objective.shift)
     settings = config.eval
@@ -74,8 +74,8 @@ def _held_out_batches(config: RunConfig, data: PreparedDataset) -> tuple[list[Ba
     final = evaluation_batches(rows[: settings.final_rows], collator, settings.batch_size, rank, world_size)
     if not final:
         raise CramError(
-            f"{data.root}: {len(rows)} validation rows are less than one batch of eval.batch_size = "
-            f"{settings.batch_size} on {world_size} device(s); lower it or build a larger validation split"
+            f"eval.batch_size: {settings.batch_size} rows on each of {world_size} device(s) exceed the {len(rows)} "
+            f"validation rows in {data.root}; lower it or build a larger validation split"
         )
     in_loop = evaluation_batches(rows[: settings.rows], collator, settings.batch_size, rank, world_size)
     return in_loop, final, cached
@@ -98,7 +98,7 @@ def _train_loader(config: RunConfig, data: PreparedDataset, cached: int) -> Trai
 
 
 def _token_ids(config: RunConfig, data: PreparedDataset) -> dict[str, Any]:
-    """Token ids for a collator; the padding and separator ids are None where the collator must ignore them."""
+    """Return the token ids for a collator; padding and separator are None if the collator must ignore them."""
     tokens = data.manifest["special_tokens"]
     return {
         "vocab_size": data.manifest["vocab_size"],

@@ -34,13 +34,13 @@ def export_run(path: Path, destination: Path | None) -> Path:
     """
     record = RunFolder(path).read_record()
     if record is None:
-        raise CramError(f"{path}: not a run folder (it has no {RECORD})")
+        raise CramError(f"{path}: not a run folder, because it has no {RECORD}; give RUNS_DIR/RUN_NAME")
     network = _load_network(path, record)
     return _write_export(network, record, record["data"], path / "tokenizer", destination or path / "export")
 
 
 def export_session(session: Session) -> list[dict[str, Any]]:
-    """Export the model that a run has trained; returns its predictions for `export.sentences`."""
+    """Export the trained model of a run; return its predictions for `export.sentences`."""
     path, tokenizer = session.folder.path, session.data.tokenizer
     record = read_json(path / RECORD)
     averages = []
@@ -49,7 +49,7 @@ def export_session(session: Session) -> list[dict[str, Any]]:
         algorithms = session.trainer.state.algorithms
         averages = [algorithm for algorithm in algorithms if isinstance(algorithm, WeightAverage)]
     else:
-        network = _load_network(path, record)  # this rank holds a part of the weights; the checkpoint is complete
+        network = _load_network(path, record)  # the weights are sharded; the checkpoint is complete
     for average in averages:
         average.swap_in(session.trainer.state.model)
     _write_export(network, record, session.data.manifest, tokenizer, path / "export")
@@ -81,7 +81,7 @@ def _load_network(path: Path, record: dict[str, Any]) -> PreTrainedModel:
     """Load the model of a run's newest checkpoint, with the averaged weights if it has any."""
     saved = newest_checkpoint(path / "checkpoints")
     if saved is None:
-        raise CramError(f"{path}: no usable checkpoint to export")
+        raise CramError(f"{path}: has no intact checkpoint to export; resume the run first")
     model = ModelConfig.model_validate(record["config"]["model"])
     manifest, shift = record["data"], record["config"]["objective"]["shift"]
     network = build_model(model, manifest["vocab_size"], manifest["special_tokens"], shift=shift)

@@ -1,4 +1,4 @@
-"""After the budget is spent, outside it: final evaluation, export, record, report and upload."""
+"""Work after the budget is spent: final evaluation, export, record, report and upload."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def finish(session: Session, status: str, reason: str | None) -> int:
     if dist.get_global_rank() != 0:
         return 0
     if session.config.export.enabled:
-        # Still running: a run that is killed from here on evaluates and exports again on its next start.
+        # Status "running", so that a run killed from here on repeats evaluation and export when it is resumed.
         write_record(session, "running", reason)
         with ledger.outside_budget("export"):
             session.extra["metrics"]["fills"] = export_session(session)
@@ -61,11 +61,11 @@ def _evaluate(session: Session) -> None:
 
 
 def _write_report(path: Path) -> None:
-    # The results are on disk; an error in a drawing must not fail the run.
+    # The results are on disk, so an error in the report must not fail the run.
     try:
-        print(f"page:   {write_report([path])}")
+        print(f"report: {write_report([path])}")
     except Exception as error:
-        print(f"page:   not drawn ({type(error).__name__}: {error}); try again with: cram report {path}")
+        print(f"report: failed ({type(error).__name__}: {error}); retry with `cram report {path}`")
 
 
 def _print_summary(session: Session) -> None:
@@ -76,7 +76,7 @@ def _print_summary(session: Session) -> None:
     print(f"masked accuracy {100 * metrics['validation_accuracy']:.1f} %")
     print(f"{tokens:,} tokens in {spent:.1f} s of budget, {tokens / max(spent, 1e-9):,.0f} tokens/s")
     inside = session.ledger.snapshot()
-    print("where it went: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in inside.items() if seconds))
+    print("time: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in inside.items() if seconds))
     for fill in metrics.get("fills", []):
         words = ", ".join(f"{token} ({100 * probability:.0f} %)" for token, probability in fill["predictions"])
         print(f"  {fill['sentence']}  ->  {words}")

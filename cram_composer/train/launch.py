@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def start(composed: Composed, path: Path) -> int:
-    """Train in the run folder `path`; returns the exit status of the process."""
+    """Train in the run folder `path`; return the exit status of the process."""
     started = time.monotonic()
     _end_with_launcher()
     is_rank_zero = os.environ.get("RANK", "0") == "0"
@@ -34,14 +34,14 @@ def start(composed: Composed, path: Path) -> int:
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if device.name == "cpu" and device.compile != "off":
         probe_vector_instructions()
-    from cram_composer.train.loop import run  # imports Composer, which takes seconds: time for the probe
+    from cram_composer.train.loop import run  # imports Composer for seconds, while the probe runs
 
     if is_rank_zero and mirror is not None:
         mirror.check_access()
     if is_rank_zero:
         folder.lock()
     try:
-        # Read again: another process may have trained here until it released the lock.
+        # Check again: another process may have trained here before it released the lock.
         if _is_finished(folder, composed, mirror, announce=is_rank_zero):
             return 0
         if is_rank_zero and mirror is not None:
@@ -52,12 +52,12 @@ def start(composed: Composed, path: Path) -> int:
 
 
 def _end_with_launcher() -> None:
-    """Have Linux send SIGTERM when the launcher or sweep dies: if killed, it cannot end its processes itself."""
+    """Have Linux send SIGTERM if the launcher or sweep dies, because a killed parent cannot end its processes."""
     sweep = os.environ.get(ENDS_WITH_PARENT)
     if "LOCAL_RANK" in os.environ or sweep is not None:
         end_with_parent(signal.SIGTERM)
     if sweep is not None and os.getppid() != int(sweep):
-        raise CramError("the sweep that started this run is gone")
+        raise CramError("the sweep that started this run has exited; run the sweep again to resume")
 
 
 def _mirror(folder: RunFolder, composed: Composed) -> RunMirror | None:
@@ -70,7 +70,7 @@ def _mirror(folder: RunFolder, composed: Composed) -> RunMirror | None:
 
 
 def _is_finished(folder: RunFolder, composed: Composed, mirror: RunMirror | None, announce: bool) -> bool:
-    """Check whether the run is finished, here or in its mirror, where another machine may have trained it."""
+    """Check whether the run is finished here or in its mirror, where another machine may have trained it."""
     if _has_finished(folder.read_record(), composed, str(folder.path), announce):
         return True
     return mirror is not None and _has_finished(mirror.read_record(), composed, mirror.uri, announce)
@@ -82,7 +82,7 @@ def _has_finished(record: dict[str, Any] | None, composed: Composed, where: str,
     check_same(record, composed, where)
     finished = record["status"] in ("finished", "stopped-early")
     if finished and announce:
-        print(f"{where}: this run is over ({record['status']}); choose run_name=... for another")
+        print(f"{where}: already {record['status']}; set run_name=... to start another run")
     return finished
 
 
@@ -95,7 +95,7 @@ def check_same(record: dict[str, Any], composed: Composed, where: str) -> None:
         where: the run folder or mirror, for the error message.
 
     Raises:
-        CramError: a setting differs that is fixed for a run.
+        CramError: a setting that is fixed for a run differs.
     """
     if record["config_hash"] == composed.hash:
         return
@@ -103,5 +103,5 @@ def check_same(record: dict[str, Any], composed: Composed, where: str) -> None:
     differing = [key for key in now if before.get(key) != now[key]] or ["the schema"]
     raise CramError(
         f"{where}: holds a run with another configuration ({', '.join(differing[:5])}); "
-        "choose run_name=... for a new run, or restore that configuration to resume"
+        "set run_name=... for a new run, or restore that configuration to resume"
     )

@@ -19,8 +19,9 @@ from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import METRICS, RunFolder
 
-_SECONDS_PER_STEP = 1.0  # of TensorBoard; the trace has every step
-_SECONDS_PER_LINE = 30.0  # of the progress bar without a terminal
+_SECONDS_PER_STEP = 1.0  # between steps in TensorBoard; the trace has every step
+_SECONDS_PER_LINE = 30.0  # between progress lines without a terminal
+_SECONDS_PER_UPDATE = 1.0  # between updates of the progress bar in a terminal
 
 
 def build_loggers(config: LoggingConfig, folder: RunFolder, budget: Budget) -> list[LoggerDestination]:
@@ -36,7 +37,7 @@ def build_loggers(config: LoggingConfig, folder: RunFolder, budget: Budget) -> l
             loggers.append(BudgetProgressBar(budget))
         if config.tensorboard:
             loggers.append(PacedTensorboard(str(folder.path / "tensorboard")))
-    # On every rank: these exchange their run id among the ranks and log on rank 0 only.
+    # On every rank, because these exchange their run id among ranks; they log on rank 0 only.
     if config.wandb is not None:
         from composer.loggers import WandBLogger
 
@@ -58,7 +59,7 @@ def _optional(name: str, logger: Callable[..., LoggerDestination], arguments: di
 
 
 class MetricsFile(LoggerDestination):
-    """Write evaluation results to metrics.jsonl; the trace holds what is logged every step."""
+    """Write evaluation results to metrics.jsonl; per-step values are in the trace."""
 
     def __init__(self, folder: RunFolder, budget: Budget) -> None:
         self._file = JsonLines(folder.path / METRICS)
@@ -118,13 +119,19 @@ class PacedTensorboard(TensorboardLogger):
 
 
 class BudgetProgressBar(ProgressBarLogger):
-    """Show budget left, loss, tokens/s, learning rate and data stall; without a terminal, one line every 30 s."""
+    """Show budget left, loss, tokens/s, learning rate and data stall; without a terminal, one line every 30 s.
+
+    tokens/s is the mean since the previous update of the bar, or since the previous line. Evaluations, checkpoints and
+    compilation in between count.
+    """
 
     def __init__(self, budget: Budget, stream: TextIO = sys.stderr) -> None:
         super().__init__(stream=stream)
         self._budget = budget
         self._terminal = os.isatty(stream.fileno())
-        self._last_line = time.monotonic()
+        self._seconds_between = _SECONDS_PER_UPDATE if self._terminal else _SECONDS_PER_LINE
+        self._shown_at = time.monotonic()
+        self._shown_tokens = 0
         self._latest: dict[str, float] = {}
 
     def init(self, state: State, logger: Logger) -> None:
@@ -143,26 +150,32 @@ class BudgetProgressBar(ProgressBarLogger):
         self._latest.update({name: value for name, value in metrics.items() if isinstance(value, (int, float))})
 
     def epoch_start(self, state: State, logger: Logger) -> None:
-        """Do nothing: a resumed run is in the middle of its only epoch."""
+        """Do nothing, because a resumed run is in the middle of its only epoch."""
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Open the bar, in percent of the budget."""
+        self._shown_at, self._shown_tokens = time.monotonic(), int(state.timestamp.token)
         if self.show_pbar and self._terminal and self.train_pbar is None:
             self.train_pbar = self._build_pbar(state, is_train=True)
             self.train_pbar.pbar.bar_format = "cram {percentage:3.0f}%|{bar:20}| {postfix}"
             self.train_pbar.pbar.total = 1.0
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Move the bar."""
+        """Update the bar or print a line, if one is due."""
+        now, tokens = time.monotonic(), int(state.timestamp.token)
+        seconds = now - self._shown_at
+        if not self.show_pbar or seconds < self._seconds_between:
+            return
+        summary = self._summary(state, (tokens - self._shown_tokens) / seconds)
+        self._shown_at, self._shown_tokens = now, tokens
         if self.train_pbar is not None:
             self.train_pbar.pbar.n = self._budget.progress
-            self.train_pbar.pbar.set_postfix_str(self._summary(state))
-        elif self.show_pbar and time.monotonic() - self._last_line >= _SECONDS_PER_LINE:
-            self._last_line = time.monotonic()
-            print(f"cram {100 * self._budget.progress:3.0f}% {self._summary(state)}", file=self.stream, flush=True)
+            self.train_pbar.pbar.set_postfix_str(summary)
+        else:
+            print(f"cram {100 * self._budget.progress:3.0f}% {summary}", file=self.stream, flush=True)
 
     def eval_start(self, state: State, logger: Logger) -> None:
-        """Open no second bar: evaluations are short, and `eval_end` shows their result."""
+        """Do nothing, because evaluations are short and `eval_end` shows their result."""
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Show the held-out loss."""
@@ -173,13 +186,13 @@ class BudgetProgressBar(ProgressBarLogger):
                 f"step {int(state.timestamp.batch)}: held-out loss {loss:.3f} nats, accuracy {100 * accuracy:.1f} %"
             )
 
-    def _summary(self, state: State) -> str:
+    def _summary(self, state: State, tokens_per_second: float) -> str:
         latest = self._latest
         left = f"step {int(state.timestamp.batch)}"
         if self._budget.limits.seconds is not None:
             left += f", {format_duration(max(0.0, self._budget.limits.seconds - self._budget.elapsed))} left"
         return (
             f"{left}, loss {latest.get('loss/train/total', float('nan')):.3f}, "
-            f"{latest.get('throughput/tokens_per_second', 0.0):,.0f} tok/s, lr {latest.get('lr', 0.0):.2e}, "
+            f"{tokens_per_second:,.0f} tokens/s, lr {latest.get('lr', 0.0):.2e}, "
             f"stall {100 * latest.get('throughput/stall', 0.0):.1f} %"
         )

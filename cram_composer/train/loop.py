@@ -20,7 +20,7 @@ from cram_composer.train.finish import finish
 from cram_composer.train.record import write_record
 from cram_composer.train.session import Session
 
-_UPLOAD_SECONDS = 60.0  # for a run that a signal has ended
+_UPLOAD_SECONDS = 60.0  # limit of the upload after a signal
 
 
 def run(
@@ -74,13 +74,13 @@ def _print_start(session: Session) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error, with its type unless it is one of this project."""
+    """Return the first line of an error, with its type unless it is a CramError."""
     first_line = str(error).splitlines()[0] if str(error) else ""
     return first_line if isinstance(error, CramError) else f"{type(error).__name__}: {first_line}"
 
 
 def _outcome(session: Session) -> tuple[str, str | None]:
-    """Status and reason of a loop that has ended without an error."""
+    """Return status and reason of a loop that ended without an error."""
     callbacks = session.callbacks
     if callbacks.clock.signal:
         return "interrupted", signal.Signals(callbacks.clock.signal).name
@@ -90,10 +90,10 @@ def _outcome(session: Session) -> tuple[str, str | None]:
 
 
 def _interrupt(session: Session, reason: str | None) -> int:
-    """Record that a signal has ended the run, which has saved, and upload; returns the exit status."""
+    """Record that a signal ended the run, and upload the saved checkpoint; return the exit status."""
     write_record(session, "interrupted", reason)
     if dist.get_global_rank() == 0:
-        print(f"{reason}: saved at step {int(session.trainer.state.timestamp.batch)}; the same command continues it")
+        print(f"{reason}: saved at step {int(session.trainer.state.timestamp.batch)}; run the same command to resume")
     if session.callbacks.mirror is not None:
         session.callbacks.mirror.flush(_UPLOAD_SECONDS)
     return 128 + session.callbacks.clock.signal

@@ -23,12 +23,12 @@ from cram_composer.train.data import Batches
 
 @dataclass(frozen=True)
 class ModelSetup:
-    """A model and everything that decides how its weights are computed and updated.
+    """A model with its optimizer and scale-out strategy.
 
     Attributes:
-        model: not sharded yet.
-        optimizer: each group has its configured rate as "peak_lr".
-        strategy: how several devices train the model.
+        model: the model, not sharded yet.
+        optimizer: its optimizer; "peak_lr" of each group is the configured rate.
+        strategy: trains the model on several devices.
         parameters: number of weights, tied ones counted once.
     """
 
@@ -59,6 +59,6 @@ def set_up_model(config: RunConfig, device: DeviceChoice, manifest: Mapping[str,
 
 
 def flops_per_full_row_token(setup: ModelSetup, batches: Batches, data: PreparedDataset) -> float:
-    """Return FLOPs of forward and backward per token of a row of full length; call it before weights are sharded."""
+    """Return the FLOPs of forward and backward per token of a full row. Call it before weights are sharded."""
     length = data.manifest["sequence_length"]
     return flops_per_token(setup.model.model, length, batches.loader.collator.capacity(length))

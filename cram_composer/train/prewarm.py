@@ -1,7 +1,7 @@
 """Warm slow library look-ups in the background during set-up.
 
-Composer starts a process to find the processor's name. torch's compiler starts two, which import torch, to find the
-vector instructions that its code may use. Both cache the result.
+Composer starts a process to find the processor's name. torch's compiler starts two processes, which import torch, to
+find the vector instructions of the CPU. Both cache the result.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ _threads: list[threading.Thread] = []
 
 
 def run_in_background(lookup: Callable[[], object]) -> None:
-    """Call `lookup` in a thread. An error is dropped: the caller that needs the result repeats the look-up."""
+    """Call `lookup` in a thread. Errors are ignored, because the caller that needs the result repeats the look-up."""
     thread = threading.Thread(target=_run, args=(lookup,), daemon=True)
     thread.start()
     _threads.append(thread)
 
 
 def probe_vector_instructions() -> None:
-    """Find the vector instructions of this CPU, for torch's compiler."""
-    # Imported here because two threads that import parts of one library can see each other's half-imported modules.
+    """Find the vector instructions of this CPU for torch's compiler in the background."""
+    # Imported here, because threads that import parts of one library can see each other's incomplete modules.
     import torch._inductor.codecache
     import torch._inductor.cpp_builder
     import torch.utils._filelock

@@ -42,7 +42,7 @@ def write_record(session: Session, status: str, reason: str | None = None) -> No
         "tokens": int(timestamp.token),
         "epochs": session.batches.loader.stream.epochs,  # passes over the data
         "tokens_per_second": int(timestamp.token) / total if total else None,
-        # Times tokens_per_second, the model FLOP/s of the whole budget.
+        # tokens_per_second * flops_per_token = model FLOP/s over the whole budget
         "flops_per_token": session.flops_per_token,
         "steps_skipped": session.guard.skipped,
         "ledger": _ledger(session, spent),
@@ -63,7 +63,7 @@ def _ledger(session: Session, spent: dict[str, float]) -> dict[str, Any]:
     return {
         "inside": spent,
         "inside_total": sum(spent.values()),
-        # The loop by a second clock: the budget of earlier attempts plus this attempt's time in fit().
+        # The loop measured by a second clock: the budget of earlier attempts plus this attempt's time in fit().
         "wall_seconds": last["spent_before"] + last["wall_seconds"] if "wall_seconds" in last else None,
         "outside": dict(session.ledger.outside),
         "last_step_seconds": session.callbacks.trace.last_step_seconds,
@@ -71,7 +71,7 @@ def _ledger(session: Session, spent: dict[str, float]) -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """Replace numbers that are not finite, which JSON does not have, by null."""
+    """Replace numbers that are not finite by null, because JSON cannot represent them."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

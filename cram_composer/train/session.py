@@ -1,4 +1,4 @@
-"""The parts of a training run, as `train.build` puts them together."""
+"""The parts of a training run, assembled by `train.build`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Session:
     Attributes:
         setup: the model, its optimizer and its strategy.
         batches: this rank's batches.
-        flops_per_token: forward and backward, at full row length.
+        flops_per_token: FLOPs of forward and backward at full row length.
         attempts: earlier attempts of the run and this one, as in record.json.
-        branched_from: the run and step that this run continues, see runs/branch.py.
+        branched_from: the run and step that this run was branched from, see runs/branch.py.
         energy: joules of the GPUs and their source, None if not measured.
         extra: "metrics" of the final evaluation, with "fills".
     """
@@ -54,11 +54,11 @@ class Session:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration as validated."""
+        """The validated configuration."""
         return self.composed.config
 
     def kernels(self) -> dict[str, str]:
-        """Kernels of attention, loss and norms, precision, compilation and strategy, by name."""
+        """Return the kernels of attention, loss and norms, precision, compilation and strategy, by name."""
         layernorm = [algorithm.kernel for algorithm in self.trainer.state.algorithms if hasattr(algorithm, "kernel")]
         return {
             "attention": self.setup.model.attention,

@@ -1,4 +1,4 @@
-"""Composer's Trainer for a run, with an engine that skips events that nothing handles."""
+"""Composer's Trainer for a run, with an engine that skips events without handlers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build_trainer(
     precision, _ = setup.strategy.precision()
     due = due_at_progress_interval(config.eval.interval, budget)
     with setup.strategy.trainer_context(), warnings.catch_warnings():
-        # The run passes its own because Composer's cannot count a wall-clock budget.
+        # The run has its own progress bar, because Composer's cannot show a wall-clock budget.
         warnings.filterwarnings("ignore", message="Specifying the ProgressBarLogger")
         trainer = LowOverheadTrainer(
             model=setup.model,
@@ -68,7 +68,7 @@ def build_trainer(
         )
     setup.strategy.after_init(trainer)
     if checkpoint is not None and trainer._rng_state is not None:
-        # Composer restores these only while it spins the dataloader.
+        # Composer restores the random-number state only when it spins the dataloader.
         reproducibility.load_rng_state(trainer._rng_state)
     return trainer
 
@@ -85,11 +85,11 @@ class LowOverheadTrainer(Trainer):
 class LowOverheadEngine(Engine):
     """Dispatch each event only to the algorithms and callbacks that handle it.
 
-    A step has seven events and six more per microbatch; most have no handler. Composer's engine visits every callback
-    at each of them, formats a debug line per visit and hands the loggers a list of the algorithms that ran. For a small
-    model that is about 2 % of a step (`python -m benchmarks.trainer`).
+    A step has seven events and six more per microbatch, most without a handler. Composer's engine visits every callback
+    at each event, formats a debug line per visit and passes the loggers a list of the algorithms that ran. For a small
+    model this takes about 2 % of a step (`python -m benchmarks.trainer`).
 
-    With a profiler, with ENGINE_DEBUG set, or with `enabled` set to False, it behaves as Composer's engine.
+    With a profiler, with ENGINE_DEBUG set, or with `enabled` set to False, it behaves like Composer's engine.
 
     Attributes:
         enabled: dispatch to handlers only.
@@ -102,9 +102,9 @@ class LowOverheadEngine(Engine):
         self._handlers: dict[Event, list[Callback]] = {}
 
     def run_event(self, event: Event | str) -> Traces:
-        """Run the handlers of `event` in Composer's order. Returns no traces."""
+        """Run the handlers of `event` in Composer's order; return no traces."""
         event, state = Event(event), self.state
-        if not self.enabled or self._is_closed or event == Event.INIT:  # INIT has an order and checks of its own
+        if not self.enabled or self._is_closed or event == Event.INIT:  # Composer orders and checks INIT separately
             return super().run_event(event)
         algorithms = [algorithm for algorithm in state.algorithms if algorithm.match(event, state)]
         if algorithms:
@@ -121,7 +121,7 @@ class LowOverheadEngine(Engine):
 
 
 def _handlers(callbacks: list[Callback], event: str) -> list[Callback]:
-    """Callbacks that handle `event`, loggers last so that they see the others' metrics."""
+    """Return the callbacks that handle `event`, loggers last so that they see the others' metrics."""
     handlers = [callback for callback in callbacks if _overrides(callback, "run_event") or _overrides(callback, event)]
     return sorted(handlers, key=lambda callback: isinstance(callback, LoggerDestination))
 

@@ -1,4 +1,4 @@
-"""Algorithms that follow budget progress: what they set, when, and nothing else."""
+"""Algorithms driven by budget progress: the settings they change, and when."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def test_truncated_rows_grow_in_steps(budget: Budget):
     assert loader.truncate
 
 
-def test_a_start_longer_than_the_rows_is_refused(budget: Budget):
+def test_a_start_longer_than_the_rows_is_rejected(budget: Budget):
     with pytest.raises(ConfigError, match=r"min_seq_length: must be <= 128, the tokens of a data row, got 256"):
         SeqLengthWarmup(SeqLengthWarmupConfig(min_seq_length=256), budget, fake_loader())
 
 
-def test_the_masking_rate_moves_in_a_line(budget: Budget):
+def test_the_masking_rate_changes_linearly(budget: Budget):
     loader = fake_loader()
     schedule = MaskingSchedule(ObjectiveConfig(mlm_probability=0.3, final_mlm_probability=0.15), budget, loader)
     assert follow(schedule, budget, loader, "mlm_probability", [0, 50, 100]) == pytest.approx([0.3, 0.225, 0.15])
@@ -116,7 +116,7 @@ def test_ema_follows_its_formula_swaps_in_and_out_and_resumes(budget: Budget):
         assert torch.equal(p.detach(), trained[name])
 
     again = EMA(EmaConfig(half_life=0.1), budget)
-    again.load_state_dict(copy.deepcopy(ema.state_dict()))  # as a checkpoint on disk does
+    again.load_state_dict(copy.deepcopy(ema.state_dict()))  # a copy, as from a checkpoint on disk
     budget.advance(20.0, 0, 0)
     for one in (ema, again):
         one.apply(Event.FIT_START, state, None)
@@ -126,7 +126,7 @@ def test_ema_follows_its_formula_swaps_in_and_out_and_resumes(budget: Budget):
         torch.testing.assert_close(average, 0.25 * start[name] + 0.75 * trained[name])
 
 
-def test_without_progress_the_average_stands_still(budget: Budget):
+def test_without_progress_the_average_does_not_change(budget: Budget):
     model = torch.nn.Linear(2, 2)
     ema = EMA(EmaConfig(half_life=0.1), budget)
     state = SimpleNamespace(model=model, timestamp=SimpleNamespace(batch=1))

@@ -1,4 +1,4 @@
-"""Gradient clipping by its three kinds."""
+"""Gradient clipping by value, by norm and adaptively."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.models.tiny_models import tiny_model, training_batch
 
 
 def unknown() -> None:
-    """The norm of a step that nobody has computed."""
+    """Return None, for a step whose norm is not known."""
 
 
 def with_gradients(*shapes: tuple[int, ...], scale: float = 1.0) -> list[nn.Parameter]:
@@ -28,12 +28,12 @@ def with_gradients(*shapes: tuple[int, ...], scale: float = 1.0) -> list[nn.Para
     return parameters
 
 
-def test_rows_are_clipped_as_the_paper_says():
+def test_rows_are_clipped_as_in_the_paper():
     threshold, smallest = 0.01, 1e-3
     (matrix,) = with_gradients((5, 7))
     with torch.no_grad():
-        matrix[1] = 0.0  # its norm counts as `smallest`
-    matrix.grad[2] *= 1e-6  # short enough
+        matrix[1] = 0.0  # its norm is clamped to `smallest`
+    matrix.grad[2] *= 1e-6  # below the limit
     matrix.grad[3] = 0.0
     before = matrix.grad.clone()
     clip_adaptively([matrix], threshold)
@@ -51,15 +51,15 @@ def test_a_vector_and_a_scalar_are_one_row_each():
         assert float(p.grad.norm()) == pytest.approx(0.01 * float(p.norm()))
 
 
-def test_what_starts_at_zero_gets_a_gradient():
-    """Composer's version gives it none, and it would stay where it is for ever."""
+def test_weights_that_start_at_zero_get_a_gradient():
+    """With Composer's version, weights that start at zero never change."""
     norm = nn.LayerNorm(4)
     norm(torch.randn(8, 4)).pow(3).sum().backward()
     clip_adaptively(norm.parameters(), 0.01)
     assert 0.0 < float(norm.bias.grad.norm()) <= 0.01 * 1e-3 * 1.0001
 
 
-def test_the_decoder_is_left_alone():
+def test_the_decoder_is_not_clipped():
     model = MaskedLMTrainingModel(tiny_model())
     algorithm = gradient_clipping(GradientClippingConfig(clipping_type="adaptive", clipping_threshold=1e-6), unknown)
     assert isinstance(algorithm, AdaptiveGradientClipping)
@@ -75,7 +75,7 @@ def test_the_decoder_is_left_alone():
 
 
 @pytest.mark.parametrize(("kind", "norm"), [("norm", lambda g: g.norm()), ("value", lambda g: g.abs().max())])
-def test_the_others_are_composers(kind: str, norm):
+def test_other_types_equal_composers(kind: str, norm):
     algorithm = gradient_clipping(GradientClippingConfig(clipping_type=kind, clipping_threshold=0.5), unknown)
     assert isinstance(algorithm, GradientClipping)
     model = nn.Linear(30, 1, bias=False)
@@ -85,7 +85,7 @@ def test_the_others_are_composers(kind: str, norm):
     assert float(norm(model.weight.grad)) == pytest.approx(0.5, rel=1e-4)
 
 
-def test_a_norm_that_is_known_is_not_computed_again():
+def test_a_known_norm_is_not_computed_again():
     computed, known = nn.Linear(30, 4), nn.Linear(30, 4)
     for model in (computed, known):
         torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Label smoothing: of the training loss, and of nothing else."""
+"""Label smoothing of the training loss only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_training_loss_is_that_of_smoothed_targets(kernel: str):
     torch.testing.assert_close(model(batch).loss, expected)
 
 
-def test_evaluation_is_as_it_was():
+def test_evaluation_is_unchanged():
     batch = training_batch()
     plain, model = MaskedLMTrainingModel(tiny_model()).eval(), smoothed(0.1).eval()
     found = []
@@ -47,7 +47,7 @@ def test_evaluation_is_as_it_was():
     assert found[0] == found[1]
 
 
-def test_no_smoothing_is_no_change():
+def test_zero_smoothing_changes_nothing():
     batch = training_batch()
     plain = MaskedLMTrainingModel(tiny_model())
     model = smoothed(0.0)

@@ -1,4 +1,4 @@
-"""Layer freezing: how many layers, what they get no gradient for, and what it saves."""
+"""Layer freezing: number of frozen layers, missing gradients, and saved activations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYERS = 4
 
 
 class Log:
-    """A logger that keeps what it is given."""
+    """A logger that collects its metrics."""
 
     def __init__(self) -> None:
         self.metrics: list[dict] = []
@@ -32,17 +32,17 @@ class Log:
 
 
 def frozen(progress: float, compile: str = "off", config: LayerFreezingConfig | None = None, **changes):
-    """A training model of four layers at `progress`, with its algorithm."""
+    """Build a training model of four layers at `progress`, with its algorithm."""
     budget = Budget(Limits(seconds=1.0))
     model = MaskedLMTrainingModel(tiny_model(num_hidden_layers=LAYERS, **changes), compile=compile)
     algorithm = LayerFreezing(config or LayerFreezingConfig(), budget)
     state = SimpleNamespace(model=model)
     algorithm.apply(Event.INIT, state, None)
-    go_on(algorithm, budget, state, progress)
+    advance(algorithm, budget, state, progress)
     return model, algorithm, budget, state
 
 
-def go_on(algorithm, budget, state, progress: float) -> list[dict]:
+def advance(algorithm, budget, state, progress: float) -> list[dict]:
     log = Log()
     budget.advance(progress, 0, 0)
     assert algorithm.match(Event.BATCH_START, state)
@@ -51,7 +51,7 @@ def go_on(algorithm, budget, state, progress: float) -> list[dict]:
 
 
 def backward(model: MaskedLMTrainingModel) -> set[str]:
-    """Names of the parameters that get a gradient."""
+    """Run a backward pass; return the names of the parameters with a gradient."""
     batch = training_batch()
     model.zero_grad()
     model(batch).loss.backward()
@@ -62,17 +62,17 @@ def backward(model: MaskedLMTrainingModel) -> set[str]:
     ("start", "level", "expected"),
     [(0.5, 1.0, [0, 0, 0, 1, 3, 4]), (0.0, 0.5, [0, 0, 1, 1, 1, 2]), (1.0, 1.0, [0] * 6), (0.0, 0.0, [0] * 6)],
 )
-def test_the_number_of_frozen_layers_grows_in_a_line(start: float, level: float, expected: list[int]):
+def test_the_number_of_frozen_layers_grows_linearly(start: float, level: float, expected: list[int]):
     _, algorithm, budget, state = frozen(0.0, config=LayerFreezingConfig(freeze_start=start, freeze_level=level))
     found, logged = [], []
     for progress in (0.0, 0.3, 0.5, 0.7, 0.9, 1.0):
-        logged += go_on(algorithm, budget, state, progress)
+        logged += advance(algorithm, budget, state, progress)
         found.append(algorithm._frozen)
     assert found == expected
     assert [entry["layer_freezing/layers_frozen"] for entry in logged] == sorted(set(expected) - {0})
 
 
-def test_frozen_layers_and_what_is_below_them_get_no_gradient():
+def test_frozen_layers_and_all_below_get_no_gradient():
     everything = backward(frozen(0.0)[0])
     some = backward(frozen(0.75)[0])
     lost = everything - some
@@ -84,7 +84,7 @@ def test_frozen_layers_and_what_is_below_them_get_no_gradient():
     assert "embeddings.word_embeddings.weight" not in backward(untied)
 
 
-def test_the_numbers_of_forward_and_of_trained_layers_do_not_change():
+def test_forward_and_gradients_of_trained_layers_do_not_change():
     plain, some = frozen(0.0)[0], frozen(0.75)[0]
     batch = training_batch()
     outputs = [model(batch) for model in (plain, some)]
@@ -96,7 +96,7 @@ def test_the_numbers_of_forward_and_of_trained_layers_do_not_change():
         assert torch.equal(p.grad, gradients[1][name].grad)
 
 
-def test_nothing_is_kept_of_frozen_layers_for_a_backward():
+def test_frozen_layers_keep_no_activations():
     def kept(model: MaskedLMTrainingModel) -> int:
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
@@ -107,12 +107,12 @@ def test_nothing_is_kept_of_frozen_layers_for_a_backward():
     assert half - one == pytest.approx((all_layers - half) / 2, rel=0.1)
 
 
-def test_the_optimizer_moves_no_frozen_weight():
+def test_the_optimizer_changes_no_frozen_weight():
     model, algorithm, budget, state = frozen(0.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     backward(model)
-    optimizer.step()  # momentum
-    go_on(algorithm, budget, state, 0.75)
+    optimizer.step()  # builds up momentum
+    advance(algorithm, budget, state, 0.75)
     before = copy.deepcopy(model.state_dict())
     names = backward(model)
     optimizer.step()
@@ -121,7 +121,7 @@ def test_the_optimizer_moves_no_frozen_weight():
         assert torch.equal(tensor, before[name]) != trained, name
 
 
-def test_evaluation_and_copies_of_the_model_are_as_they_were():
+def test_evaluation_and_copies_of_the_model_are_unchanged():
     model = frozen(0.75)[0]
     plain = tiny_model(num_hidden_layers=LAYERS).eval()
     copied = copy.deepcopy(model.model).eval()
@@ -132,7 +132,7 @@ def test_evaluation_and_copies_of_the_model_are_as_they_were():
     assert model.model.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_compiled_layers_share_one_more_graph_once_some_are_frozen(monkeypatch: pytest.MonkeyPatch):
+def test_freezing_compiled_layers_adds_few_graphs(monkeypatch: pytest.MonkeyPatch):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled(self, backend=counter, **options))
@@ -140,7 +140,7 @@ def test_compiled_layers_share_one_more_graph_once_some_are_frozen(monkeypatch: 
     model, algorithm, budget, state = frozen(0.0, compile="regional")
     graphs = []
     for progress in (0.0, 0.3, 0.75, 0.9, 0.95):
-        go_on(algorithm, budget, state, progress)
+        advance(algorithm, budget, state, progress)
         names = backward(model)
         graphs.append(counter.frame_count)
         eager = frozen(progress)[0]
@@ -150,7 +150,7 @@ def test_compiled_layers_share_one_more_graph_once_some_are_frozen(monkeypatch: 
             if p.grad is not None:
                 torch.testing.assert_close(p.grad, q.grad)
     torch._dynamo.reset()
-    # Layers and head; then layers without autograd, and the first with it, whose input needs no gradient.
+    # Layers and head, then layers without autograd, and the first trained layer, whose input needs no gradient.
     assert graphs[0] == graphs[1] and graphs[2:] == [graphs[0] + 2] * 3
 
 
@@ -161,7 +161,7 @@ def test_a_run_freezes_layer_by_layer(tiny_run: TinyRuns, plain_run):
     def layer(step: int) -> dict:
         return {name: p for name, p in saved(run, step)["model"].items() if ".layers.0." in name}
 
-    # 0.9 (0.7 - 0.3) / 0.7 of two layers is one: from the step at progress 0.7, the eighth, on.
+    # One of two layers, floor(2 * 0.9 (0.7 - 0.3) / 0.7), is frozen from the eighth step on, at progress 0.7.
     assert losses(run)[:8] == losses(plain_run)[:8] and losses(run)[8] != losses(plain_run)[8]
     assert not same(layer(6), layer(7)) and same(layer(7), layer(10))
 
@@ -179,6 +179,6 @@ def test_models_of_transformers_freeze_too(name: str):
     algorithm = LayerFreezing(LayerFreezingConfig(), budget)
     algorithm.apply(Event.INIT, state, None)
     everything = backward(model)
-    go_on(algorithm, budget, state, 0.75)
+    advance(algorithm, budget, state, 0.75)
     lost = {name.split(".layer")[1] for name in everything - backward(model) if ".layer" in name}
     assert {name.split(".")[1] for name in lost} == {"0", "1"}

@@ -14,7 +14,7 @@ from cram_composer.config.schema.objective import ObjectiveConfig
 
 
 def rates(objective: ObjectiveConfig, *seconds: float) -> list[float]:
-    """The rates after so many of a hundred seconds."""
+    """Return the rates after the given seconds of a hundred."""
     budget, loader = Budget(Limits(seconds=100.0)), SimpleNamespace(mlm_probability=None)
     schedule = MaskingSchedule(objective, budget, loader)
     found = []
@@ -34,15 +34,15 @@ def rates(objective: ObjectiveConfig, *seconds: float) -> list[float]:
         ("step", [0.3, 0.3, 0.15, 0.15, 0.15]),
     ],
 )
-def test_every_form_goes_from_one_rate_to_the_other(name: str, expected: list[float]):
+def test_every_form_moves_from_the_initial_to_the_final_rate(name: str, expected: list[float]):
     objective = ObjectiveConfig(mlm_probability=0.3, final_mlm_probability=0.15, mask_schedule=name)
     assert rates(objective, 0, 25, 50, 75, 100) == pytest.approx(expected)
-    assert rates(objective, 120)[0] == 0.15  # not below, after a last step that took too long
+    assert rates(objective, 120)[0] == 0.15  # no overshoot after a long last step
     rising = ObjectiveConfig(mlm_probability=0.15, final_mlm_probability=0.3, mask_schedule=name)
-    assert max(rates(rising, *range(0, 101, 5))) == 0.3  # the collator has room for no more
+    assert max(rates(rising, *range(0, 101, 5))) == 0.3  # the capacity of the collator
 
 
-def test_without_a_final_rate_nothing_moves():
+def test_without_a_final_rate_nothing_changes():
     assert rates(ObjectiveConfig(mlm_probability=0.3), 0, 40, 100) == [0.3] * 3
 
 

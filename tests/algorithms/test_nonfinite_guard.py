@@ -1,4 +1,4 @@
-"""Non-finite losses and gradients are never applied."""
+"""Steps with non-finite losses or gradients are skipped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def state(loss: float = 1.0, gradient: float = 1.0, batch: int = 3) -> SimpleNam
 
 
 def step(guard: NonFiniteGuard, now: SimpleNamespace) -> bool:
-    """One optimizer step with weight decay; returns whether it changed a weight."""
+    """Take one optimizer step with weight decay; return True if it changed a weight."""
     before = [p.detach().clone() for p in now.model.parameters()]
     guard.apply(Event.AFTER_LOSS, now, None)
     guard.apply(Event.AFTER_TRAIN_BATCH, now, None)
@@ -63,20 +63,20 @@ def test_a_skipped_step_changes_no_weight(bad: dict[str, float], caplog: pytest.
 def test_stop_ends_the_run_and_applies_nothing():
     now = state(loss=float("nan"))
     guard = NonFiniteGuard("stop", 3, no_rollback)
-    guard.apply(Event.AFTER_LOSS, now, None)  # one microbatch of several: the loss of the last is fine
+    guard.apply(Event.AFTER_LOSS, now, None)  # one of several microbatches; the last loss is finite
     now.loss = {"total": torch.tensor(1.0)}
     guard.apply(Event.AFTER_LOSS, now, None)
-    with pytest.raises(CramError, match=r"step 3: the loss is not finite.*'stop'"):
+    with pytest.raises(CramError, match=r"step 3: the loss is not finite.*on_nonfinite is stop"):
         guard.apply(Event.AFTER_TRAIN_BATCH, now, None)
     assert all(p.grad is None for p in now.model.parameters())
 
 
-def test_too_many_in_a_row_end_the_run_whatever_the_policy():
+def test_too_many_in_a_row_end_the_run_under_any_policy():
     guard = NonFiniteGuard("skip-step", 2, no_rollback)
     bad = float("inf")
     step(guard, state(gradient=bad, batch=0))
     step(guard, state(gradient=bad, batch=1))
-    step(guard, state(batch=2))  # a good one starts the count again
+    step(guard, state(batch=2))  # a good step resets the count
     step(guard, state(gradient=bad, batch=3))
     step(guard, state(batch=4))
     step(guard, state(gradient=bad, batch=4))  # the second pass of a step of SAM
@@ -84,13 +84,13 @@ def test_too_many_in_a_row_end_the_run_whatever_the_policy():
         step(guard, state(gradient=bad, batch=5))
 
 
-def test_rollback_asks_for_the_last_checkpoint(caplog: pytest.LogCaptureFixture):
+def test_rollback_restores_the_last_checkpoint(caplog: pytest.LogCaptureFixture):
     asked = []
     guard = NonFiniteGuard("rollback", 3, lambda now, logger: asked.append(now) is None)
     now = state(loss=float("nan"))
     with caplog.at_level(logging.WARNING):
         assert not step(guard, now)
-    assert asked == [now] and "went back to the last checkpoint" in caplog.text
+    assert asked == [now] and "restored the last checkpoint" in caplog.text
 
 
 def test_a_step_that_the_optimizer_skips_is_judged_by_its_own_losses(caplog: pytest.LogCaptureFixture):
@@ -103,7 +103,7 @@ def test_a_step_that_the_optimizer_skips_is_judged_by_its_own_losses(caplog: pyt
                 if guard.match(event, now):
                     guard.apply(event, now, None)
             if batch != 1:
-                guard.step_was_skipped()  # the last one for a gradient
+                guard.step_was_skipped()  # the last step is skipped for a gradient
     assert [line.split(":")[1] for line in caplog.messages] == [" the loss is not finite", " a gradient is not finite"]
 
 
@@ -118,7 +118,7 @@ def test_overflow_under_fp16_is_left_to_the_loss_scaler():
 @pytest.mark.parametrize(
     ("whole", "precision"), [(True, Precision.FP32), (False, Precision.FP32), (True, Precision.AMP_FP16)]
 )
-def test_the_norm_is_there_for_clipping_where_it_is_that_of_all_gradients(whole: bool, precision: Precision):
+def test_the_norm_is_provided_for_clipping_if_it_covers_all_gradients(whole: bool, precision: Precision):
     guard, now = NonFiniteGuard("skip-step", 3, no_rollback, complete=whole), state(gradient=2.0)
     now.precision = precision
     step(guard, now)
@@ -128,7 +128,7 @@ def test_the_norm_is_there_for_clipping_where_it_is_that_of_all_gradients(whole:
         assert guard.norm is None
 
 
-# The loss of step 5 is not a number, when the newest checkpoint is that after three steps.
+# The loss of step 5 is NaN, and the newest checkpoint is the one after three steps.
 WHOLE_RUN = """
 import sys
 from pathlib import Path
@@ -158,8 +158,8 @@ def loss(self, outputs, batch, *arguments, **options):
                 file.unlink()
         return {"total": value["total"] * float("nan")}
     if step == 6 and microbatch == 0:
-        assert all(tensor.equal(kept[name]) for name, tensor in weights(self).items()), "not those of three steps"
-        print("went back")
+        assert all(tensor.equal(kept[name]) for name, tensor in weights(self).items()), "not rolled back"
+        print("rolled back")
     return value
 
 MaskedLMTrainingModel.loss = loss
@@ -167,13 +167,13 @@ run_tiny(compose_tiny(data, *settings), folder)
 """
 
 
-def test_a_whole_run_goes_back_and_on(tiny_data: Path, tmp_path: Path):
+def test_a_run_rolls_back_and_continues(tiny_data: Path, tmp_path: Path):
     command = [sys.executable, "-c", WHOLE_RUN, str(tiny_data), str(tmp_path / "run")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
-    assert "went back\n" in result.stdout
-    assert "step 5: the loss is not finite: went back to the last checkpoint" in result.stderr
+    assert "rolled back\n" in result.stdout
+    assert "step 5: the loss is not finite: restored the last checkpoint" in result.stderr
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["status"] == "finished" and math.isfinite(record["metrics"]["validation_loss"])
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "trace.jsonl").read_text().splitlines()]
-    assert steps == list(range(8)), "the data went on"
+    assert steps == list(range(8)), "the data position continued"

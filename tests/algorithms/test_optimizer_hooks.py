@@ -1,4 +1,4 @@
-"""What schedule-free and Sophia need of the run around their steps."""
+"""Hooks of schedule-free and Sophia around their steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_other_optimizers_need_nothing(name: str):
 
 
 def test_schedule_free_is_evaluated_at_its_average():
-    """The three sequences of arXiv 2405.15682, algorithm 1, with a constant rate and no second moment to speak of."""
+    """Compare with arXiv 2405.15682, algorithm 1, at a constant rate and with a negligible second moment."""
     model = small_model()
     optimizer = build_optimizer(small_settings("schedule-free", lr=0.01, betas=[0.8, 0.0], eps=0.0), model)
     (hook,) = optimizer_hooks(optimizer, model, BUDGET)
@@ -37,14 +37,14 @@ def test_schedule_free_is_evaluated_at_its_average():
     for t in range(1, 6):
         step(model, optimizer, seed=t)
         assert y.grad is not None
-        z = z - 0.01 * y.grad  # the library leaves the normalised gradient here
+        z = z - 0.01 * y.grad  # the library stores the normalised gradient here
         x = (1 - 1 / t) * x + z / t
         torch.testing.assert_close(hook.average()[name], x, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(y.detach(), 0.2 * z + 0.8 * x, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_does_not_depend_on_how_often_it_is_evaluated():
-    """And evaluates, exports and saves the average."""
+def test_a_run_does_not_depend_on_the_number_of_evaluations():
+    """Evaluations, exports and checkpoints use the average."""
     trained = []
     for evaluate in (False, True):
         model = small_model()
@@ -67,11 +67,11 @@ def test_schedule_free_before_its_first_step():
     optimizer = build_optimizer(small_settings("schedule-free"), model)
     (hook,) = optimizer_hooks(optimizer, model, BUDGET)
     assert all(torch.equal(hook.average()[name], p) for name, p in model.named_parameters())
-    assert not optimizer.state, "or torch takes the optimizer for one that has started, and loads nothing"
+    assert not optimizer.state, "torch would consider the optimizer initialized and load nothing"
 
 
 def test_the_curvature_is_the_gauss_newton_diagonal_on_average():
-    """Against the matrix written out: the mean over tokens of J^T (diag(p) - pp^T) J, entry by entry."""
+    """Compare with the explicit diagonal of the mean over tokens of J^T (diag(p) - pp^T) J."""
     model = small_model().double()
     batch = training_batch()
     p = model.get_parameter("model.encoder.final_norm.weight")
@@ -90,7 +90,7 @@ def test_the_curvature_is_the_gauss_newton_diagonal_on_average():
     assert mean.sum() == pytest.approx(float(expected.sum()), rel=0.1)
 
 
-def test_the_curvature_leaves_gradients_alone_and_works_for_models_of_transformers():
+def test_the_curvature_changes_no_gradients_and_supports_models_of_transformers():
     for model in (small_model(), small_model(architecture="hf", hf_name="bert")):
         before = {name: p.grad for name, p in model.named_parameters()}
         estimate = gauss_newton_bartlett(model, training_batch(), list(model.parameters()), torch.Generator())
@@ -99,7 +99,7 @@ def test_the_curvature_leaves_gradients_alone_and_works_for_models_of_transforme
         assert {name: p.grad for name, p in model.named_parameters()} == before
 
 
-def test_a_curvature_that_is_not_finite_is_left_out():
+def test_a_non_finite_curvature_is_skipped():
     model = small_model()
     optimizer = small_optimizer("sophia", model, hessian_frequency=1)
     step(model, optimizer)
@@ -113,8 +113,8 @@ def test_a_curvature_that_is_not_finite_is_left_out():
     assert gauss_newton_bartlett(model, training_batch(), list(model.parameters()), torch.Generator()) is None
 
 
-def test_sophias_update_and_how_often_it_asks_for_the_curvature():
-    """lr clip(m / max(rho h, eps), 1), of arXiv 2305.14342, algorithm 3."""
+def test_sophias_update_and_the_frequency_of_its_curvature():
+    """The update is lr clip(m / max(rho h, eps), 1), arXiv 2305.14342, algorithm 3."""
     model = small_model()
     optimizer = build_optimizer(
         small_settings("sophia", lr=0.01, weight_decay=0.1, rho=0.5, hessian_frequency=2), model
@@ -140,14 +140,14 @@ def test_sophias_update_and_how_often_it_asks_for_the_curvature():
     assert "hessian" not in optimizer.state[p]
 
 
-def test_the_labels_are_drawn_by_step_for_the_last_microbatch_that_went_through_the_model():
+def test_labels_are_drawn_by_step_for_the_last_microbatch():
     model = small_model()
     optimizer = build_optimizer(small_settings("sophia"), model)
     (hook,) = optimizer_hooks(optimizer, model, BUDGET)
     state = run_state(model, training_batch(rows=2))
     hook.apply(Event.FIT_START, state, None)
     hook.apply(Event.BEFORE_FORWARD, state, None)
-    state.batch = None  # Composer puts the whole batch back, which is on the CPU
+    state.batch = None  # Composer restores the whole batch, which is on the CPU
     before, estimates = torch.get_rng_state(), []
     for at in (3, 3, 4):
         state.timestamp = Timestamp(batch=at)

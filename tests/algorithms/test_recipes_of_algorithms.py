@@ -1,4 +1,4 @@
-"""Each recipe of an algorithm in a real training of ten steps: against the same without it, and across a kill."""
+"""Each algorithm recipe in a real run of ten steps: compared with the run without it, and killed and resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cram_composer.errors import ConfigError
 from tests.conftest import REPOSITORY
 from tests.tiny_runs import TinyRuns, losses, record, same, saved
 
-# Settings with which ten steps are enough to see a recipe at work.
+# Settings that make the effect of a recipe visible within ten steps.
 SHORT = {
     "gradient-clipping-value": ["algorithms.gradient_clipping.clipping_threshold=0.01"],
     "seq-length-warmup-truncate": [f"algorithms.seq_length_warmup.{key}=4" for key in ("min_seq_length", "step_size")],
@@ -24,7 +24,7 @@ SHORT = {
     "low-precision-layernorm": ["train.precision=bf16"],
 }
 AVERAGES = {"ema": "EMA", "swa": "SWA", "lawa": "LAWA"}
-# The preset clips as gradient-clipping does, norms are torch's own on a CPU, and averages are not what is trained.
+# These do not change training: the preset already clips, a CPU uses torch's norms, and averages are not trained.
 SAME_STEPS = ["gradient-clipping", "fused-layernorm", "ema", "lawa"]
 OTHER_STEPS = [
     "gradient-clipping-adaptive",
@@ -44,9 +44,7 @@ def settings(recipe: str) -> list[str]:
 
 
 @pytest.mark.parametrize("recipe", [*SAME_STEPS, *OTHER_STEPS])
-def test_a_recipe_trains_and_a_killed_run_goes_on_as_if_it_had_not_been(
-    recipe: str, tiny_run: TinyRuns, plain_run: Path
-):
+def test_a_recipe_trains_and_a_killed_run_resumes_exactly(recipe: str, tiny_run: TinyRuns, plain_run: Path):
     whole = tiny_run(recipe, *settings(recipe))
     assert record(whole)["status"] == "finished" and record(whole)["steps"] == 10
     assert same(losses(whole), losses(plain_run)) == (recipe in SAME_STEPS)

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: its step, and what comes between its two passes."""
+"""Sharpness-aware minimization: its step, and events between its two passes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Problem:
         return loss.item()
 
     def after_pass(self, number: int) -> None:
-        """What algorithms do with the gradients."""
+        """Stand in for algorithms that change gradients."""
 
     def step(self, count: int = 1) -> float | None:
         for _ in range(count):
@@ -59,7 +59,7 @@ def test_the_gradient_is_taken_at_the_distance_rho_uphill():
     problem = Problem(rho=0.05)
     before = problem.weights()
     first_loss = problem.model(problem.rows).square().mean().item()
-    assert problem.step() == pytest.approx(first_loss)  # the loss that is reported is that at the weights
+    assert problem.step() == pytest.approx(first_loss)  # the reported loss is that at the unperturbed weights
     (at, first), (nearby, second) = problem.seen
     assert same(at, before) and (first, second) == ({"ddp_sync": False}, {"loss_dict": {}})
     moved = [b - a for a, b in zip(at, nearby, strict=True)]
@@ -71,7 +71,7 @@ def test_the_gradient_is_taken_at_the_distance_rho_uphill():
     assert after.model(after.rows).square().mean() > first_loss
 
 
-def test_it_steps_as_composers_does():
+def test_its_step_equals_composers():
     ours, theirs = Problem(rho=0.1, interval=2), Problem(wrap=False)
     wrapped = SAMOptimizer(theirs.optimizer, rho=0.1, interval=2)
     ours.step(5)
@@ -82,17 +82,17 @@ def test_it_steps_as_composers_does():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_without_a_distance_it_is_the_optimizer():
+def test_with_rho_zero_it_equals_the_optimizer():
     ours, plain = Problem(rho=0.0), Problem(wrap=False)
     ours.step(3)
     plain.step(3)
     assert same(ours.weights(), plain.weights())
 
 
-def test_the_weights_come_back_to_the_last_bit():
+def test_weights_are_restored_bit_by_bit():
     problem = Problem(rho=3.0)
     with torch.no_grad():
-        problem.model[0].weight.mul_(1e-3)  # adding and subtracting would round it away
+        problem.model[0].weight.mul_(1e-3)  # adding and subtracting the perturbation would round
     problem.optimizer.param_groups[0].update(lr=0.0, weight_decay=0.0)
     before = problem.weights()
     problem.step()
@@ -102,7 +102,7 @@ def test_the_weights_come_back_to_the_last_bit():
 
 @pytest.mark.parametrize("bad_pass", [1, 2])
 @pytest.mark.parametrize("policy", ["skip-step", "rollback"])
-def test_a_step_that_the_guard_drops_in_either_pass_is_not_made(bad_pass: int, policy: str):
+def test_a_step_dropped_by_the_guard_in_either_pass_is_skipped(bad_pass: int, policy: str):
     problem = Problem(rho=0.1)
     checkpoint = [torch.full_like(p, 0.25) for p in problem.weights()]
 
@@ -124,7 +124,7 @@ def test_a_step_that_the_guard_drops_in_either_pass_is_not_made(bad_pass: int, p
 
 
 @pytest.mark.parametrize("overflow_in", [1, 2])
-def test_a_step_whose_loss_scale_overflows_is_not_made(overflow_in: int):
+def test_a_step_whose_loss_scale_overflows_is_skipped(overflow_in: int):
     problem = Problem(rho=0.1)
     computed = problem.closure
     problem.closure = lambda **arguments: None if computed(**arguments) and len(problem.seen) == overflow_in else 1.0
@@ -134,7 +134,7 @@ def test_a_step_whose_loss_scale_overflows_is_not_made(overflow_in: int):
     assert problem.optimizer._step_supports_amp_closure
 
 
-def test_a_pass_that_fails_leaves_the_weights():
+def test_a_failed_pass_restores_the_weights():
     problem = Problem(rho=0.1)
 
     def fail(number: int) -> None:
@@ -148,19 +148,19 @@ def test_a_pass_that_fails_leaves_the_weights():
     assert same(problem.weights(), before)
 
 
-def test_the_optimizer_stays_what_it_is():
+def test_the_optimizer_keeps_its_class_and_state():
     problem = Problem(rho=0.1)
     assert type(problem.optimizer) is torch.optim.AdamW
     problem.step(2)
     assert set(next(iter(problem.optimizer.state_dict()["state"].values()))) == {"step", "exp_avg", "exp_avg_sq"}
-    problem.optimizer.step(closure=None)  # as torch does to set up a state that is to be loaded
+    problem.optimizer.step(closure=None)  # as torch does to initialize a state before loading
     LambdaLR(problem.optimizer, lambda step: 1.0)  # which wraps a method
     problem.step()
 
 
 def test_a_run_with_every_second_step(tiny_run: TinyRuns, plain_run: Path):
     run = tiny_run("sam-interval", "algorithms.sam.interval=2")
-    assert losses(run)[:2] == losses(plain_run)[:2]  # the first step is plain, and the second shows the loss before it
+    assert losses(run)[:2] == losses(plain_run)[:2]  # SAM first changes the second step, after its loss
     assert losses(run)[2] != losses(plain_run)[2]
     assert saved(run)["optimizers"].keys() == {"AdamW"}
     assert record(run)["tokens"] == record(plain_run)["tokens"]

@@ -1,4 +1,4 @@
-"""Stochastic depth: which layers are left out, what the others add, and that evaluation has all of them."""
+"""Stochastic depth: skipped layers, scaled contributions, and evaluation with all layers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Stack:
         self.algorithm.apply(Event.INIT, self.state, self.logger)
 
     def begin(self, step: int, progress: float = 0.5) -> list[bool]:
-        """Which layers the step leaves out."""
+        """Begin a step; return for each layer whether it is skipped."""
         self.budget.advance(progress, 0, 0)
         self.state.timestamp.batch = step
         assert self.algorithm.match(Event.BATCH_START, self.state)
@@ -48,7 +48,7 @@ class Stack:
 
 
 def in_and_out(stack: Stack) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What every layer is given and what comes out of it, in a training forward."""
+    """Run a training forward; return the input and output of each layer."""
     found, embedded = [], stack.model.model.encoder.embeddings.register_forward_hook(lambda m, a, out: out.clone())
     for layer in stack.layers():
         layer.wrappers.append(lambda call, x, *rest: found.append((x, call(x, *rest))) or found[-1][1])
@@ -60,7 +60,7 @@ def in_and_out(stack: Stack) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.mark.parametrize(("distribution", "shares"), [("linear", [0.1, 0.2, 0.3, 0.4]), ("uniform", [0.4] * LAYERS)])
-def test_layers_are_left_out_as_often_as_their_rate_says(distribution: str, shares: list[float]):
+def test_layers_are_skipped_at_their_rate(distribution: str, shares: list[float]):
     stack = Stack(drop_rate=0.4, drop_distribution=distribution)
     steps = 4000
     counts = torch.tensor([stack.begin(step) for step in range(1, steps + 1)]).float().mean(0)
@@ -77,7 +77,7 @@ def test_the_rates_grow_over_the_warmup_and_the_first_step_is_whole():
     assert certain.begin(0) == [False] * LAYERS and any(certain.begin(1))
 
 
-def test_what_is_left_out_follows_from_seed_and_step_only():
+def test_skipped_layers_depend_only_on_seed_and_step():
     one, other, third = Stack(drop_rate=0.5), Stack(drop_rate=0.5), Stack(drop_rate=0.5, seed=18)
     for step in range(20):
         one.begin(step)
@@ -85,7 +85,7 @@ def test_what_is_left_out_follows_from_seed_and_step_only():
     assert resumed == [one.begin(step) for step in range(20, 40)] != [third.begin(step) for step in range(20, 40)]
 
 
-def test_a_layer_that_is_left_out_is_not_computed_and_gets_no_gradient():
+def test_a_skipped_layer_is_not_computed_and_gets_no_gradient():
     stack = Stack(drop_rate=0.9, drop_distribution="uniform")
     skipped = next(drawn for drawn in map(stack.begin, range(1, 50)) if 0 < sum(drawn) < LAYERS)
     computed: list[int] = []
@@ -98,7 +98,7 @@ def test_a_layer_that_is_left_out_is_not_computed_and_gets_no_gradient():
         assert all((p.grad is None) == skipped[index] for p in layer.parameters())
 
 
-def test_what_is_there_is_scaled_to_its_expectation():
+def test_contributions_are_scaled_to_their_expectation():
     stack = Stack(drop_rate=0.5)
     stack.begin(1)
     stack.algorithm._skipped = [False, False, False, True]
@@ -111,7 +111,7 @@ def test_what_is_there_is_scaled_to_its_expectation():
 
 
 def contexts(stack: Stack) -> list:
-    """What layers are given besides hidden states."""
+    """Return the contexts that the layers receive."""
     seen: list = []
     layer = stack.layers()[0]
     layer.wrappers.append(lambda call, x, *rest: seen.append(rest[0]) or call(x, *rest))
@@ -120,7 +120,7 @@ def contexts(stack: Stack) -> list:
     return seen
 
 
-def test_samples_are_left_out_row_by_row():
+def test_samples_are_skipped_row_by_row():
     stack = Stack(stochastic_method="sample", drop_rate=0.5, drop_distribution="uniform")
     assert stack.begin(1) == [False] * LAYERS
     torch.manual_seed(0)
@@ -170,10 +170,10 @@ def test_compiled_layers_are_not_compiled_again(monkeypatch: pytest.MonkeyPatch)
         graphs.append(counter.frame_count)
     torch._dynamo.reset()
     assert len(drawn) > 3
-    assert graphs == [2] * 8  # one for all layers, and the head
+    assert graphs == [2] * 8  # one for all layers, one for the head
 
 
-def test_it_goes_with_layer_freezing():
+def test_it_combines_with_layer_freezing():
     stack = Stack(drop_rate=0.5, drop_distribution="uniform")
     freezing = LayerFreezing(LayerFreezingConfig(freeze_start=0.0), stack.budget)
     freezing.apply(Event.INIT, stack.state, stack.logger)
@@ -186,7 +186,7 @@ def test_it_goes_with_layer_freezing():
     assert got == [False, False, False, True]
 
 
-def test_a_copy_of_the_model_has_weights_and_layers_of_its_own():
+def test_a_copy_of_the_model_has_separate_weights_and_layers():
     stack = Stack(drop_rate=0.0)
     stack.begin(1)
     network = stack.model.model
@@ -202,7 +202,7 @@ def test_a_copy_of_the_model_has_weights_and_layers_of_its_own():
         assert layer.layer.training
 
 
-def test_submodules_that_are_replaced_later_run():
+def test_submodules_replaced_later_are_used():
     stack = Stack(drop_rate=0.0)
     stack.begin(1)
     assert lower_norms(stack.model)

@@ -1,4 +1,4 @@
-"""Algorithms that leave parameters without a gradient, or step twice, on two ranks."""
+"""Algorithms with missing gradients or two passes, on two ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEFT_OUT = [
 
 
 @pytest.mark.slow
-def test_two_ranks_leave_out_the_same_layers_and_compute_what_one_does(train: Train, tmp_path: Path):
+def test_two_ranks_skip_the_same_layers_and_equal_one_rank(train: Train, tmp_path: Path):
     for ranks, name in ((1, "one"), (2, "two")):
         result = train(*STEPS, *LEFT_OUT, "train.batch_size=64", f"run_name={name}", ranks=ranks)
         assert result.returncode == 0, result.stderr

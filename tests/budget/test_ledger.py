@@ -1,4 +1,4 @@
-"""The ledger adds up whatever happens in it."""
+"""The phases of the ledger add up to the elapsed time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_phases_add_up_to_the_time_between_start_and_stop():
     assert ledger.snapshot() == {"compile": 4, "train": 10, "data": 1, "eval": 0, "checkpoint": 0, "lost": 0}
 
 
-def test_a_restored_ledger_goes_on_and_counts_what_was_lost():
+def test_a_restored_ledger_continues_and_counts_lost_time():
     time = FakeTime()
     ledger = Ledger(time)
     ledger.restore({"train": 50.0, "eval": 5.0}, lost=7.0)

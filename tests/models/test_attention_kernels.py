@@ -1,4 +1,4 @@
-"""The kernels of attention agree with torch's dense one, whatever limits attention."""
+"""Attention kernels agree with torch's dense kernel for every mask."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MODELS = {
 
 
 def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **settings):
-    """What flash-attn documents of `flash_attn_varlen_func`, segment by segment."""
+    """Compute segment by segment as flash-attn documents for `flash_attn_varlen_func`."""
     assert settings.keys() == {"dropout_p", "window_size", "alibi_slopes"}
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
     out = torch.empty_like(q)
@@ -67,7 +67,7 @@ def hidden_and_gradients(kernel: AttentionKernel, model_settings: dict, limits: 
     model = tiny_model(**model_settings).train().encoder
     model.attention_kernel = kernel
     hidden = model(training_batch()["input_ids"], **limits).last_hidden_state
-    if "attention_mask" in limits:  # what padding gathers is nobody's concern, and differs
+    if "attention_mask" in limits:  # outputs at padding are unused and differ
         hidden = hidden * limits["attention_mask"][..., None]
     return [hidden, *torch.autograd.grad(hidden.square().sum(), list(model.parameters()))]
 
@@ -88,7 +88,7 @@ def test_eager_is_dense_attention(model: str, limits: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("stack", ["funnel", "token-dropping"])
-def test_eager_takes_parts_of_rows(stack: str):
+def test_eager_supports_shortened_rows(stack: str):
     agree(EagerAttention(), {"stack": stack, "num_hidden_layers": 6}, {"document_ids": DOCUMENTS})
 
 
@@ -98,7 +98,7 @@ def test_eager_drops_weights_in_training():
     assert kept.unique().numel() > 1 and kept.mean() == pytest.approx(1.0, abs=0.1)
 
 
-def test_a_cpu_takes_matrix_products_and_a_gpu_torchs_kernel():
+def test_auto_is_eager_on_a_cpu_and_sdpa_on_a_gpu():
     assert isinstance(choose_attention("auto", "cpu", "bf16")[0], EagerAttention)
     assert choose_attention("auto", "gpu", "bf16") == choose_attention("sdpa", "gpu", "bf16")
     assert choose_attention("sdpa", "cpu", "bf16")[0] is DENSE
@@ -124,7 +124,7 @@ def test_flex_skips_blocks_without_a_key():
 
 
 def test_new_documents_make_no_new_graph():
-    """Every batch has another mask; one graph for each would be compilation without end."""
+    """Masks differ between batches; a graph for each would recompile in every step."""
     model = tiny_model().train().encoder
     model.attention_kernel = FlexAttention(compile=False)
     counter = torch._dynamo.testing.CompileCounter()
@@ -150,12 +150,12 @@ def test_evaluation_is_dense(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("asked", "device", "precision", "reason"),
     [
-        ("flex", "cpu", "bf16", "flex cannot be used (there is no GPU)"),
-        ("flash", "gpu", "fp32", "flash cannot be used (it computes in bf16 or fp16, and this run in fp32)"),
-        ("flash", "gpu", "bf16", "flash cannot be used (import of flash_attn halted"),
+        ("flex", "cpu", "bf16", "flex is unavailable (needs a GPU)"),
+        ("flash", "gpu", "fp32", "flash is unavailable (needs precision bf16 or fp16, got fp32)"),
+        ("flash", "gpu", "bf16", "flash is unavailable (import of flash_attn halted"),
     ],
 )
-def test_what_cannot_be_used_is_said(asked, device, precision, reason, monkeypatch, caplog):
+def test_unavailable_kernels_are_reported(asked, device, precision, reason, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     with caplog.at_level(logging.WARNING):
         kernel, name = choose_attention(asked, device, precision)
@@ -164,7 +164,7 @@ def test_what_cannot_be_used_is_said(asked, device, precision, reason, monkeypat
     assert reason in caplog.text
 
 
-def test_what_can_be_used_is_named(flash_attn: None, monkeypatch: pytest.MonkeyPatch):
+def test_available_kernels_are_named(flash_attn: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention_kernels.importlib.metadata, "version", lambda name: "2.8.3")
     assert choose_attention("flash", "gpu", "bf16")[1] == "flash-attn 2.8.3 (varlen)"
     assert "flex_attention" in choose_attention("flex", "gpu", "bf16")[1]

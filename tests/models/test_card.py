@@ -52,7 +52,7 @@ MANIFEST = {
 }
 
 
-def test_the_card_says_what_the_record_says():
+def test_the_card_contains_the_facts_of_the_record():
     card = model_card(RECORD, MANIFEST, custom_code=True)
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "transformers"

@@ -14,7 +14,7 @@ from cram_composer.errors import CramError
 from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
 from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
 
-# What a reader of the export has: torch and transformers, another directory, no cram_composer.
+# A user of the export: torch and transformers in another directory, without cram_composer.
 READER = """
 import sys
 sys.modules["cram_composer"] = None  # importing it raises ImportError
@@ -46,7 +46,7 @@ print("ok")
 
 @pytest.fixture(autouse=True)
 def modules_cache(tmp_path, monkeypatch):
-    """transformers copies an export's code into a cache before running it: not into the user's."""
+    """Keep the code that transformers copies from an export out of the user's cache."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -57,7 +57,7 @@ def tokenizer_dir(tmp_path) -> Path:
 
 
 def trained_model() -> PreTrainedModel:
-    """A tiny model that differs from its initial weights, tied matrix included."""
+    """Build a tiny model that differs from its initial weights, including the tied matrix."""
     model = tiny_model(vocab_size=VOCAB_SIZE)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -65,11 +65,11 @@ def trained_model() -> PreTrainedModel:
     return model
 
 
-def test_an_export_loads_where_the_package_is_not(tmp_path, tokenizer_dir):
+def test_an_export_loads_without_the_package(tmp_path, tokenizer_dir):
     model = trained_model().eval()
     folder = export_model(exported_form(model), tokenizer_dir, tmp_path / "export", "# a card\n")
     assert (folder / "README.md").read_text() == "# a card\n"
-    assert not list(tmp_path.glob(".export*")), "nothing temporary stays behind"
+    assert not list(tmp_path.glob(".export*")), "temporary folders remain"
     inputs = {"input_ids": torch.randint(VOCAB_SIZE, (2, 24)), "attention_mask": torch.ones(2, 24, dtype=torch.int64)}
     inputs["attention_mask"][1, 9:] = 0
     with torch.inference_mode():
@@ -101,7 +101,7 @@ def test_weights_are_fp32_and_tied_ones_stored_once(tmp_path, tokenizer_dir):
     }
 
 
-def test_exporting_draws_no_random_numbers_and_another_model_is_noticed(tmp_path, tokenizer_dir):
+def test_exporting_draws_no_random_numbers_and_verification_rejects_another_model(tmp_path, tokenizer_dir):
     model, other = trained_model(), tiny_model(vocab_size=VOCAB_SIZE)
     before = torch.get_rng_state()
     folder = export_model(exported_form(model), tokenizer_dir, tmp_path / "export", "")
@@ -111,7 +111,7 @@ def test_exporting_draws_no_random_numbers_and_another_model_is_noticed(tmp_path
         verify_export(folder, other)
 
 
-def test_a_damaged_export_is_noticed(tmp_path, tokenizer_dir):
+def test_verification_rejects_a_damaged_export(tmp_path, tokenizer_dir):
     model = trained_model()
     folder = export_model(exported_form(model), tokenizer_dir, tmp_path / "export", "")
     assert verify_export(folder, model) <= 1e-5
@@ -122,7 +122,7 @@ def test_a_damaged_export_is_noticed(tmp_path, tokenizer_dir):
         verify_export(folder, model)
 
 
-def test_an_export_replaces_the_one_before(tmp_path, tokenizer_dir):
+def test_an_export_replaces_the_previous_one(tmp_path, tokenizer_dir):
     model = trained_model()
     destination = tmp_path / "export"
     export_model(exported_form(model), tokenizer_dir, destination, "first")
@@ -145,7 +145,7 @@ def test_a_native_architecture_needs_no_code(tmp_path, tokenizer_dir):
 def test_fill_masks(tmp_path, tokenizer_dir):
     model, tokenizer = trained_model(), AutoTokenizer.from_pretrained(tokenizer_dir)
     word = tokenizer.convert_tokens_to_ids("sea")
-    with torch.no_grad():  # a model that answers "sea" everywhere: the last norm's output points at its embedding
+    with torch.no_grad():  # predict "sea" everywhere: the last norm's output is its embedding
         model.encoder.final_norm.weight.zero_()
         model.encoder.final_norm.bias.copy_(model.get_input_embeddings().weight[word])
     model.train()

@@ -22,9 +22,9 @@ from tests.models.tiny_models import tiny_model, training_batch
     ],
     ids=lambda changes: "-".join(map(str, next(iter(changes.items()), ["plain"]))),
 )
-def test_the_count_is_what_torch_counts(changes, length):
+def test_the_count_equals_torchs(changes, length):
     model, batch = tiny_model(**changes), training_batch(rows=2, length=length, masked=4)
-    # the plain attention, whose matrix products torch counts
+    # eager attention, whose matrix products torch counts
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**batch).loss.backward()
     assert flops_per_token(model, length, 4) == pytest.approx(counter.get_total_flops() / (2 * length))

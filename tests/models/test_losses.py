@@ -22,7 +22,7 @@ def loss_and_gradients(kernel: str, **settings) -> tuple[torch.Tensor, list[torc
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_chunked_loss_is_the_full_one(smoothing, monkeypatch):
+def test_the_chunked_loss_equals_the_full_one(smoothing, monkeypatch):
     monkeypatch.setattr(losses, "_CHUNK", 7)
     full, chunked = (loss_and_gradients(kernel, label_smoothing=smoothing) for kernel in ("full", "chunked"))
     assert torch.allclose(full[0], chunked[0], atol=1e-6)
@@ -40,7 +40,7 @@ def test_the_chunked_loss_holds_no_more_than_a_chunk_of_logits(monkeypatch):
     assert loss.isfinite()
 
 
-def test_smoothing_is_for_training_alone():
+def test_smoothing_applies_only_in_training():
     model = tiny_model()
     batch = training_batch()
     plain = model.eval()(**batch).loss
@@ -60,8 +60,8 @@ def test_evaluation_has_logits_whatever_kernel_trains():
     assert model.eval()(**batch).logits.shape == (3, 5, 40)
 
 
-def test_what_runs_is_said(caplog):
+def test_the_kernel_in_use_is_reported(caplog):
     assert choose_loss("full", "cpu") == (LOSSES["full"], "torch, full")
     with caplog.at_level(logging.WARNING):
         assert choose_loss("liger", "cpu") == (LOSSES["chunked"], "torch, chunked")
-    assert "liger cannot be used (there is no GPU); the chunked loss of torch runs" in caplog.text
+    assert "liger is unavailable (needs a GPU); using torch's chunked loss" in caplog.text

@@ -1,4 +1,4 @@
-"""CramBERTs that are exported as a class of transformers: the same logits, and no code in the folder."""
+"""Export of a CramBERT as a class of transformers: equal logits, and no code in the folder."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_native_class_is_equal(changes, expected, tmp_path):
     assert AutoModelForSequenceClassification.from_pretrained(folder).config.model_type == form.config.model_type
 
 
-def test_fine_tuning_leaves_no_tokens_out():
+def test_fine_tuning_drops_no_tokens():
     form = exported_form(model(stack="token-dropping"))
     assert form.config.stack == "plain"
     assert type(exported_form(model(**MODERN_BERT, stack="token-dropping"))) is ModernBertForMaskedLM
@@ -90,5 +90,5 @@ def test_fine_tuning_leaves_no_tokens_out():
         {**MODERN_BERT, "ffn": "swiglu"},
     ],
 )
-def test_no_native_class_where_anything_differs(changes):
+def test_no_native_class_if_anything_differs(changes):
     assert to_native(model(**changes)) is None

@@ -95,7 +95,7 @@ def compiled(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if module._compiled_call_impl is not None}
 
 
-def test_what_each_mode_compiles():
+def test_each_mode_compiles_its_modules():
     for mode, expected in (
         ("off", set()),
         ("regional", {"model.encoder.layers.0", "model.encoder.layers.1", "model.head"}),
@@ -107,8 +107,8 @@ def test_what_each_mode_compiles():
     assert compile_model(nn.Linear(2, 2), "regional"), "a model without a list of layers is compiled whole"
 
 
-def test_compilation_leaves_names_and_results_alone(monkeypatch):
-    """With the eager backend: the same graphs without minutes of Inductor."""
+def test_compilation_changes_neither_names_nor_results(monkeypatch):
+    """The eager backend builds the same graphs without minutes of Inductor."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(_compile_with, backend="eager"))
     torch._dynamo.reset()
     batch = training_batch()
@@ -174,7 +174,7 @@ def test_a_failed_compilation_of_the_backward_falls_back_too(monkeypatch, caplog
     assert not compiled(model)
 
 
-def test_an_error_of_the_model_is_raised_as_it_is(monkeypatch):
+def test_an_error_of_the_model_is_raised_unchanged(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", partialmethod(_compile_with, backend="eager"))
     torch._dynamo.reset()
     model = MaskedLMTrainingModel(tiny_model(), compile="full")
@@ -183,7 +183,7 @@ def test_an_error_of_the_model_is_raised_as_it_is(monkeypatch):
     assert not isinstance(error.value, TorchDynamoException)
 
 
-def test_code_for_other_threads_is_not_taken_from_the_cache(monkeypatch, tmp_path):
+def test_cached_code_for_other_threads_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     before = torch.get_num_threads()
     found = []

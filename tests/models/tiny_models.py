@@ -28,7 +28,7 @@ def tiny_model(**changes) -> CramBertForMaskedLM:
 
 
 def training_batch(rows: int = 3, length: int = 16, masked: int = 5, vocab_size: int = 40) -> dict[str, torch.Tensor]:
-    """A batch as the collator makes it; the last slot of row 0 is unused and names a position another slot names."""
+    """Build a batch like the collator's; the last slot of row 0 is unused and repeats the position of another slot."""
     generator = torch.Generator().manual_seed(1)
     input_ids = torch.randint(vocab_size, (rows, length), generator=generator)
     positions = torch.stack([torch.randperm(length, generator=generator)[:masked] for _ in range(rows)])
@@ -38,7 +38,7 @@ def training_batch(rows: int = 3, length: int = 16, masked: int = 5, vocab_size:
 
 
 def save_tokenizer(folder: Path) -> Path:
-    """A word-level WordPiece with BERT's special tokens and template."""
+    """Save a word-level WordPiece tokenizer with BERT's special tokens and template."""
     names = [f"[{name.upper()}]" for name in SPECIAL]
     tokenizer = Tokenizer(WordPiece({token: i for i, token in enumerate(names + WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -1,4 +1,4 @@
-"""A small masked LM, a batch, and every optimizer that runs on a CPU."""
+"""Test helpers: a small masked LM, a batch, and every optimizer that runs on a CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 SPECIAL = {"pad": 0, "cls": 2, "sep": 3}
 CONFIGS = {tag(section): section for section in sections(OptimizerConfig)}
 ON_CPU = sorted(CONFIGS.keys() - {"adamw-8bit"})
-# Rates at which a small model learns in ten steps, and preconditioners that are computed within them.
+# Learning rates for ten steps of a small model, and preconditioner frequencies within ten steps.
 SETTINGS = {
     "adafactor": {"lr": 0.3},
     "lamb": {"lr": 0.05},
@@ -37,7 +37,7 @@ SETTINGS = {
 
 
 def optimizer_config(name: str, **settings) -> Optimizer:
-    """Settings of an optimizer whose `lr` is its own."""
+    """Return the settings of an optimizer with lr_scale 1."""
     return CONFIGS[name](**{"lr_scale": 1.0, **settings})
 
 
@@ -51,13 +51,13 @@ def small_model(**changes) -> MaskedLMTrainingModel:
 
 
 def run_state(model: MaskedLMTrainingModel, batch: Batch, **others) -> SimpleNamespace:
-    """As much of Composer's State as the algorithms of an optimizer look at."""
+    """Build a stand-in for Composer's State with the attributes that optimizer hooks read."""
     fixed = {"precision": Precision.FP32, "precision_config": None, "scaler": None, "rank_zero_seed": 17}
     return SimpleNamespace(**{"model": model, "batch": batch, "timestamp": Timestamp(batch=3), **fixed, **others})
 
 
 def small_optimizer(name: str, model: MaskedLMTrainingModel, **changes) -> torch.optim.Optimizer:
-    """An optimizer, with its curvature where it needs one."""
+    """Build an optimizer, with its curvature if it needs one."""
     optimizer = build_optimizer(small_settings(name, **changes), model)
     if hasattr(optimizer, "curvature"):
         support, state = SampledCurvature(optimizer), run_state(model, training_batch())
@@ -67,7 +67,7 @@ def small_optimizer(name: str, model: MaskedLMTrainingModel, **changes) -> torch
 
 
 def step(model: MaskedLMTrainingModel, optimizer: torch.optim.Optimizer, seed: int = 0) -> float:
-    """One step with a closure, as Composer takes it; returns the loss before it. Batches differ by `seed`."""
+    """Take one step with a closure, as Composer does; return the loss before it. Batches depend on `seed`."""
     batch = training_batch()
     shift = torch.roll(batch["input_ids"], seed, dims=1)
 
@@ -82,9 +82,10 @@ def step(model: MaskedLMTrainingModel, optimizer: torch.optim.Optimizer, seed: i
 
 
 def stand_in_for_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the factory needs of bitsandbytes, whose AdamW8bit takes the arguments of torch's AdamW, and of a GPU.
+    """Replace bitsandbytes by torch's AdamW and pretend that there is a GPU.
 
-    Returns a list that takes what the manager of its settings is asked for.
+    Returns:
+        A list that collects the overrides registered with bitsandbytes.
     """
     asked: list[Any] = []
     manager = SimpleNamespace(register_module_override=lambda *arguments: asked.append(arguments))

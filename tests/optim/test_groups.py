@@ -16,7 +16,7 @@ EMBEDDING = "model.encoder.embeddings.word_embeddings.weight"
 
 
 def by_name(model: nn.Module, **settings) -> dict[str, dict[str, float]]:
-    """The options of every parameter's group; each parameter is in one."""
+    """Return the options of each parameter's group; check that each parameter is in exactly one."""
     groups = parameter_groups(model, 0.1, 0.01, **settings)
     options = {id(p): {k: v for k, v in group.items() if k != "params"} for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(options) == len(list(model.parameters()))
@@ -57,7 +57,7 @@ def test_embeddings_without_decay_and_with_their_own_rate():
     assert changed[EMBEDDING] == {"lr": 0.05, "weight_decay": 0.0}
 
 
-def test_layers_learn_less_the_deeper_they_are():
+def test_layer_lr_decay():
     rates = {
         name: group["lr"] for name, group in by_name(small_model(), config=GroupsConfig(layer_lr_decay=0.5)).items()
     }
@@ -68,7 +68,7 @@ def test_layers_learn_less_the_deeper_they_are():
 
 
 def test_mup_keeps_rate_times_decay_of_matrices():
-    """Table 8 of arXiv 2203.03466 for Adam: hidden weights 1 / fan_in, all else 1."""
+    """Table 8 of arXiv 2203.03466 for Adam: 1 / fan_in for hidden weights, 1 for all other parameters."""
     model = small_model(tie_word_embeddings=False, head_transform=True)
     plain, changed = by_name(model), by_name(model, mup_base_width=4)
     matrices = {name for name in plain if plain[name] != changed[name]}
@@ -79,6 +79,6 @@ def test_mup_keeps_rate_times_decay_of_matrices():
 
 
 def test_the_group_at_the_plain_rate_is_last():
-    """The clock and the trace report the rate of the last one."""
+    """The budget callback and the trace report the rate of the last group."""
     for config in (GroupsConfig(embedding_lr=2.0), GroupsConfig(layer_lr_decay=0.5)):
         assert parameter_groups(small_model(), 0.1, 0.01, config)[-1]["lr"] == 0.1

@@ -15,7 +15,7 @@ LR = 0.01
 
 
 def newton_schulz(g: torch.Tensor, steps: int) -> torch.Tensor:
-    """Jordan 2024, in fp32: X <- aX + (bA + cA^2) X with A = XX^T, from X = G / |G|."""
+    """Iterate X <- aX + (bA + cA^2) X with A = XX^T from X = G / |G|, in fp32 (Jordan 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g / g.norm()
     for _ in range(steps):
@@ -25,13 +25,13 @@ def newton_schulz(g: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def polar(g: torch.Tensor) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrix."""
+    """Return the nearest (semi-)orthogonal matrix."""
     u, _, v = torch.linalg.svd(g, full_matrices=False)
     return u @ v
 
 
 def update_of(model: nn.Module, name: str, gradient: torch.Tensor, **settings) -> torch.Tensor:
-    """What one step takes off a parameter, over the learning rate."""
+    """Return the update of a parameter in one step, divided by the learning rate."""
     parameter = model.get_parameter(name)
     optimizer = build_optimizer(optimizer_config("muon", lr=LR, weight_decay=0.0, **settings), model)
     before = parameter.detach().clone()
@@ -49,7 +49,7 @@ def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest():
     assert names == {f"model.encoder.layers.{i}.{matrix}.weight" for i in range(2) for matrix in matrices}
 
 
-def test_the_rest_is_stepped_by_adamw_itself():
+def test_other_parameters_are_stepped_by_torchs_adamw():
     torch.manual_seed(3)
     settings = {"lr": LR, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
     ours, plain = small_model(), small_model()
@@ -72,7 +72,7 @@ def test_the_rest_is_stepped_by_adamw_itself():
 
 @pytest.mark.parametrize(("matrix", "parts"), [("attention.qkv", 3), ("feedforward.w_in", 2), ("attention.out", 1)])
 def test_each_projection_is_orthogonalised_on_its_own(matrix: str, parts: int):
-    """Projections whose gradients differ much in size get updates of one size, 0.2 sqrt(max(rows, columns)) each."""
+    """Projections with gradients of different scale get updates of equal size, 0.2 sqrt(max(rows, columns))."""
     model, name = small_model(), f"model.encoder.layers.0.{matrix}.weight"
     torch.manual_seed(2)
     rows, columns = model.get_parameter(name).shape
@@ -86,12 +86,12 @@ def test_each_projection_is_orthogonalised_on_its_own(matrix: str, parts: int):
         assert torch.cosine_similarity(part.flatten(), polar(own).flatten(), dim=0) > 0.95
     if parts > 1:
         first, *_, last = newton_schulz(gradient, 5).chunk(parts)
-        assert last.norm() < 0.1 * first.norm(), "stacked, the small one is lost"
+        assert last.norm() < 0.1 * first.norm(), "the update of the small one vanishes if stacked"
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (192, 64), (64, 256)])
 def test_the_update_has_about_the_size_of_adamws(shape: tuple[int, int]):
-    """A root mean square of 0.2, whatever the shape (arXiv 2502.16982, section 2.2)."""
+    """The root mean square is 0.2 for every shape (arXiv 2502.16982, section 2.2)."""
     model = nn.Module()
     model.layers = nn.ModuleList([nn.Linear(shape[1], shape[0], bias=False)])
     update = update_of(model, "layers.0.weight", torch.randn(shape))

@@ -28,7 +28,7 @@ def composed(*recipes: str) -> Composed:
 
 
 def changed(name: str) -> set[str]:
-    """Keys whose values a recipe changes on crammed-bert."""
+    """Return the keys that a recipe changes relative to crammed-bert."""
     before, after = (flatten(composed(*names).plain) for names in (["crammed-bert"], ["crammed-bert", name]))
     return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} - {"recipes"}
 
@@ -48,7 +48,7 @@ def test_the_optimizer_is_built(name: str, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_recipe_goes_with_every_preset(preset: str):
+def test_every_recipe_combines_with_every_preset(preset: str):
     for name in (*OF_OPTIMIZERS, *OF_GROUPS, *OF_SCHEDULES):
         result = composed(preset, name)
         check_run(result.config, world_size=1)
@@ -58,7 +58,7 @@ def test_every_recipe_goes_with_every_preset(preset: str):
 
 @pytest.mark.parametrize("name", OF_OPTIMIZERS)
 def test_a_recipe_states_its_rate_relative_to_adamws(name: str):
-    """`lr` is tuned by the run; a recipe says how its optimizer's rate compares."""
+    """The run tunes `lr`; a recipe sets the rate of its optimizer relative to AdamW's."""
     values = RECIPES[name].values["optimizer"]
     assert "lr" not in values
     assert values["lr_scale"] == CONFIGS[values["name"]]().lr_scale

@@ -1,4 +1,4 @@
-"""Every optimizer learns, resumes exactly, follows the schedule, and leaves other parameters alone."""
+"""Every optimizer learns, resumes exactly, follows the schedule and changes no other parameters."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_optimizer_lowers_the_loss_in_ten_steps(name: str):
 
 @pytest.mark.parametrize("name", ON_CPU)
 def test_a_resumed_run_equals_an_uninterrupted_one(name: str):
-    """Saved and loaded as Composer does it, with frequencies at which curvature and preconditioners are renewed."""
+    """Save and load as Composer does, at frequencies that update curvature and preconditioners."""
     whole, first = small_run(name), small_run(name)
     torch.manual_seed(5)
     train(whole, range(10))
@@ -72,7 +72,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name: str):
     file = io.BytesIO()
     states = {"model": first[0].state_dict(), "optimizer": get_optimizer_state_dict(*first)}
     torch.save({**states, "random": torch.get_rng_state()}, file)
-    train(first, range(5, 7))  # what follows a save must not be in it
+    train(first, range(5, 7))  # later steps must not change the saved state
     file.seek(0)
     saved = torch.load(file, weights_only=False)
     second = small_run(name)
@@ -149,8 +149,8 @@ def test_skipped_first_step_is_harmless(name: str):
 
 
 @pytest.mark.parametrize("name", ON_CPU)
-def test_gradients_clipped_inside_the_closure_are_the_ones_it_takes(name: str):
-    """Composer clips at the end of its closure: the step is that of gradients which were small to begin with."""
+def test_steps_use_gradients_clipped_inside_the_closure(name: str):
+    """Composer clips at the end of its closure, so the step must equal one with small gradients."""
     clipped, small = small_run(name), small_run(name)
     clip, batch = GradientClipping("norm", 1e-3), training_batch()
     state = run_state(clipped[0], batch, fsdp_config_version=None)
@@ -171,7 +171,7 @@ def test_gradients_clipped_inside_the_closure_are_the_ones_it_takes(name: str):
         assert torch.equal(ours, theirs)
 
 
-def test_the_schema_offers_exactly_the_optimizers_there_are():
+def test_the_schema_and_the_registry_have_the_same_optimizers():
     assert set(CONFIGS) == set(OPTIMIZERS)
 
 
@@ -189,7 +189,7 @@ def test_8_bits_need_a_gpu_and_bitsandbytes(monkeypatch: pytest.MonkeyPatch):
         build_optimizer(settings, small_model())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(CramError, match="needs bitsandbytes, which is not installed: pip install bitsandbytes"):
+    with pytest.raises(CramError, match="needs bitsandbytes, which is not installed; run `pip install bitsandbytes`"):
         build_optimizer(settings, small_model())
 
 
@@ -205,7 +205,7 @@ def test_8_bits_are_for_all_but_embeddings(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_shampoo_is_independent_of_the_global_random_state():
-    """Its inverse roots start from random vectors; weights of two ranks that differ would drift apart."""
+    """Its inverse roots start from random vectors; the weights of two ranks must not diverge."""
     stepped = []
     for seed in (1, 2):
         model, optimizer = small_run("shampoo", precondition_frequency=1)

@@ -1,4 +1,4 @@
-"""Role and depth of each parameter, in CramBERT and in models of transformers."""
+"""Role and depth of each parameter in CramBERT and in models of transformers."""
 
 from __future__ import annotations
 

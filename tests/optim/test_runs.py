@@ -33,7 +33,7 @@ def test_schedule_free_exports_its_average(train: Train, tmp_path: Path):
     exported = load_file(tmp_path / "free" / "export" / "model.safetensors")
     for name, weight in exported.items():
         assert torch.equal(weight, average[f"model.{name}"]), name
-        assert not torch.equal(weight, saved["model"][f"model.{name}"]), "the training point is another one"
+        assert not torch.equal(weight, saved["model"][f"model.{name}"]), "the training weights differ from the average"
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_schedule_free_exports_its_average(train: Train, tmp_path: Path):
 def test_interrupted_run_equals_an_uninterrupted_one(
     name: str, setting: str, ranks: int | None, train: Train, tiny_data: Path, tmp_path: Path
 ):
-    """The two whose state is more than tensors: Shampoo's blocks, and on two ranks the random labels of Sophia."""
+    """Shampoo has state besides tensors; Sophia draws random labels, here on two ranks."""
     settings = [f"recipes=[crammed-bert,{name}]", "budget={wall: null, steps: 60}", f"optimizer.{setting}"]
     whole = train(*settings, "run_name=whole", ranks=ranks)
     assert whole.returncode == 0, whole.stderr

@@ -1,4 +1,4 @@
-"""Updates equal the formulas of the papers, written out here for one weight tensor."""
+"""Updates equal the formulas of the papers, implemented here for one weight tensor."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def gradients() -> Iterator[torch.Tensor]:
 
 
 def check(update: Update, name: str, rtol: float = 1e-4, **settings) -> None:
-    """Six steps of the optimizer and of `update` on the same gradients."""
+    """Compare six steps of the optimizer with `update` on the same gradients."""
     torch.manual_seed(0)
     model = Layer()
     optimizer = build_optimizer(optimizer_config(name, lr=LR, **settings), model)
@@ -193,7 +193,7 @@ def test_adafactor(relative: bool):
     check(update, "adafactor", scale_parameter=relative)
 
 
-def test_soap_without_preconditioners_is_adam_after_a_first_look():
+def test_soap_without_preconditioners_is_adam_after_the_first_step():
     moments, looked = Moments(0.95, 0.95), []
 
     def update(w: torch.Tensor, g: torch.Tensor) -> None:
@@ -207,13 +207,13 @@ def test_soap_without_preconditioners_is_adam_after_a_first_look():
 
 
 def test_soap_does_not_depend_on_the_basis():
-    """Rotate every gradient and the weight: the update is rotated too, which Adam's is not."""
+    """Rotating gradients and weight rotates the update, unlike with Adam."""
     torch.manual_seed(3)
     rotation = torch.linalg.qr(torch.randn(4, 4))[0]
     moved = []
     for turn in (torch.eye(4), rotation):
         torch.manual_seed(0)
-        model = Layer(4, 4)  # of full rank on both sides: in a null space any basis is one
+        model = Layer(4, 4)  # square, because the basis of a null space is arbitrary
         with torch.no_grad():
             model.weight.copy_(model.weight @ turn)
         optimizer = build_optimizer(optimizer_config("soap", lr=LR, eps=1e-12, precondition_frequency=2), model)
@@ -224,8 +224,8 @@ def test_soap_does_not_depend_on_the_basis():
     torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-4)
 
 
-def test_shampoo_is_the_root_of_both_sides_with_the_norm_of_rmsprop():
-    """From the second step on; with momentum off, so that the last step shows alone."""
+def test_shampoo_applies_both_inverse_roots_with_the_norm_of_rmsprop():
+    """Compare from the second step on, without momentum, so that only the last step counts."""
     left, right, moments = 1e-6 * torch.eye(6), 1e-6 * torch.eye(4), Moments(0.0, 0.9)
 
     def root(matrix: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,7 @@ def test_branch_equals_the_run_with_this_schedule_from_the_start(shape: str, tru
     assert (config.schedule.name, config.schedule.warmup, config.schedule.decay) == ("wsd", 0.25, 0.5)
     begun = record(made.path)
     assert begun["status"] == "interrupted" and begun["config_hash"] == made.composed.hash
-    runs.go_on(made.path, made.composed)
+    runs.continue_run(made.path, made.composed)
     direct = runs(
         f"direct-{shape}",
         *TRUNK,
@@ -67,12 +67,12 @@ def test_branch_equals_the_run_with_this_schedule_from_the_start(shape: str, tru
     assert record(trunk)["steps"] == 10 and list_branch_points(trunk)[0].path.is_file()
 
 
-def test_missing_branch_points_and_bad_amounts_are_refused(trunk: Path, runs: TinyRuns) -> None:
+def test_missing_branch_points_and_bad_amounts_are_rejected(trunk: Path, runs: TinyRuns) -> None:
     for arguments, says in (
-        (("5", "8"), "kept no checkpoint at 5 steps; it has checkpoints at 4 steps, 7 steps"),
-        (("4", "4"), "the trunk had spent 4 steps already"),
-        (("half", "8"), "the trunk's budget is in steps; give a number of them"),
-        (("4", "-1"), "give a number of them"),
+        (("5", "8"), "has no checkpoint at 5 steps; choose from 4 steps, 7 steps"),
+        (("4", "4"), "must be > 4 steps"),
+        (("half", "8"), "must be a number of steps, the unit of the trunk's budget"),
+        (("4", "-1"), "must be a number of steps"),
     ):
         with pytest.raises(CramError, match=says):
             create_branch(trunk, *arguments, name="none")
@@ -83,11 +83,11 @@ def test_missing_branch_points_and_bad_amounts_are_refused(trunk: Path, runs: Ti
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["recipes=[crammed-bert]", "algorithms.batch_size_ramp=null", KEPT], "the trunk has 'triangle'"),
+        (["recipes=[crammed-bert]", "algorithms.batch_size_ramp=null", KEPT], "got 'triangle'"),
         ([TRUNK[0], TRUNK[2], KEPT], "algorithms.batch_size_ramp: ends at 60%"),
         ([*TRUNK, "algorithms.ema={}", KEPT], "algorithms.ema: ema is scheduled by budget fraction"),
-        ([*TRUNK, "schedule.decay=0.5", "checkpoint.branch_at=[0.7]"], "constant from 20% to 50%"),
-        ([*TRUNK], "keeps no checkpoint to branch from"),
+        ([*TRUNK, "schedule.decay=0.5", "checkpoint.branch_at=[0.7]"], "must be between 20% and 50%"),
+        ([*TRUNK], "has no checkpoint to branch from"),
     ],
 )
 def test_trunks_that_cannot_have_branches(overrides: list[str], says: str, runs: TinyRuns) -> None:
@@ -98,7 +98,7 @@ def test_trunks_that_cannot_have_branches(overrides: list[str], says: str, runs:
     assert says in str(caught.value)
 
 
-def test_trunk_with_several_device_counts_or_late_points_is_refused(trunk: Path, tmp_path: Path) -> None:
+def test_trunk_with_several_device_counts_or_late_points_is_rejected(trunk: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trunk, copy)
     changed = record(copy)
@@ -109,17 +109,17 @@ def test_trunk_with_several_device_counts_or_late_points_is_refused(trunk: Path,
     shutil.copyfile(trunk / "record.json", copy / "record.json")
     kept = list_branch_points(copy)[0].path.with_suffix(".json")
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"progress": 0.5}))
-    with pytest.raises(CramError, match="was interrupted there, and kept its checkpoint at 50.0% of its budget"):
+    with pytest.raises(CramError, match="was interrupted there and saved its checkpoint at 50.0% of its budget"):
         create_branch(copy, "4", "8")
 
 
-def test_points_outside_the_budget_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_points_outside_the_budget_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "yamls/cram-cpu.yaml", "checkpoint.branch_at=[1.5]"]) == 2
     assert "checkpoint.branch_at: must be between 0 and 1, exclusive, got [1.5]" in capsys.readouterr().err
 
 
 def test_from_the_command_line_with_a_clock(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A trunk of twelve seconds is left at about half, for one and a half seconds more."""
+    """Branch a trunk of twelve seconds at about half, with one and a half seconds more."""
     settings = ["recipes=[crammed-bert,schedule-constant]", "algorithms.batch_size_ramp=null", "run_name=trunk"]
     done = train(*settings, "budget=12s", "checkpoint.branch_at=[0.5]", "data.num_workers=0")
     assert done.returncode == 0, done.stderr

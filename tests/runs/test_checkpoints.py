@@ -1,4 +1,4 @@
-"""Which checkpoint is used when some are damaged."""
+"""Choice of the newest intact checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def save(folder: Path, step: int) -> Path:
     return path
 
 
-def test_the_newest_whole_one_is_used(tmp_path: Path):
+def test_the_newest_intact_checkpoint_is_used(tmp_path: Path):
     assert newest_checkpoint(tmp_path) is None
     save(tmp_path, 5)
     newest = save(tmp_path, 12)
@@ -31,7 +31,7 @@ def test_the_newest_whole_one_is_used(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "corrupt", "interrupted", "unreadable"])
-def test_a_damaged_one_is_passed_over_with_one_warning(tmp_path: Path, damage: str):
+def test_a_damaged_checkpoint_is_skipped_with_one_warning(tmp_path: Path, damage: str):
     good, bad = save(tmp_path, 5), save(tmp_path, 12)
     if damage == "truncated":
         bad.write_bytes(bad.read_bytes()[:-1])

@@ -1,4 +1,4 @@
-"""Records of runs: reading present and earlier formats, and device-hours."""
+"""Records of runs: current and earlier formats, and device-hours."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UPGRADED_RECORD = {
         lambda path: load_run(path).record,
     ],
 )
-def test_record_of_format_1_gets_present_names(tmp_path: Path, read) -> None:
+def test_record_of_format_1_is_converted(tmp_path: Path, read) -> None:
     (tmp_path / RECORD).write_text(json.dumps(OLD_RECORD))
     assert read(tmp_path) == UPGRADED_RECORD
 
@@ -50,10 +50,10 @@ def test_record_of_format_1_gets_present_names(tmp_path: Path, read) -> None:
 def test_unreadable_records_are_one_line(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).read_record() is None
     for content, message in (
-        (None, r"not a run folder: it has no record\.json"),
+        (None, r"not a run folder, because it has no record\.json"),
         ("{", "not valid JSON"),
-        ('{"format_version": 3}', "format version 3"),
-        ("[]", "format version None"),
+        ('{"format_version": 3}', "must be 1 or 2, got 3"),
+        ("[]", "must be 1 or 2, got None"),
     ):
         if content is not None:
             (tmp_path / RECORD).write_text(content)
@@ -65,7 +65,7 @@ def test_unreadable_records_are_one_line(tmp_path: Path) -> None:
 def test_device_hours_sum_over_attempts_on_different_device_counts() -> None:
     attempts = [
         {"spent_before": 0.0, "world_size": 4},
-        {"spent_before": 900.0},  # of a version that did not record its devices
+        {"spent_before": 900.0},  # from a version that did not record devices
         {"spent_before": 1800.0, "world_size": 1},
     ]
     assert device_hours(attempts, 3600.0, 2) == pytest.approx((4 * 900 + 2 * 900 + 1 * 1800) / 3600)

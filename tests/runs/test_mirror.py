@@ -24,13 +24,13 @@ from tests.train.test_training import lines, record, same_run, start, wait_until
 
 
 def settings(bucket: Bucket, *more: str, steps: int | None = 100) -> list[str]:
-    """A run of so many steps, or of 15 seconds for one that must not be over before something is done to it."""
+    """Return the settings of a run of `steps` steps, or of 15 seconds if None, for tests that interrupt it."""
     budget = "budget=15s" if steps is None else f"budget={{wall: 100s, steps: {steps}}}"
     return [budget, "run_name=r", "checkpoint.interval=0.3s", f"runs_remote={bucket.uri}/runs", *more]
 
 
 def copied(bucket: Bucket) -> list[str]:
-    """Steps of the resumable checkpoints in the copy, in order."""
+    """List the steps of the resumable checkpoints in the copy, sorted."""
     keys = set(bucket.keys("runs/r/checkpoints/"))
     return sorted(key.removesuffix(".pt")[-8:] for key in keys if key.endswith(".pt") and f"{key[:-3]}.json" in keys)
 
@@ -58,7 +58,7 @@ def test_whole_run_is_copied_and_can_be_used_from_the_copy(train: Train, s3: Buc
     here = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     here = {name for name in here if not name.startswith(".")}
     assert {"export/model.safetensors", "report.html", "record.json", "tokenizer/tokenizer.json"} < here
-    assert {key.removeprefix("runs/r/") for key in s3.keys("runs/")} == here  # checkpoints too: as many, the same ones
+    assert {key.removeprefix("runs/r/") for key in s3.keys("runs/")} == here  # including the same checkpoints
     for name in here - {"clock.json"}:
         assert s3.get(f"runs/r/{name}") == (run / name).read_bytes(), name
     assert record(run)["ledger"]["outside"]["upload"] > 0
@@ -66,7 +66,7 @@ def test_whole_run_is_copied_and_can_be_used_from_the_copy(train: Train, s3: Buc
 
     shutil.rmtree(run)
     again = train(*settings(s3, "export.enabled=true", "eval.interval=0.5"))
-    assert again.returncode == 0 and f"{s3.uri}/runs/r: this run is over (finished)" in again.stdout
+    assert again.returncode == 0 and f"{s3.uri}/runs/r: already finished" in again.stdout
     assert not run.exists()
     other = train(*settings(s3, "export.enabled=true", "eval.interval=0.5", "seed=3"))
     assert other.returncode == 2 and "seed" in other.stderr and other.stderr.count("\n") == 1
@@ -138,12 +138,12 @@ def test_failed_upload_does_not_stop_training_and_is_retried(
     assert found["status"] == "finished"
     assert (run / "export" / "model.safetensors").is_file() and (run / "report.html").is_file()
     warnings = [line for line in output.splitlines() if line.startswith("warning: runs_remote: ")]
-    assert "training goes on" not in warnings[-1] and "the results are here and whole" in warnings[-1]
+    assert "retrying" not in warnings[-1] and "the local results are complete" in warnings[-1]
     assert all(s3.uri in line and "AWS_ACCESS_KEY_ID" in line for line in warnings)
     assert "Traceback" not in output
 
     wrong = train(*settings(s3, "export.enabled=true", steps=None))
-    assert wrong.returncode == 1 and "this run is over" in wrong.stdout
+    assert wrong.returncode == 1 and "already finished" in wrong.stdout
     for name, value in s3.environment().items():
         monkeypatch.setenv(name, value)
     again = train(*settings(s3, "export.enabled=true", steps=None))
@@ -184,7 +184,7 @@ def test_two_ranks_resume_from_the_copy(train: Train, s3: Bucket, tmp_path: Path
     common = settings(s3, "algorithms.batch_size_ramp=null", "train.batch_size=64", steps=20)
     assert train(*common, ranks=2).returncode == 0
     over = train(*common, ranks=2)
-    assert over.returncode == 0 and over.stdout.count("this run is over") == 1
+    assert over.returncode == 0 and over.stdout.count("already finished") == 1
     kept = json.loads(s3.get("runs/r/record.json"))
     s3.put("runs/r/record.json", json.dumps(kept | {"status": "running"}).encode())
     shutil.rmtree(tmp_path / "r")
@@ -236,7 +236,7 @@ def test_newest_checkpoint_replaces_a_waiting_one_and_survives_local_deletion(bu
     assert remote.wait(30) is None
     bucket.server.pause()
     remote.enqueue(save(folder, 2))
-    time.sleep(0.5)  # it is being copied now
+    time.sleep(0.5)  # until the upload has started
     for step in (3, 4, 5):
         remote.enqueue(save(folder, step))
     for step in (1, 2, 3, 4):
@@ -262,7 +262,7 @@ def test_newest_intact_checkpoint_ahead_of_the_local_ones_is_restored(
     bucket.put("runs/r/checkpoints/step-00000009.pt", b"no .json: its upload was interrupted")
     before = sorted(path.name for path in folder.path.rglob("*"))
     remote.restore()
-    assert capsys.readouterr().out == ""  # nothing is ahead of what is here
+    assert capsys.readouterr().out == ""  # the copy is not ahead of the local checkpoints
     assert sorted(path.name for path in folder.path.rglob("*")) == before
 
     shutil.rmtree(folder.path)

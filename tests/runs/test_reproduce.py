@@ -21,7 +21,7 @@ ENVIRONMENT = {"python": "3.11.7", "threads": 2, "gpus": [], "libraries": {"torc
 RUNS = [
     ["optimizer.lr=3e-3", "seed=5", "run_name=first"],
     ["recipes=[crammed-bert,rope,muon]", "run_name=first", "budget={tokens: 1e6, steps: 50}"],
-    # The preset's positions lose to an ingredient that the command line adds; their keys must not be asked for again.
+    # A recipe on the command line overrides the preset's positions; the overridden keys must not be written out.
     ["recipes=[modern-bert,alibi]", "run_name=first"],
     [
         "recipes=[]",
@@ -83,12 +83,12 @@ def test_removed_key_is_listed(tmp_path: Path) -> None:
     values = record(tmp_path / "first", RUNS[0])
     values["config"]["train"]["speed"] = 3
     (tmp_path / "first" / "record.json").write_text(json.dumps(values))
-    assert reproduce(tmp_path / "first").config_differences == ["train.speed: 3 as the run had it, absent here"]
+    assert reproduce(tmp_path / "first").config_differences == ["train.speed: 3 in the run, absent here"]
 
 
 def test_replay_follows_the_trace_instead_of_the_budget(tmp_path: Path) -> None:
     record(tmp_path / "first", RUNS[1])
-    with pytest.raises(CramError, match="no trace there"):
+    with pytest.raises(CramError, match=r"trace\.jsonl: does not exist"):
         reproduce(tmp_path / "first", replay=True)
     step = {"elapsed": 0.0, "progress": 0.0, "tokens": 1, "batch_size": 1, "seq_length": 1, "mlm_probability": 0.25}
     line = {"step": 0, **step, "lr": 0.1, "loss": 9.0, "step_seconds": 1.0, "data_seconds": 0.0}
@@ -112,7 +112,7 @@ def test_environment_differences_are_listed(tmp_path: Path, capsys: pytest.Captu
     assert "libraries.apex: '1' then, absent now" in said
     assert "gpus: ['NVIDIA A6000'] then, [] now" in said
     assert "threads" not in said
-    assert "data: not at" in said
+    assert "data: not built yet in" in said
     assert "train:   composer -n 4 train.py first-again.yaml" in said
 
 

@@ -1,4 +1,4 @@
-"""Several ranks to train on."""
+"""Fixtures for training on several ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.scaleout.ranks import Ranks
 
 @pytest.fixture(scope="session")
 def ranks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """Trains on a data set with a tokenizer, which exports and whole words need."""
+    """Return a trainer on a data set with a tokenizer, which exports and whole-word masking need."""
     ranks = Ranks(tiny_data, tmp_path_factory.mktemp("scaleout"))
     yield ranks
     ranks.close()
@@ -20,9 +20,9 @@ def ranks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="session")
 def one_rank(ranks: Ranks) -> Path:
-    """What all others are compared with."""
+    """Train the one-rank run that all others are compared with."""
     return ranks("one", 1, *COMPARED)
 
 
-# A checkpoint after every step, and an average that evaluations and exports use.
+# A checkpoint after every step, and a weight average for evaluations and exports.
 COMPARED = ["recipes=[crammed-bert,ema]", "checkpoint.interval=0.000001s", "eval.interval=0.3"]

@@ -1,4 +1,4 @@
-"""Trainings of a few steps on several ranks (gloo), forked from a process that has imported everything."""
+"""Training runs of a few steps on several ranks (gloo), forked from a process with all imports."""
 
 from __future__ import annotations
 
@@ -44,9 +44,12 @@ SETTINGS = [
 
 
 class Ranks:
-    """Trains on `data`, each run in a folder of `runs`.
+    """Trainer of runs on `data`, each in a folder of `runs`.
 
-    Ranks are forked from a process of their own kind: that of other tests has not imported DeepSpeed.
+    Ranks are forked from a separate process, because that of other tests has not imported DeepSpeed.
+
+    Attributes:
+        forwards: number of forward passes of each rank in the latest run.
     """
 
     def __init__(self, data: Path, runs: Path) -> None:
@@ -65,10 +68,10 @@ class Ranks:
     def __call__(
         self, name: str, ranks: int, *overrides: str, steps: int = STEPS, slowed: float = 0.0, bad: int = 0
     ) -> Path:
-        """Train to the end; returns the run's folder. An error of a rank is an AssertionError with what it said.
+        """Train to the end and return the run folder. Raises AssertionError with the output of a failed rank.
 
-        The last rank sleeps for `slowed` seconds in every forward pass, and the loss of its forward pass number `bad`,
-        counted from 1, is infinite; `forwards` are those of each rank, afterwards.
+        The last rank sleeps for `slowed` seconds in every forward pass. The loss of its forward pass number `bad`,
+        counted from 1, is infinite.
         """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -83,7 +86,7 @@ class Ranks:
         return self._runs / name
 
     def resume(self, whole: Path, at: int, name: str, ranks: int, *overrides: str) -> Path:
-        """Go on from step `at` of the finished run `whole` as if it had been killed there, on `ranks` ranks."""
+        """Resume from step `at` of the finished run `whole` on `ranks` ranks, as if killed there."""
         killed = self._runs / name
         shutil.copytree(whole, killed)
         for file in (killed / "checkpoints").iterdir():
@@ -96,9 +99,9 @@ class Ranks:
 
 
 def _serve(jobs: Connection) -> None:
-    """Import everything once, then train what is asked for in forked processes, one for each rank."""
+    """Import everything once, then train each job in forked processes, one per rank."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_LEVEL": "error", "PYTHONWARNINGS": "ignore"}
-    # DeepSpeed's Muon brings torch's Inductor, which takes two seconds.
+    # DeepSpeed's Muon imports torch's Inductor, which takes two seconds.
     for module in (*_MODULES, "deepspeed.runtime.zero.muon.muon_optimizer"):
         importlib.import_module(module)
     context = multiprocessing.get_context("fork")
@@ -139,12 +142,12 @@ def _rank(
         answers.put((rank, f"rank {rank}: {traceback.format_exc()}"))
     else:
         answers.put((rank, len(counted)))
-    os._exit(0)  # what Streaming and gloo would do at the end of a process takes a second
+    os._exit(0)  # skips the exit handlers of Streaming and gloo, which take a second
 
 
 @contextlib.contextmanager
 def _forwards(seconds: float, bad: int) -> Iterator[list[float]]:
-    """A list that grows with every forward pass of training, each of which takes so many seconds more; one is bad."""
+    """Yield a list that grows with every training forward pass; delay each pass and make pass `bad` infinite."""
     from cram_composer.models.training_model import MaskedLMTrainingModel
 
     forward, counted = MaskedLMTrainingModel.forward, []
@@ -176,7 +179,7 @@ def _train(rank: int, data: Path, path: Path, overrides: list[str], ranks: int) 
     folder = RunFolder(path)
     if rank == 0:
         folder.lock()
-    # Both take longer than all the rest.
+    # Both take longer than the rest of the run.
     with mock.patch.object(finish, "_write_report"), mock.patch("cpuinfo.get_cpu_info", return_value={}):
         status = run(composed, choose_device(composed.config, ranks), folder, folder.read_record(), time.monotonic())
     folder.unlock()

@@ -23,19 +23,19 @@ _COLUMNS = {"DDP": "ddp", "FSDP2": "fsdp2", "DeepSpeed (ZeRO-1, 2, 3)": "deepspe
 
 
 def recipes_named(recipe: Recipe) -> list[str]:
-    """The recipe, with what it needs and, for an ingredient, the preset it is added to."""
+    """List the recipe with the recipes it needs and, for an ingredient, its preset."""
     return [recipe.name] if recipe.card.kind == "preset" else ["crammed-bert", *recipe.card.needs, recipe.name]
 
 
 def composed(recipe: Recipe, *settings: str) -> RunConfig:
-    """A run on a CPU with the recipe."""
+    """Compose a CPU run with the recipe."""
     named = f"recipes=[{','.join(recipes_named(recipe))}]"
-    layers = "model.num_hidden_layers=6"  # a funnel has five at least
+    layers = "model.num_hidden_layers=6"  # a funnel needs at least five
     return compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", [named, layers, *settings]).config
 
 
 def recipe_table() -> str:
-    """A row for every recipe: whether it works under each strategy or why not."""
+    """Return a table with a row per recipe: "yes" for each strategy that supports it, else the reason."""
     lines = [f"| recipe | {' | '.join(_COLUMNS)} |", f"| --- |{' --- |' * len(_COLUMNS)}"]
     for name in recipe_names():
         cells = [_cell(load_recipe(name, "tests"), strategy) for strategy in _COLUMNS.values()]
@@ -56,7 +56,7 @@ def _cell(recipe: Recipe, strategy: str) -> str:
 
 
 def agreement(ranks: Ranks, counts: Sequence[int]) -> dict[int, dict[str, float]]:
-    """The largest relative difference of any step's loss from that of one rank, by number of ranks and strategy."""
+    """Return the largest relative difference of a loss from one rank's, by number of ranks and strategy."""
     expected = losses(ranks(f"long-1-{counts}", 1, steps=LONG))
 
     def difference(found: list[float]) -> float:
@@ -72,14 +72,14 @@ def agreement(ranks: Ranks, counts: Sequence[int]) -> dict[int, dict[str, float]
 
 
 def agreement_table(found: dict[int, dict[str, float]]) -> str:
-    """The same in Markdown."""
+    """Format the result of `agreement` as a Markdown table."""
     lines = [f"| strategy | {' | '.join(f'{count} ranks' for count in found)} |", f"| --- |{' --- |' * len(found)}"]
     lines += [f"| {name} | {' | '.join(f'{found[count][name]:.1e}' for count in found)} |" for name in STRATEGIES]
     return "\n".join(lines) + "\n"
 
 
 def section(text: str, name: str) -> str:
-    """What is between the marks of a generated part of the page."""
+    """Return the generated section `name` of the page."""
     match = re.search(rf"<!-- {name} -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert match is not None
     return match[1]
@@ -91,7 +91,7 @@ def _replace(name: str, table: str) -> None:
 
 
 def main() -> None:
-    """Write the table of recipes, and with --agreement that of losses, which takes some minutes."""
+    """Write the table of recipes and, with --agreement, the table of losses, which takes some minutes."""
     from tests.conftest import build_tiny_data
 
     _replace("recipes", recipe_table())

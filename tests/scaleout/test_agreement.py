@@ -1,4 +1,4 @@
-"""All strategies train the same model: losses, tokens, weights and checkpoints; and go on from each other's ranks."""
+"""All strategies give equal losses, tokens, weights and checkpoints, and resume on other numbers of ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tiny_runs import losses, record, saved
     [("ddp", ()), ("fsdp2", (1,)), ("zero-1", ()), ("zero-2", ()), ("zero-3", (1,))]
     + [pytest.param(name, (1, 2, 4), marks=pytest.mark.slow) for name in STRATEGIES],
 )
-def test_two_ranks_train_what_one_does(strategy: str, resumed_on: tuple[int, ...], ranks: Ranks, one_rank: Path):
+def test_two_ranks_equal_one_rank(strategy: str, resumed_on: tuple[int, ...], ranks: Ranks, one_rank: Path):
     name = f"{strategy}-{len(resumed_on)}"
     run = ranks(name, 2, *STRATEGIES[strategy], *COMPARED)
     assert losses(run) == pytest.approx(losses(one_rank), rel=1e-4)
@@ -39,7 +39,7 @@ def test_two_ranks_train_what_one_does(strategy: str, resumed_on: tuple[int, ...
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_gradients_are_the_mean_over_ranks(strategy: str, ranks: Ranks):
-    """Adam takes the same steps whatever the scale of the gradients; what is clipped shows it."""
+    """Adam is invariant to the scale of gradients, so clipping reveals the scale."""
     clipped = "algorithms.gradient_clipping={clipping_type: value, clipping_threshold: 0.01}"
     one = ranks(f"mean-one-{strategy}", 1, clipped)
     two = ranks(f"mean-two-{strategy}", 2, *STRATEGIES[strategy], clipped)
@@ -47,7 +47,7 @@ def test_gradients_are_the_mean_over_ranks(strategy: str, ranks: Ranks):
 
 
 def same_checkpoint(ours: dict, theirs: dict) -> None:
-    """Weights, both moments of every weight, their groups and the average: whole tensors in the same places."""
+    """Check that weights, moments, parameter groups and the average are equal whole tensors."""
     close(ours["model"], theirs["model"])
     assert list(ours["optimizers"]) == list(theirs["optimizers"]) == ["AdamW"]
     mine, other = ours["optimizers"]["AdamW"], theirs["optimizers"]["AdamW"]
@@ -72,7 +72,7 @@ def test_ranks_stop_at_the_same_step_though_one_is_slow(strategy: str, ranks: Ra
     found = record(run)
     assert found["status"] == "finished" and found["steps"] > 2
     assert ranks.forwards == [found["steps"] * 4] * 2  # microbatches
-    assert found["steps"] < 2.0 / 0.08 + 2  # in each of which four of them sleep for 0.02 s
+    assert found["steps"] < 2.0 / 0.08 + 2  # each step sleeps 4 x 0.02 s
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_not_applied_on_any(strategy: s
 
 
 @pytest.mark.parametrize("strategy", ["zero-2", pytest.param("zero-3", marks=pytest.mark.slow)])
-def test_the_optimizer_may_be_in_the_memory_of_the_host(strategy: str, ranks: Ranks, one_rank: Path):
+def test_optimizer_offload_to_host_memory(strategy: str, ranks: Ranks, one_rank: Path):
     offload = "scaleout.deepspeed.zero_optimization.offload_optimizer={device: cpu}"
     run = ranks(f"offload-{strategy}", 2, *STRATEGIES[strategy], offload, *COMPARED)
     assert losses(run) == pytest.approx(losses(one_rank), rel=1e-4)
@@ -106,7 +106,7 @@ def test_the_optimizer_may_be_in_the_memory_of_the_host(strategy: str, ranks: Ra
 @pytest.mark.parametrize(
     "strategy", ["zero-3", *(pytest.param(s, marks=pytest.mark.slow) for s in ("fsdp2", "zero-1"))]
 )
-def test_what_is_exported_is_the_whole_average(strategy: str, ranks: Ranks):
+def test_the_export_is_the_whole_average(strategy: str, ranks: Ranks):
     from transformers import AutoModelForMaskedLM
 
     export = ["export.enabled=true", "export.sentences=[]", "recipes=[crammed-bert,ema]"]

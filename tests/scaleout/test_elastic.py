@@ -1,4 +1,4 @@
-"""A run that goes on with another number of ranks takes the rows, and makes the masks, that it would have had."""
+"""A run resumed on another number of ranks reads the same rows and draws the same masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.data.data_sets import write_data_set
 SETTINGS = [
     "budget={steps: 60, wall: 300s}",
     "checkpoint.interval=0.2s",
-    "algorithms.batch_size_ramp=null",  # whose first batch is one microbatch on every rank
+    "algorithms.batch_size_ramp=null",  # its first batch is one microbatch per rank
     "logging.progress_bar=false",
 ]
 
@@ -30,7 +30,7 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, 2), pytest.param(2, None, marks=pytest.mark.slow)])
-def test_a_run_killed_on_some_ranks_goes_on_on_others(tmp_path: Path, before: int | None, after: int | None):
+def test_a_run_killed_on_some_ranks_resumes_on_others(tmp_path: Path, before: int | None, after: int | None):
     root = write_data_set(tmp_path / "data", 512)
     options: dict[str, Any] = {"env": environment(), "capture_output": True, "text": True, "timeout": 300}
     whole = subprocess.run(command(root, tmp_path, "whole", before), **options)
@@ -55,6 +55,6 @@ def test_a_run_killed_on_some_ranks_goes_on_on_others(tmp_path: Path, before: in
     assert [start["world_size"] for start in starts] == [before or 1, after or 1]
     first, second = starts[1]["spent_before"], record["ledger"]["inside_total"] - starts[1]["spent_before"]
     assert record["device_hours"] == pytest.approx(((before or 1) * first + (after or 1) * second) / 3600.0)
-    # The same rows and masks, whose losses are summed in another order.
+    # The rows and masks are equal; the losses are summed in another order.
     assert losses(run) == pytest.approx(losses(tmp_path / "whole"), abs=2e-4)
     assert record["epochs"] == json.loads((tmp_path / "whole" / "record.json").read_text())["epochs"]

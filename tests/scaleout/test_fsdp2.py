@@ -1,4 +1,4 @@
-"""Which modules FSDP2 shards one by one."""
+"""The modules that FSDP2 shards separately."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cram_composer.scaleout.fsdp2 import Fsdp2
 from tests.models.tiny_models import tiny_model
 
 
-def test_layers_that_algorithms_wrap_are_sharded_one_by_one():
+def test_wrapped_layers_are_sharded_separately():
     network = tiny_model(num_hidden_layers=3)
     Fsdp2(cast(Any, None), cast(Any, None), 2).prepare_model(MaskedLMTrainingModel(network))
     wrap_layer_calls(network, lambda index, call, *arguments: call(*arguments), "a.key")

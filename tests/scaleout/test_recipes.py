@@ -1,4 +1,4 @@
-"""Every recipe under every strategy: it trains as with DDP, or is refused in one line, and the page says which."""
+"""Every recipe under every strategy trains as with DDP or is rejected in one line, as docs/scaleout.md states."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.scaleout.ranks import STRATEGIES, Ranks
 from tests.scaleout.table import PATH, composed, recipe_table, recipes_named, section
 from tests.tiny_runs import losses
 
-LAYERS = "model.num_hidden_layers=6"  # a funnel has five at least
+LAYERS = "model.num_hidden_layers=6"  # a funnel needs at least five
 NEEDS_CUDA = {"adamw-8bit"}
-# Settings with which six steps are enough to see a recipe at work.
+# Settings that make the effect of a recipe visible within six steps.
 SHORT = {
     "lawa": ["algorithms.lawa.k=3"],
     "layer-freezing": ["algorithms.layer_freezing.freeze_start=0.1"],
@@ -60,5 +60,5 @@ def test_a_recipe_trains_as_with_ddp_or_is_refused(
 
 @pytest.fixture(scope="module")
 def with_ddp() -> dict[str, list[float]]:
-    """Losses by recipe, so that each trains once."""
+    """Return a cache of losses by recipe, so that each trains once."""
     return {}

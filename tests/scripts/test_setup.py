@@ -165,10 +165,10 @@ def test_help_lists_every_target(checkout: Path):
 @pytest.mark.parametrize(
     ("name", "script", "said"),
     [
-        ("python3", "echo 3.9", "Python 3.10, 3.11 or 3.12 is needed"),
-        ("python3", "echo 3.13", "Python 3.10, 3.11 or 3.12 is needed"),
-        ("python3", "exit 127", "Python 3.10, 3.11 or 3.12 is needed"),
-        ("df", "echo; echo disk 0 0 5000000 0 /", "12 GiB of free disk are needed here, there are 4"),
+        ("python3", "echo 3.9", "needs Python 3.10, 3.11 or 3.12"),
+        ("python3", "echo 3.13", "needs Python 3.10, 3.11 or 3.12"),
+        ("python3", "exit 127", "needs Python 3.10, 3.11 or 3.12"),
+        ("df", "echo; echo disk 0 0 5000000 0 /", "needs 12 GiB of free disk here, found 4"),
     ],
 )
 def test_what_is_missing_is_said_and_nothing_written(checkout: Path, name: str, script: str, said: str):

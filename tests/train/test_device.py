@@ -32,7 +32,7 @@ def test_a_cpu_that_trains_keeps_the_memory_of_one_step_for_the_next():
     command = [sys.executable, "-c", PAGE_FAULTS]
     threads, without, kept = map(int, subprocess.run(command, capture_output=True, check=True).stdout.split())
     assert threads == 1
-    # 196 MiB taken anew in each of five steps are 250,000 pages, or 500 huge ones where the system gives those.
+    # Allocating 196 MiB again in each of five steps takes 250,000 page faults, or 500 with huge pages.
     assert without > 400
     assert kept < without / 4
 

@@ -25,7 +25,7 @@ CRAMBERT = [
 
 @pytest.fixture(scope="module")
 def padded_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of 256 tokens, which hold one or two of the documents, with a byte-level tokenizer."""
+    """Build rows of 256 tokens with one or two documents each, with a byte-level tokenizer."""
     folder = tmp_path_factory.mktemp("padded")
     write_text(folder / "text.txt", documents=400)
     config = DataBuildConfig(

@@ -1,4 +1,4 @@
-"""What is asked for beside the set-up is known when it is needed."""
+"""Background look-ups are complete when their results are needed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from cram_composer.train.prewarm import join, run_in_background
 
-# In a process of its own: the answers are remembered for as long as one lives.
-ASKED = """
+# In a separate process, because the results are cached for the life of a process.
+LOOK_UPS = """
 import subprocess, sys
 from cram_composer.train.prewarm import run_in_background, probe_vector_instructions, join
 probe_vector_instructions()
@@ -20,7 +20,7 @@ from composer.utils.collect_env import get_cpu_model
 run_in_background(get_cpu_model)
 join()
 def refuse(*arguments, **options):
-    raise AssertionError("asked again")
+    raise AssertionError("looked up again")
 subprocess.Popen = refuse
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 print(get_cpu_model(), pick_vec_isa())
@@ -28,19 +28,19 @@ print(get_cpu_model(), pick_vec_isa())
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
-def test_answers_are_there_when_they_have_been_waited_for():
-    result = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True)
+def test_results_are_cached_after_join():
+    result = subprocess.run([sys.executable, "-c", LOOK_UPS], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
 
 
-def test_a_question_that_fails_is_left_to_whoever_needs_the_answer():
-    asked = []
+def test_errors_of_look_ups_are_ignored():
+    calls = []
 
     def fail() -> None:
-        asked.append(1)
+        calls.append(1)
         raise OSError("no such processor")
 
     run_in_background(fail)
     join()
-    assert asked == [1]
+    assert calls == [1]

@@ -1,4 +1,4 @@
-"""The low-overhead engine: which handlers it calls, in which order, and that a run uses it."""
+"""The low-overhead engine: the handlers it calls, their order, and its use in a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY
 
 
 class Named(Algorithm):
-    """Handles the events before and after a loss."""
+    """An algorithm that handles the events before and after a loss."""
 
     def __init__(self, name: str, calls: list[str]) -> None:
         self._name = name
@@ -36,7 +36,7 @@ class Named(Algorithm):
 
 
 class Notes(Callback):
-    """Handles the events after a loss and at the end of a step."""
+    """A callback that handles the events after a loss and at the end of a step."""
 
     def __init__(self, calls: list[str]) -> None:
         self._calls = calls
@@ -59,11 +59,11 @@ class Writes(LoggerDestination):
 
 
 class Idle(Callback):
-    """Handles no event."""
+    """A callback that handles no event."""
 
 
 class Everything(Callback):
-    """Overrides `run_event` and so handles every event."""
+    """A callback that overrides `run_event` and so handles every event."""
 
     def __init__(self) -> None:
         self.seen: list[Event] = []
@@ -77,7 +77,7 @@ Make = Callable[..., LowOverheadEngine]
 
 @pytest.fixture
 def make_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Engines of a state with one idle callback."""
+    """Return a factory of engines whose state has one idle callback."""
     monkeypatch.delenv("ENGINE_DEBUG", raising=False)
     made: list[LowOverheadEngine] = []
 
@@ -106,7 +106,7 @@ def engine(make_engine: Make) -> Any:
 
 @pytest.fixture
 def visits(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """Events that Composer's own engine runs."""
+    """Return the list of events that Composer's own engine runs."""
     found: list[Event] = []
     original = Engine.run_event
 
@@ -118,8 +118,8 @@ def visits(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     return found
 
 
-def test_calls_are_those_of_composers_engine_and_in_its_order(engine: Any, visits: list[Event]) -> None:
-    """Algorithms first, the last of them first after what came before; loggers behind other callbacks."""
+def test_calls_and_their_order_equal_those_of_composers_engine(engine: Any, visits: list[Event]) -> None:
+    """Algorithms run first, in reverse order at "after" events; loggers run after other callbacks."""
     calls: list[str] = []
     engine.state.algorithms = [Named("a", calls), Named("b", calls)]
     engine.state.callbacks = [Writes(calls), Notes(calls), Idle()]
@@ -137,14 +137,14 @@ def test_calls_are_those_of_composers_engine_and_in_its_order(engine: Any, visit
 
 
 def test_init_is_composers_event(engine: Any, visits: list[Event]) -> None:
-    """Callbacks come before algorithms there, and those of another trainer are refused."""
+    """At INIT, callbacks run before algorithms, and callbacks of another trainer are rejected."""
     engine.run_event(Event.INIT)
     assert visits == [Event.INIT]
     with pytest.raises(RuntimeError, match="open callback"):
         engine.run_event(Event.INIT)
 
 
-def test_a_callback_that_comes_later_and_takes_all_events(engine: Any) -> None:
+def test_a_callback_added_later_that_handles_all_events(engine: Any) -> None:
     engine.run_event(Event.BEFORE_FORWARD)
     engine.state.callbacks.append(Everything())
     engine.run_event(Event.BEFORE_FORWARD)
@@ -154,7 +154,7 @@ def test_a_callback_that_comes_later_and_takes_all_events(engine: Any) -> None:
     engine.run_event(Event.BEFORE_FORWARD)
 
 
-def test_a_closed_engine_takes_no_event(engine: Any) -> None:
+def test_a_closed_engine_rejects_events(engine: Any) -> None:
     engine._is_closed = True
     with pytest.raises(RuntimeError, match="already closed"):
         engine.run_event(Event.BEFORE_FORWARD)
@@ -200,13 +200,13 @@ print(copy.deepcopy(microbatch)["labels"] is microbatch["labels"])
 """
 
 
-def test_composer_is_the_version_whose_trainer_looks_its_engine_up_by_name() -> None:
-    """After an upgrade, see that the name which LowOverheadTrainer patches is still the one that is constructed."""
+def test_composers_trainer_looks_up_its_engine_by_name() -> None:
+    """On upgrade, check that the Trainer still constructs the name that LowOverheadTrainer patches."""
     assert version("mosaicml") == "0.32.1"
     assert composer_trainer.Engine is Engine
 
 
-def test_a_run_has_this_engine_and_asks_once_for_the_processor(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_run_uses_this_engine_and_looks_up_the_processor_once(tiny_data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILT, str(tiny_data), str(tmp_path / "run")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr

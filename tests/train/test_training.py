@@ -1,4 +1,4 @@
-"""Whole runs in processes of their own: the budget, the record, a kill and what comes after it, several ranks."""
+"""Whole runs in separate processes: budget, record, kill and resume, several ranks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def last_state(run: Path) -> dict[str, Any]:
 
 
 def same_run(one: Path, other: Path) -> None:
-    """Same steps, losses and schedules to the last bit, and the same weights and averages."""
+    """Check that steps, losses, schedules, weights and averages are equal bit by bit."""
     a, b = lines(one / "trace.jsonl"), lines(other / "trace.jsonl")
     timing = {"elapsed", "step_seconds", "data_seconds"}
     assert [{k: v for k, v in step.items() if k not in timing} for step in a] == [
@@ -65,7 +65,7 @@ def wait_until(condition, process: subprocess.Popen[str], seconds: float = 120.0
         time.sleep(0.05)
 
 
-def test_a_run_by_the_clock_stops_on_time_adds_up_and_is_over(train: Train, tmp_path: Path):
+def test_a_run_by_the_clock_stops_on_time_and_adds_up(train: Train, tmp_path: Path):
     result = train("budget=6s", "run_name=r", "export.enabled=true", "eval.interval=0.3", *SCHEDULED)
     assert result.returncode == 0, result.stderr
     run = tmp_path / "r"
@@ -78,14 +78,14 @@ def test_a_run_by_the_clock_stops_on_time_adds_up_and_is_over(train: Train, tmp_
     assert found["device_hours"] == pytest.approx(ledger["inside_total"] / 3600.0)
     assert ledger["inside"]["train"] > 0 and ledger["inside"]["eval"] > 0 and ledger["inside"]["checkpoint"] > 0
 
-    # Tokens reported are tokens fed, also while rows are short.
+    # Reported tokens are those fed to the model, also while rows are short.
     fed = 0
     for number, step in enumerate(steps):
         fed += step["batch_size"] * step["seq_length"]
         assert (step["step"], step["tokens"]) == (number, fed)
     assert found["tokens"] == fed and found["steps"] == len(steps)
     assert {step["seq_length"] for step in steps} == {8, 16, 32}
-    # The rate is at its end within one step.
+    # The rate reaches its end within one step.
     assert steps[-1]["lr"] < found["config"]["optimizer"]["lr"] * (1.0 - steps[-2]["progress"]) / 0.25 + 1e-9
 
     evaluations = lines(run / "metrics.jsonl")
@@ -95,12 +95,12 @@ def test_a_run_by_the_clock_stops_on_time_adds_up_and_is_over(train: Train, tmp_
     assert "<svg" in (run / "report.html").read_text()
 
     again = train("budget=6s", "run_name=r", "export.enabled=true", "eval.interval=0.3", *SCHEDULED)
-    assert again.returncode == 0 and "this run is over (finished)" in again.stdout
+    assert again.returncode == 0 and "already finished" in again.stdout
     other = train("budget=7s", "run_name=r", "export.enabled=true", "eval.interval=0.3", *SCHEDULED)
     assert other.returncode == 2 and "budget.wall" in other.stderr and other.stderr.count("\n") == 1
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(train: Train, tiny_data: Path, tmp_path: Path):
+def test_a_killed_run_resumes_exactly(train: Train, tiny_data: Path, tmp_path: Path):
     common = [*SCHEDULED, "eval.interval=0.2"]
     original = train("budget=8s", "run_name=original", *common)
     assert original.returncode == 0, original.stderr
@@ -137,7 +137,7 @@ def test_a_reproduced_run_takes_the_same_steps(train: Train, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_costs_one_warning_and_the_steps_since_the_one_before(
+def test_a_damaged_checkpoint_costs_one_warning_and_the_steps_since_the_previous_one(
     train: Train, tiny_data: Path, tmp_path: Path
 ):
     settings = ["budget={wall: 60s, steps: 60}", "checkpoint.interval=0.3s", "run_name=r"]
@@ -176,7 +176,7 @@ def test_a_signal_saves_and_the_same_command_continues(train: Train, tiny_data: 
     assert [step["step"] for step in lines(run / "trace.jsonl")] == list(range(120))
 
 
-def test_a_second_process_on_a_run_folder_is_refused(train: Train, tmp_path: Path):
+def test_a_second_process_in_a_run_folder_is_rejected(train: Train, tmp_path: Path):
     folder = RunFolder(tmp_path / "r")
     folder.lock()
     try:
@@ -188,14 +188,14 @@ def test_a_second_process_on_a_run_folder_is_refused(train: Train, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_launcher_takes_its_ranks_with_it(train: Train, tiny_data: Path, tmp_path: Path, number: int):
+def test_ranks_exit_with_a_killed_launcher(train: Train, tiny_data: Path, tmp_path: Path, number: int):
     settings = ["budget={wall: 5m, steps: 120}", "run_name=r"]
     run = tmp_path / "r"
     process = start(tiny_data, tmp_path, *settings, ranks=1)
     wait_until(lambda: (run / "trace.jsonl").is_file() and len(lines(run / "trace.jsonl")) > 3, process)
     process.send_signal(number)
     process.communicate(timeout=30)
-    result = train(*settings, ranks=1)  # waits for the rank that is saving, and goes on
+    result = train(*settings, ranks=1)  # waits for the rank that is saving, then resumes
     assert result.returncode == 0, result.stderr
     found = record(run)
     assert found["steps"] == 120
@@ -211,7 +211,7 @@ def test_two_ranks_pass_the_end_of_an_epoch(train: Train, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_while_it_finishes_finishes_when_started_again(train: Train, tmp_path: Path):
+def test_a_run_killed_after_the_loop_finishes_when_started_again(train: Train, tmp_path: Path):
     settings = ["budget={wall: 60s, steps: 5}", "run_name=r"]
     assert train(*settings).returncode == 0
     run = tmp_path / "r"
@@ -226,11 +226,11 @@ def test_a_run_killed_while_it_finishes_finishes_when_started_again(train: Train
 
 
 @pytest.mark.slow
-def test_a_replay_with_other_batches_is_refused(train: Train, tmp_path: Path):
+def test_a_replay_with_other_batches_is_rejected(train: Train, tmp_path: Path):
     assert train("budget={wall: 60s, steps: 3}", "run_name=a").returncode == 0
     replay = "budget={replay: " + str(tmp_path / "a") + "}"
     result = train(replay, "run_name=b", "train.device_train_microbatch_size=32")
-    assert result.returncode == 2 and "had batch_size 16 in the trace and has 32" in result.stderr
+    assert result.returncode == 2 and "has batch_size 32, but 16 in the trace" in result.stderr
 
 
 def test_shards_come_from_a_remote(train: Train, tiny_data: Path, tmp_path: Path):
@@ -268,7 +268,7 @@ def test_two_ranks_stop_together_by_the_clock(train: Train, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_hopeless_run_is_given_up(train: Train, tmp_path: Path):
+def test_early_stop(train: Train, tmp_path: Path):
     result = train("budget=10s", "run_name=r", "train.early_stop={loss_above: 0.1, at: 0.2}")
     assert result.returncode == 0, result.stderr
     found = record(tmp_path / "r")
@@ -297,11 +297,11 @@ def test_any_transformers_model_trains_and_exports_as_its_own_class(train: Train
         ("data.local=/nowhere", "no finished data set"),
         ("device=cuda", "yamls/cram-cpu.yaml"),
         ("model.num_attention_heads=3", "not divisible"),
-        ("budget={replay: /nowhere}", "no trace there"),
+        ("budget={replay: /nowhere}", "does not exist"),
         ("eval.batch_size=4096", "validation rows"),
     ],
 )
-def test_what_cannot_run_is_one_line(train: Train, tmp_path: Path, override: str, message: str):
+def test_invalid_settings_are_reported_in_one_line(train: Train, tmp_path: Path, override: str, message: str):
     if override == "device=cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     result = train("run_name=r", "data.build=null", override)

@@ -15,11 +15,11 @@ from cram_composer.config.schema.algorithms import EmaConfig
 
 
 class EMA(WeightAverage):
-    """Keep an average of the trained weights; evaluate with it, and export it.
+    """Exponential moving average of the weights, used for evaluation and export.
 
-    After every step, average <- average + (1 - 2^(-d / half_life)) (weights - average), where d is the progress between
-    the start of this step and the start of the one before.
-    Composer's EMA has a half-life in batches or epochs, whose number a wall-clock run does not know beforehand.
+    After every step, average <- average + (1 - 2^(-d / half_life)) (weights - average), where d is the progress from
+    the start of the previous step to the start of this one. Composer's EMA has a half-life in batches or epochs, whose
+    number is unknown in advance in a wall-clock run.
     """
 
     def __init__(self, config: EmaConfig, budget: Budget) -> None:
@@ -29,15 +29,15 @@ class EMA(WeightAverage):
         self._average: Weights = {}
 
     def average(self) -> Weights:
-        """The average so far."""
+        """Return the current average."""
         return self._average
 
     def map_snapshots(self, change: Callable[[Weights], Weights]) -> None:
-        """The average."""
+        """Apply `change` to the average."""
         self._average = change(self._average)
 
     def match(self, event: Event, state: State) -> bool:
-        """At the start, after every step and around evaluation."""
+        """Match the start of the run, the end of every step, and evaluations."""
         return event == Event.BATCH_END or super().match(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -59,11 +59,11 @@ class EMA(WeightAverage):
         torch._foreach_lerp_(averages, list(weights.values()), 1.0 - 0.5 ** (moved / self._config.half_life))
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and the progress it has seen."""
+        """Return the average and the progress of its last update."""
         return super().state_dict() | {"last_progress": self._last_progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Restore from a checkpoint."""
         super().load_state_dict(state)
         self._average = dict(state["average"])
         self._last_progress = state["last_progress"]

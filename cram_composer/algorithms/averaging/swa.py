@@ -1,4 +1,4 @@
-"""Stochastic weight averaging: the mean of the weights along the last part of the budget."""
+"""Stochastic weight averaging: the mean of the weights over the last part of the budget."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cram_composer.config.schema.algorithms import SwaConfig
 
 
 class SWA(PeriodicAverage):
-    """Izmailov et al. 2018, arXiv 1803.05407, algorithm 1, with Composer's parameter names.
+    """SWA (Izmailov et al. 2018, arXiv 1803.05407, algorithm 1), with Composer's parameter names.
 
-    Composer's SWA counts in epochs and does not resume on several devices. Its `swa_end`, after which training
-    continues from the average to renew batch-norm statistics, has no use here: there are no batch norms.
+    Composer's SWA counts in epochs and cannot resume on several devices. Its `swa_end`, after which training updates
+    batch-norm statistics, is not needed without batch norms.
     """
 
     def __init__(self, config: SwaConfig, budget: Budget) -> None:
@@ -27,11 +27,11 @@ class SWA(PeriodicAverage):
         self._count = 0
 
     def average(self) -> Weights:
-        """The mean so far; empty before `swa_start`."""
+        """Return the current mean; empty before `swa_start`."""
         return self._average
 
     def map_snapshots(self, change: Callable[[Weights], Weights]) -> None:
-        """The mean."""
+        """Apply `change` to the mean."""
         self._average = change(self._average)
 
     @torch.no_grad()
@@ -45,21 +45,21 @@ class SWA(PeriodicAverage):
         torch._foreach_lerp_([self._average[name] for name in weights], list(weights.values()), 1.0 / self._count)
 
     def state_dict(self) -> dict[str, Any]:
-        """The mean and the number of weights in it."""
+        """Return the mean and the number of snapshots in it."""
         return super().state_dict() | {"count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Restore from a checkpoint."""
         super().load_state_dict(state)
         self._average = dict(state["average"])
         self._count = state["count"]
 
 
 def with_swa(schedule: Schedule, config: SwaConfig | None) -> Schedule:
-    """Hold the learning rate from `swa_start` on, if `schedule_swa_lr` is set.
+    """Hold the learning rate constant from `swa_start` on, if `schedule_swa_lr` is set.
 
     This is the paper's constant rate (section 3.2) and the effect of Composer's `schedule_swa_lr`. With a schedule that
-    falls to zero, the averaged weights would hardly differ.
+    decays to zero, the averaged weights would hardly differ.
     """
     if config is None or not config.schedule_swa_lr:
         return schedule

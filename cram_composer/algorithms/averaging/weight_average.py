@@ -18,31 +18,31 @@ Weights = dict[str, torch.Tensor]
 
 
 class WeightAverage(Algorithm):
-    """An average of the trained weights, with which the model is evaluated and exported.
+    """An average of the trained weights that is used for evaluation and export.
 
-    Subclasses define the average and when it is updated. All tensors are this rank's part of the weights, which may be
-    shards; checkpoints hold whole averages.
+    Subclasses define the average and its updates. Tensors are this rank's part of the weights, which may be shards;
+    checkpoints hold whole averages.
     """
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._parameters: dict[str, nn.Parameter] = {}
         self._trained: Weights = {}  # the trained weights while the average replaces them
-        self._loaded = False  # whole tensors of a checkpoint are not sharded yet
+        self._loaded = False  # loaded whole tensors that are not sharded yet
 
     @abstractmethod
     def average(self) -> Weights:
-        """This rank's part of the current average by parameter name; empty if there is none yet."""
+        """Return this rank's part of the current average by parameter name; empty if there is none yet."""
 
     def map_snapshots(self, change: Callable[[Weights], Weights]) -> None:
         """Apply `change` to every stored set of weights."""
 
     def match(self, event: Event, state: State) -> bool:
-        """At the start and around evaluation."""
+        """Match the start of the run and evaluations."""
         return event in (Event.FIT_START, Event.EVAL_START, Event.EVAL_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Exchange the trained weights and the average."""
+        """Exchange the trained weights with the average."""
         self._parameters = dict(parameters(state.model))
         if self._loaded:
             self.map_snapshots(lambda kept: {name: shard_of(self._parameters[name], t) for name, t in kept.items()})
@@ -78,43 +78,44 @@ class WeightAverage(Algorithm):
         """Gather whole tensors of this rank's parts in host memory. Collective."""
         if self._loaded:
             return dict(weights)
-        # One at a time on the device: NCCL needs device tensors, and a whole model may not fit.
+        # One tensor at a time on the device: NCCL needs device tensors, and a whole model may not fit.
         return {
             name: whole(parameter := self._parameters[name], part.to(local(parameter).device)).cpu()
             for name, part in weights.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, which `cram export` reads from a checkpoint. Collective."""
+        """Return the average, which `cram export` reads from a checkpoint. Collective."""
         return super().state_dict() | {"average": self.gathered(self.average())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint; the next event shards what was loaded."""
+        """Restore from a checkpoint; the next event shards the loaded tensors."""
         self._loaded = True
 
 
 class PeriodicAverage(WeightAverage):
-    """An average of the weights at `start` and every `interval` after it, both in budget progress.
+    """An average of snapshots taken at `start` and every `interval` after it, both in budget progress.
 
-    Weights are added between steps, the last when the budget is spent. A step that passes several points counts once.
+    Snapshots are taken between steps, the last one when the budget is spent. A step that passes several points adds one
+    snapshot.
     """
 
     def __init__(self, budget: Budget, start: float, interval: float) -> None:
         super().__init__(budget)
         self._start = start
         self._interval = interval
-        self._passed = -1  # the last of these points that was passed, counted from 0
+        self._passed = -1  # index of the last point passed
 
     @abstractmethod
     def add_snapshot(self, model: nn.Module) -> None:
         """Add the weights of `model` to the average."""
 
     def match(self, event: Event, state: State) -> bool:
-        """Before a step, when progress matches the weights, and at the end."""
+        """Match before a step, when progress and weights agree, and at the end of the run."""
         return event in (Event.BATCH_START, Event.FIT_END) or super().match(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Add the weights if a point has been passed, or exchange them with their average."""
+        """Add a snapshot if a point has been passed, or exchange the weights with their average."""
         super().apply(event, state, logger)
         if event in (Event.BATCH_START, Event.FIT_END) and self._budget.progress >= self._start:
             point = int((self._budget.progress - self._start) / self._interval + 1e-9)
@@ -123,26 +124,26 @@ class PeriodicAverage(WeightAverage):
                 self.add_snapshot(state.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and how far it has come."""
+        """Return the average and the last point passed."""
         return super().state_dict() | {"passed": self._passed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Restore from a checkpoint."""
         super().load_state_dict(state)
         self._passed = state["passed"]
 
 
 def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters by name, without DDP's prefix, so names match on any number of devices."""
+    """List parameters by name, without DDP's prefix, so that names match on any number of devices."""
     reshard(model)
     return [(name.removeprefix("module."), p) for name, p in model.named_parameters()]
 
 
 def local_weights(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """This rank's part of each parameter by name, writable and without autograd."""
+    """List this rank's part of each parameter by name, writable and without autograd."""
     return [(name, local(p)) for name, p in parameters(model)]
 
 
 def saved_average(algorithms: Iterable[tuple[str, dict[str, Any]]]) -> Weights | None:
-    """The average among the algorithms of a checkpoint, None if there is none."""
+    """Return the average among the algorithms of a checkpoint, None if there is none."""
     return next((state["average"] for _, state in algorithms if state.get("average")), None)

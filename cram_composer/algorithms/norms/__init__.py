@@ -1,1 +1,1 @@
-"""Normalisation layers replaced by faster kernels or dtypes."""
+"""Algorithms that replace normalisation layers by faster kernels or lower precision."""

@@ -1,7 +1,7 @@
-"""Liger's Triton kernels of LayerNorm and RMSNorm as operators of torch.
+"""Liger's Triton kernels of LayerNorm and RMSNorm as custom operators of torch.
 
-Custom operators, because torch.compile takes them as they are: tracing into Liger's autograd functions would depend on
-what of them each torch version can follow. Statistics are in fp32, outputs in the input's dtype.
+torch.compile treats custom operators as opaque, whereas tracing into Liger's autograd functions works only with some
+versions of torch. Statistics are in fp32, outputs in the input's dtype.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 
 
 def layer_norm_kernels() -> ModuleType:
-    """Liger's module of LayerNorm kernels. Raises ImportError or RuntimeError where it cannot run."""
+    """Import Liger's module of LayerNorm kernels. Raises ImportError or RuntimeError if it cannot run."""
     from liger_kernel.ops import layer_norm as kernels
 
     return kernels
 
 
 def rms_norm_kernels() -> ModuleType:
-    """Liger's module of RMSNorm kernels. Raises ImportError or RuntimeError where it cannot run."""
+    """Import Liger's module of RMSNorm kernels. Raises ImportError or RuntimeError if it cannot run."""
     from liger_kernel.ops import rms_norm as kernels
 
     return kernels
@@ -30,7 +30,7 @@ def rms_norm_kernels() -> ModuleType:
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """LayerNorm of `x` [..., H] with `weight` and `bias` [H]: the output, and fp32 mean and 1/deviation per row."""
+    """Normalize `x` [..., H] by LayerNorm; return the output, and fp32 mean and 1/deviation per row."""
     output, _, mean, rstd, _, _ = layer_norm_kernels().layer_norm_forward(x.contiguous(), weight, bias, eps)
     return output, mean, rstd
 
@@ -51,7 +51,7 @@ def layer_norm_backward(
     mean: torch.Tensor,
     rstd: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of `x`, `weight` and `bias` from the output's."""
+    """Return the gradients of `x`, `weight` and `bias` from the gradient of the output."""
     rows = x.contiguous().view(-1, x.shape[-1])
     return layer_norm_kernels().layer_norm_backward(grad.contiguous(), rows, weight, bias, mean, rstd)
 
@@ -82,8 +82,8 @@ layer_norm.register_autograd(_differentiate_layer_norm, setup_context=_save_laye
 
 @torch.library.custom_op("cram_composer::rms_norm", mutates_args=())
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm of `x` [..., H] with `weight` [H]: the output, and fp32 1/RMS per row."""
-    # "gemma" computes in fp32 throughout, as torch does, and is no other function; nothing is added to the weights.
+    """Normalize `x` [..., H] by RMSNorm; return the output, and fp32 1/RMS per row."""
+    # The mode "gemma" computes in fp32 throughout, as torch does. The offset of 0 adds nothing to the weights.
     output, _, rstd, _, _, _ = rms_norm_kernels().rms_norm_forward(x.contiguous(), weight, eps, 0.0, "gemma", False)
     return output, rstd
 
@@ -97,7 +97,7 @@ def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, 
 def rms_norm_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of `x` and `weight` from the output's."""
+    """Return the gradients of `x` and `weight` from the gradient of the output."""
     kernels = rms_norm_kernels()
     rows = x.contiguous().view(-1, x.shape[-1])
     block_size, num_warps = kernels.calculate_settings(x.shape[-1])

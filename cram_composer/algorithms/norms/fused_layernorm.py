@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm with Liger's fused Triton kernels on CUDA; elsewhere torch's, which torch.compile fuses."""
+"""LayerNorm and RMSNorm with Liger's fused Triton kernels on CUDA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 class FusedLayerNorm(Algorithm):
     """Replace every `torch.nn.LayerNorm` and `torch.nn.RMSNorm` by Liger's at the start of a run on a GPU.
 
-    Parameters are shared, not copied, so optimizers, state-dict keys and exports are unaffected.
+    Parameters are shared, not copied, so optimizers, state-dict keys and exports are unaffected. On other devices
+    torch's norms stay, which torch.compile fuses.
 
     Attributes:
         kernel: "liger VERSION (triton)", or "torch" on other devices and, with a warning, if Liger cannot be imported.
@@ -33,17 +34,17 @@ class FusedLayerNorm(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if state.device.name != "gpu":
-            log.info("fused-layernorm: no GPU, torch's own norms run (torch.compile fuses them)")
+            log.info("fused-layernorm: no GPU; using torch's norms, which torch.compile fuses")
             return
         try:
             layer_norm_kernels()
             rms_norm_kernels()
-        except (ImportError, RuntimeError) as error:  # Triton raises RuntimeError where it finds no driver
-            log.warning("fused-layernorm: liger-kernel cannot be used, torch's own norms run: %s", error)
+        except (ImportError, RuntimeError) as error:  # Triton raises RuntimeError without a GPU driver
+            log.warning("fused-layernorm: liger-kernel is unavailable (%s); using torch's norms", error)
             return
         replaced = fuse_norms(state.model)
         self.kernel = f"liger {importlib.metadata.version('liger-kernel')} (triton)"
-        log.info("fused-layernorm: %d norms run on %s", replaced, self.kernel)
+        log.info("fused-layernorm: %d norms use %s", replaced, self.kernel)
 
 
 def fuse_norms(model: nn.Module) -> int:
@@ -58,9 +59,9 @@ def fuse_norms(model: nn.Module) -> int:
 
 
 class LigerLayerNorm(nn.LayerNorm):
-    """A LayerNorm over the last dimension with the parameters of another; the kernel runs on CUDA tensors.
+    """Liger's LayerNorm over the last dimension, sharing the parameters of another; falls back to torch's off CUDA.
 
-    Output has the input's dtype; statistics are in fp32.
+    The output has the input's dtype; statistics are in fp32.
     """
 
     def __init__(self, layer: nn.LayerNorm) -> None:
@@ -68,16 +69,16 @@ class LigerLayerNorm(nn.LayerNorm):
         self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not input.is_cuda:  # a model brought back to the CPU for its export
+        if not input.is_cuda:  # a model moved to the CPU for its export
             return super().forward(input)
         bias = torch.zeros_like(self.weight) if self.bias is None else self.bias
         return layer_norm(input, self.weight, bias, self.eps)[0]
 
 
 class LigerRMSNorm(nn.RMSNorm):
-    """An RMSNorm over the last dimension with the weights of another; the kernel runs on CUDA tensors.
+    """Liger's RMSNorm over the last dimension, sharing the weights of another; falls back to torch's off CUDA.
 
-    Output has the input's dtype; computed in fp32.
+    The output has the input's dtype; the computation is in fp32.
     """
 
     def __init__(self, layer: nn.RMSNorm) -> None:
@@ -85,7 +86,7 @@ class LigerRMSNorm(nn.RMSNorm):
         self.weight = layer.weight
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not input.is_cuda:  # a model brought back to the CPU for its export
+        if not input.is_cuda:  # a model moved to the CPU for its export
             return super().forward(input)
         eps = torch.finfo(input.dtype).eps if self.eps is None else self.eps
         return rms_norm(input, self.weight, eps)[0]

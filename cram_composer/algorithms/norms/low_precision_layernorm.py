@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm in the dtype of autocast, which otherwise runs them in fp32."""
+"""LayerNorm and RMSNorm in the dtype of autocast, in place of fp32."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _DTYPES = {Precision.AMP_BF16: torch.bfloat16, Precision.AMP_FP16: torch.float16
 
 
 class LowPrecisionNorms(Algorithm):
-    """Norms read and write bf16 or fp16 under autocast (MosaicBERT: Portes et al. 2023, arXiv 2312.17482, section 2).
+    """Norms with bf16 or fp16 inputs and outputs under autocast (MosaicBERT, arXiv 2312.17482, section 2).
 
-    torch's kernels still keep their statistics in fp32. In fp32 nothing changes, and the log says so.
-    Composer's LowPrecisionLayerNorm copies the parameters, ignores RMSNorm and the model's own autocast on a CPU. On
-    loading a checkpoint Composer would mistake a class of that name for it.
+    torch's kernels still keep their statistics in fp32. In fp32 runs nothing changes, which is logged.
+
+    Composer's LowPrecisionLayerNorm copies the parameters, and ignores RMSNorm and the model's own autocast on a CPU.
+    This class does not share its name, because Composer would confuse the two when it loads a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -34,15 +35,15 @@ class LowPrecisionNorms(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         dtype = _DTYPES.get(state.precision, state.model.autocast_dtype)
         if dtype is None:
-            log.info("low-precision-layernorm: this run computes in fp32, norms stay as they are")
+            log.info("low-precision-layernorm: no effect with precision fp32")
             return
         replaced = lower_norms(state.model)
         self.kernel = f"torch, in {str(dtype).removeprefix('torch.')}"
-        log.info("low-precision-layernorm: %d norms run on %s", replaced, self.kernel)
+        log.info("low-precision-layernorm: %d norms use %s", replaced, self.kernel)
 
 
 def lower_norms(model: nn.Module) -> int:
-    """Replace every LayerNorm and RMSNorm by one of low precision; return their number."""
+    """Replace every LayerNorm and RMSNorm by a low-precision version; return their number."""
 
     def replacement(layer: nn.Module, index: int) -> nn.Module | None:
         if isinstance(layer, nn.LayerNorm):
@@ -53,7 +54,7 @@ def lower_norms(model: nn.Module) -> int:
 
 
 class _LayerNorm(nn.LayerNorm):
-    """A LayerNorm with the parameters of another, which are shared."""
+    """A low-precision LayerNorm that shares the parameters of another."""
 
     def __init__(self, layer: nn.LayerNorm) -> None:
         super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
@@ -66,7 +67,7 @@ class _LayerNorm(nn.LayerNorm):
 
 
 class _RMSNorm(nn.RMSNorm):
-    """An RMSNorm with the weights of another, which are shared."""
+    """A low-precision RMSNorm that shares the weights of another."""
 
     def __init__(self, layer: nn.RMSNorm) -> None:
         super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)

@@ -1,4 +1,4 @@
-"""Bidirectional self-attention, and what of a batch it has to know. This file travels with exported models."""
+"""Bidirectional self-attention and the context of a batch it needs. This file travels with exported models."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ _QK_EPS = 1e-6
 
 
 class Rows(NamedTuple):
-    """What decides which keys a query may attend to, in the layers that see everything or in the `local` ones.
+    """Facts about a batch that decide which keys a query may attend to.
 
-    `length` is that of the rows, `dtype` that of queries; `attention_mask` [B, L] is 0 at padding and not looked at
-    where there are `document_ids` (int64 [B, L], see CramBertModel); rows where `causal` (bool [B]) is true attend to
-    nothing after a token.
+    Attributes:
+        local: for the layers with a local window; False for those with global attention.
+        length: tokens per row, L.
+        dtype: of the queries.
+        attention_mask: [B, L], 0 at padding; ignored if there are `document_ids`.
+        document_ids: int64 [B, L], see CramBertModel.
+        causal: bool [B], True for rows in which tokens attend only to themselves and earlier tokens.
     """
 
     config: CramBertConfig
@@ -36,25 +40,26 @@ class Rows(NamedTuple):
 
 
 class AttentionKernel(Protocol):
-    """What computes attention, and what it wants to know of the rows for that."""
+    """An implementation of attention, with its representation of the mask."""
 
     def mask(self, rows: Rows) -> Any:
-        """Whatever `attend` takes; made once for all layers of a kind."""
+        """Build the `mask` argument of `attend`, once for all global or all local layers."""
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float
     ) -> torch.Tensor:
-        """Softmax of products over sqrt(D), of all [B, heads, L, D] -> [B, heads, L, D]."""
+        """Compute softmax(Q K^T / sqrt(D)) V; all tensors are [B, heads, L, D]."""
 
 
 class DenseAttention:
-    """torch's scaled_dot_product_attention, with a mask of every query and key where one is needed.
+    """torch's scaled_dot_product_attention, with a dense mask if one is needed.
 
-    The mask is broadcastable to [B, heads, L, L]: bool, True where a key may be attended to, or a float that is added.
+    The mask broadcasts to [B, heads, L, L]. It is bool, True where a query may attend to a key, or float and added to
+    the scores.
     """
 
     def mask(self, rows: Rows) -> torch.Tensor | None:
-        """Everything that limits attention, as one tensor; None where nothing does."""
+        """Combine everything that limits attention into one tensor; return None if nothing does."""
         config = rows.config
         place = torch.arange(rows.length, device=rows.device)
         masks = []
@@ -69,7 +74,8 @@ class DenseAttention:
             masks.append((place[:, None] >= place)[None, None] | ~rows.causal[:, None, None, None])
         mask = reduce(torch.logical_and, masks) if masks else None
         if mask is not None and rows.local:
-            mask = mask | (place[:, None] == place)  # padding far from any token, else without a key: kernels give NaN
+            # Kernels return NaN for a query without keys, such as padding far from any token.
+            mask = mask | (place[:, None] == place)
         if config.positions == "alibi":
             bias = alibi_bias(rows.length, config.num_attention_heads, rows.device).to(rows.dtype)
             mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
@@ -83,7 +89,7 @@ class DenseAttention:
         mask: torch.Tensor | None,
         dropout: float,
     ) -> torch.Tensor:
-        """[B, heads, L, D] -> [B, heads, L, D]."""
+        """Attend: [B, heads, L, D] -> [B, heads, L, D]."""
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
@@ -93,11 +99,15 @@ DENSE = DenseAttention()
 
 
 class Context(NamedTuple):
-    """What attention knows of the rows besides their hidden states; the same for all layers of a kind.
+    """Inputs of attention besides the hidden states; shared by all global or all local layers.
 
-    `mask` is what `kernel` takes, `rotary` a table for `rotate`, `neighbours` what a ShortConvolution takes; None where
-    there is nothing of the kind. Only of a DenseAttention, or one of its kind, and without convolutions, can there be
-    a context of some of the positions.
+    Attributes:
+        kernel: computes attention.
+        mask: argument of `kernel`; None without a mask.
+        rotary: table for `rotate`; None without rotary positions.
+        neighbours: argument of ShortConvolution; None if every neighbour is visible.
+
+    `strided` and `at` need a DenseAttention or a subclass, and no convolutions.
     """
 
     mask: Any
@@ -106,13 +116,13 @@ class Context(NamedTuple):
     neighbours: torch.Tensor | None = None
 
     def strided(self, stride: int, count: int) -> Context:
-        """That of every `stride`-th position, the first `count` of them."""
+        """Return the context of every `stride`-th position, the first `count` of them."""
         mask = None if self.mask is None else self.mask[..., ::stride, ::stride][..., :count, :count]
         rotary = None if self.rotary is None else self.rotary[..., ::stride, :][..., :count, :]
         return Context(mask, rotary, self.kernel)
 
     def at(self, positions: torch.Tensor) -> Context:
-        """That of the positions int64 [B, K], which differ from row to row."""
+        """Return the context of the positions int64 [B, K], which may differ between rows."""
         rows = torch.arange(len(positions), device=positions.device)[:, None, None]
         mask = self.mask
         if mask is not None:
@@ -123,7 +133,7 @@ class Context(NamedTuple):
 
 
 def is_local(config: CramBertConfig, layer: int) -> bool:
-    """Whether a layer attends to near tokens only (ModernBERT: Warner et al. 2024, arXiv 2412.13663, section 2.1.2)."""
+    """Return True for a layer with a local window (ModernBERT: Warner et al. 2024, arXiv 2412.13663, section 2.1.2)."""
     return config.local_window is not None and layer % config.global_every != 0
 
 
@@ -135,13 +145,13 @@ def contexts(
     document_ids: torch.Tensor | None,
     causal: torch.Tensor | None,
 ) -> tuple[Context, Context | None]:
-    """The context of the layers that see everything, and that of the local ones if there are any.
+    """Build the context of the global layers, and of the local ones if there are any.
 
     Args:
-        config: the model's.
-        kernel: what computes attention.
+        config: of the model.
+        kernel: computes attention.
         hidden: the embedded rows, [B, L, H].
-        attention_mask: see Rows, as the other two.
+        attention_mask: see Rows.
         document_ids: see Rows.
         causal: see Rows.
     """
@@ -165,12 +175,12 @@ def contexts(
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2) with one fused QKV projection, by the context's kernel.
+    """Multi-head attention (Vaswani et al. 2017, section 3.2) with a fused QKV projection and the context's kernel.
 
     `qk_norm` normalises queries and keys per head (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv
-    2302.05442). With `value_embedding`, values are half the projection and half that embedding at first (Zhou et al.
-    2024, arXiv 2410.17897, section 4, where it is the first layer's values); both shares are learned. `attention_gate`
-    is that of GPT-BERT (Charpentier and Samuel 2024, arXiv 2410.24159, section 2).
+    2302.05442). With `value_embedding`, values are a learned mix of the projection and that embedding, initially half
+    of each; in Zhou et al. 2024 (arXiv 2410.17897, section 4) the first layer's values take the embedding's place.
+    `attention_gate` is the gate of GPT-BERT (Charpentier and Samuel 2024, arXiv 2410.24159, section 2).
     """
 
     def __init__(self, config: CramBertConfig, has_value_embedding: bool = False) -> None:
@@ -189,14 +199,14 @@ class SelfAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Values start as the mean of projection and embedding."""
+        """Initialize the values to the mean of projection and embedding."""
         if self.value_shares is not None:
             nn.init.constant_(self.value_shares, 0.5)
 
     def forward(
         self, hidden: torch.Tensor, context: Context, value_embedding: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """`hidden` and `value_embedding` [B, L, H] -> [B, L, H]."""
+        """Attend within the rows: `hidden` and `value_embedding` [B, L, H] -> [B, L, H]."""
         batch, length, width = hidden.shape
         qkv = self.qkv(hidden).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, L, H / heads]

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-# Which class each transformers Auto class loads from an exported folder. All four are always written, so that a
-# folder saved as a masked LM also opens as a bare encoder or a classifier.
+# The class that each transformers Auto class loads from an exported folder. All four are always written, so that a
+# folder saved as a masked LM can also be loaded as a bare encoder or a classifier.
 AUTO_MAP = {
     "AutoConfig": "configuration_crambert.CramBertConfig",
     "AutoModel": "modeling_crambert.CramBertModel",
@@ -19,16 +19,18 @@ AUTO_MAP = {
 class CramBertConfig(PretrainedConfig):
     """A pre-norm BERT encoder; the defaults are crammed BERT (Geiping and Goldstein 2022, arXiv 2212.14034, section 4).
 
-    `intermediate_size` is the width of the up-projection: the gate of `ffn="geglu"` halves it, so that 3072 means
-    768 -> 3072 -> 1536 -> 768. Biases of the linear layers are off (`attention_bias`, `mlp_bias`); LayerNorm keeps
-    weight and bias, as the published model does. Dropout is 0, as in pretraining; fine-tuning sets it. The other
-    choices are described where they are made: `stack` in stacks.py, `norm_position` in layer.py, `positions` in
-    positions.py, the windows in attention.py, `short_convolution` in convolution.py, the head's in heads.py.
-    `output_init` is how projections into the residual stream start: "normal" as all others, "scaled" by 1 / sqrt(2
+    `intermediate_size` is the width of the up-projection. The gate of `ffn="geglu"` halves it, so 3072 means
+    768 -> 3072 -> 1536 -> 768. Linear layers have no biases (`attention_bias`, `mlp_bias`); LayerNorm has weight and
+    bias, as in the published model. Dropout is 0, as in pretraining; fine-tuning sets it.
+
+    `output_init` initializes the projections into the residual stream: "normal" like all others, "scaled" by 1 / sqrt(2
     layers) (Shoeybi et al. 2019, arXiv 1909.08053), or "zero" (Zhang et al. 2019, arXiv 1901.09321). With `shift`, a
-    token is predicted from the hidden state of the position before it. `matrix_init_scale` multiplies the start of
-    the layers' matrices, `logit_scale` the logits: what maximal update parametrisation sets (see factory.py).
+    token is predicted from the hidden state of the position before it. `matrix_init_scale` multiplies the initial
+    matrices of the layers, `logit_scale` the logits; maximal update parametrisation sets both (see factory.py).
     `classifier_pooling` is "mean" (over the unmasked tokens) or "first".
+
+    Other files describe the remaining settings: stacks.py (`stack`), layer.py (`norm_position`), positions.py
+    (`positions`), attention.py (the windows), convolution.py (`short_convolution`) and heads.py (the head).
     """
 
     model_type = "crambert"

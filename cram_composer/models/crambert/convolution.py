@@ -10,29 +10,28 @@ from .configuration_crambert import CramBertConfig
 
 
 class ShortConvolution(nn.Module):
-    """What a block reads of a token, plus a weighted sum of its nearest neighbours and itself, column by column.
+    """Depthwise convolution over a token and its nearest neighbours, added to the input of a block.
 
-    Allen-Zhu 2025, "Physics of Language Models: Part 4.1" (Canon layers A and C, with their residual and start); So et
-    al. 2021, arXiv 2109.08668, section 4, put such a convolution on queries, keys and values. Theirs look back only;
-    this one looks to both sides.
+    The residual and the initialization are those of the Canon layers A and C (Allen-Zhu 2025, "Physics of Language
+    Models: Part 4.1"). So et al. 2021 (arXiv 2109.08668, section 4) apply such a convolution to queries, keys and
+    values. Theirs are causal; this one sees both sides.
     """
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__()
         self.size = config.short_convolution
-        # [size, H] as a vector: optimizers are not to take it for a matrix to decay or precondition.
+        # [size, H] stored as a vector, so that optimizers neither decay nor precondition it as a matrix
         self.weight = nn.Parameter(torch.empty(self.size * config.hidden_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform within 1 / sqrt(size), as torch starts a convolution."""
+        """Initialize uniformly within 1 / sqrt(size), as torch does for a convolution."""
         nn.init.uniform_(self.weight, -(self.size**-0.5), self.size**-0.5)
 
     def forward(self, hidden: torch.Tensor, neighbours: torch.Tensor | None) -> torch.Tensor:
-        """[B, L, H] -> [B, L, H].
+        """Convolve: [B, L, H] -> [B, L, H].
 
-        `neighbours` bool [B, L, size] is true where the token at that place around a token is one that it may see;
-        None if all are.
+        `neighbours`, bool [B, L, size], is True for each neighbour that a token may see; None if it may see all.
         """
         length = hidden.shape[1]
         weights = self.weight.view(self.size, -1).to(hidden.dtype)
@@ -47,15 +46,15 @@ class ShortConvolution(nn.Module):
 
 
 class NoConvolution(nn.Module):
-    """What a block reads of a token is that token."""
+    """Stand-in for ShortConvolution that leaves the input unchanged."""
 
     def forward(self, hidden: torch.Tensor, neighbours: torch.Tensor | None) -> torch.Tensor:
-        """Nothing changes."""
+        """Return `hidden`."""
         return hidden
 
 
 def convolution(config: CramBertConfig) -> nn.Module:
-    """A ShortConvolution of the configured size, or none."""
+    """Build a ShortConvolution of the configured size, or a NoConvolution."""
     return ShortConvolution(config) if config.short_convolution else NoConvolution()
 
 
@@ -65,12 +64,12 @@ def visible_neighbours(
     document_ids: torch.Tensor | None,
     causal: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """What a ShortConvolution of `size` may see, bool [B, L, size], or None for everything; arguments as in Rows."""
+    """Return which neighbours each token may see, bool [B, L, size]; None if all. Arguments as in Rows."""
     kinds = document_ids if document_ids is not None else attention_mask
     seen = None
     if kinds is not None:
         length = kinds.shape[1]
-        # No number of a document, nor a mask, is below -1.
+        # -2 marks places outside the row; document ids and masks are >= -1.
         padded = F.pad(kinds.long(), (size // 2, size // 2), value=-2)
         seen = torch.stack([padded[:, place : place + length] == kinds for place in range(size)], dim=-1)
     if causal is not None:

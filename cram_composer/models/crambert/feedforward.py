@@ -15,7 +15,7 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
-    """relu(x)^2 (So et al. 2021, arXiv 2109.08668)."""
+    """Return relu(x)^2 (So et al. 2021, arXiv 2109.08668)."""
     return F.relu(x).square()
 
 

@@ -1,4 +1,4 @@
-"""A stack whose middle works on shorter rows. This file travels with exported models."""
+"""A stack whose middle layers run on shorter rows. This file travels with exported models."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from .configuration_crambert import CramBertConfig
 from .layer_calls import LayerCalls, Passes
 
 _STAGES = 3
-_LAST = 2  # layers on full rows at the end, which predict tokens
+_LAST = 2  # final layers on full rows
 
 
 class Funnel(nn.Module):
-    """Funnel transformer (Dai et al. 2020, arXiv 2006.03236): three stages, each on half as many tokens as the one
-    before, then two layers on full rows, which get the first stage's output plus the last one's, repeated.
+    """Funnel transformer (Dai et al. 2020, arXiv 2006.03236).
 
-    Between stages, hidden states are averaged in pairs; the paper averages only the queries of the next layer. Rows
-    are cut to a multiple of four tokens in the middle and padded back: the last ones then keep their first stage only.
+    Three stages each run on half as many tokens as the one before. Two more layers run on full rows; their input is the
+    first stage's output plus the last stage's, repeated to full length.
+
+    Between stages, hidden states are averaged in pairs; the paper averages only the queries of the next layer. After
+    the first stage, rows are truncated to a multiple of four tokens and padded back at the end, so the last tokens of a
+    row may pass through the first stage only.
     """
 
     def __init__(self, config: CramBertConfig) -> None:
@@ -30,7 +33,7 @@ class Funnel(nn.Module):
         self.last = range(config.num_hidden_layers - _LAST, config.num_hidden_layers)
 
     def forward(self, layers: LayerCalls, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, L, H] -> [B, L, H]."""
+        """Run the layers: [B, L, H] -> [B, L, H]."""
         length = hidden.shape[1]
         first = hidden
         for stage, members in enumerate(self.stages):
@@ -49,6 +52,6 @@ class Funnel(nn.Module):
         return hidden
 
     def passes(self, length: int) -> Passes:
-        """What rows of `length` tokens go through in training."""
+        """List the layer calls of a row of `length` tokens in training."""
         through = [(index, length >> stage) for stage, members in enumerate(self.stages) for index in members]
         return [*through, *((index, length) for index in self.last)]

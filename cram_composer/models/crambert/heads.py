@@ -1,4 +1,4 @@
-"""What sits on the encoder: the masked-LM head and the sentence classifier. This file travels with exported models."""
+"""Heads of the encoder: masked LM and sentence classification. This file travels with exported models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .norms import NORMS
 
 
 class HeadTransform(nn.Module):
-    """What BERT has before its decoder: a dense layer, gelu, a norm. [B, N, H] -> [B, N, H]."""
+    """The layers before BERT's decoder: dense layer, GELU and norm, [B, N, H] -> [B, N, H]."""
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__()
@@ -25,10 +25,12 @@ class HeadTransform(nn.Module):
 
 
 class MaskedLMHead(nn.Module):
-    """The decoder, mostly tied to the token embedding, and the loss: one module, compiled as one.
+    """The decoder, usually tied to the token embedding, and the loss, compiled as one module.
 
-    `label_smoothing` (Szegedy et al. 2015, arXiv 1512.00567, section 7) and `loss` are set for training and are no part
-    of the model: a loss takes hidden states [N, H], the head and labels [N], and returns nats, and logits or None.
+    Attributes:
+        label_smoothing: of the training loss (Szegedy et al. 2015, arXiv 1512.00567, section 7); not exported.
+        loss: the training loss; not exported. It takes hidden states [N, H], the head and labels [N], and returns the
+            loss in nats, and logits or None.
     """
 
     def __init__(self, config: CramBertConfig) -> None:
@@ -43,9 +45,9 @@ class MaskedLMHead(nn.Module):
     def forward(
         self, hidden: torch.Tensor, labels: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """`hidden` [B, N, H] and `labels` int64 [B, N] -> mean loss in nats over labels != -100, logits [B, N, V].
+        """Return the mean loss in nats over labels != -100, and the logits [B, N, V].
 
-        In training, a loss may return no logits.
+        `hidden` is [B, N, H], `labels` int64 [B, N]. In training, the logits may be None.
         """
         hidden = self.transform(hidden)
         if labels is None:
@@ -55,7 +57,7 @@ class MaskedLMHead(nn.Module):
         return nats, None if logits is None else logits.unflatten(0, labels.shape)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., H] -> [..., V]; capped at c by c tanh(x / c) (Gemma 2, arXiv 2408.00118, section 2)."""
+        """Decode [..., H] to [..., V], capped by c tanh(x / c) if configured (Gemma 2, arXiv 2408.00118, section 2)."""
         logits = self.decoder(hidden)
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
@@ -63,15 +65,15 @@ class MaskedLMHead(nn.Module):
 
 
 def cross_entropy(hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean loss in nats over `labels` int64 [N] that are not -100, and the logits [N, V], of `hidden` [N, H]."""
+    """Return the mean loss in nats over `labels` int64 [N] != -100, and the logits [N, V] of `hidden` [N, H]."""
     logits = head.logits(hidden)
     smoothing = head.label_smoothing if head.training else 0.0
-    # fp32: a log-sum-exp over 32768 logits in bf16 keeps two or three digits
+    # fp32, because a log-sum-exp over 32768 logits in bf16 has only two or three digits
     return F.cross_entropy(logits.float(), labels, ignore_index=-100, label_smoothing=smoothing), logits
 
 
 def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean over the unmasked tokens: [B, L, H] -> [B, H]."""
+    """Average over the unmasked tokens: [B, L, H] -> [B, H]."""
     if attention_mask is None:
         return hidden.mean(dim=1)
     weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
@@ -79,7 +81,7 @@ def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torc
 
 
 def first_pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The first token's vector: [B, L, H] -> [B, H]."""
+    """Select the first token: [B, L, H] -> [B, H]."""
     return hidden[:, 0]
 
 
@@ -90,7 +92,7 @@ POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]]
 
 
 class ClassificationHead(nn.Module):
-    """Pool, a tanh layer, dropout, logits: [B, L, H] -> [B, num_labels]. As in the cramming code's fine-tuning."""
+    """Pooling, tanh layer, dropout and linear layer, [B, L, H] -> [B, num_labels]; as in the cramming code."""
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__()

@@ -15,16 +15,20 @@ from .norms import norm_if
 class CramBertLayer(nn.Module):
     """Attention and, in every `ffn_every`-th layer, a feed-forward block: [B, L, H] -> [B, L, H].
 
-    x + f(norm(x)) with `norm_position="pre"` (Xiong et al. 2020, arXiv 2002.04745), norm(x + f(x)) with "post" (Vaswani
-    et al. 2017), x + norm(f(norm(x))) with "sandwich" (Ding et al. 2021, arXiv 2105.13290, section 2.3). With
-    `short_convolution`, f reads neighbours too.
+    `norm_position` selects how a block f is applied:
+
+    - "pre": x + f(norm(x)) (Xiong et al. 2020, arXiv 2002.04745)
+    - "post": norm(x + f(x)) (Vaswani et al. 2017)
+    - "sandwich": x + norm(f(norm(x))) (Ding et al. 2021, arXiv 2105.13290, section 2.3)
+
+    With `short_convolution`, the input of f includes neighbouring tokens.
     """
 
     def __init__(self, config: CramBertConfig, index: int) -> None:
         super().__init__()
         before, after = config.norm_position in ("pre", "sandwich"), config.norm_position == "sandwich"
         self.is_local = is_local(config, index)
-        # The first k layers have a value embedding each, the last k the same ones in reverse.
+        # Each of the first k layers has a value embedding; the last k use the same ones in reverse order.
         nearest = min(index, config.num_hidden_layers - 1 - index)
         self.value_embedding = nearest if nearest < config.value_embeddings else None
         self.is_post = config.norm_position == "post"

@@ -1,6 +1,6 @@
 """CramBERT: the encoder of crammed BERT (arXiv 2212.14034) as a transformers model.
 
-This file and those it imports travel with exported models: they import torch, transformers and each other, no more.
+This file and those it imports travel with exported models; they import only torch, transformers and each other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, Seque
 from .attention import DENSE, AttentionKernel, SelfAttention, contexts
 from .configuration_crambert import CramBertConfig
 
-# transformers brings along what this file imports, but not what only those files import: hence the unused ones.
+# transformers copies the files that this one imports, but not their imports; hence the unused ones below.
 from .convolution import ShortConvolution  # noqa: F401
 from .embeddings import Embeddings
 from .feedforward import GLU, MLP
@@ -32,23 +32,23 @@ from .token_dropping import TokenDropping  # noqa: F401
 
 
 class CramBertPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and what transformers wants to know."""
+    """Base class with the weight initialisation and the settings that transformers expects."""
 
     config_class = CramBertConfig  # type: ignore[assignment]
     base_model_prefix = "encoder"
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal with `initializer_range` (0.02) for every matrix, zero biases: BERT's and the cramming code's.
+        """Initialize matrices from a normal distribution (`initializer_range`) and biases to zero, as BERT does.
 
-        Blocks are visited after their layers, and `output_init` then has its say.
+        Blocks are visited after their linear layers, so `output_init` overrides the initial values.
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif callable(reset := getattr(module, "reset_parameters", None)):
-            reset()  # norms and positions know their own start
+            reset()  # norms and positions initialize themselves
         if isinstance(module, SelfAttention | MLP | GLU):
             self._scale_block(module)
 
@@ -63,9 +63,10 @@ class CramBertPreTrainedModel(PreTrainedModel):
 
 
 class CramBertModel(CramBertPreTrainedModel):
-    """The bare encoder: embedding, layers, a last norm.
+    """The bare encoder: embedding, layers and final norm.
 
-    `attention_kernel` computes attention in training; evaluation is torch's scaled_dot_product_attention.
+    Attributes:
+        attention_kernel: computes attention in training; evaluation uses torch's scaled_dot_product_attention.
     """
 
     attention_kernel: AttentionKernel = DENSE
@@ -94,11 +95,17 @@ class CramBertModel(CramBertPreTrainedModel):
         document_ids: torch.Tensor | None = None,
         causal: torch.Tensor | None = None,
     ) -> BaseModelOutput:
-        """`input_ids` int64 [B, L]; `attention_mask` [B, L], 0 at padding -> last_hidden_state [B, L, H].
+        """Encode rows of tokens.
 
-        With `document_ids` int64 [B, L] a token attends to those of the same number in its row. Padding is to have a
-        number of its own, such as -1, and takes no `attention_mask` then. In rows where `causal` bool [B] is true, a
-        token attends to nothing after it.
+        Args:
+            input_ids: int64 [B, L].
+            attention_mask: [B, L], 0 at padding; None without padding or with `document_ids`.
+            document_ids: int64 [B, L]; tokens attend only within the same number. Padding has a separate number, such
+                as -1.
+            causal: bool [B], rows in which tokens attend only to themselves and earlier tokens.
+
+        Returns:
+            last_hidden_state [B, L, H].
         """
         hidden = self.embeddings(input_ids)
         config = cast(CramBertConfig, self.config)
@@ -111,7 +118,7 @@ class CramBertModel(CramBertPreTrainedModel):
 
 
 class CramBertForMaskedLM(CramBertPreTrainedModel):
-    """The encoder with a decoder, tied to its token embedding unless `tie_word_embeddings` is off."""
+    """The encoder with a masked-LM head, tied to its token embedding unless `tie_word_embeddings` is False."""
 
     _tied_weights_keys = {"head.decoder.weight": "encoder.embeddings.word_embeddings.weight"}  # type: ignore[assignment]  # noqa: RUF012
 
@@ -141,16 +148,16 @@ class CramBertForMaskedLM(CramBertPreTrainedModel):
         Args:
             input_ids: int64 [B, L].
             attention_mask: [B, L], 0 at padding; None for rows without padding.
-            labels: int64, -100 where there is nothing to predict; [B, L], or [B, K] with `masked_positions`.
-            masked_positions: int64 [B, K], columns whose hidden states predict, those of the masked tokens or, with
-                `config.shift`, those before them. The hidden states are gathered before the decoder, so
-                that it runs on B*K rows of a static shape (the paper's sparse prediction).
-            document_ids: int64 [B, L], of several documents in a row: attention stays within each, see CramBertModel.
-            causal: bool [B], rows in which a token attends to nothing after it.
+            labels: int64, -100 where nothing is predicted; [B, L], or [B, K] with `masked_positions`.
+            masked_positions: int64 [B, K], columns of the masked tokens or, with `config.shift`, of the tokens before
+                them. Their hidden states are gathered before the decoder, so that it runs on B*K rows of a static
+                shape (the paper's sparse prediction).
+            document_ids: see CramBertModel.
+            causal: see CramBertModel.
 
         Returns:
-            loss (mean nats over labels != -100, None without labels) and logits [B, L, V] or [B, K, V]; a loss kernel
-            may do without logits in training.
+            loss (mean nats over labels != -100, None without labels) and logits [B, L, V] or [B, K, V]; in training,
+            the logits may be None.
         """
         hidden = self.encoder(input_ids, attention_mask, document_ids, causal).last_hidden_state
         if masked_positions is not None:
@@ -176,10 +183,16 @@ class CramBertForSequenceClassification(CramBertPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput:
-        """`input_ids` int64 [B, L], `labels` [B] (float for regression, int64 otherwise) -> loss, logits [B, C].
+        """Classify sentences.
 
-        `config.problem_type` is "regression" (mean squared error) or "single_label_classification" (cross-entropy);
-        None follows `num_labels`.
+        Args:
+            input_ids: int64 [B, L].
+            attention_mask: [B, L], 0 at padding.
+            labels: [B], float for regression, else int64.
+
+        Returns:
+            loss and logits [B, num_labels]. The loss is the mean squared error if `config.problem_type` is
+            "regression", or None and `num_labels` is 1; otherwise the cross-entropy.
         """
         hidden = self.encoder(input_ids, attention_mask).last_hidden_state
         logits = self.classifier(hidden, attention_mask)
@@ -193,7 +206,7 @@ class CramBertForSequenceClassification(CramBertPreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
 
 
-# `save_pretrained` then copies these files into the folder, also after fine-tuning.
+# Makes `save_pretrained` copy these files into the folder, also after fine-tuning.
 CramBertConfig.register_for_auto_class()
 CramBertModel.register_for_auto_class("AutoModel")
 CramBertForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")

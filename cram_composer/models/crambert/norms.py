@@ -10,12 +10,12 @@ from .configuration_crambert import CramBertConfig
 
 
 def layernorm(config: CramBertConfig) -> nn.Module:
-    """LayerNorm; with a bias by default, as the published crammed BERT drops the biases of linear layers only."""
+    """Build a LayerNorm. It has a bias by default: crammed BERT drops only the biases of linear layers."""
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
 def rmsnorm(config: CramBertConfig) -> nn.Module:
-    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): no mean, no bias."""
+    """Build an RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467), without mean and bias."""
     return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
 
 
@@ -23,5 +23,5 @@ NORMS: dict[str, Callable[[CramBertConfig], nn.Module]] = {"layernorm": layernor
 
 
 def norm_if(wanted: bool, config: CramBertConfig) -> nn.Module:
-    """The configured norm, or nothing in its place."""
+    """Build the configured norm if `wanted`, else an identity."""
     return NORMS[config.norm](config) if wanted else nn.Identity()

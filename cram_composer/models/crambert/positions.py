@@ -1,4 +1,4 @@
-"""Where a token is: vectors added to its embedding, rotations of queries and keys, or biases of their products.
+"""Position encodings: vectors added to embeddings, rotations of queries and keys, or biases of attention scores.
 
 This file travels with exported models.
 """
@@ -15,7 +15,7 @@ from .configuration_crambert import CramBertConfig
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
-    """Sine in the even columns, cosine in the odd ones: fp32 [length, width] (Vaswani et al. 2017, section 3.5)."""
+    """Return sines in even and cosines in odd columns, fp32 [length, width] (Vaswani et al. 2017, section 3.5)."""
     frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
@@ -32,11 +32,11 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def reset_parameters(self) -> None:
-        """Fill the table anew: it is in no checkpoint, and transformers may build a model without values."""
+        """Fill the table again: checkpoints do not contain it, and transformers may build a model without values."""
         self.table.copy_(sinusoids(*self.table.shape))
 
     def forward(self, length: int) -> torch.Tensor:
-        """Position vectors [L, H]."""
+        """Return position vectors [L, H]."""
         return self.table[:length]
 
 
@@ -67,7 +67,7 @@ class LearnedPositions(nn.Module):
         return self.embedding.weight[:length]
 
 
-# Those that add a vector to the embedding. "rotary" and "alibi" act on attention alone, "none" not at all.
+# Encodings that add a vector to the embedding. "rotary" and "alibi" affect attention only.
 ADDED_POSITIONS: dict[str, Callable[[CramBertConfig], nn.Module]] = {
     "learned": LearnedPositions,
     "scaled-sinusoidal": ScaledSinusoidalPositions,
@@ -76,9 +76,9 @@ ADDED_POSITIONS: dict[str, Callable[[CramBertConfig], nn.Module]] = {
 
 
 def rotary_table(length: int, head_size: int, theta: float, device: torch.device) -> torch.Tensor:
-    """Cosines and sines of the angles position * theta^(-2 i / head_size), fp32 [2, L, head_size].
+    """Return cosines and sines of the angles position * theta^(-2 i / head_size), fp32 [2, L, head_size].
 
-    RoPE (Su et al. 2021, arXiv 2104.09864, eq. 34), column i paired with column i + head_size / 2.
+    RoPE (Su et al. 2021, arXiv 2104.09864, eq. 34), with column i paired with column i + head_size / 2.
     """
     frequency = theta ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)
     angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency)
@@ -86,17 +86,17 @@ def rotary_table(length: int, head_size: int, theta: float, device: torch.device
 
 
 def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Queries or keys `x` [B, heads, L, head_size], turned by a table [2, L, head_size] or [2, B, 1, L, head_size]."""
+    """Rotate queries or keys [B, heads, L, head_size] by a table [2, L, head_size] or [2, B, 1, L, head_size]."""
     cosine, sine = rotary.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return x * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
 def alibi_slopes(heads: int, device: torch.device) -> torch.Tensor:
-    """The slopes of ALiBi, fp32 [heads] (Press et al. 2021, arXiv 2108.12409, section 3).
+    """Return the slopes of ALiBi, fp32 [heads] (Press et al. 2021, arXiv 2108.12409, section 3).
 
-    They are 2^(-8 k / heads); where the number of heads is no power of two, the odd ones of twice the next lower power
-    fill up, as in their code.
+    The slopes are 2^(-8 k / heads) for k = 1, 2, ... If `heads` is not a power of two, the slopes of the next lower
+    power are extended by every second slope of twice that power, as in the authors' code.
     """
 
     def slopes(count: int) -> list[float]:
@@ -107,6 +107,6 @@ def alibi_slopes(heads: int, device: torch.device) -> torch.Tensor:
 
 
 def alibi_bias(length: int, heads: int, device: torch.device) -> torch.Tensor:
-    """What is added to attention's products: -slope * |i - j|, symmetric for an encoder, fp32 [1, heads, L, L]."""
+    """Return the bias of attention scores, -slope * |i - j|, symmetric for an encoder, fp32 [1, heads, L, L]."""
     place = torch.arange(length, device=device)
     return -alibi_slopes(heads, device)[:, None, None] * (place[:, None] - place).abs()[None, None]

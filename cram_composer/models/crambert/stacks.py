@@ -1,6 +1,6 @@
-"""How the layers are chained, by config name. This file travels with exported models.
+"""Ways to chain the layers, by config name. This file travels with exported models.
 
-To add one: a module whose forward takes the layers as a `LayerCalls` and the embedded rows, and a line in `STACKS`.
+To add one, write a module whose forward takes a `LayerCalls` and the embedded rows, and add a line to `STACKS`.
 """
 
 from __future__ import annotations
@@ -24,33 +24,36 @@ class PlainStack(nn.Module):
         self.num_layers = config.num_hidden_layers
 
     def forward(self, layers: LayerCalls, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, L, H] -> [B, L, H]."""
+        """Run the layers: [B, L, H] -> [B, L, H]."""
         for index in range(self.num_layers):
             hidden = layers(index, hidden)
         return hidden
 
     def passes(self, length: int) -> Passes:
-        """What rows of `length` tokens go through in training."""
+        """List the layer calls of a row of `length` tokens in training."""
         return [(index, length) for index in range(self.num_layers)]
 
 
 class InputSkipStack(PlainStack):
-    """Before each layer, the residual stream becomes a x + b x_0, where x_0 is the embedding (Jordan et al. 2024,
-    github.com/KellerJordan/modded-nanogpt, record of 11 November 2024). a starts at 1 and b at 0: a plain stack."""
+    """A stack with learned skip connections from the embedding to every layer.
+
+    The input of a layer is a x + b x_0, where x is the residual stream and x_0 the embedding (Jordan et al. 2024,
+    github.com/KellerJordan/modded-nanogpt, record of 11 November 2024). Initially a = 1 and b = 0, as in a plain stack.
+    """
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__(config)
-        # A vector, which optimizers do not take for a matrix to decay or precondition: two for each layer.
+        # Two scales per layer, stored as a vector, so that optimizers neither decay nor precondition them as a matrix.
         self.scales = nn.Parameter(torch.empty(2 * config.num_hidden_layers))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as a plain stack."""
+        """Initialize to a plain stack."""
         with torch.no_grad():
             self.scales.copy_(torch.tensor([1.0, 0.0]).repeat(self.num_layers))
 
     def forward(self, layers: LayerCalls, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, L, H] -> [B, L, H]."""
+        """Run the layers: [B, L, H] -> [B, L, H]."""
         embedded = hidden
         for index in range(self.num_layers):
             stream, skip = self.scales[2 * index : 2 * index + 2].to(hidden.dtype)
@@ -59,22 +62,25 @@ class InputSkipStack(PlainStack):
 
 
 class WeightedStack(PlainStack):
-    """ELC-BERT (Charpentier and Samuel 2023, arXiv 2311.02265, section 3): a layer's input is a weighted mean of what
-    the embedding and all layers before it have added to the stream; softmax weights, all equal at first."""
+    """ELC-BERT (Charpentier and Samuel 2023, arXiv 2311.02265, section 3).
+
+    The input of a layer is a weighted mean of the contributions of the embedding and of all layers before it to the
+    residual stream. The weights are a softmax and initially equal.
+    """
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__(config)
-        # One row after the other, the weights of the n + 1 outputs before layer n; the last are those of the encoder's
-        # output. A vector, which optimizers do not take for a matrix to decay or precondition.
+        # For each layer n the weights of the n + 1 outputs before it, then those of the encoder's output. Stored as a
+        # vector, so that optimizers neither decay nor precondition them as a matrix.
         self.weights = nn.Parameter(torch.empty((config.num_hidden_layers + 1) * (config.num_hidden_layers + 2) // 2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start with equal weights."""
+        """Initialize to equal weights."""
         nn.init.zeros_(self.weights)
 
     def forward(self, layers: LayerCalls, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, L, H] -> [B, L, H]."""
+        """Run the layers: [B, L, H] -> [B, L, H]."""
         outputs = [hidden]
         for index in range(self.num_layers):
             given = self._mean(outputs)
@@ -89,20 +95,20 @@ class WeightedStack(PlainStack):
 
 
 class RecurrentStack(PlainStack):
-    """The same layers `repeats` times (Dehghani et al. 2018, arXiv 1807.03819; Lan et al. 2019, arXiv 1909.11942)."""
+    """A plain stack applied `repeats` times (Dehghani et al. 2018, 1807.03819; Lan et al. 2019, 1909.11942)."""
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__(config)
         self.repeats = config.repeats
 
     def forward(self, layers: LayerCalls, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, L, H] -> [B, L, H]."""
+        """Run the layers: [B, L, H] -> [B, L, H]."""
         for _ in range(self.repeats):
             hidden = super().forward(layers, hidden)
         return hidden
 
     def passes(self, length: int) -> Passes:
-        """What rows of `length` tokens go through in training."""
+        """List the layer calls of a row of `length` tokens in training."""
         return super().passes(length) * self.repeats
 
 

@@ -1,4 +1,4 @@
-"""A stack whose middle layers see a part of the tokens in training. This file travels with exported models."""
+"""A stack whose middle layers process some of the tokens in training. This file travels with exported models."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from .layer_calls import LayerCalls, Passes, pick
 
 
 class TokenDropping(nn.Module):
-    """From the middle of the stack to the layer before the last, a share of the tokens is left out in training and put
-    back as it was (Hou et al. 2022, arXiv 2203.13240); which, is drawn anew for every row, as in random-LTD (Yao et al.
-    2022, arXiv 2211.11586), where the former keep those with the highest loss so far. Evaluation drops nothing.
+    """Drop a share of the tokens in the middle of the stack during training (Hou et al. 2022, arXiv 2203.13240).
+
+    Dropped tokens skip the layers from the middle up to the one before the last, then rejoin unchanged. They are drawn
+    at random for each row, as in random-LTD (Yao et al. 2022, arXiv 2211.11586); Hou et al. keep the tokens with the
+    highest loss so far. Evaluation drops nothing.
     """
 
     def __init__(self, config: CramBertConfig) -> None:
@@ -22,7 +24,7 @@ class TokenDropping(nn.Module):
         self.middle = range(self.num_layers // 2, self.num_layers - 1)
 
     def forward(self, layers: LayerCalls, hidden: torch.Tensor) -> torch.Tensor:
-        """[B, L, H] -> [B, L, H]."""
+        """Run the layers: [B, L, H] -> [B, L, H]."""
         batch, length, _ = hidden.shape
         some, positions, everything = layers, None, hidden
         for index in range(self.num_layers):
@@ -37,7 +39,7 @@ class TokenDropping(nn.Module):
         return hidden
 
     def passes(self, length: int) -> Passes:
-        """What rows of `length` tokens go through in training."""
+        """List the layer calls of a row of `length` tokens in training."""
         return [(i, self._kept(length) if i in self.middle else length) for i in range(self.num_layers)]
 
     def _kept(self, length: int) -> int:

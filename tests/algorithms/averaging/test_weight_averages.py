@@ -1,4 +1,4 @@
-"""Averages of the weights: what they average, when, and where they stand in for the trained weights."""
+"""Weight averages: their content, their snapshots, and their use in place of the trained weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.tiny_runs import TinyRuns, losses, record, saved
 
 
 class Wrapped(nn.Module):
-    """What DDP does to names."""
+    """A wrapper that prefixes names as DDP does."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def set_weights(model: nn.Module, value: float) -> None:
 
 
 def walk(average: WeightAverage, budget: Budget, model: nn.Module, seconds: list[float], end: bool = False) -> None:
-    """Steps that begin at these seconds of 100, with the seconds as weights."""
+    """Take steps that begin at the given seconds of 100, with the seconds as weights."""
     state = SimpleNamespace(model=model, timestamp=SimpleNamespace(batch=1))
     for second in seconds:
         budget.advance(second, 0, 0)
@@ -80,23 +80,23 @@ def test_swa_is_the_mean_of_the_weights_at_its_points(budget: Budget):
     average = swa(budget)
     walk(average, budget, linear(), [0, 50, 69])
     assert value(average) is None
-    walk(average, budget, linear(), [71, 75, 79, 83, 89, 91, 100], end=True)  # one of each tenth
+    walk(average, budget, linear(), [71, 75, 79, 83, 89, 91, 100], end=True)  # the first step in each tenth
     assert value(average) == pytest.approx((71 + 83 + 91 + 100) / 4)
 
 
 def test_lawa_is_the_mean_of_the_latest_k(budget: Budget):
     average = lawa(budget)
     walk(average, budget, linear(), [0, 9, 10, 15, 25])
-    assert value(average) is None  # two so far
+    assert value(average) is None  # only two snapshots
     walk(average, budget, linear(), [30])
     assert value(average) == pytest.approx((10 + 25 + 30) / 3)
-    walk(average, budget, linear(), [35, 60, 61])  # a step that passes several points counts once
+    walk(average, budget, linear(), [35, 60, 61])  # a step that passes several points adds one snapshot
     assert value(average) == pytest.approx((25 + 30 + 60) / 3)
     assert all(tensor.device.type == "cpu" for weights in average._latest for tensor in weights.values())
 
 
 @pytest.mark.parametrize("make", [swa, lawa])
-def test_what_is_kept_is_a_copy(make: Callable[[Budget], WeightAverage], budget: Budget):
+def test_snapshots_are_copies(make: Callable[[Budget], WeightAverage], budget: Budget):
     average, model = make(budget), linear()
     walk(average, budget, model, [72, 82, 92])
     before = value(average)
@@ -105,7 +105,7 @@ def test_what_is_kept_is_a_copy(make: Callable[[Budget], WeightAverage], budget:
 
 
 @pytest.mark.parametrize("make", [swa, lawa])
-def test_a_resumed_average_is_an_uninterrupted_one(make: Callable[[Budget], WeightAverage], budget: Budget):
+def test_a_resumed_average_equals_an_uninterrupted_one(make: Callable[[Budget], WeightAverage], budget: Budget):
     whole = make(budget)
     walk(whole, budget, linear(), [72, 82, 85])
     again = make(budget)
@@ -116,7 +116,7 @@ def test_a_resumed_average_is_an_uninterrupted_one(make: Callable[[Budget], Weig
     assert saved_average([("Other", {}), ("Name", again.state_dict())]).keys() == {"weight", "bias"}
 
 
-def test_a_finished_run_that_is_started_again_takes_up_nothing(budget: Budget):
+def test_restarting_a_finished_run_adds_no_snapshot(budget: Budget):
     average = swa(budget)
     walk(average, budget, linear(), [72, 100], end=True)
     again = swa(budget)
@@ -127,7 +127,7 @@ def test_a_finished_run_that_is_started_again_takes_up_nothing(budget: Budget):
 
 @pytest.mark.parametrize("make", [swa, lawa, lambda budget: EMA(EmaConfig(), budget)])
 @pytest.mark.parametrize("wrap", [lambda model: model, Wrapped])
-def test_evaluation_has_the_average_and_training_its_weights_back(make, wrap, budget: Budget):
+def test_evaluation_uses_the_average_and_training_its_weights(make, wrap, budget: Budget):
     average, model = make(budget), wrap(linear(7.0))
     state = SimpleNamespace(model=model, timestamp=SimpleNamespace(batch=1))
 
@@ -137,7 +137,7 @@ def test_evaluation_has_the_average_and_training_its_weights_back(make, wrap, bu
     for event in (Event.EVAL_START, Event.EVAL_END):  # before there is an average
         average.apply(event, state, None)
         assert now() == {7.0}
-    average.apply(Event.FIT_START, state, None)  # EMA starts here, with these weights
+    average.apply(Event.FIT_START, state, None)  # EMA starts with these weights
     for second in (72, 82, 92):
         budget.advance(second, 0, 0)
         average.apply(Event.BATCH_START, state, None)
@@ -148,7 +148,7 @@ def test_evaluation_has_the_average_and_training_its_weights_back(make, wrap, bu
     assert now() == {1.0}
 
 
-def test_the_rate_stays_where_swa_starts():
+def test_the_rate_is_constant_from_swa_start():
     schedule = build_schedule(TriangleConfig())
     held = with_swa(schedule, SwaConfig(swa_start=0.8, schedule_swa_lr=True))
     assert [held(p) for p in (0.0, 0.4, 0.8)] == [schedule(p) for p in (0.0, 0.4, 0.8)]
@@ -158,7 +158,7 @@ def test_the_rate_stays_where_swa_starts():
 
 
 def test_a_run_evaluates_and_ends_with_the_average(tiny_run: TinyRuns, plain_run):
-    """SWA from step 5 on at intervals of two steps: with the rate of the plain run, its weights 5, 7 and 9."""
+    """SWA every two steps from step 5, at the rate of the plain run, averages its weights 5, 7 and 9."""
     swa = {"swa_start": 0.5, "update_interval": 0.2, "schedule_swa_lr": False}
     run = tiny_run("swa-by-hand", *(f"algorithms.swa.{key}={value}" for key, value in swa.items()))
     assert losses(run) == losses(plain_run)

@@ -15,9 +15,8 @@ from torch import nn
 from cram_composer.algorithms.norms import fused_layernorm
 from cram_composer.algorithms.norms.fused_layernorm import FusedLayerNorm, LigerLayerNorm, LigerRMSNorm, fuse_norms
 
-# Liger's Triton kernels on the CPU, through Triton's interpreter. It lacks some things a GPU has: a driver to import
-# with, compiled scalar arguments (`eps.to`), the min of a program's number and a scalar, and libdevice's rsqrt, for
-# which Triton's own stands in.
+# Run Liger's kernels on the CPU with Triton's interpreter, with replacements for features that it lacks: the driver at
+# import, compiled scalar arguments (`eps.to`), the minimum of a program id and a scalar, and libdevice's rsqrt.
 INTERPRETED = """
 import types
 import torch
@@ -104,7 +103,7 @@ def test_on_a_gpu_every_norm_is_replaced_and_keeps_its_parameters(monkeypatch):
     kernels_there(monkeypatch)
     model = make_model()
     before = dict(model.named_parameters())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # made before the algorithm runs, as in a Trainer
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # created before the algorithm runs, as in a Trainer
     algorithm = apply(model, "gpu")
     assert algorithm.kernel.startswith("liger 0.")
     assert isinstance(model["block"][1], LigerLayerNorm)
@@ -121,7 +120,7 @@ def test_on_a_gpu_every_norm_is_replaced_and_keeps_its_parameters(monkeypatch):
     assert torch.equal(plain["block"][1].weight, model["block"][1].weight)
 
 
-def test_norms_that_the_kernels_cannot_do_stay_torchs():
+def test_unsupported_norms_are_not_replaced():
     model = nn.Sequential(
         nn.LayerNorm(4, elementwise_affine=False), nn.LayerNorm((2, 4)), nn.RMSNorm((2, 4)), nn.LayerNorm(4)
     )
@@ -146,11 +145,11 @@ def test_on_a_cpu_nothing_changes(caplog):
         algorithm = apply(model, "cpu")
     assert algorithm.kernel == "torch"
     assert type(model["last"]) is nn.LayerNorm
-    assert "torch's own norms run" in caplog.text
+    assert "no GPU; using torch's norms" in caplog.text
 
 
 @pytest.mark.parametrize("error", [ImportError("not installed"), RuntimeError("0 active drivers")])
-def test_without_liger_it_says_so_and_changes_nothing(error, monkeypatch, caplog):
+def test_without_liger_it_warns_and_changes_nothing(error, monkeypatch, caplog):
     def fail():
         raise error
 

@@ -1,4 +1,4 @@
-"""Norms in the dtype of autocast."""
+"""LayerNorm and RMSNorm in the dtype of autocast."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def apply(model: MaskedLMTrainingModel, precision: Precision) -> LowPrecisionNor
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_under_autocast_a_norm_reads_and_writes_its_dtype(index: int):
+def test_under_autocast_inputs_and_outputs_have_its_dtype(index: int):
     exact, low = norms()[index], norms()
     assert lower_norms(low) == 4
     x = torch.randn(5, 8) * 3 + 1
@@ -68,16 +68,16 @@ def test_without_autocast_nothing_changes_and_parameters_are_shared():
         (Precision.FP32, None, "torch"),
     ],
 )
-def test_it_says_what_runs(precision, autocast, kernel, caplog: pytest.LogCaptureFixture):
+def test_the_kernel_in_use_is_reported(precision, autocast, kernel, caplog: pytest.LogCaptureFixture):
     model = MaskedLMTrainingModel(tiny_model(), autocast_dtype=autocast)
     with caplog.at_level("INFO"):
         assert apply(model, precision).kernel == kernel
     changed = [type(m) for m in model.modules() if isinstance(m, nn.LayerNorm) and type(m) is not nn.LayerNorm]
     assert bool(changed) == (kernel != "torch")
-    assert ("norms stay as they are" in caplog.text) == (kernel == "torch")
+    assert ("no effect with precision fp32" in caplog.text) == (kernel == "torch")
 
 
-def test_a_model_comes_close_to_itself():
+def test_losses_are_close_to_those_with_fp32_norms():
     batch = training_batch()
     exact, low = (MaskedLMTrainingModel(tiny_model(norm="rmsnorm"), torch.bfloat16) for _ in range(2))
     apply(low, Precision.FP32)
@@ -85,7 +85,7 @@ def test_a_model_comes_close_to_itself():
     assert losses[0] == pytest.approx(losses[1], rel=1e-2) and losses[0] != losses[1]
 
 
-def test_the_record_names_it(tiny_run: TinyRuns):
+def test_the_record_names_the_kernel(tiny_run: TinyRuns):
     run = tiny_run("low-norms", "recipes=[crammed-bert,low-precision-layernorm]", "train.precision=bf16")
     assert record(run)["kernels"]["layernorm"] == "torch, in bfloat16"
     run = tiny_run("low-norms-fp32", "recipes=[crammed-bert,low-precision-layernorm]")

@@ -1,4 +1,4 @@
-"""Every choice of the model section: what it claims to change changes, and its neutral setting is the plain model."""
+"""Every setting of the model section has its documented effect, and its neutral value gives the plain model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EMPTY = Context(None, None)
 
 
 def model(**changes) -> CramBertForMaskedLM:
-    """A model in evaluation mode whose weights are large enough for every part to matter."""
+    """Build a model in evaluation mode whose weights are large enough for every part to have an effect."""
     made = tiny_model(num_hidden_layers=6, **changes).eval()
     with torch.no_grad():
         for parameter in made.parameters():
@@ -75,12 +75,12 @@ def logits(made: CramBertForMaskedLM, input_ids: torch.Tensor | None = None, **m
     ],
     ids=lambda changes: "-".join(map(str, next(iter(changes.items())))),
 )
-def test_every_choice_trains_all_of_its_parameters(changes):
+def test_every_setting_trains_all_parameters(changes):
     made = tiny_model(num_hidden_layers=6, **changes)
     batch = training_batch()
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
     losses = []
-    for _ in range(3):  # after one step, what starts at zero lets gradients through
+    for _ in range(3):  # weights that start at zero block gradients in the first step
         optimizer.zero_grad()
         loss = made(**batch).loss
         loss.backward()
@@ -88,10 +88,10 @@ def test_every_choice_trains_all_of_its_parameters(changes):
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     idle = [name for name, p in made.named_parameters() if p.grad is None]
-    assert not idle, "these have no part in the loss"
+    assert not idle, "parameters without effect on the loss"
 
 
-def test_rotated_products_depend_on_distances_alone():
+def test_rotary_scores_depend_only_on_distances():
     table = rotary_table(32, 8, 10000.0, torch.device("cpu"))
     query, key = torch.randn(8), torch.randn(8)
     turned_query, turned_key = (rotate(x.expand(1, 1, 32, 8), table)[0, 0] for x in (query, key))
@@ -106,21 +106,21 @@ def test_alibi_by_hand():
     distances = torch.tensor([[0, 1, 2], [1, 0, 1], [2, 1, 0]])
     for head, slope in enumerate((1 / 4, 1 / 16, 1 / 64, 1 / 256)):
         assert torch.equal(bias[head], -slope * distances)
-    # 12 heads: those of 8, then the odd ones of 16.
+    # 12 heads: the slopes of 8 heads, then every second slope of 16.
     slopes = -alibi_bias(2, 12, torch.device("cpu"))[0, :, 0, 1]
     expected = [2.0**-k for k in range(1, 9)] + [2.0 ** (-k / 2) for k in (1, 3, 5, 7)]
     assert torch.allclose(slopes, torch.tensor(expected))
 
 
 def influence(made: CramBertForMaskedLM, of: int, **more: torch.Tensor) -> torch.Tensor:
-    """Which positions' logits change in each row [B, L] when the token at position `of` does."""
+    """Return the positions [B, L] whose logits change with the token at position `of`."""
     ids = training_batch()["input_ids"]
     changed = ids.clone()
     changed[:, of] = (changed[:, of] + 1) % 40
     return (logits(made, ids, **more) - logits(made, changed, **more)).abs().amax(-1) > 0
 
 
-def test_local_layers_see_their_window_and_every_third_sees_all():
+def test_local_layers_see_their_window_and_every_third_is_global():
     one = {"num_hidden_layers": 2, "global_every": 2, "local_window": 4}
     config = tiny_config(**one)
     hidden = torch.randn(1, 16, 16)
@@ -130,10 +130,10 @@ def test_local_layers_see_their_window_and_every_third_sees_all():
     _, near = contexts(config, DENSE, hidden, None, None, None)
     with torch.no_grad():
         changed = hidden.clone()
-        changed[0, 8] += torch.randn(16)  # a constant would be taken away by the norm before attention
+        changed[0, 8] += torch.randn(16)  # the norm before attention would remove a constant
         moved = (layer(hidden, near) - layer(changed, near)).abs().amax(-1)[0] > 0
     assert moved.nonzero().flatten().tolist() == [6, 7, 8, 9, 10]
-    assert influence(model(local_window=4), 15).all(), "the layers that see everything pass it on"
+    assert influence(model(local_window=4), 15).all(), "global layers pass it on"
 
 
 def test_causal_rows_do_not_look_ahead():
@@ -145,7 +145,7 @@ def test_causal_rows_do_not_look_ahead():
 
 
 def check_that_documents_and_padding_cut_rows(made: CramBertForMaskedLM) -> None:
-    """The first ten tokens of a row do not know what follows them as another document, or as padding."""
+    """Check that the first ten tokens of a row do not depend on a document or padding after them."""
     ids = training_batch()["input_ids"]
     documents = torch.zeros_like(ids)
     documents[:, 10:] = 1
@@ -155,7 +155,7 @@ def check_that_documents_and_padding_cut_rows(made: CramBertForMaskedLM) -> None
     assert torch.allclose(logits(made, ids, attention_mask=mask)[:, :10], logits(made, ids[:, :10]), atol=1e-5)
 
 
-def test_documents_and_windows_and_padding_add_up():
+def test_documents_windows_and_padding_combine():
     check_that_documents_and_padding_cut_rows(model(local_window=8, positions="alibi"))
 
 
@@ -185,7 +185,7 @@ def test_normed_queries_and_keys_have_no_scale():
         assert torch.allclose(attention(hidden, EMPTY), before, atol=1e-4)
 
 
-def test_a_gate_multiplies_what_is_attended_to():
+def test_a_gate_multiplies_the_attention_output():
     gated, plain = SelfAttention(tiny_config(attention_gate=True)), SelfAttention(tiny_config())
     plain.load_state_dict(gated.state_dict(), strict=False)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_a_gate_multiplies_what_is_attended_to():
         assert torch.allclose(gated(hidden, EMPTY), plain(hidden, EMPTY) * gate, atol=1e-6)
 
 
-def test_norms_stand_where_they_are_said_to():
+def test_norm_positions():
     hidden = torch.randn(2, 8, 16) * 5.0
     post = CramBertLayer(tiny_config(norm_position="post"), 0)
     assert post(hidden, EMPTY).var(-1, unbiased=False).sub(1).abs().max() < 1e-3
@@ -232,7 +232,7 @@ def test_a_feedforward_block_in_every_second_layer():
     assert [layer.has_feedforward for layer in layers] == [False, True, False, True]
 
 
-def test_projections_into_the_stream_start_as_told():
+def test_output_init():
     hidden = torch.randn(2, 8, 16)
     assert torch.equal(tiny_model(output_init="zero").encoder.layers[0](hidden, EMPTY), hidden)
     plain, scaled = (tiny_model(output_init=kind, num_hidden_layers=8) for kind in ("normal", "scaled"))
@@ -259,7 +259,7 @@ def test_value_embeddings_reach_the_first_and_the_last_layers():
         plain.qkv.weight[32:] = 0.0
         value = attention(hidden, EMPTY, embedded)
         assert not torch.allclose(value, attention(hidden, EMPTY, 2 * embedded))
-        assert torch.allclose(2 * value, attention(hidden, EMPTY, 2 * embedded), atol=1e-5), "attention itself is as is"
+        assert torch.allclose(2 * value, attention(hidden, EMPTY, 2 * embedded), atol=1e-5), "attention is unchanged"
 
 
 def test_stacks_that_start_as_a_plain_one():
@@ -270,7 +270,7 @@ def test_stacks_that_start_as_a_plain_one():
         assert torch.equal(logits(other), logits(plain)), changes
 
 
-def test_a_recurrent_stack_is_its_layers_again():
+def test_a_recurrent_stack_repeats_its_layers():
     once, twice = tiny_model().eval(), tiny_model(stack="recurrent", repeats=2).eval()
     twice.load_state_dict(once.state_dict())
     hidden = once.encoder.embeddings(training_batch()["input_ids"])
@@ -286,7 +286,7 @@ def test_weights_of_an_elc_stack_choose_among_outputs():
     made = model(stack="elc")
     with torch.no_grad():
         made.encoder.stack.weights.zero_()
-        made.encoder.stack.weights[-7] = 1e4  # the encoder's output is the embedding alone
+        made.encoder.stack.weights[-7] = 1e4  # the encoder's output is the embedding
         hidden = made.encoder.embeddings(training_batch()["input_ids"])
         expected = made.head(made.encoder.final_norm(hidden))[1]
     assert torch.allclose(logits(made), expected, atol=1e-5)
@@ -304,7 +304,7 @@ def lengths_seen(made: CramBertForMaskedLM, length: int) -> list[int]:
     return seen
 
 
-def test_shorter_rows_in_the_middle():
+def test_a_funnel_shortens_rows_in_the_middle():
     funnel = tiny_model(num_hidden_layers=8, stack="funnel", max_position_embeddings=32)
     assert lengths_seen(funnel, 16) == [16, 16, 8, 8, 4, 4, 16, 16]
     assert funnel(torch.randint(40, (2, 15))).logits.shape == (2, 15, 40)
@@ -315,7 +315,7 @@ def test_shorter_rows_in_the_middle():
         assert [tokens for _, tokens in made.encoder.stack.passes(16)] == lengths_seen(made.train(), 16)
 
 
-def test_tokens_that_are_dropped_keep_their_place_and_their_positions():
+def test_dropped_tokens_keep_their_place_and_positions():
     made = model(stack="token-dropping", dropped_tokens=0.5, positions="rotary", local_window=6).train()
     torch.manual_seed(3)
     ids = training_batch()["input_ids"]
@@ -323,7 +323,7 @@ def test_tokens_that_are_dropped_keep_their_place_and_their_positions():
     documents[:, 8:] = 1
     torch.manual_seed(3)
     together = made(ids, document_ids=documents).logits
-    # Documents stay apart among the tokens that are left.
+    # The remaining tokens of different documents do not see each other.
     changed = ids.clone()
     changed[:, 3] = (changed[:, 3] + 1) % 40
     torch.manual_seed(3)
@@ -339,7 +339,7 @@ def test_logits_are_capped():
     assert math.isclose(logits(model(logit_scale=0.5)).sum().item(), 0.5 * logits(ordinary).sum().item(), rel_tol=1e-4)
 
 
-def test_shifted_models_predict_a_token_where_the_one_before_it_stands():
+def test_shifted_models_predict_a_token_at_the_position_before_it():
     plain, shifted = model(), model()
     shifted.config.shift = True
     assert torch.equal(logits(shifted)[:, 1:], logits(plain)[:, :-1])
@@ -347,7 +347,7 @@ def test_shifted_models_predict_a_token_where_the_one_before_it_stands():
     assert torch.equal(logits(shifted, masked_positions=positions), logits(plain, masked_positions=positions))
 
 
-def test_a_wider_model_starts_and_ends_as_its_base_width_does():
+def test_a_wider_model_has_the_initial_scale_of_its_base_width():
     settings = ModelConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
     tokens = {"pad": 0, "cls": 2, "sep": 3}
     torch.manual_seed(0)
@@ -361,7 +361,7 @@ def test_a_wider_model_starts_and_ends_as_its_base_width_does():
     assert torch.allclose(wide.head.logits(hidden), plain.head.logits(hidden) / 4)
 
 
-def test_an_untied_decoder_has_weights_of_its_own():
+def test_an_untied_decoder_has_separate_weights():
     tied, untied = tiny_model(), tiny_model(tie_word_embeddings=False)
     assert tied.head.decoder.weight is tied.encoder.embeddings.word_embeddings.weight
     assert untied.num_parameters() == tied.num_parameters() + 40 * 16

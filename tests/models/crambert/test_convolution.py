@@ -1,4 +1,4 @@
-"""Short convolutions, and what they see."""
+"""Short convolutions and their visible neighbours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.models.tiny_models import tiny_config, training_batch
 
 
 @pytest.mark.parametrize("size", [3, 5])
-def test_it_is_torchs_depthwise_convolution_and_what_came_in(size: int):
+def test_it_equals_torchs_depthwise_convolution_plus_its_input(size: int):
     config = tiny_config(short_convolution=size)
     ours, hidden = ShortConvolution(config), torch.randn(2, 9, config.hidden_size)
     theirs = torch.nn.Conv1d(
@@ -24,7 +24,7 @@ def test_it_is_torchs_depthwise_convolution_and_what_came_in(size: int):
     torch.testing.assert_close(ours(hidden, None), expected)
 
 
-def test_it_starts_as_torchs_and_is_no_matrix():
+def test_it_is_initialized_as_torchs_and_stored_as_a_vector():
     convolution = ShortConvolution(tiny_config(short_convolution=3))
     assert convolution.weight.ndim == 1
     assert 0.5 < float(convolution.weight.abs().max()) <= 3**-0.5
@@ -43,7 +43,7 @@ def test_neighbours_by_hand():
     assert visible_neighbours(3, None, None, None) is None
 
 
-def test_without_attention_to_positions_neighbours_alone_tell_order():
+def test_without_positions_only_the_convolution_depends_on_order():
     ids = training_batch()["input_ids"]
     swapped = ids.clone()
     swapped[:, [3, 9]] = swapped[:, [9, 3]]
@@ -61,6 +61,6 @@ def test_nothing_crosses_documents_padding_or_time():
     assert seen[1].all()
 
 
-def test_an_even_number_of_tokens_is_refused():
+def test_an_even_size_is_rejected():
     with pytest.raises(ValueError, match="short_convolution: must be odd or 0, got 4"):
         ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, short_convolution=4)

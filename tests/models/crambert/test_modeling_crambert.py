@@ -62,12 +62,12 @@ def test_every_part_trains_every_parameter(ffn, positions):
     assert not zero
 
 
-def test_positions_tell_rows_of_one_token_apart():
+def test_positions_distinguish_equal_tokens():
     hidden = tiny_model().encoder(torch.full((1, 24), 7)).last_hidden_state
     assert not torch.allclose(hidden[0, 0], hidden[0, 23])
 
 
-def test_sinusoids_are_those_of_the_paper():
+def test_sinusoids_match_the_paper():
     table = tiny_model().encoder.embeddings.positions.table
     assert table[3, 4].item() == pytest.approx(torch.sin(torch.tensor(3 / 10000 ** (4 / 16))).item(), abs=1e-6)
     assert table[3, 5].item() == pytest.approx(torch.cos(torch.tensor(3 / 10000 ** (4 / 16))).item(), abs=1e-6)
@@ -105,7 +105,7 @@ def test_masked_positions_give_the_dense_loss_and_gradients():
         torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
 
 
-def test_padding_behind_a_mask_is_as_a_shorter_row():
+def test_a_padded_row_equals_a_shorter_row():
     model = tiny_model().eval()
     input_ids = torch.randint(40, (2, 20), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(input_ids)
@@ -149,7 +149,7 @@ def test_classifier_losses():
 
 
 def several_documents() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two rows of 20 tokens: documents of 5, 9 and 3 tokens and padding; one document of 20."""
+    """Build two rows of 20 tokens: documents of 5, 9 and 3 tokens with padding, and one document of 20 tokens."""
     input_ids = torch.randint(5, 40, (2, 20), generator=torch.Generator().manual_seed(3))
     document_ids = torch.zeros_like(input_ids)
     document_ids[0] = torch.tensor([0] * 5 + [1] * 9 + [2] * 3 + [-1] * 3)
@@ -167,13 +167,13 @@ def test_a_token_does_not_see_the_other_documents_of_its_row(training):
     after = model(changed, document_ids=document_ids).logits
     assert torch.equal(before[0, 5:14], after[0, 5:14])
     assert not torch.equal(before[0, :5], after[0, :5])
-    assert not torch.equal(model(input_ids).logits[0, 5:14], model(changed).logits[0, 5:14]), "without it, it does"
+    assert not torch.equal(model(input_ids).logits[0, 5:14], model(changed).logits[0, 5:14]), "ids unused"
     changed = input_ids.clone()
     changed[0, 5] = 39
     assert not torch.equal(before[0, 6:14], model(changed, document_ids=document_ids).logits[0, 6:14])
 
 
-def test_one_document_is_a_row_without_document_ids_and_padding_is_as_a_shorter_row():
+def test_one_document_equals_a_row_without_document_ids_and_padding_a_shorter_row():
     model = tiny_model().eval()
     input_ids, document_ids = several_documents()
     logits = model(input_ids, document_ids=document_ids).logits
