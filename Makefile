@@ -19,7 +19,7 @@ $(READY): requirements.lock pyproject.toml scripts/setup.sh
 setup: $(READY) ## build .venv from requirements.lock, if it is missing or out of date
 
 cram: $(READY) ## train for ten minutes on two CPU cores, on embedded text; settings: make cram ARGS="budget=60s"
-	$(BIN)/composer train.py yamls/cram-cpu.yaml $(ARGS)
+	$(BIN)/cram train yamls/cram-cpu.yaml $(ARGS)
 
 test: lint ## lint, types and tests; choose tests: make test PYTEST_ARGS="tests/budget -k ledger"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

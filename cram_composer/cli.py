@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from cram_composer.commands import (
     ablate,
@@ -59,12 +62,20 @@ def main(arguments: list[str] | None = None) -> int:
         if not hasattr(options, "overrides") or any(item.startswith("-") for item in rest):
             options.parser.refuse(rest)
         options.overrides = [*options.overrides, *rest]  # overrides after an option, which argparse does not collect
+    _quiet_libraries()
     return _guarded(lambda: options.run(options))
 
 
 def train(arguments: list[str]) -> int:
     """Entry point of train.py."""
     return main(["train", *arguments])
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries from warning about a missing GPU on a machine that has none."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed for every export
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def _guarded(command: Callable[[], int]) -> int:

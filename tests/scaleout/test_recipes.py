@@ -1,4 +1,4 @@
-"""Every recipe under every strategy trains as with DDP or is rejected in one line, as docs/scaleout.md states."""
+"""Every recipe under every strategy trains as with DDP or is rejected in one line, as docs/reference/strategies.md states."""
 
 from __future__ import annotations
 

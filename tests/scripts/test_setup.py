@@ -120,7 +120,7 @@ def test_a_wheel_carries_the_recipes_and_runs(tmp_path: Path):
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What `make` reads, and a folder `bin` with everything a set-up needs, standing in: python3, uv, g++."""
+    """Build a checkout with the files that `make` reads, and `bin` with stand-ins for python3, uv and g++."""
     top = tmp_path / "checkout"
     (top / "scripts").mkdir(parents=True)
     for name in ("Makefile", "pyproject.toml", "requirements.lock", "scripts/setup.sh"):

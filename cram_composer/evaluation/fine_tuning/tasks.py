@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 class Example(NamedTuple):
     """One or two texts as input of the model, with a label: a class, or a number for a regression.
 
-    Examples of one `group` are scored together, for example the answers to a question, of which several may be right.
+    Examples of one `group` are scored together, for example all answers of a question, several of which may be right.
     `credit`, from 0 to 1, is the value of choosing this example if it exceeds that of its label.
     """
 

@@ -37,8 +37,8 @@ QUALITY = {
     # 19 and 18 of 20 lines that are not empty.
     "bullet-lines": ("• some four words here\n" * 17 + "* 6\n- 7\n\nten", "• some four words here\n" * 18 + "x\ny\n"),
     "ellipsis-lines": (
-        "a line of words that goes on and on…\n" * 2 + "and more of the same, but it has an end\n\n" * 4,
-        "a line of words that goes on and on…\n" * 2 + "and more of the same, but it has an end\n\n" * 5,
+        "a line of words that runs on and on…\n" * 2 + "and more of the same, but it has an end\n\n" * 4,
+        "a line of words that runs on and on…\n" * 2 + "and more of the same, but it has an end\n\n" * 5,
     ),
     "few-alphabetic-words": ("word " * 79 + "1234 " * 21, "word " * 78 + "a1b2 o'clock " + "1234 " * 20),
 }
