@@ -1,56 +1,76 @@
+"""A GPU that this torch cannot use is one clear line, before anything starts."""
+
 from __future__ import annotations
 
-import ctypes
-import os
-import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-PAGE_FAULTS = """
-import resource, torch
-from cram_composer.device import set_up_cpu
+from cram_composer.device import device_kind
+from cram_composer.errors import CramError
 
-def faults():
-    counts = []
-    for _ in range(8):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        tensors = [torch.ones(size) for size in (2**20, 2**24, 2**25)]  # 4, 64 and 128 MiB
-        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-        del tensors
-    return sum(counts[3:])
-
-set_up_cpu(1, trains_here=False)
-before = faults()
-set_up_cpu(1)
-print(torch.get_num_threads(), before, faults())
-"""
+BUILT = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100f", "compute_120"]
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
-def test_a_cpu_that_trains_keeps_the_memory_of_one_step_for_the_next():
-    command = [sys.executable, "-c", PAGE_FAULTS]
-    threads, without, kept = map(int, subprocess.run(command, capture_output=True, check=True).stdout.split())
-    assert threads == 1
-    # 196 MiB taken anew in each of five steps are 250,000 pages, or 500 huge ones where the system gives those.
-    assert without > 400
-    assert kept < without / 4
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: BUILT)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
+    return monkeypatch
 
 
-COMPILER_PROCESSES = """
-import os, sys
-from pathlib import Path
-from cram_composer.device import set_up_cpu
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "2"
-set_up_cpu(1, trains_here=sys.argv[1] == "cpu")
-import torch._inductor.async_compile
-print(sum(len(children.read_text().split()) for children in Path("/proc/self/task").glob("*/children")))
-"""
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1), (13, 0)])
+def test_supported_architectures(capability: tuple[int, int], gpu: pytest.MonkeyPatch) -> None:
+    gpu.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert device_kind("cuda", "") == device_kind("auto", "") == "cuda"
 
 
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_processes_that_compile_for_gpus_are_started_for_gpus_only(device: str):
-    environment = {name: value for name, value in os.environ.items() if name != "TORCH_WARM_POOL"}
-    command = [sys.executable, "-c", COMPILER_PROCESSES, device]
-    result = subprocess.run(command, capture_output=True, check=True, env=environment)
-    assert (int(result.stdout) > 0) == (device == "gpu")
+@pytest.mark.parametrize("capability", [(7, 0), (9, 1), (11, 0)])
+def test_architecture_without_kernels_is_refused(capability: tuple[int, int], gpu: pytest.MonkeyPatch) -> None:
+    gpu.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    with pytest.raises(CramError, match=f"no kernels for NVIDIA Test \\(sm_{capability[0]}{capability[1]}\\).*sm_75"):
+        device_kind("auto", "")
+    assert device_kind("cpu", "") == "cpu"
+
+
+class _NvmlError(Exception):
+    """Stands in for pynvml's."""
+
+
+def _nvml(count: int) -> SimpleNamespace:
+    def no_driver() -> None:
+        raise _NvmlError
+
+    return SimpleNamespace(
+        NVMLError=_NvmlError,
+        nvmlInit=(lambda: None) if count >= 0 else no_driver,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: count,
+        nvmlSystemGetDriverVersion=lambda: "470.57",
+        nvmlSystemGetCudaDriverVersion_v2=lambda: 11040,
+    )
+
+
+@pytest.mark.parametrize("requested", ["auto", "cuda"])
+def test_old_driver_is_named(requested: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", _nvml(1))
+    with pytest.raises(CramError, match=r"driver 470\.57 \(CUDA 11\.4\) is too old for torch .* CUDA 13\.0; update"):
+        device_kind(requested, "advice")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_kind("auto", "advice") == "cpu"
+
+
+@pytest.mark.parametrize("count", [-1, 0])
+def test_no_gpu_is_not_an_old_driver(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", _nvml(count))
+    assert device_kind("auto", "advice") == "cpu"
+    with pytest.raises(CramError, match="torch finds no CUDA GPU; advice"):
+        device_kind("cuda", "advice")
