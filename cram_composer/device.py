@@ -82,11 +82,69 @@ def set_up_cpu(threads: int, trains_here: bool = True) -> None:
 
 
 def device_kind(requested: str, advice: str) -> str:
-    """Resolve "auto", "cuda" or "cpu" to "cuda" or "cpu". Raises CramError, ending in `advice`, if CUDA is missing."""
-    cuda = torch.cuda.is_available()
-    if requested == "cuda" and not cuda:
+    """Resolve "auto", "cuda" or "cpu" to "cuda" or "cpu".
+
+    Raises:
+        CramError: a GPU is there that this torch cannot use; or cuda was requested and there is none, with `advice`.
+    """
+    if requested == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        _check_architecture()
+        return "cuda"
+    driver = _nvidia_driver()
+    if driver is not None:
+        version, cuda = driver
+        raise CramError(
+            f"device: the NVIDIA driver {version} (CUDA {cuda}) is too old for torch {torch.__version__}, which was "
+            f"built with CUDA {torch.version.cuda}; update the driver, or set device=cpu"
+        )
+    if requested == "cuda":
         raise CramError(f"device: cuda was requested, but torch finds no CUDA GPU; {advice}")
-    return ("cuda" if cuda else "cpu") if requested == "auto" else requested
+    return "cpu"
+
+
+def _check_architecture() -> None:
+    """Raise CramError if torch has no kernels for the current GPU.
+
+    Binary code for sm_XY runs on later minor versions of the same major one; PTX (compute_XY) on all later ones.
+    """
+    major, minor = torch.cuda.get_device_capability()
+    for architecture in torch.cuda.get_arch_list():
+        kind, _, digits = architecture.partition("_")
+        number = digits.rstrip("af")
+        built = (int(number[:-1]), int(number[-1]))
+        if digits != number:  # sm_90a and the like: this version alone, or sm_100f: its family
+            fits = built == (major, minor) or (digits.endswith("f") and built[0] == major and built[1] <= minor)
+        elif kind == "sm":
+            fits = built[0] == major and built[1] <= minor
+        else:
+            fits = built <= (major, minor)
+        if fits:
+            return
+    raise CramError(
+        f"device: torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (sm_{major}{minor}), only "
+        f"for {', '.join(torch.cuda.get_arch_list())}; install a torch that has (docs: install), or set device=cpu"
+    )
+
+
+def _nvidia_driver() -> tuple[str, str] | None:
+    """Return the versions of the NVIDIA driver and of its CUDA; None if there is no driver or no GPU to be seen."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or torch.version.cuda is None:
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            if not pynvml.nvmlDeviceGetCount():
+                return None
+            cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+            return str(pynvml.nvmlSystemGetDriverVersion()), f"{cuda // 1000}.{cuda % 1000 // 10}"
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
 
 
 def fast_precision(device: str) -> str:

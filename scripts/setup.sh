@@ -10,13 +10,13 @@ disk_gib=12
 
 is_python_ok() { # COMMAND: succeed if it is a Python in the range of pyproject.toml
     case $("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) in
-        3.10 | 3.11 | 3.12) return 0 ;;
+        3.11 | 3.12 | 3.13) return 0 ;;
     esac
     return 1
 }
 
 find_python() { # print the first suitable command; try only $PYTHON if it is set
-    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
+    for candidate in ${PYTHON:-python3 python3.12 python3.13 python3.11}; do
         if is_python_ok "$candidate"; then
             echo "$candidate"
             return
@@ -34,7 +34,7 @@ need() { # MESSAGE: report a missing requirement; all of them are reported befor
 python=$(find_python)
 if [ -z "$python" ]; then
     found=$("${PYTHON:-python3}" --version 2>&1) || found="${PYTHON:-python3} does not run"
-    need "needs Python 3.10, 3.11 or 3.12, found $found; install one, or run: make cram PYTHON=/path/to/python3.12"
+    need "needs Python 3.11, 3.12 or 3.13, found $found; install one, or run: make cram PYTHON=/path/to/python3.12"
 fi
 
 uv=
@@ -117,8 +117,9 @@ fi
 install="$uv pip install --compile-bytecode --python $venv/bin/python --prefix $venv"
 # DeepSpeed is a source package and would compile operators that cram-composer does not use.
 export DS_BUILD_OPS=0
+# --no-deps: the lock is complete, and newer than Composer's own ranges allow (pyproject.toml, tool.uv).
 step "$(grep -c '^[a-z0-9].*==' requirements.lock) locked packages, about 3 GB to download the first time" \
-    $install --require-hashes -r requirements.lock
+    $install --no-deps --require-hashes -r requirements.lock
 step "cram-composer" $install --no-deps --no-build-isolation -e .
 
 # --- Optional: compiler and headers for torch.compile ---

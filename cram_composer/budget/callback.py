@@ -109,12 +109,12 @@ class BudgetCallback(Callback):
             self.signal = int(signal)
         self._budget.advance(elapsed, int(state.timestamp.token), int(state.timestamp.batch))
 
-    def _compile_start(self) -> None:
+    def _compile_start(self, *_: object) -> None:  # torch 2.8 and later pass what is compiled
         self._phase_before_compile = self._ledger.open_phase
         if self._phase_before_compile is not None:
             self._ledger.switch("compile")
 
-    def _compile_end(self) -> None:
+    def _compile_end(self, *_: object) -> None:
         if self._phase_before_compile is not None and self._ledger.open_phase == "compile":
             self._ledger.switch(self._phase_before_compile)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from composer.core import State
@@ -30,7 +30,7 @@ class Attempt:
         self._entry: dict[str, Any] = {
             "started_at_step": int(session.trainer.state.timestamp.batch),
             "spent_before": session.ledger.elapsed(),
-            "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "world_size": dist.get_world_size(),
         }
         if session.attempts and "reason" not in session.attempts[-1]:

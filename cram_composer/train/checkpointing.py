@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import pickle
+import pydoc
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.torch_version import TorchVersion
 
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.ledger import Ledger
@@ -23,7 +32,32 @@ from cram_composer.runs.folder import RunFolder
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.storage.files import write_json
 
+try:
+    from numpy._core import multiarray
+except ImportError:  # numpy 1
+    from numpy.core import multiarray
+
 _SAVING = ".saving-"
+# Besides tensors, numbers and containers: Composer's times, the state of numpy's generator, torch's version.
+_SAFE_GLOBALS: list[Any] = [
+    datetime.timedelta,
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+    (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),  # as numpy 1 names it
+    (multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+    TorchVersion,
+]
+# Plain objects in the optimizer state of Shampoo, whose module takes a second to import.
+_OF_SHAMPOO = [
+    f"pytorch_optimizer.optimizer.utils.{name}"
+    for name in (
+        "graft.RMSPropGraft",
+        "partition.BlockPartitioner",
+        "partition.PreConditionerType",
+        "preconditioner.PreConditioner",
+    )
+]
 
 
 class RollingCheckpoints(Callback):
@@ -132,10 +166,35 @@ def find_checkpoint(folder: RunFolder) -> SavedCheckpoint | None:
     return saved
 
 
+@contextmanager
+def tensors_only(path: Path | None) -> Iterator[None]:
+    """Restrict torch.load to tensors and the plain types of a checkpoint, also where Composer calls it.
+
+    A pickle can run any code, and a checkpoint may come from a bucket that others write to.
+
+    Raises:
+        CramError: the checkpoint at `path` holds anything else; nothing of it was executed.
+    """
+    safe = list(_SAFE_GLOBALS)
+    if path is not None and any(name in _OF_SHAMPOO for name in get_unsafe_globals_in_checkpoint(path)):
+        safe += [pydoc.locate(name) for name in _OF_SHAMPOO]
+    forced = mock.patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"})  # Composer asks for full unpickling
+    with forced, safe_globals(safe):
+        try:
+            yield
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"names the Python object {found[1]}" if found else "is not a file of tensors"
+            raise CramError(
+                f"{path}: {what}, which no checkpoint of cram-composer does; it was not loaded, since it could run code"
+            ) from None
+
+
 def load_state(path: Path) -> dict[str, Any]:
-    """Load the state dict of a checkpoint of this project on the CPU."""
-    # weights_only would reject Composer's time objects; the file was written by this project in this run folder.
-    return torch.load(path, map_location="cpu", weights_only=False)["state"]
+    """Load the state dict of a checkpoint of this project on the CPU. Raises CramError if it could run code."""
+    with tensors_only(path):
+        state: dict[str, Any] = torch.load(path, map_location="cpu")["state"]
+    return state
 
 
 def restore_weights(state: State, logger: Logger, directory: Path, strategy: Strategy) -> dict[str, Any] | None:

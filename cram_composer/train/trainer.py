@@ -20,6 +20,7 @@ from cram_composer.device import DeviceChoice
 from cram_composer.evaluation.held_out import build_held_out_evaluator, due_at_progress_interval
 from cram_composer.runs.checkpoints import SavedCheckpoint
 from cram_composer.runs.folder import RunFolder
+from cram_composer.train.checkpointing import tensors_only
 from cram_composer.train.data import Batches
 from cram_composer.train.loggers import build_loggers
 from cram_composer.train.model import ModelSetup
@@ -43,7 +44,8 @@ def build_trainer(
     """Construct the Trainer, which wraps the model and loads `checkpoint` with its random-number state."""
     precision, _ = setup.strategy.precision()
     due = due_at_progress_interval(config.eval.interval, budget)
-    with setup.strategy.trainer_context(), warnings.catch_warnings():
+    path = checkpoint.path if checkpoint else None
+    with setup.strategy.trainer_context(), warnings.catch_warnings(), tensors_only(path):
         # The run has its own progress bar, because Composer's cannot show a wall-clock budget.
         warnings.filterwarnings("ignore", message="Specifying the ProgressBarLogger")
         trainer = LowOverheadTrainer(
@@ -61,7 +63,7 @@ def build_trainer(
             device_train_microbatch_size=config.train.device_train_microbatch_size,
             seed=config.seed,
             run_name=folder.path.name,
-            load_path=str(checkpoint.path) if checkpoint else None,
+            load_path=str(path) if path else None,
             load_progress_bar=False,
             spin_dataloaders=False,  # DataPosition restores the position without reading
             **setup.strategy.trainer_arguments(),

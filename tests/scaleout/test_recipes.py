@@ -1,4 +1,4 @@
-"""Every recipe under every strategy trains as with DDP or is rejected in one line, as docs/reference/strategies.md states."""
+"""Every recipe under every strategy trains as with DDP or is rejected: docs/reference/strategies.md."""
 
 from __future__ import annotations
 

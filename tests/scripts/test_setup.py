@@ -165,9 +165,9 @@ def test_help_lists_every_target(checkout: Path):
 @pytest.mark.parametrize(
     ("name", "script", "said"),
     [
-        ("python3", "echo 3.9", "needs Python 3.10, 3.11 or 3.12"),
-        ("python3", "echo 3.13", "needs Python 3.10, 3.11 or 3.12"),
-        ("python3", "exit 127", "needs Python 3.10, 3.11 or 3.12"),
+        ("python3", "echo 3.10", "needs Python 3.11, 3.12 or 3.13"),
+        ("python3", "echo 3.14", "needs Python 3.11, 3.12 or 3.13"),
+        ("python3", "exit 127", "needs Python 3.11, 3.12 or 3.13"),
         ("df", "echo; echo disk 0 0 5000000 0 /", "needs 12 GiB of free disk here, found 4"),
     ],
 )
@@ -193,7 +193,7 @@ def test_without_uv_and_ensurepip_the_package_to_install_is_named(checkout: Path
 
 
 def test_a_python_of_another_name_is_found(checkout: Path):
-    stand_in(checkout.parent, "python3", "echo 3.13")
+    stand_in(checkout.parent, "python3", "echo 3.14")
     stand_in(checkout.parent, "python3.12", python_of_version("3.12"))
     assert make(checkout, "setup").returncode == 0
     assert "python3.12 -m venv" in (checkout / ".venv" / "setup.log").read_text()

@@ -1,11 +1,83 @@
+"""The set-up of a CPU, and GPUs that this torch cannot use."""
+
 from __future__ import annotations
 
 import ctypes
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from cram_composer.device import device_kind
+from cram_composer.errors import CramError
+
+BUILT = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100f", "compute_120"]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: BUILT)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
+    return monkeypatch
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1), (13, 0)])
+def test_supported_architectures(capability: tuple[int, int], gpu: pytest.MonkeyPatch) -> None:
+    gpu.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert device_kind("cuda", "") == device_kind("auto", "") == "cuda"
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (9, 1), (11, 0)])
+def test_architecture_without_kernels_is_refused(capability: tuple[int, int], gpu: pytest.MonkeyPatch) -> None:
+    gpu.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    with pytest.raises(CramError, match=f"no kernels for NVIDIA Test \\(sm_{capability[0]}{capability[1]}\\).*sm_75"):
+        device_kind("auto", "")
+    assert device_kind("cpu", "") == "cpu"
+
+
+class _NvmlError(Exception):
+    """Stands in for pynvml's."""
+
+
+def _nvml(count: int) -> SimpleNamespace:
+    def no_driver() -> None:
+        raise _NvmlError
+
+    return SimpleNamespace(
+        NVMLError=_NvmlError,
+        nvmlInit=(lambda: None) if count >= 0 else no_driver,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: count,
+        nvmlSystemGetDriverVersion=lambda: "470.57",
+        nvmlSystemGetCudaDriverVersion_v2=lambda: 11040,
+    )
+
+
+@pytest.mark.parametrize("requested", ["auto", "cuda"])
+def test_old_driver_is_named(requested: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", _nvml(1))
+    with pytest.raises(CramError, match=r"driver 470\.57 \(CUDA 11\.4\) is too old for torch .* CUDA 13\.0; update"):
+        device_kind(requested, "advice")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_kind("auto", "advice") == "cpu"
+
+
+@pytest.mark.parametrize("count", [-1, 0])
+def test_no_gpu_is_not_an_old_driver(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", _nvml(count))
+    assert device_kind("auto", "advice") == "cpu"
+    with pytest.raises(CramError, match="torch finds no CUDA GPU; advice"):
+        device_kind("cuda", "advice")
+
 
 PAGE_FAULTS = """
 import resource, torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def date(run: RunData) -> datetime:
     for attempt in (run.get("attempts") or [])[:1]:
         with contextlib.suppress(KeyError, ValueError):
             return datetime.fromisoformat(attempt["started_at"])
-    return datetime.fromtimestamp((run.path / RECORD).stat().st_mtime, timezone.utc)
+    return datetime.fromtimestamp((run.path / RECORD).stat().st_mtime, UTC)
 
 
 def budget_text(run: RunData) -> str:

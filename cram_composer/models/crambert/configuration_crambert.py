@@ -79,6 +79,8 @@ class CramBertConfig(PretrainedConfig):
         classifier_pooling: str = "mean",
         classifier_hidden_size: int = 1024,
         pad_token_id: int = 0,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -124,4 +126,7 @@ class CramBertConfig(PretrainedConfig):
         self.classifier_pooling = classifier_pooling
         self.classifier_hidden_size = classifier_hidden_size
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
+        ids = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        super().__init__(**ids, tie_word_embeddings=tie_word_embeddings, **kwargs)
+        # transformers 5 keeps none of them unless the class does.
+        self.pad_token_id, self.bos_token_id, self.eos_token_id = pad_token_id, bos_token_id, eos_token_id

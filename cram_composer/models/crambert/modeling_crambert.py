@@ -41,25 +41,35 @@ class CramBertPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize matrices from a normal distribution (`initializer_range`) and biases to zero, as BERT does.
 
-        Blocks are visited after their linear layers, so `output_init` overrides the initial values.
+        The matrices of blocks are then multiplied by their `init_scale`.
         """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
+            scale = getattr(module, "init_scale", 1.0)
+            # transformers guards the functions of nn.init, but not this product, against weights that were loaded.
+            if scale != 1.0 and not getattr(module.weight, "_is_hf_initialized", False):
+                with torch.no_grad():
+                    module.weight.mul_(scale)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif callable(reset := getattr(module, "reset_parameters", None)):
             reset()  # norms and positions initialize themselves
-        if isinstance(module, SelfAttention | MLP | GLU):
-            self._scale_block(module)
 
-    @torch.no_grad()
-    def _scale_block(self, block: SelfAttention | MLP | GLU) -> None:
-        depth = (2 * self.config.num_hidden_layers) ** -0.5
-        output = block.out if isinstance(block, SelfAttention) else block.w_out
-        output.weight.mul_({"normal": 1.0, "scaled": depth, "zero": 0.0}[self.config.output_init])
-        for matrix in block.children():
-            if isinstance(matrix, nn.Linear):
-                matrix.weight.mul_(self.config.matrix_init_scale)
+
+def _set_init_scales(model: nn.Module, config: CramBertConfig) -> None:
+    """Set `init_scale` of the matrices in blocks, from `output_init` and `matrix_init_scale`.
+
+    On the matrices, because transformers 5 does not call `_init_weights` for modules without parameters of their own.
+    """
+    depth = (2 * config.num_hidden_layers) ** -0.5
+    output_scale = {"normal": 1.0, "scaled": depth, "zero": 0.0}[config.output_init]
+    for block in model.modules():
+        if isinstance(block, SelfAttention | MLP | GLU):
+            output = block.out if isinstance(block, SelfAttention) else block.w_out
+            for matrix in block.children():
+                if isinstance(matrix, nn.Linear):
+                    scale = config.matrix_init_scale * (output_scale if matrix is output else 1.0)
+                    matrix.init_scale = scale  # type: ignore[assignment]
 
 
 class CramBertModel(CramBertPreTrainedModel):
@@ -80,6 +90,7 @@ class CramBertModel(CramBertPreTrainedModel):
         )
         self.stack = STACKS[config.stack](config)
         self.final_norm = norm_if(config.final_norm and config.norm_position != "post", config)
+        _set_init_scales(self, config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
