@@ -6,8 +6,9 @@ PYTHON ?=
 
 BIN := .venv/bin
 READY := .venv/.complete
+OLDEST := .venv-oldest
 
-.PHONY: help setup cram test test-all lint docs lock clean
+.PHONY: help setup cram test test-all test-oldest lint docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -26,6 +27,15 @@ test: lint ## lint, types and tests; choose tests: make test PYTEST_ARGS="tests/
 
 test-all: lint ## the same and the slow tests, which takes twice as long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m ""
+
+test-oldest: $(READY) $(OLDEST)/.complete ## run the tests on the oldest supported versions, in an environment of their own
+	OMP_NUM_THREADS=1 CRAM_OTHER_PYTHON='$(CURDIR)/$(BIN)/python' $(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+# --no-config: without the overrides of pyproject.toml, as pip resolves.
+$(OLDEST)/.complete: requirements-oldest.txt pyproject.toml | $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
+	DS_BUILD_OPS=0 $(BIN)/uv pip install --quiet --no-config --python $(OLDEST)/bin/python -c requirements-oldest.txt -e '.[dev]'
+	@touch $@
 
 lint: $(READY) ## ruff (style and format) and mypy (types)
 	$(BIN)/ruff check .

@@ -123,8 +123,8 @@ def _check_architecture() -> None:
         if fits:
             return
     raise CramError(
-        f"device: torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (sm_{major}{minor}), only "
-        f"for {', '.join(torch.cuda.get_arch_list())}; install a torch that has (docs: install), or set device=cpu"
+        f"device: torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (sm_{major}{minor}), "
+        f"only for {', '.join(torch.cuda.get_arch_list())}; install another, or set device=cpu"
     )
 
 

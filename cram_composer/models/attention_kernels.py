@@ -71,7 +71,8 @@ class FlexAttention:
     """
 
     def __init__(self, compile: bool = True) -> None:
-        self._attention: Callable[..., Any] = torch.compile(flex_attention) if compile else flex_attention
+        attention: Callable[..., Any] = flex_attention
+        self._attention = torch.compile(attention) if compile else attention
 
     def mask(self, rows: Rows) -> FlexMask:
         """Build the blocks from documents, padding, local window and causal rows, and the ALiBi score function."""

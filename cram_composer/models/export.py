@@ -6,6 +6,8 @@ import copy
 import inspect
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +17,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
+from cram_composer.data.tokenizer_files import write_tokenizer_folder
 from cram_composer.errors import CramError
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
@@ -43,11 +47,12 @@ def export_model(
     """
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
+    with no_progress_bars():
+        model.save_pretrained(temporary)
     # The model takes no token types, so a tokenizer that returns them would make every call fail.
     has_types = "token_type_ids" in inspect.signature(model.forward).parameters
     names = {} if has_types else {"model_input_names": ["input_ids", "attention_mask"]}
-    AutoTokenizer.from_pretrained(tokenizer_dir, **names).save_pretrained(temporary)
+    write_tokenizer_folder(AutoTokenizer.from_pretrained(tokenizer_dir, **names), temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     previous = destination.with_name(f".{destination.name}.{os.getpid()}.old")
     if destination.exists():
@@ -96,7 +101,8 @@ def verify_export(destination: Path, model: PreTrainedModel, tolerance: float = 
     Raises:
         CramError: the difference is above `tolerance` or NaN.
     """
-    loaded = AutoModelForMaskedLM.from_pretrained(destination, trust_remote_code=True).eval()
+    with no_progress_bars():
+        loaded = AutoModelForMaskedLM.from_pretrained(destination, trust_remote_code=True).eval()
     original = copy.deepcopy(model).float().cpu().eval()
     config = model.config
     length = min(128, config.max_position_embeddings)
@@ -112,6 +118,18 @@ def verify_export(destination: Path, model: PreTrainedModel, tolerance: float = 
             f"{destination}: exported logits differ from the trained model's by {difference:.2e}, more than {tolerance}"
         )
     return difference
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers, which stay on the console after a second."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def fill_masks(
@@ -135,7 +153,7 @@ def fill_masks(
             inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
             probabilities = model(**inputs).logits[0, position[0]].float().softmax(dim=-1)
         best = probabilities.topk(k)
-        words = [tokenizer.decode([token]).strip() for token in best.indices.tolist()]
+        words = [str(tokenizer.decode([token])).strip() for token in best.indices.tolist()]
         answers.append(list(zip(words, best.values.tolist(), strict=True)))
     model.train(training)
     return answers

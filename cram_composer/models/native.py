@@ -88,28 +88,33 @@ def _bert(config: CramBertConfig) -> PreTrainedModel:
 
 def _modern_bert(config: CramBertConfig) -> PreTrainedModel:
     is_local = config.local_window is not None
-    return transformers.ModernBertForMaskedLM(
-        transformers.ModernBertConfig(
-            **_shared(config),
-            intermediate_size=config.intermediate_size // 2,
-            norm_eps=config.norm_eps,
-            norm_bias=config.norm_bias,
-            attention_bias=config.attention_bias,
-            mlp_bias=config.mlp_bias,
-            classifier_bias=config.mlp_bias,
-            decoder_bias=config.head_bias,
-            embedding_dropout=config.hidden_dropout_prob,
-            mlp_dropout=config.hidden_dropout_prob,
-            attention_dropout=config.attention_probs_dropout_prob,
-            global_rope_theta=config.rope_theta,
-            local_rope_theta=config.local_rope_theta or config.rope_theta,
-            local_attention=config.local_window if is_local else -1,
-            global_attn_every_n_layers=config.global_every if is_local else 1,
-            cls_token_id=config.bos_token_id,
-            sep_token_id=config.eos_token_id,
-            reference_compile=False,
-        )
-    )
+    settings: dict[str, Any] = {
+        **_shared(config),
+        "intermediate_size": config.intermediate_size // 2,
+        "norm_eps": config.norm_eps,
+        "norm_bias": config.norm_bias,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "classifier_bias": config.mlp_bias,
+        "decoder_bias": config.head_bias,
+        "embedding_dropout": config.hidden_dropout_prob,
+        "mlp_dropout": config.hidden_dropout_prob,
+        "attention_dropout": config.attention_probs_dropout_prob,
+        "local_attention": config.local_window if is_local else -1,
+        "cls_token_id": config.bos_token_id,
+        "sep_token_id": config.eos_token_id,
+    }
+    # transformers 5 turns these into rope_parameters and layer_types, and drops them; 4 reads no other names.
+    only_4: dict[str, Any] = {
+        "global_rope_theta": config.rope_theta,
+        "local_rope_theta": config.local_rope_theta or config.rope_theta,
+        "global_attn_every_n_layers": config.global_every if is_local else 1,
+        "reference_compile": False,
+    }
+    native = transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**settings, **only_4))
+    for name, value in only_4.items():
+        setattr(native.config, name, value)
+    return native
 
 
 Rename = Callable[[State, CramBertConfig], State]

@@ -19,6 +19,7 @@ import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
+from numpy._core.multiarray import _reconstruct
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from torch.torch_version import TorchVersion
 
@@ -32,11 +33,6 @@ from cram_composer.runs.folder import RunFolder
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.storage.files import write_json
 
-try:
-    from numpy._core import multiarray
-except ImportError:  # numpy 1
-    from numpy.core import multiarray
-
 _SAVING = ".saving-"
 # Besides tensors, numbers and containers: Composer's times, the state of numpy's generator, torch's version.
 _SAFE_GLOBALS: list[Any] = [
@@ -44,8 +40,8 @@ _SAFE_GLOBALS: list[Any] = [
     np.ndarray,
     np.dtype,
     type(np.dtype(np.uint32)),
-    (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),  # as numpy 1 names it
-    (multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+    _reconstruct,
+    (_reconstruct, "numpy.core.multiarray._reconstruct"),  # as numpy 1 names it
     TorchVersion,
 ]
 # Plain objects in the optimizer state of Shampoo, whose module takes a second to import.

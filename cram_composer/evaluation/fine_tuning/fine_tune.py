@@ -65,7 +65,7 @@ def fine_tune(
     """
     torch.manual_seed(seed)
     started = time.monotonic()
-    model.train().to(device)  # type: ignore[arg-type]
+    model.train().to(device)
     train, pad = rows["train"], _pad_id(model)
     steps = settings.epochs * math.ceil(train.size / settings.batch_size)
     optimizer = _build_optimizer(model, settings, device)

@@ -126,7 +126,13 @@ class CramBertConfig(PretrainedConfig):
         self.classifier_pooling = classifier_pooling
         self.classifier_hidden_size = classifier_hidden_size
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        ids = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-        super().__init__(**ids, tie_word_embeddings=tie_word_embeddings, **kwargs)
-        # transformers 5 keeps none of them unless the class does.
-        self.pad_token_id, self.bos_token_id, self.eos_token_id = pad_token_id, bos_token_id, eos_token_id
+        # transformers 5 keeps these only as attributes of the class, and 4 only what it is given.
+        kept: dict[str, Any] = {
+            "pad_token_id": pad_token_id,
+            "bos_token_id": bos_token_id,
+            "eos_token_id": eos_token_id,
+            "tie_word_embeddings": tie_word_embeddings,
+        }
+        super().__init__(**kept, **kwargs)
+        for name, value in kept.items():
+            setattr(self, name, value)

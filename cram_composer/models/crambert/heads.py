@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,8 @@ class ClassificationHead(nn.Module):
         self.pool = POOLINGS[config.classifier_pooling]
         self.dense = nn.Linear(config.hidden_size, config.classifier_hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.out = nn.Linear(config.classifier_hidden_size, config.num_labels)
+        num_labels: Any = config.num_labels
+        self.out = nn.Linear(config.classifier_hidden_size, num_labels)
 
     def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         pooled = self.pool(hidden, attention_mask)

@@ -34,7 +34,7 @@ from .token_dropping import TokenDropping  # noqa: F401
 class CramBertPreTrainedModel(PreTrainedModel):
     """Base class with the weight initialisation and the settings that transformers expects."""
 
-    config_class = CramBertConfig  # type: ignore[assignment]
+    config_class = CramBertConfig
     base_model_prefix = "encoder"
     _supports_sdpa = True
 
@@ -131,7 +131,7 @@ class CramBertModel(CramBertPreTrainedModel):
 class CramBertForMaskedLM(CramBertPreTrainedModel):
     """The encoder with a masked-LM head, tied to its token embedding unless `tie_word_embeddings` is False."""
 
-    _tied_weights_keys = {"head.decoder.weight": "encoder.embeddings.word_embeddings.weight"}  # type: ignore[assignment]  # noqa: RUF012
+    _tied_weights_keys = {"head.decoder.weight": "encoder.embeddings.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__(config)
@@ -214,7 +214,7 @@ class CramBertForSequenceClassification(CramBertPreTrainedModel):
             loss = F.mse_loss(logits.float().view_as(labels), labels.float())
         else:
             loss = F.cross_entropy(logits.float(), labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
 # Makes `save_pretrained` copy these files into the folder, also after fine-tuning.

@@ -137,7 +137,8 @@ def repeated_spans(
         start, size = 0, min(_FIRST_PAIRS, most)
         while start < len(mine):
             these = mine[start : start + size]
-            comparison.cover(covered, later[these], (earlier[these] & np.uint64(_OFFSET)).astype(np.int64))
+            offsets = (earlier[these] & np.uint64(_OFFSET)).astype(np.int64)
+            comparison.cover(covered, later[these].astype(np.int64), offsets)
             # A few pairs suffice for a document that is a copy as a whole: covered bytes are not compared.
             start, size = start + size, min(4 * size, most)
     edges = np.flatnonzero(np.diff(covered, prepend=False))

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, processors
 from cram_composer.config.paths import expand
 from cram_composer.config.schema.data_build import TokenizerConfig
 from cram_composer.data.pipeline.tokenizer.common import SPECIAL_TOKENS
+from cram_composer.data.tokenizer_files import write_tokenizer_folder
 from cram_composer.errors import CramError
 
 MODEL_MAX_LENGTH = 512
@@ -81,7 +82,7 @@ def adopt_tokenizer(config: TokenizerConfig, folder: Path) -> BuiltTokenizer:
 
 def _save(wrapped: Any, folder: Path) -> BuiltTokenizer:
     wrapped.model_max_length = MODEL_MAX_LENGTH
-    wrapped.save_pretrained(folder)
+    write_tokenizer_folder(wrapped, folder)
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     roles = {role: getattr(wrapped, f"{role}_token_id") for role in SPECIAL_TOKENS}
     return BuiltTokenizer(open_backend(folder), len(wrapped), roles, digest)

@@ -1,0 +1,20 @@
+"""Tokenizer folders that transformers 4 and 5 both load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cram_composer.storage.files import read_json, write_json
+
+
+def write_tokenizer_folder(tokenizer: Any, folder: Path) -> None:
+    """Write a fast tokenizer of transformers with `save_pretrained`, under a class name that both versions know."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = read_json(path)
+    if config.get("tokenizer_class") == "TokenizersBackend":  # the name in 5, which also reads the one in 4
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if not config.get("extra_special_tokens", True):  # an empty list in 5, where 4 wants a dict
+        del config["extra_special_tokens"]
+    write_json(path, config)
