@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from cram_composer.config.redaction import redact_text
+from cram_composer.config.redaction import REDACTED, redact_text
 from cram_composer.errors import ConfigError
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
@@ -41,7 +41,8 @@ def split_uri(uri: str) -> tuple[str, str, str] | None:
     if match is None:
         return None
     scheme, slashes, bucket, path = match.groups()
-    if (shown := redact_text(uri)) != uri or ":" in bucket:
+    shown = f"{scheme}://{REDACTED}" if ":" in bucket else redact_text(uri)
+    if shown != uri:
         raise ConfigError(f"{shown}: must not contain credentials; set AWS_ACCESS_KEY_ID or those of the provider")
     if scheme not in SCHEMES or slashes != "//" or not bucket:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)

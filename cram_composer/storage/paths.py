@@ -35,5 +35,5 @@ def plain_name(name: Any, origin: str) -> str:
     """Return a relative path without `..`, such as a run name; links are not looked at. Raises UnsafePathError."""
     problem = name_problem(name)
     if problem is not None:
-        raise UnsafePathError(f"{origin}: {name!r} {problem}; it would leave its folder, so nothing was done with it")
+        raise UnsafePathError(f"{origin}: {name!r} {problem}; refused, since it may lead out of its folder")
     return str(name)
