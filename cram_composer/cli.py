@@ -31,6 +31,7 @@ from cram_composer.commands import (
 from cram_composer.commands import train as train_command
 from cram_composer.commands.arguments import CommandParser
 from cram_composer.commands.version import ShowVersion
+from cram_composer.config.redaction import redact_text
 from cram_composer.errors import CramError
 
 _COMMANDS = (
@@ -83,7 +84,7 @@ def _guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except CramError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {redact_text(str(error))}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

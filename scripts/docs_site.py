@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {
     "CONTRIBUTING.md": "development/contributing.md",
     "CHANGELOG.md": "development/changelog.md",
+    "SECURITY.md": "development/security-policy.md",
     "benchmarks/RESULTS.md": "explanation/results.md",
 }
 _LINK = re.compile(r"(\]\()([^)\s#:]+\.md)([#)])")

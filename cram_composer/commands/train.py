@@ -25,7 +25,9 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check the configuration, then start or resume the run."""
     composed = compose_run(options.yaml, options.overrides, int(os.environ.get("WORLD_SIZE", "1")))
+    from cram_composer.storage.paths import plain_name
     from cram_composer.train.launch import start
 
     config = composed.config
-    return start(composed, expand(config.runs_dir) / (config.run_name or options.yaml.stem))
+    name = config.run_name or plain_name(options.yaml.stem, f"{options.yaml}: name of the run")
+    return start(composed, expand(config.runs_dir) / name)

@@ -21,6 +21,7 @@ from cram_composer.config.layers import COMMAND_LINE, flatten, parse_override, r
 from cram_composer.config.messages import config_error, set_in
 from cram_composer.config.paths import find_shared
 from cram_composer.config.recipes import Recipe, check_architecture, check_compatible, load_recipe
+from cram_composer.config.redaction import redact
 from cram_composer.config.schema.base import Settings
 from cram_composer.config.schema.introspect import allows_none, annotations_at
 from cram_composer.config.schema.optimizer import AdamWConfig, Optimizer
@@ -45,7 +46,7 @@ class Composed(Generic[_S]):
 
     Attributes:
         config: instance of the schema.
-        plain: the configuration as nested dicts.
+        plain: the configuration as nested dicts, without credentials.
         provenance: dotted key -> layer that set its value, or "default".
         overridden: dotted key -> (layer, value) pairs that later layers replaced, oldest first.
         hash: hash of the values.
@@ -102,13 +103,16 @@ def compose(schema: type[_S], path: Path | str, overrides: list[str]) -> Compose
         config = schema.model_validate(raw)
     except ValidationError as error:
         raise config_error(error, schema, merged.last_set) from None
-    plain = config.model_dump(mode="json")
+    plain = redact(config.model_dump(mode="json"))
     provenance = {key: merged.sources.get(key, DEFAULT) for key in flatten(plain)}
     if isinstance(config, RunConfig):
         check_architecture(recipes, config.model)
         check_unused(config.model, merged.source_of, list(dict.fromkeys(source for source, _ in layers)))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return Composed(config, plain, provenance, merged.overridden, digest, str(path))
+    overridden = {
+        key: [(source, redact(value, key)) for source, value in replaced] for key, replaced in merged.overridden.items()
+    }
+    return Composed(config, plain, provenance, overridden, digest, str(path))
 
 
 @dataclass

@@ -1,9 +1,11 @@
-"""Parsing of durations, sizes and URIs: 24h, 90m, 600s, 1d, 1h30m; 50gb; s3://bucket/path."""
+"""Parsing of durations, sizes, URIs and names: 24h, 90m, 600s, 1d, 1h30m; 50gb; s3://bucket/path."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
+from cram_composer.config.redaction import REDACTED, redact_text
 from cram_composer.errors import ConfigError
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
@@ -39,10 +41,24 @@ def split_uri(uri: str) -> tuple[str, str, str] | None:
     if match is None:
         return None
     scheme, slashes, bucket, path = match.groups()
+    shown = f"{scheme}://{REDACTED}" if ":" in bucket else redact_text(uri)
+    if shown != uri:
+        raise ConfigError(f"{shown}: must not contain credentials; set AWS_ACCESS_KEY_ID or those of the provider")
     if scheme not in SCHEMES or slashes != "//" or not bucket:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise ConfigError(f"{uri}: not a URI of an object store; use {known} with a bucket, or a folder")
     return scheme, bucket, path.rstrip("/")
+
+
+def name_problem(name: Any) -> str | None:
+    """Return why a name is not a plain relative path, None if it is one: no `..`, no leading `/`, nothing invisible."""
+    if not isinstance(name, str) or not name:
+        return "is not a path"
+    if not name.isprintable():
+        return "contains invisible characters"
+    if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
+        return "is not a plain relative path"
+    return None
 
 
 def format_duration(seconds: float) -> str:

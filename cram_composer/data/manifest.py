@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 import xxhash
 
+from cram_composer.data.manifest_checks import manifest_problem
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json
+from cram_composer.storage.paths import plain_name, resolve_inside
 
 MANIFEST = "manifest.json"
 EXAMPLES = "examples.json"
@@ -37,7 +40,11 @@ class SplitCounts(TypedDict):
     bytes: int
 
 
-class Manifest(TypedDict):
+class _Hashes(TypedDict, total=False):
+    file_sha256: dict[str, str]  # of every index.json and tokenizer file, by name; absent in older data sets
+
+
+class Manifest(_Hashes):
     """manifest.json. It contains no time, host or output path: the same input gives the same bytes."""
 
     format_version: int
@@ -78,12 +85,14 @@ def load_manifest(root: Path) -> Manifest:
     missing = Manifest.__required_keys__ - manifest.keys()
     if missing:
         raise CramError(f"{path}: incomplete (no {', '.join(sorted(missing))}); build the data set again")
+    if (problem := manifest_problem(manifest)) is not None:
+        raise _damage_error(path, problem)
     return manifest
 
 
 def summarize(manifest: Manifest) -> dict[str, Any]:
-    """Return the manifest without file lists and the build's configuration, for run records."""
-    short = {key: value for key, value in manifest.items() if key != "config"}
+    """Return the manifest without files and the build's configuration, for run records."""
+    short = {key: value for key, value in manifest.items() if key not in ("config", "file_sha256")}
     short["sources"] = [{k: v for k, v in source.items() if k != "files"} for source in manifest["sources"]]
     return short
 
@@ -93,14 +102,43 @@ def verify_dataset(root: Path, manifest: Manifest, full: bool = True) -> None:
 
     Raises CramError for the first file that differs.
     """
-    tokenizer = root / "tokenizer" / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise _damage_error(tokenizer, "missing")
-    if hashlib.sha256(tokenizer.read_bytes()).hexdigest() != manifest["tokenizer_sha256"]:
-        raise _damage_error(tokenizer, "not the tokenizer that the data set was made with")
+    for path in (root / "tokenizer").rglob("*"):  # all of it is copied into run folders and exports
+        resolve_inside(root, path.relative_to(root).as_posix(), str(root))
+    check_tokenizer(root / "tokenizer" / "tokenizer.json", manifest)
+    for name in manifest.get("file_sha256", {}):
+        if name.startswith("tokenizer/"):
+            check_hash(root, name, manifest)
     for split in manifest["splits"]:
         for shard in read_index(root, split, manifest):
             _verify_shard(root / split / shard.stored.name, shard.stored, full)
+
+
+def check_tokenizer(path: Path, manifest: Manifest) -> None:
+    """Check the hash and the number of entries of a tokenizer.json against the manifest. Raises CramError."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        raise _damage_error(path, "missing")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest["tokenizer_sha256"]:
+        raise _damage_error(path, "not the tokenizer that the data set was made with")
+    try:
+        entries = Tokenizer.from_buffer(content).get_vocab_size()
+    except Exception as error:  # the library raises plain exceptions
+        raise _damage_error(path, f"not a tokenizer ({' '.join(str(error).split())})") from None
+    if entries != manifest["vocab_size"]:
+        raise _damage_error(path, f"has {entries} entries, but vocab_size in {MANIFEST} is {manifest['vocab_size']}")
+
+
+def check_hash(root: Path, name: str, manifest: Manifest) -> None:
+    """Check an index or a tokenizer file against its hash in the manifest, if it has hashes. Raises CramError."""
+    if "file_sha256" not in manifest:
+        return
+    path = resolve_inside(root, name, str(root / MANIFEST))
+    if not path.is_file():
+        raise _damage_error(path, "missing")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["file_sha256"].get(name):
+        raise _damage_error(path, f"its hash differs from the one in {MANIFEST}")
 
 
 @dataclass(frozen=True)
@@ -121,22 +159,51 @@ class Shard:
 
 
 def read_index(root: Path, split: str, manifest: Manifest) -> list[Shard]:
-    """Read the shards of a split from its index.json. Raises CramError if it is missing or contradicts the manifest."""
+    """Read the shards of a split from its index.json.
+
+    Raises:
+        CramError: the index is missing, contradicts the manifest, or names files outside the data set.
+    """
+    return [shard for shard, _ in read_index_entries(root, split, manifest)]
+
+
+def read_index_entries(root: Path, split: str, manifest: Manifest) -> list[tuple[Shard, dict[str, Any]]]:
+    """Read the shards of a split with Streaming's own entry of each, as `read_index`."""
     index = root / split / "index.json"
     try:
         listed = json.loads(index.read_bytes())["shards"]
         records = sum(shard["samples"] for shard in listed)
-        shards = []
-        for shard in listed:
-            raw = _shard_file(shard["raw_data"])
-            shards.append(Shard(_shard_file(stored_entry(shard)) if shard["zip_data"] else raw, raw))
+        shards = [(_read_shard(root, split, shard, manifest), shard) for shard in listed]
     except FileNotFoundError:
         raise _damage_error(index, "missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damage_error(index, f"not a shard index ({type(error).__name__})") from None
-    if records != manifest["splits"][split]["blocks"]:
-        raise _damage_error(index, f"lists {records} records, the manifest {manifest['splits'][split]['blocks']}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, _ForeignShardError) else type(error).__name__
+        raise _damage_error(index, f"not a shard index ({reason})") from None
+    counts = manifest["splits"][split]
+    if records != counts["blocks"]:
+        raise _damage_error(index, f"lists {records} records, the manifest {counts['blocks']}")
+    if (stored := sum(shard.stored.bytes for shard, _ in shards)) != counts["bytes"]:
+        raise _damage_error(index, f"lists {stored} bytes, the manifest {counts['bytes']}")
+    check_hash(root, f"{split}/index.json", manifest)
     return shards
+
+
+class _ForeignShardError(ValueError):
+    """A shard of another kind than a build writes."""
+
+
+def _read_shard(root: Path, split: str, shard: dict[str, Any], manifest: Manifest) -> Shard:
+    # Streaming also knows columns that run code when they are read.
+    compression = None if manifest["compression"] == "none" else manifest["compression"]
+    expected = {"format": "mds", "column_names": [COLUMN], "compression": compression}
+    for key, value in expected.items():
+        if shard[key] != value:
+            raise _ForeignShardError(f"{key} is {shard[key]!r} instead of {value!r}")
+    (encoding,) = shard["column_encodings"]
+    if not re.fullmatch(rf"ndarray:{manifest['dtype']}(:[\d,]+)?", encoding):
+        raise _ForeignShardError(f"column_encodings is {[encoding]} instead of {['ndarray:' + manifest['dtype']]}")
+    raw = _shard_file(root, split, shard["raw_data"])
+    return Shard(_shard_file(root, split, stored_entry(shard)) if shard["zip_data"] else raw, raw)
 
 
 def stored_entry(shard: dict[str, Any]) -> dict[str, Any]:
@@ -144,8 +211,13 @@ def stored_entry(shard: dict[str, Any]) -> dict[str, Any]:
     return shard["zip_data"] or shard["raw_data"]
 
 
-def _shard_file(info: dict[str, Any]) -> ShardFile:
-    return ShardFile(info["basename"], int(info["bytes"]), info["hashes"]["xxh64"])
+def _shard_file(root: Path, split: str, info: dict[str, Any]) -> ShardFile:
+    index = root / split / "index.json"
+    name = plain_name(info["basename"], str(index))
+    resolve_inside(root, f"{split}/{name}", str(index))
+    if not isinstance(info["bytes"], int) or info["bytes"] < 0:
+        raise _ForeignShardError(f"{name} has {info['bytes']!r} bytes")
+    return ShardFile(name, info["bytes"], info["hashes"]["xxh64"])
 
 
 def file_xxh64(path: Path) -> str:

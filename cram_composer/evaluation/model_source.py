@@ -65,7 +65,7 @@ class ModelSource:
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer. Raises CramError."""
         try:
-            return AutoTokenizer.from_pretrained(self.source)
+            return AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
         except Exception as error:  # it raises many types, such as TypeError for a folder without a tokenizer
             raise CramError(f"{self.name}: its tokenizer cannot be loaded: {_one_line(error)}") from None
 
@@ -124,7 +124,7 @@ class ModelSource:
         values, _ = PretrainedConfig.get_config_dict(self.source)
         if values.get("model_type") == CramBertConfig.model_type:
             return CramBertConfig.from_pretrained(self.source)  # this project's code, not code in the folder
-        return AutoConfig.from_pretrained(self.source)
+        return AutoConfig.from_pretrained(self.source, trust_remote_code=False)
 
 
 def find_model(name: str) -> ModelSource:

@@ -44,7 +44,9 @@ def run_command(command: Sequence[str], log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
         open(log, "ab") as output,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment) as process,
+        subprocess.Popen(  # noqa: S603 - this project's own commands, without a shell
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+        ) as process,
     ):
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         status = process.wait()

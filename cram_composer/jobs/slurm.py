@@ -93,7 +93,8 @@ def left_over(folder: Path) -> list[str]:
         return []
     command = ["squeue", "--noheader", "--format=%F", f"--user={getpass.getuser()}"]
     try:
-        queued = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603 - fixed
+        queued = done.stdout.split()
     except OSError:  # no Slurm on this machine
         return []
     except subprocess.SubprocessError as error:

@@ -203,7 +203,7 @@ def _launch(number: int, settings: Path, log: Path) -> int:
     for stream in ("stdout", "stderr"):  # of the other ranks
         command += [f"--{stream}", str(log.with_name(f"rank{{rank}}.{stream}"))]
     with open(log, "w") as file:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, without a shell
             [*command, "-m", _RANK, str(settings)],
             stdout=file,
             stderr=subprocess.STDOUT,

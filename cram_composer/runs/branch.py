@@ -28,6 +28,7 @@ from cram_composer.runs.checkpoints import checkpoint_problem
 from cram_composer.runs.folder import METRICS, RECORD
 from cram_composer.runs.reproduce import read_reproducible_record, recompose
 from cram_composer.storage.files import link_or_copy, write_atomic, write_json
+from cram_composer.storage.paths import plain_name
 
 BRANCH_YAML = "branch.yaml"
 # Largest relative distance of a checkpoint from the requested time, and of its progress from its point.
@@ -88,7 +89,8 @@ def create_branch(trunk: Path, at: str, budget: str, *, name: str | None = None,
     _check_progress_dependent(record, point.progress, decay_start / total)
     if (problem := checkpoint_problem(point.path)) is not None:
         raise CramError(f"{point.path}: {problem}; branch from another checkpoint")
-    path = trunk.parent / (name or f"{trunk.name}-{budget.replace(' ', '')}")
+    default_name = f"{trunk.name}-{budget.replace(' ', '')}"
+    path = trunk.parent / plain_name(default_name if name is None else name, "--name")
     if path.exists():
         raise CramError(
             f"{path}: already exists; continue it with `composer train.py {path / BRANCH_YAML}`, or use --name"

@@ -19,9 +19,11 @@ from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BRANCH_POINTS_FOLDER
 from cram_composer.runs.checkpoints import checkpoint_files, checkpoint_problem, newest_checkpoint
 from cram_composer.runs.folder import CLOCK, RECORD, RunFolder, read_record
-from cram_composer.storage.client import Storage, StorageError
+from cram_composer.storage.client import METADATA_BYTES, Storage, StorageError
 from cram_composer.storage.files import read_json
+from cram_composer.storage.paths import resolve_inside
 
+_SLOWEST = 1e6  # bytes per second of a download
 _UPLOAD_PREFIX = ".sending-"
 _CHECKPOINT_COMPANIONS = ("config.yaml", "trace.jsonl", "metrics.jsonl", RECORD, CLOCK)
 _REPORT_FILES = ("report.html", "figures")  # written after everything else
@@ -82,7 +84,7 @@ class RunMirror:
         The record comes last: without it the next start begins from scratch. Raises CramError.
         """
         local = newest_checkpoint(self._folder.checkpoints, quiet=True)
-        sizes = self._storage.list_sizes()
+        sizes = self._restorable_sizes()
         names = [name for name in sizes if name.startswith("checkpoints/")]
         complete = sorted(n for n in names if n.endswith(".pt") and _metadata_name(n) in sizes)
         ahead = [n for n in complete if local is None or _step_number(n) > local.step]
@@ -91,25 +93,42 @@ class RunMirror:
             return
         print(f"{self._folder.path}: resuming from the copy in {self.uri}", flush=True)
         for name in reversed(ahead):
-            if self._download_checkpoint(name):
+            if self._download_checkpoint(name, sizes):
                 break
         else:
             if has_record:
                 return  # all of them are damaged
         local_seconds = self._clock_seconds(self._folder.path / CLOCK)
         for name in sorted(sizes, key=lambda name: name == RECORD):
-            if name in _CHECKPOINT_COMPANIONS or name.startswith("tokenizer/"):
+            if not name.startswith("checkpoints/"):
                 if name == CLOCK and 0 < local_seconds >= self._remote_clock_seconds():
                     continue  # time spent here after the copy was made counts as lost
-                self._storage.download(name, self._folder.path / name)
+                self._download(name, self._local_path(name), sizes)
 
-    def _download_checkpoint(self, name: str) -> bool:
-        path = self._folder.path / name
+    def _restorable_sizes(self) -> dict[str, int]:
+        """Return the sizes of the objects that a run is restored from; refuse names that lead out of the run folder."""
+        folders = ("checkpoints/", "tokenizer/")
+        found = self._storage.list_sizes().items()
+        sizes = {name: size for name, size in found if name in _CHECKPOINT_COMPANIONS or name.startswith(folders)}
+        for name in sizes:
+            self._local_path(name)
+        return sizes
+
+    def _local_path(self, name: str) -> Path:
+        return resolve_inside(self._folder.path, name, self._storage.uri)
+
+    def _download(self, name: str, path: Path, sizes: dict[str, int]) -> None:
+        """Download an object of a listed size, in a time that leaves large ones at least 1 MB/s."""
+        limit = max(sizes[name], METADATA_BYTES)  # a small file may have grown since
+        self._storage.download(name, path, limit, self._storage.deadline + sizes[name] / _SLOWEST)
+
+    def _download_checkpoint(self, name: str, sizes: dict[str, int]) -> bool:
+        path = self._local_path(name)
         try:
             # Under a temporary name until the hash is verified, because an existing local file may be intact.
             unchecked = path.with_name(f".fetched-{path.name}")
-            self._storage.download(name, unchecked)
-            self._storage.download(_metadata_name(name), unchecked.with_suffix(".json"))
+            self._download(name, unchecked, sizes)
+            self._download(_metadata_name(name), unchecked.with_suffix(".json"), sizes)
             problem = checkpoint_problem(unchecked)
             if problem is None:
                 os.replace(unchecked, path)

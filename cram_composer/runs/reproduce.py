@@ -13,11 +13,13 @@ from omegaconf import OmegaConf
 from cram_composer.budget.trace import read_trace
 from cram_composer.config.compose import Composed, compose
 from cram_composer.config.layers import flatten, unflatten
+from cram_composer.config.redaction import is_redacted
 from cram_composer.config.schema.introspect import has_key
 from cram_composer.config.schema.run import BudgetConfig, RunConfig
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RECORD, environment, read_record
 from cram_composer.storage.files import write_atomic
+from cram_composer.storage.paths import plain_name
 
 _ABSENT = object()
 _MAX_VALUE_CHARACTERS = 80  # of a printed value
@@ -56,7 +58,7 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
     """
     folder = run.parent if run.name == RECORD else run
     record = read_reproducible_record(folder)
-    name = f"{record['run_name']}-again"
+    name = f"{plain_name(record['run_name'], f'{folder / RECORD}: run_name')}-again"
     wanted = flatten(record["config"]) | {"run_name": name}
     if replay:
         steps = len(read_trace(folder))
@@ -67,7 +69,7 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
             )
         wanted |= {f"budget.{key}": None for key in vars(BudgetConfig())}
         wanted["budget.replay"] = str(folder.resolve())
-    target = output or Path(f"{name}.yaml")
+    target = output or Path(f"{Path(name).name}.yaml")
     if target.exists():
         raise CramError(f"{target}: already exists; choose another name with --output")
     values, composed = recompose(wanted, record["provenance"])
@@ -94,8 +96,9 @@ def recompose(wanted: dict[str, Any], provenance: dict[str, str]) -> tuple[dict[
     """Return the smallest set of YAML values that composes to the wanted ones, and their composition.
 
     Values that came from a recipe or a default are written out only if that recipe or default has changed. Keys that
-    this version does not have are left out.
+    this version does not have, and values whose credentials were not recorded, are left out.
     """
+    wanted = {key: value for key, value in wanted.items() if not is_redacted(value)}
     chosen = {
         key: value
         for key, value in wanted.items()

@@ -7,7 +7,6 @@ server, as for Composer and Streaming.
 from __future__ import annotations
 
 import contextlib
-import glob
 import logging
 import math
 import os
@@ -21,11 +20,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cram_composer.config.paths import expand
+from cram_composer.config.redaction import redact_text
 from cram_composer.config.units import split_uri
 from cram_composer.errors import CramError
+from cram_composer.storage.bounded import BoundedFile
 from cram_composer.storage.error_causes import classify_error
-from cram_composer.storage.providers import CONNECT_SECONDS, READ_SECONDS, SCHEMES, ObjectStore, connect, load_clients
+from cram_composer.storage.providers import (
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    SCHEMES,
+    ObjectStore,
+    connect,
+    load_clients,
+)
 
+METADATA_BYTES = 256 << 20  # more than any manifest, index, record or tokenizer
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 10.0  # seconds between attempts, doubled each time
 _WARN_AFTER = 10.0  # seconds of retrying before a warning
 _Result = TypeVar("_Result")
@@ -83,18 +92,35 @@ class Storage:
         """Return the URI of an object."""
         return f"{self.uri}/{name}" if name else self.uri
 
-    def download(self, name: str, path: Path) -> None:
-        """Download an object into the file `path`, replacing it atomically. Raises StorageError."""
+    def download(self, name: str, path: Path, limit: int = METADATA_BYTES, deadline: float | None = None) -> None:
+        """Download an object into the file `path`, replacing it atomically.
+
+        Args:
+            name: of the object.
+            path: file to write.
+            limit: bytes after which the download is given up.
+            deadline: seconds for the whole download, retries included, however slowly the server sends; default: that
+                of the storage.
+
+        Raises:
+            StorageError: the object cannot be read in time, or is larger than `limit`.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+        seconds = self.deadline if deadline is None else deadline
+        load_clients(self._scheme)
+        ends = time.monotonic() + seconds
+
+        def get(store: ObjectStore) -> None:
+            with BoundedFile(temporary, limit, ends) as file:
+                store.get(self._prefix + name, file)
+
         try:
-            self._retry(name, lambda store: store.get(self._prefix + name, temporary), f" (writing {path})")
+            self._retry(name, get, f" (writing {path})", seconds)
             os.replace(temporary, path)
         finally:
-            # Composer's stores append their own suffix.
-            for leftover in path.parent.glob(f"{glob.escape(temporary.name)}*"):
-                with contextlib.suppress(OSError):
-                    leftover.unlink()
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def upload(self, path: Path, name: str) -> None:
         """Upload the file `path` to an object, replacing it atomically. Raises StorageError."""
@@ -133,14 +159,21 @@ class Storage:
                 self.upload(Path(empty.name), name)
             self.delete(name)
 
-    def _retry(self, name: str, operation: Callable[[ObjectStore], _Result], writing: str = "") -> _Result:
+    def _retry(
+        self,
+        name: str,
+        operation: Callable[[ObjectStore], _Result],
+        writing: str = "",
+        deadline: float | None = None,
+    ) -> _Result:
         """Run an operation, retrying connection errors until the deadline and stale credentials once."""
+        seconds = self.deadline if deadline is None else deadline
         load_clients(self._scheme)  # the first import takes seconds that must not count against the deadline
         started = time.monotonic()
         wait, warned, renewed = _FIRST_WAIT, False, False
         while True:
             fresh = False
-            remaining = self.deadline - (time.monotonic() - started)
+            remaining = seconds - (time.monotonic() - started)
             try:
                 store, fresh = self._thread_client(remaining)
                 return operation(store)
@@ -155,16 +188,17 @@ class Storage:
                     continue
                 raise self._storage_error(name, failure.cause, failure.summary, advice, writing)
             wait = min(wait * 2, _LONGEST_WAIT)
-            if spent >= self.deadline:
+            if spent >= seconds:
                 summary = f"cannot be reached, tried for {spent:.0f} s: {failure.summary}"
                 raise self._storage_error(name, failure.cause, summary, f"check the network; {advice}", writing)
             if spent > _WARN_AFTER and not warned:
                 warned = True
                 logging.getLogger(__name__).warning(
-                    "%s: %s; retrying for %.0f s", self.object_uri(name), failure.summary, self.deadline - spent
+                    "%s: %s; retrying for %.0f s", self.object_uri(name), failure.summary, seconds - spent
                 )
+            pause = wait * random.uniform(0.5, 1.0)  # noqa: S311 - spreads the load of several processes
             # The last attempt starts at the deadline, even if the next wait would be longer.
-            time.sleep(min(wait * random.uniform(0.5, 1.0), self.deadline - spent))
+            time.sleep(min(pause, seconds - spent))
 
     def _thread_client(self, remaining: float) -> tuple[ObjectStore, bool]:
         """Return this thread's client and whether it is new; its timeouts end within the remaining seconds."""
@@ -184,6 +218,7 @@ class Storage:
             "missing": f"{uri}: no such object ({summary}); check the name or upload it",
             "bucket": f"{uri}: no such bucket: {self._bucket} ({summary}); create it or correct its name",
             "disk-full": f"{uri}: {summary}{writing}; free some space or use another disk",
+            "too-large": f"{uri}: {summary}; it is another file than expected, copy the right one there again",
             "other": f"{uri}: {summary}{writing}; check the name, the path and their permissions",
         }.get(cause, f"{uri}: {summary}; {advice}")
-        return StorageError(message, cause, uri)
+        return StorageError(redact_text(message), cause, uri)  # the endpoint's URL may have a password

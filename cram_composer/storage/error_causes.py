@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-CAUSES = ("missing", "credentials", "bucket", "unreachable", "disk-full", "other")
+CAUSES = ("missing", "credentials", "bucket", "unreachable", "disk-full", "too-large", "other")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ _CAUSE_BY_CLASS = {
         *("RetriesExceededError", "RetriesExceeded", "TransportError", "RequestException", "ServiceRequestError"),
         *("ServiceResponseError", "HTTPError", "HTTPException", "EndpointConnectionError"),
     ),
+    "too-large": ("TooLargeError",),
 }
 _SUMMARIES = {
     "InvalidAccessKeyId": "the access key is unknown",

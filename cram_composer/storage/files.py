@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
+
+from cram_composer.errors import CramError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -38,3 +42,17 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def lock_folder() -> Path:
+    """Return a folder on this machine that only this user can write to, for locks shared by the user's processes.
+
+    Raises:
+        CramError: another user owns its name in the shared temporary folder, or has access to it.
+    """
+    path = Path(tempfile.gettempdir()) / f"cram-composer-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise CramError(f"{path}: must be a folder that only you can use; remove it, or set TMPDIR to another folder")
+    return path

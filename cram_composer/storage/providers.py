@@ -12,10 +12,12 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
+from cram_composer.storage.bounded import BoundedFile
 from cram_composer.storage.error_causes import classify_error, error_code, exception_chain
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 20.0  # without receiving a byte
+_CHUNK_BYTES = 1 << 20
 _PART_BYTES = 64 << 20  # parts are sent one after the other; a failed part restarts the whole file
 
 
@@ -24,8 +26,8 @@ class ObjectStore(Protocol):
 
     advice: str  # what to check when a request fails
 
-    def get(self, key: str, path: Path) -> None:
-        """Download the object into the file `path`."""
+    def get(self, key: str, file: BoundedFile) -> None:
+        """Download the object into a file, which raises an error when it receives too much or too late."""
 
     def put(self, path: Path, key: str) -> None:
         """Upload the file to the object."""
@@ -73,11 +75,15 @@ class S3(ObjectStore):
         self._client = self._store.client
         self._bucket = self._store.bucket
 
-    def get(self, key: str, path: Path) -> None:
-        try:
-            self._store.download_object(key, path, overwrite=True)
-        except Exception as error:
-            raise self._explain_head_error(error, key) from None
+    def get(self, key: str, file: BoundedFile) -> None:
+        response = self._client.get_object(Bucket=self._bucket, Key=key)
+        received = 0
+        with response["Body"] as body:
+            # read1 returns what has arrived; read would wait for a full chunk from a server that sends byte by byte.
+            while chunk := body.read1(_CHUNK_BYTES):
+                received += file.write(chunk)
+        if received != (length := response.get("ContentLength", received)):
+            raise ConnectionError(f"sent {received} of {length} bytes")
 
     def put(self, path: Path, key: str) -> None:
         self._store.upload_object(key, path)
@@ -123,8 +129,8 @@ class GCS(ObjectStore):
         self._bucket = GCSObjectStore(bucket).bucket
         self._one_attempt: dict[str, Any] = {"timeout": (connect, read), "retry": None}
 
-    def get(self, key: str, path: Path) -> None:
-        self._bucket.blob(key).download_to_filename(str(path), **self._one_attempt)
+    def get(self, key: str, file: BoundedFile) -> None:
+        self._bucket.blob(key).download_to_file(file, **self._one_attempt)
 
     def put(self, path: Path, key: str) -> None:
         self._bucket.blob(key).upload_from_filename(str(path), **self._one_attempt)
@@ -161,8 +167,10 @@ class OCI(ObjectStore):
         # Composer's own calls keep the client's retry strategy, so only the calls made here are bounded.
         self._one_attempt = {"retry_strategy": importlib.import_module("oci.retry").NoneRetryStrategy()}
 
-    def get(self, key: str, path: Path) -> None:
-        self._store.download_object(key, path, overwrite=True)
+    def get(self, key: str, file: BoundedFile) -> None:
+        response = self._client.get_object(*self._location, key, **self._one_attempt)
+        for chunk in response.data.raw.stream(_CHUNK_BYTES, decode_content=False):
+            file.write(chunk)
 
     def put(self, path: Path, key: str) -> None:
         self._store.upload_object(key, str(path))
@@ -210,9 +218,8 @@ class Azure(ObjectStore):
             read_timeout=read,
         )
 
-    def get(self, key: str, path: Path) -> None:
-        with open(path, "wb") as file:
-            self._container.download_blob(key).readinto(file)
+    def get(self, key: str, file: BoundedFile) -> None:
+        self._container.download_blob(key).readinto(file)
 
     def put(self, path: Path, key: str) -> None:
         with open(path, "rb") as file:
@@ -242,8 +249,9 @@ class LocalFolder(ObjectStore):
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def get(self, key: str, path: Path) -> None:
-        shutil.copyfile(self._root / key, path)
+    def get(self, key: str, file: BoundedFile) -> None:
+        with open(self._root / key, "rb") as source:
+            shutil.copyfileobj(source, file, _CHUNK_BYTES)
 
     def put(self, path: Path, key: str) -> None:
         target = self._root / key

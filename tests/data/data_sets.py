@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from streaming import MDSWriter
 from streaming.base.shared.memory import SharedMemory
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
 
 LENGTH = 16
 BLOCK_ROWS = 8
+VOCABULARY = 200
 TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
 
@@ -48,7 +51,9 @@ def write_data_set(
     """Write a data set like a build. `rows` counts the rows of each train stream, numbered across the streams."""
     streams = {"train": rows} if isinstance(rows, int) else rows
     (root / "tokenizer").mkdir(parents=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    vocabulary = {"[UNK]" if number == TOKENS["unk"] else f"t{number}": number for number in range(VOCABULARY)}
+    Tokenizer(WordLevel(vocabulary, unk_token="[UNK]")).save(str(root / "tokenizer" / "tokenizer.json"))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (root / "tokenizer" / name).write_text("{}\n")
     start, splits = 0, {}
     for split, count in {**streams, "validation": validation_rows}.items():
@@ -63,7 +68,7 @@ def write_data_set(
         "sequence_length": LENGTH,
         "block_rows": block_rows,
         "dtype": "uint16",
-        "vocab_size": 200,
+        "vocab_size": VOCABULARY,
         "special_tokens": TOKENS,
         "tokenizer_sha256": hashlib.sha256((root / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest(),
         "packing": "chop",

@@ -105,3 +105,77 @@ def test_compressed_files_of_every_stream_are_checked(tmp_path):
     flip(root / "train-wiki" / shard.stored.name)
     with pytest.raises(CramError, match="train-wiki/00000/shard.00000.mds.zstd: its xxh64 hash differs"):
         verify_dataset(root, manifest)
+
+
+def edit(root: Path, **changes: object) -> None:
+    path = root / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in (manifest | changes).items() if value is not None}))
+
+
+def edit_index(root: Path, **changes: object) -> None:
+    path = root / "train" / "index.json"
+    index = json.loads(path.read_text())
+    index["shards"][0] |= changes
+    path.write_text(json.dumps(index))
+
+
+TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 99999}
+COUNTS = {"rows": 64, "tokens": 64 * 16, "blocks": 8, "bytes": 1}
+FOREIGN: dict[str, tuple[dict[str, object], str]] = {
+    "vocabulary": ({"vocab_size": 10}, "tokenizer.json: has 200 entries, but vocab_size in manifest.json is 10"),
+    "vocabulary of nothing": ({"vocab_size": 0}, "vocab_size: must be a whole number >= 1, got 0"),
+    "vocabulary as text": ({"vocab_size": "200"}, "vocab_size: must be a whole number >= 1, got '200'"),
+    "vocabulary beyond the dtype": ({"vocab_size": 70000}, "dtype: 'uint16' cannot hold the ids of 70000 tokens"),
+    "mask": ({"special_tokens": TOKENS}, r"special_tokens.mask: must be an id below vocab_size .200., got 99999"),
+    "no mask": ({"special_tokens": {"pad": 0}}, "special_tokens.* must be an id below vocab_size .200., got None"),
+    "length": ({"sequence_length": 8}, "has 1024 tokens, but 64 rows of 8 tokens"),
+    "split": ({"splits": {"train": COUNTS}}, "streams: .* and validation must be the splits"),
+    "counts": ({"splits": {"train": COUNTS | {"rows": 0}, "validation": COUNTS}}, "train.rows: must be a whole"),
+    "splits as a list": ({"splits": []}, "manifest.json: "),
+    "dtype": ({"dtype": "object"}, "dtype: 'object' cannot hold"),
+    "compression": ({"compression": "br"}, "compression: must be none or zstd, got 'br'"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_manifest_that_does_not_fit_is_refused(tmp_path, case):
+    root = write_data_set(tmp_path / "data", 64)
+    changes, message = FOREIGN[case]
+    verify_dataset(root, load_manifest(root))
+    edit(root, **changes)
+    with pytest.raises(CramError, match=message) as error:
+        verify_dataset(root, load_manifest(root))
+    assert "\n" not in str(error.value) and "copy or build it again" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"column_encodings": ["pkl"]}, r"column_encodings is \['pkl'\] instead of \['ndarray:uint16'\]"),
+        ({"column_names": ["text"]}, "column_names is"),
+        ({"format": "json"}, "format is 'json' instead of 'mds'"),
+        ({"compression": "br"}, "compression is 'br' instead of None"),
+        ({"raw_data": {"basename": "a", "bytes": -1, "hashes": {"xxh64": ""}}}, "a has -1 bytes"),
+        ({"raw_data": {"basename": "a", "bytes": 1, "hashes": {"xxh64": ""}}}, "bytes, the manifest "),
+        ({"raw_data": []}, "not a shard index"),
+    ],
+)
+def test_index_of_another_kind_is_refused(tmp_path, changes, message):
+    root = write_data_set(tmp_path / "data", 64)
+    edit_index(root, **changes)
+    with pytest.raises(CramError, match=message):
+        verify_dataset(root, load_manifest(root))
+
+
+@pytest.mark.parametrize("name", ["train/index.json", "tokenizer/tokenizer_config.json"])
+def test_manifest_has_the_hashes_of_indexes_and_tokenizer(root, name):
+    manifest = load_manifest(root)
+    assert {"train/index.json", "validation/index.json", "tokenizer/tokenizer.json", name} <= set(
+        manifest["file_sha256"]
+    )
+    (root / name).write_text((root / name).read_text() + " ")
+    with pytest.raises(CramError, match=f"{name}: its hash differs from the one in manifest.json"):
+        verify_dataset(root, manifest)
+    edit(root, file_sha256=None)  # as an older build writes it
+    verify_dataset(root, load_manifest(root))

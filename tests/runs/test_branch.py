@@ -39,6 +39,12 @@ def test_branch_points_are_kept(trunk: Path) -> None:
     assert first.elapsed < second.elapsed and first.tokens == 5 * 32 * 32
 
 
+def test_name_cannot_lead_out_of_the_folder(trunk: Path) -> None:
+    with pytest.raises(CramError, match=r"^--name: '\.\./\.\./evil' is not a plain relative path"):
+        create_branch(trunk, "4", "8", name="../../evil")
+    assert not (trunk.parent / "../../evil").exists()
+
+
 @pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
 def test_branch_equals_the_run_with_this_schedule_from_the_start(shape: str, trunk: Path, runs: TinyRuns) -> None:
     made = create_branch(trunk, "4", "8", name=f"to-8-{shape}", decay_shape=shape)

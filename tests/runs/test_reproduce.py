@@ -142,3 +142,12 @@ def test_bad_requests_are_one_line_and_write_nothing(tmp_path: Path, capsys: pyt
     for line, said in zip(errors, ("not a run folder", "already exists", "'gone'"), strict=True):
         assert said in line
     assert not (tmp_path / "new.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "a\0b", 5])
+def test_name_in_a_record_cannot_lead_out_of_the_folder(tmp_path: Path, name: Any):
+    record(tmp_path / "first", ["run_name=first"], run_name=name)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CramError, match=r"first/record\.json: run_name: .*, since it may lead out of its folder"):
+        reproduce(tmp_path / "first")
+    assert sorted(tmp_path.rglob("*")) == before

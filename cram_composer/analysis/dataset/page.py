@@ -27,7 +27,7 @@ STAGE_TEXTS = {
     "repeated_spans": "cuts long spans that occurred earlier (marked ⟦ ⟧ in the examples)",
     "compressibility": "drops text with few characters per token",
 }
-_TOKEN_NOTE = (
+_ESTIMATES_NOTE = (
     "Tokens are counted only in the finished data set. Token counts before and after a stage are estimates: "
     "characters divided by {ratio}, the characters per token of the finished data set."
 )
@@ -86,7 +86,7 @@ def page(data: DataSet) -> str:
         facts=facts(data),
         tiles=headline(data),
         stages=stages_table(data),
-        token_note=_TOKEN_NOTE.format(ratio=decimal(_characters_per_token(data), 2)),
+        token_note=_ESTIMATES_NOTE.format(ratio=decimal(_characters_per_token(data), 2)),
         bars=bars(data),
         reasons=reasons_table(data),
         splits=splits,

@@ -12,15 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cram_composer.config.paths import expand
-from cram_composer.data.manifest import COLUMN, EXAMPLES, MANIFEST, Manifest, load_manifest, stored_entry
+from cram_composer.data.manifest import (
+    COLUMN,
+    EXAMPLES,
+    MANIFEST,
+    Manifest,
+    Shard,
+    file_xxh64,
+    load_manifest,
+    read_index_entries,
+)
+from cram_composer.data.unpack import UnpackError, unpack_zstd
 from cram_composer.errors import CramError
-from cram_composer.storage.client import Storage, is_remote
-from cram_composer.storage.files import read_json, write_atomic
+from cram_composer.storage.client import METADATA_BYTES, Storage, is_remote
+from cram_composer.storage.files import read_json
 
 ROWS_PER_SPLIT = 4
 
@@ -61,10 +70,10 @@ class _Files:
     def has(self, name: str) -> bool:
         return self._storage.size(name) is not None if self.remote else (self.root / name).is_file()
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str, limit: int = METADATA_BYTES) -> Path:
         path = self.root / name
         if self.remote and not path.exists():
-            self._storage.download(name, path)
+            self._storage.download(name, path, limit)
         return path
 
 
@@ -111,38 +120,42 @@ def _tokenizer(files: _Files, manifest: Manifest) -> Tokenizer:
 
 def _sample_rows(files: _Files, split: str, manifest: Manifest, tokenizer: Tokenizer) -> Iterator[SampleRow]:
     """Rows spread evenly over the split, or over its smallest shard if shards are downloaded."""
-    shards = read_json(files.path(f"{split}/index.json"))["shards"]
-    ends = list(accumulate(shard["samples"] for shard in shards))
+    files.path(f"{split}/index.json")
+    shards = read_index_entries(files.root, split, manifest)
+    ends = list(accumulate(entry["samples"] for _, entry in shards))
     first, end = 0, ends[-1]
     if files.remote:
-        smallest = min(range(len(shards)), key=lambda i: (stored_entry(shards[i])["bytes"], i))
-        first, end = ends[smallest] - shards[smallest]["samples"], ends[smallest]
+        smallest = min(range(len(shards)), key=lambda i: (shards[i][0].stored.bytes, i))
+        first, end = ends[smallest] - shards[smallest][1]["samples"], ends[smallest]
     for number in range(ROWS_PER_SPLIT):
         place = (end - first) * (number + 0.5) / ROWS_PER_SPLIT
         block = first + int(place)
         shard = bisect_right(ends, block)
-        rows = _read_block(files, split, shards[shard], block - ends[shard] + shards[shard]["samples"])
+        rows = _read_block(files, split, *shards[shard], block - ends[shard] + shards[shard][1]["samples"])
         row = int((place - int(place)) * len(rows))
         yield _decode_row(rows[row], block, row, manifest["special_tokens"], tokenizer)
 
 
-def _read_block(files: _Files, split: str, shard: dict[str, Any], record: int) -> NDArray:
+def _read_block(files: _Files, split: str, shard: Shard, entry: dict[str, Any], record: int) -> NDArray:
     """Read a block of rows [block_rows, sequence_length] from a shard after checking its hash."""
-    from streaming.base.compression import decompress
     from streaming.base.format import reader_from_json
 
-    stored = stored_entry(shard)
-    name = f"{split}/{stored['basename']}"
-    content = files.path(name).read_bytes()
-    if xxhash.xxh64(content).hexdigest() != stored["hashes"]["xxh64"]:
+    name = f"{split}/{shard.stored.name}"
+    path = files.path(name, shard.stored.bytes)
+    if file_xxh64(path) != shard.stored.xxh64:
         raise CramError(
             f"{files.uri}/{name}: xxh64 hash differs from index.json; copy the data set again or rebuild it"
         )
     root = files.root
-    if shard["zip_data"]:
+    if shard.stored is not shard.raw:
         root = files.scratch / "raw"
-        write_atomic(root / split / shard["raw_data"]["basename"], decompress(shard["compression"], content))
-    reader = reader_from_json(str(root), split, shard)
+        unpacked = root / split / shard.raw.name
+        unpacked.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            unpack_zstd(path, unpacked, shard.raw.bytes)
+        except UnpackError as error:
+            raise CramError(f"{files.uri}/{name}: cannot be unpacked ({error}); copy the data set again") from None
+    reader = reader_from_json(str(root), split, entry)
     reader.validate(False)  # refuse pickled columns
     return reader.decode_sample(reader.get_sample_data(record))[COLUMN]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from cram_composer.config.units import parse_bytes, parse_duration, split_uri
+from cram_composer.config.units import name_problem, parse_bytes, parse_duration, split_uri
 
 
 class Settings(BaseModel):
@@ -67,6 +67,12 @@ def _checked_place(text: str) -> str:
     return text
 
 
+def _checked_name(text: str) -> str:
+    if text and (problem := name_problem(text)) is not None:
+        raise ValueError(f"{text!r} {problem}; use a name such as my-run, without '..' and a leading '/'")
+    return text
+
+
 _NUMBERS = (int, float, int | None, float | None)
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -79,6 +85,8 @@ ByteSize = Annotated[str, AfterValidator(_checked_size)]
 """Bytes as text: 50gb, 500mb."""
 Place = Annotated[str, AfterValidator(_checked_place)]
 """A folder or the URI of one in object storage: s3://bucket/path, gs://, oci://, azure://."""
+Name = Annotated[str, AfterValidator(_checked_name)]
+"""A name that becomes a folder below another one; empty for the default."""
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Betas = tuple[Beta, Beta]
 """Decay rates of the first and the second moment."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt, field_validator, model_validator
 
 from cram_composer.config.schema.algorithms import AlgorithmsConfig
-from cram_composer.config.schema.base import Duration, Place, Settings, Share, key
+from cram_composer.config.schema.base import Duration, Name, Place, Settings, Share, key
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.config.schema.model import ModelConfig
 from cram_composer.config.schema.objective import ObjectiveConfig
@@ -116,7 +116,7 @@ class ExportConfig(Settings):
 class RunConfig(Settings):
     """A training run."""
 
-    run_name: str | None = key(None, "folder under runs_dir; null: name of the YAML")
+    run_name: Name | None = key(None, "folder under runs_dir; null: name of the YAML")
     runs_dir: str = key("runs", "folder that holds the run folders")
     runs_remote: Place | None = key(
         None, "object storage for copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://"

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from cram_composer.config.schema.base import Settings, key
+from cram_composer.config.schema.base import Name, Settings, key
 from cram_composer.config.schema.run import BudgetConfig
 
 
@@ -21,7 +21,7 @@ class VariantConfig(Settings):
 class SweepConfig(Settings):
     """A list of variants, a grid of values, or both: every variant at every point of the grid."""
 
-    name: str = key("", "folder in runs/sweeps; default: name of the file")
+    name: Name = key("", "folder in runs/sweeps; default: name of the file")
     run: str = key("yamls/cram-1gpu.yaml", "YAML of the base run")
     budget: BudgetConfig = key(BudgetConfig, "budget of every run; default: that of `run`")
     seeds: PositiveInt = key(3, "seeds per variant, from 1")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +25,8 @@ from streaming.base.shuffle import get_shuffle
 from cram_composer.data.loading.shard_stream import MIN_FETCH_SECONDS, ShardError, ShardStream
 from cram_composer.data.manifest import COLUMN
 from cram_composer.errors import CramError
+from cram_composer.storage.files import lock_folder
+from cram_composer.storage.paths import plain_name
 
 _POLL_SECONDS = 0.02
 _MAX_READS = 8  # a shard may be evicted between fetching and reading
@@ -41,6 +42,8 @@ class BlockDataset(StreamingDataset):
 
     Args:
         block_rows: rows of each block, [blocks], if known.
+        row_length: tokens in a row, if known.
+        vocab_size: number that every token id must be below, if known.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class BlockDataset(StreamingDataset):
         streams: Sequence[ShardStream],
         block_rows: NDArray[np.int64] | None = None,
         *,
+        row_length: int | None = None,
+        vocab_size: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
         cache_limit: int | None = None,
@@ -61,17 +66,21 @@ class BlockDataset(StreamingDataset):
             batch_size=1,
             cache_limit=cache_limit,
         )
+        for shard in self.shards:
+            for file in filter(None, shard.file_pairs[0]):
+                plain_name(file.basename, f"{shard.dirname}/{shard.split}/index.json")
         if block_rows is not None and len(block_rows) != self.num_samples:
             raise CramError(
                 f"{streams[0].local}: the index lists {self.num_samples} blocks, the manifest {len(block_rows)}; "
                 "the data set is damaged, copy or build it again"
             )
         self.block_rows = block_rows
+        self._row_length, self._vocab_size = row_length, vocab_size
         self._fetch_timeout = max(stream.fetch_timeout for stream in streams)
         # Streaming would mistake its own lock file, left by a killed process, for a running process.
         split_folders = "\n".join(sorted(os.path.abspath(os.path.join(s.local, s.split)) for s in streams))
-        name = f"cram-shards-{os.getuid()}-{hashlib.sha256(split_folders.encode()).hexdigest()[:16]}.lock"
-        self._cache_filelock_path = os.path.join(tempfile.gettempdir(), name)
+        digest = hashlib.sha256(split_folders.encode()).hexdigest()[:16]
+        self._cache_filelock_path = str(lock_folder() / f"shards-{digest}.lock")
         self._locks = threading.local()
         self._opened_by = os.getpid()
         if cache_limit is not None and self._unique_rank_world.is_local_leader:
@@ -101,6 +110,7 @@ class BlockDataset(StreamingDataset):
                     rows: NDArray = self.shards[shard_id][index][COLUMN]
                 if self.block_rows is not None and len(rows) != self.block_rows[sample_id]:
                     raise ValueError(f"a block of {len(rows)} rows instead of {self.block_rows[sample_id]}")
+                self._check_rows(rows)
                 self._shard_access_times[shard_id] = time.time_ns()
                 return rows
             except FileNotFoundError:
@@ -110,6 +120,13 @@ class BlockDataset(StreamingDataset):
         raise ShardError(
             f"{self._shard_path(shard_id)}: was evicted {retry} times before it could be read; raise data.cache_limit"
         )
+
+    def _check_rows(self, rows: NDArray) -> None:
+        """Raise ValueError for rows that do not fit the manifest, with which a run would train on nonsense."""
+        if rows.ndim != 2 or self._row_length not in (None, rows.shape[1]):
+            raise ValueError(f"a block of shape {rows.shape} instead of rows of {self._row_length} tokens")
+        if self._vocab_size is not None and rows.size and (largest := int(rows.max())) >= self._vocab_size:
+            raise ValueError(f"token id {largest} in a vocabulary of {self._vocab_size}")
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Fetch a shard unless it is local or another process is fetching it. Raises ShardError."""

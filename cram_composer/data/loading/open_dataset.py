@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import gc
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
@@ -27,6 +24,7 @@ from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
 from cram_composer.data.loading.stream import RowStream
 from cram_composer.data.manifest import Manifest
 from cram_composer.errors import CramError
+from cram_composer.storage.files import lock_folder
 
 _NAME_TRIES = 10
 _NAME_TRY_SECONDS = 0.05
@@ -52,7 +50,15 @@ def open_block_dataset(
     def open_new() -> BlockDataset:
         # New streams for each attempt, because opening a data set changes their weights.
         new_streams = [_shard_stream(data, stream) for stream in streams]
-        return BlockDataset(new_streams, block_rows, shuffle=shuffle, seed=seed, cache_limit=limit)
+        return BlockDataset(
+            new_streams,
+            block_rows,
+            row_length=data.manifest["sequence_length"],
+            vocab_size=data.manifest["vocab_size"],
+            shuffle=shuffle,
+            seed=seed,
+            cache_limit=limit,
+        )
 
     with _opening_lock():
         return _open_with_retry(data, open_new)
@@ -61,7 +67,7 @@ def open_block_dataset(
 @contextmanager
 def _opening_lock() -> Iterator[None]:
     """Let one run per user open a data set at a time: concurrent runs take each other's shared memory names."""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"cram-opening-{os.getuid()}.lock")
+    lock = FileLock(lock_folder() / "opening.lock")
     with lock if get_local_rank() == 0 else nullcontext():
         barrier()
         yield
@@ -112,11 +118,6 @@ def _block_rows(data: PreparedDataset, split: str) -> NDArray[np.int64] | None:
     counts, full = manifest["splits"][split], manifest["block_rows"]
     if counts["blocks"] == 1:
         return np.array([counts["rows"]])
-    if counts["rows"] != counts["blocks"] * full:
-        raise CramError(
-            f"{data.root}: split {split} has {counts['rows']} rows, but {counts['blocks']} blocks of {full} rows; "
-            "the data set is damaged, copy or build it again"
-        )
     return np.full(counts["blocks"], full)
 
 

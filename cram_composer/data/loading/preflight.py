@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -14,11 +13,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from cram_composer.data.loading.shard_stream import TEMPORARY, is_orphaned, temporary_name
-from cram_composer.data.manifest import MANIFEST, Manifest, Shard, file_xxh64, load_manifest, read_index
+from cram_composer.data.manifest import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    check_hash,
+    check_tokenizer,
+    file_xxh64,
+    load_manifest,
+    read_index,
+)
 from cram_composer.errors import CramError
 from cram_composer.storage.client import Storage, StorageError
+from cram_composer.storage.paths import resolve_inside
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # of a data set whose manifest lists none
 _HASHING_THREADS = 4
 _T = TypeVar("_T")
 
@@ -89,7 +98,7 @@ def download_metadata(remote: RemoteDataset, root: Path) -> Manifest:
             raise CramError(str(error).replace(str(scratch), remote.uri)) from None
         for path in sorted(scratch.rglob("*"), key=lambda path: path.name == MANIFEST):  # the manifest last
             if path.is_file():
-                target = root / path.relative_to(scratch)
+                target = resolve_inside(root, path.relative_to(scratch).as_posix(), remote.uri)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
     return manifest
@@ -101,13 +110,14 @@ def _download_metadata(remote: RemoteDataset, root: Path, scratch: Path) -> Mani
     if kept.is_file() and kept.read_bytes() != (scratch / MANIFEST).read_bytes():
         raise CramError(f"{root}: contains a different data set from {remote.uri}; set data.local to another folder")
 
-    def check_tokenizer(path: Path) -> None:
-        if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["tokenizer_sha256"]:
-            raise CramError(f"{path}: not the tokenizer that the data set was made with; copy the data set there again")
+    def check_file(path: Path) -> None:
+        check_hash(scratch, path.relative_to(scratch).as_posix(), manifest)
+        if path.name == _TOKENIZER_FILES[0]:
+            check_tokenizer(path, manifest)
 
-    for name in _TOKENIZER_FILES:
-        check = check_tokenizer if name == _TOKENIZER_FILES[0] else _is_file
-        remote.download(f"tokenizer/{name}", scratch / "tokenizer" / name, check)
+    listed = [name for name in manifest.get("file_sha256", {}) if name.startswith("tokenizer/")]
+    for name in listed or [f"tokenizer/{name}" for name in _TOKENIZER_FILES]:
+        remote.download(name, resolve_inside(scratch, name, f"{remote.uri}/{MANIFEST}"), check_file)
     for split in manifest["splits"]:
 
         def check_index(_: Path, split: str = split) -> list[Shard]:
@@ -115,11 +125,6 @@ def _download_metadata(remote: RemoteDataset, root: Path, scratch: Path) -> Mani
 
         remote.download(f"{split}/index.json", scratch / split / "index.json", check_index)
     return manifest
-
-
-def _is_file(path: Path) -> None:
-    if not path.is_file():
-        raise CramError(f"{path}: missing; copy the data set there again")
 
 
 def list_shards(root: Path, manifest: Manifest, splits: Sequence[str]) -> dict[str, Shard]:
@@ -143,7 +148,8 @@ def clean_cache(root: Path, shards: dict[str, Shard], *, full: bool, fetched: bo
 
     def kept(item: tuple[str, Shard]) -> int:
         name, shard = item
-        stored, readable = root / name, root / name.split("/")[0] / shard.raw.name
+        stored = resolve_inside(root, name, "index.json")
+        readable = resolve_inside(root, f"{name.split('/')[0]}/{shard.raw.name}", "index.json")
         if shard.raw is shard.stored and not fetched:
             return 0
         if shard.raw is not shard.stored and fetched:

@@ -15,14 +15,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from streaming import Stream
-from streaming.base.compression import decompress
 from streaming.base.format import FileInfo, Reader
 
 from cram_composer.data.manifest import file_xxh64
+from cram_composer.data.unpack import UnpackError, unpack_zstd
 from cram_composer.errors import CramError
 from cram_composer.storage.client import Storage, StorageError
+from cram_composer.storage.paths import resolve_inside
 
 TEMPORARY = ".fetching-"  # prefix of temporary file names
 MIN_FETCH_SECONDS = 10.0  # minimum time for a fetch, even after a long wait for other processes
@@ -109,7 +109,7 @@ class ShardStream(Stream):
         raw, zipped = shard.file_pairs[0]
         temporary = _temporary_path(target)
         try:
-            storage.download(self._remote_name(shard), temporary)
+            storage.download(self._remote_name(shard), temporary, limit=(zipped or raw).bytes)
             _validate(zipped or raw, temporary.stat().st_size, file_xxh64(temporary))
             if zipped is None:
                 os.replace(temporary, target)
@@ -144,7 +144,7 @@ class ShardStream(Stream):
         return storage
 
     def _local_path(self, basename: str) -> Path:
-        return Path(self.local, self.split, basename)
+        return resolve_inside(Path(self.local), f"{self.split}/{basename}", f"{self.local}/{self.split}/index.json")
 
     def _remote_name(self, shard: Reader) -> str:
         raw, zipped = shard.file_pairs[0]
@@ -159,17 +159,14 @@ def _validate(expected: FileInfo, size: int, digest: str) -> None:
 
 
 def _unpack(path: Path, shard: Reader, target: Path) -> None:
-    try:
-        data = decompress(shard.compression, path.read_bytes())
-    except OSError:
-        raise
-    except Exception as error:  # the library has its own exceptions
-        raise _CorruptDataError(f"cannot be unpacked ({error})") from None
-    _validate(shard.file_pairs[0][0], len(data), xxhash.xxh64(data).hexdigest())
+    raw = shard.file_pairs[0][0]
     temporary = _temporary_path(target)
     try:
-        temporary.write_bytes(data)
+        digest = unpack_zstd(path, temporary, raw.bytes)
+        _validate(raw, raw.bytes, digest)
         os.replace(temporary, target)
+    except UnpackError as error:
+        raise _CorruptDataError(f"cannot be unpacked ({error})") from None
     finally:
         temporary.unlink(missing_ok=True)
 

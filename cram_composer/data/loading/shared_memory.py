@@ -10,7 +10,7 @@ import contextlib
 import re
 from pathlib import Path
 
-_SHM = Path("/dev/shm")
+_SHM = Path("/dev/shm")  # noqa: S108 - only names are read, and only this user's can be removed
 _NAME = re.compile(r"(\d{6})_[a-z_]+")
 
 
@@ -35,5 +35,6 @@ def _mapped_prefixes() -> set[str]:
     mapped: set[str] = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # ended meanwhile, or another user's, whose blocks cannot be removed either
-            mapped.update(re.findall(r"/dev/shm/(\d{6})_", (process / "maps").read_text()))
+            maps = (process / "maps").read_text()
+            mapped.update(re.findall(rf"{_SHM}/(\d{{6}})_", maps))
     return mapped

@@ -23,6 +23,7 @@ from cram_composer.data.manifest import (
     read_index,
     verify_dataset,
 )
+from cram_composer.data.manifest_checks import SPLIT_NAME
 from cram_composer.data.pipeline.ingest import PartitionReader, StageStatistics, enabled_stages, needs_all_documents
 from cram_composer.data.pipeline.rows.packing import unigram_nats
 from cram_composer.data.pipeline.sources import Source
@@ -32,7 +33,7 @@ from cram_composer.errors import CramError
 from cram_composer.storage.client import Storage, is_remote
 from cram_composer.storage.files import write_json
 
-_SHARD = re.compile(r"(train(-[\w-]+)?|validation)/\d{5}/shard\.\d+\.mds(\.zstd)?")  # names of shards in a build
+_SHARD = re.compile(rf"({SPLIT_NAME})/\d{{5}}/shard\.\d+\.mds(\.zstd)?")  # names of shards in a build
 _LIBRARIES = ("numpy", "tokenizers", "transformers", "mosaicml-streaming", "rensa")
 
 
@@ -123,6 +124,10 @@ def write_manifest(work: Workspace, build_config: dict[str, Any], identity: str)
         ),
         "config": build_config,
         "config_hash": identity,
+        "file_sha256": {
+            path.relative_to(work.out).as_posix(): _sha256(path)
+            for path in [*sorted(work.tokenizer.iterdir()), *(work.out / split / "index.json" for split in work.splits)]
+        },
     }
     if not is_remote(config.output):
         verify_dataset(work.out, manifest, full=False)
@@ -168,11 +173,12 @@ def _source_entry(source: Source) -> dict[str, Any]:
 
 
 def _file_entry(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
+    return {"path": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"path": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def upload_manifest(work: Workspace) -> None:

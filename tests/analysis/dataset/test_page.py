@@ -84,7 +84,7 @@ def write_split(folder: Path, blocks: list[np.ndarray], compression: str | None)
         "dropped_tokens": 0,
         "padding_tokens": 0,
         "blocks": len(blocks),
-        "bytes": sum(block.nbytes for block in blocks),
+        "bytes": sum((shard["zip_data"] or shard["raw_data"])["bytes"] for shard in index["shards"]),
     }
 
 

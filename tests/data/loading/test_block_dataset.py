@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.data.loading.open_dataset import open_train
@@ -244,3 +248,23 @@ def test_restarted_server_costs_only_time(s3: Bucket, seaweed: S3Server, tmp_pat
     seen += number_of(reader.take(ROWS - 8))
     timer.join()
     assert sorted(seen) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("what", ["length", "vocabulary"])
+def test_rows_that_do_not_fit_a_consistent_manifest_are_not_trained_on(tmp_path: Path, what: str):
+    root = write_data_set(tmp_path / "data", ROWS)
+    manifest = json.loads((root / "manifest.json").read_text())
+    if what == "length":
+        manifest["sequence_length"] = 8
+        for counts in manifest["splits"].values():
+            counts["tokens"] = counts["rows"] * 8
+    else:
+        tokenizer = root / "tokenizer" / "tokenizer.json"
+        Tokenizer(WordLevel({f"t{number}": number for number in range(10)}, unk_token="t1")).save(str(tokenizer))
+        manifest |= {"vocab_size": 10, "tokenizer_sha256": hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    message = {
+        "length": "a block of shape (8, 16) instead of rows of 8 tokens",
+        "vocabulary": "in a vocabulary of 10",
+    }[what]
+    assert message in failure(opened(config(root, num_workers=0)))

@@ -1,0 +1,59 @@
+"""Checks of a manifest's values against each other; a manifest may come from anybody, so nothing is assumed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SPLIT_NAME = r"train(-[\w-]+)?|validation"
+_ROLES = ("pad", "unk", "cls", "sep", "mask")
+_LARGEST_VOCABULARY = {"uint16": 65535, "uint32": 2**32 - 1}  # by dtype
+
+
+def manifest_problem(manifest: Mapping[str, Any]) -> str | None:
+    """Return the first contradiction in a manifest, None if there is none."""
+    try:
+        return next(_problems(manifest), None)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        return f"a value of the wrong type ({' '.join(str(error).split())})"
+
+
+def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("sequence_length", "block_rows", "vocab_size"):
+        if not _is_whole(manifest[key], 1):
+            yield f"{key}: must be a whole number >= 1, got {manifest[key]!r}"
+    vocab_size = manifest["vocab_size"]
+    if vocab_size > _LARGEST_VOCABULARY.get(manifest["dtype"], 0):
+        yield f"dtype: {manifest['dtype']!r} cannot hold the ids of {vocab_size} tokens"
+    for role in {*_ROLES, *manifest["special_tokens"]}:
+        token = manifest["special_tokens"].get(role)
+        if not _is_whole(token, 0) or token >= vocab_size:
+            yield f"special_tokens.{role}: must be an id below vocab_size ({vocab_size}), got {token!r}"
+    if manifest["compression"] not in ("none", "zstd"):
+        yield f"compression: must be none or zstd, got {manifest['compression']!r}"
+    splits, streams = manifest["splits"], manifest["streams"]
+    for name in splits:
+        if not re.fullmatch(SPLIT_NAME, name):
+            yield f"splits: {name!r} is not a name of a split (train, train-NAME or validation)"
+    if not streams or len(set(streams)) < len(streams) or {*streams, "validation"} != splits.keys():
+        yield f"streams: {streams} and validation must be the splits, which are {list(splits)}"
+    for name, counts in splits.items():
+        yield from _count_problems(name, counts, manifest["sequence_length"], manifest["block_rows"])
+
+
+def _count_problems(split: str, counts: Mapping[str, Any], length: int, block_rows: int) -> Iterator[str]:
+    for key in ("rows", "tokens", "blocks", "bytes"):
+        if not _is_whole(counts[key], 1):
+            yield f"splits.{split}.{key}: must be a whole number >= 1, got {counts[key]!r}"
+    rows, blocks = counts["rows"], counts["blocks"]
+    # Only the last blocks of a validation split, and a split's only block, may be shorter.
+    fewest = blocks if blocks == 1 or split == "validation" else blocks * block_rows
+    if not fewest <= rows <= blocks * block_rows:
+        yield f"split {split} has {rows} rows, but {blocks} blocks of {block_rows} rows"
+    if counts["tokens"] != rows * length:
+        yield f"split {split} has {counts['tokens']} tokens, but {rows} rows of {length} tokens"
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
