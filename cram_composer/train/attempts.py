@@ -32,6 +32,7 @@ class Attempt:
             "spent_before": session.ledger.elapsed(),
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "world_size": dist.get_world_size(),
+            **({"changes": session.changes} if session.changes else {}),
         }
         if session.attempts and "reason" not in session.attempts[-1]:
             session.attempts[-1].update(ended_at_step=self._entry["started_at_step"], reason="killed")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cram_composer.config import Composed
-from cram_composer.config.layers import flatten
+from cram_composer.config.identity import learnt_differences
 from cram_composer.errors import CramError
 from cram_composer.jobs.processes import ENDS_WITH_PARENT, end_with_parent
 from cram_composer.runs.folder import RunFolder
@@ -87,7 +87,7 @@ def _has_finished(record: dict[str, Any] | None, composed: Composed, where: str,
 
 
 def check_same(record: dict[str, Any], composed: Composed, where: str) -> None:
-    """Check that a run is resumed with its own configuration.
+    """Check that a run is resumed with its own configuration, apart from keys that may change on resume.
 
     Args:
         record: the record of earlier attempts.
@@ -97,10 +97,9 @@ def check_same(record: dict[str, Any], composed: Composed, where: str) -> None:
     Raises:
         CramError: a setting that is fixed for a run differs.
     """
-    if record["config_hash"] == composed.hash:
+    differing = learnt_differences(record["config"], composed.plain)
+    if not differing:
         return
-    before, now = flatten(record["config"]), flatten(composed.plain)
-    differing = [key for key in now if before.get(key) != now[key]] or ["the schema"]
     raise CramError(
         f"{where}: holds a run with another configuration ({', '.join(differing[:5])}); "
         "set run_name=... for a new run, or restore that configuration to resume"

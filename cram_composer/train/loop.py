@@ -69,6 +69,8 @@ def run(
 def _print_start(session: Session) -> None:
     if dist.get_global_rank() == 0:
         kernels = ", ".join(f"{name} {value}" for name, value in session.kernels().items())
+        for key, values in session.changes.items():
+            print(f"{session.folder.path}: {key} changed from {values['before']!r} to {values['after']!r}")
         parameters = f"{session.setup.parameters:,} parameters on {session.device.name}"
         print(f"{session.folder.path}: {parameters}; {kernels}", flush=True)
 

@@ -29,6 +29,7 @@ class Session:
         batches: this rank's batches.
         flops_per_token: FLOPs of forward and backward at full row length.
         attempts: earlier attempts of the run and this one, as in record.json.
+        changes: free keys whose values differ from the attempt before, with both values; see config/identity.py.
         branched_from: the run and step that this run was branched from, see runs/branch.py.
         energy: joules of the GPUs and their source, None if not measured.
         extra: "metrics" of the final evaluation, with "fills".
@@ -47,6 +48,7 @@ class Session:
     callbacks: RunCallbacks
     trainer: Trainer
     attempts: list[dict[str, Any]]
+    changes: dict[str, dict[str, Any]]
     branched_from: dict[str, Any] | None
     environment: dict[str, Any] = field(default_factory=environment)
     energy: dict[str, Any] | None = None
