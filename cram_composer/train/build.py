@@ -19,6 +19,7 @@ from cram_composer.train.attempts import build_guard, restore_ledger
 from cram_composer.train.callbacks import build_callbacks
 from cram_composer.train.checkpointing import find_checkpoint
 from cram_composer.train.data import check_same_data, open_batches, prepare_data
+from cram_composer.train.export import check_sentences
 from cram_composer.train.model import flops_per_full_row_token, set_up_model
 from cram_composer.train.prewarm import join, run_in_background
 from cram_composer.train.session import Session
@@ -43,6 +44,8 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     data = prepare_data(config, folder)
     if previous is not None:
         check_same_data(previous, data, folder.path)
+    if config.export.enabled:
+        check_sentences(config.export.sentences, data, config.model.max_position_embeddings)
     budget, ledger = build_budget(config.budget, dist.get_world_size()), Ledger()
     run_in_background(get_cpu_model)
 

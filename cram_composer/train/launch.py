@@ -28,7 +28,7 @@ def start(composed: Composed, path: Path) -> int:
     folder = RunFolder(path)
     mirror = _mirror(folder, composed)
     if _is_finished(folder, composed, mirror, announce=is_rank_zero):
-        return mirror.upload_missing() if mirror is not None and is_rank_zero else 0
+        return _complete(folder, mirror) if is_rank_zero else 0
     from cram_composer.device import choose_device
 
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -74,6 +74,20 @@ def _is_finished(folder: RunFolder, composed: Composed, mirror: RunMirror | None
     if _has_finished(folder.read_record(), composed, str(folder.path), announce):
         return True
     return mirror is not None and _has_finished(mirror.read_record(), composed, mirror.uri, announce)
+
+
+def _complete(folder: RunFolder, mirror: RunMirror | None) -> int:
+    """Write or upload the results of a finished run that are missing; return the exit status."""
+    record = folder.read_record()
+    if record is None or (mirror is None and not record.get("missing")):
+        return 0
+    from cram_composer.train.complete import complete
+
+    folder.lock()
+    try:
+        return complete(folder, mirror)
+    finally:
+        folder.unlock()
 
 
 def _has_finished(record: dict[str, Any] | None, composed: Composed, where: str, announce: bool) -> bool:

@@ -32,6 +32,7 @@ class Session:
         changes: free keys whose values differ from the attempt before, with both values; see config/identity.py.
         branched_from: the run and step that this run was branched from, see runs/branch.py.
         energy: joules of the GPUs and their source, None if not measured.
+        missing: "report" and "upload" of a finished run if they failed, with the cause.
         extra: "metrics" of the final evaluation, with "fills".
     """
 
@@ -52,6 +53,7 @@ class Session:
     branched_from: dict[str, Any] | None
     environment: dict[str, Any] = field(default_factory=environment)
     energy: dict[str, Any] | None = None
+    missing: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

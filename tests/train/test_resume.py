@@ -10,12 +10,15 @@ from unittest import mock
 
 import pytest
 
-from cram_composer.config import Composed
+from cram_composer.analysis.report.report import write_report
+from cram_composer.commands.train import _run_folder
+from cram_composer.config import Composed, compose_run
 from cram_composer.config.identity import learnt_values
 from cram_composer.config.layers import flatten, unflatten
 from cram_composer.config.schema.introspect import is_free_key
 from cram_composer.config.schema.run import EarlyStopConfig, RunConfig
 from cram_composer.errors import CramError
+from cram_composer.train.export import export_run
 from cram_composer.train.launch import check_same
 from tests.conftest import REPOSITORY
 from tests.tiny_runs import TinyRuns, compose_tiny, losses, record, run_tiny
@@ -149,6 +152,24 @@ def test_keys_that_an_older_version_lacked_had_their_default(tiny_data: Path) ->
     older = flatten(composed.plain)
     assert older.pop("data.order") == "auto"
     check_same({"config": unflatten(older), "config_hash": "of all keys"}, composed, "runs/r")
+
+
+def test_moved_folder_exports_and_reports(whole: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(whole, tmp_path / "first" / "run")
+    moved = copy.rename(tmp_path / "run")
+    assert export_run(moved, None) == moved / "export"
+    assert write_report([moved]) == moved / "report.html"
+    assert not copy.exists()
+
+
+def test_yaml_in_a_run_folder_trains_there(whole: Path, tmp_path: Path) -> None:
+    yaml = tmp_path / "moved" / "branch.yaml"
+    yaml.parent.mkdir()
+    yaml.write_text(f"run_name: old\nruns_dir: {tmp_path / 'before'}\nbudget: 1m\ndata: {{local: x}}\n")
+    assert _run_folder(compose_run(yaml, []), yaml) == tmp_path / "before" / "old"  # not beside a record
+    shutil.copyfile(whole / "record.json", yaml.with_name("record.json"))
+    assert _run_folder(compose_run(yaml, []), yaml) == yaml.parent
+    assert _run_folder(compose_run(yaml, ["run_name=new"]), yaml) == tmp_path / "before" / "new"
 
 
 def test_another_data_set_is_refused(whole: Path, runs: TinyRuns, tiny_data: Path, tmp_path: Path) -> None:

@@ -46,10 +46,16 @@ class DataConfig(Settings):
     """
 
     local: str | None = key(None, "folder of a data set, or cache of `remote`; null: output of `build`", free=True)
-    remote: Place | None = key(None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://", free=True)
+    remote: Place | None = key(
+        None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://", free=True
+    )
     mirror: Place | None = key(None, "copy of `remote`, for shards that cannot be read from `remote`", free=True)
-    cache_limit: ByteSize | None = key(None, "disk space for shards of `remote`, such as 50gb; the oldest are evicted", free=True)
-    deadline: Duration = key("2m", "time to keep retrying a file of `remote`; each attempt gets at least 10 s", free=True)
+    cache_limit: ByteSize | None = key(
+        None, "disk space for shards of `remote`, such as 50gb; the oldest are evicted", free=True
+    )
+    deadline: Duration = key(
+        "2m", "time to keep retrying a file of `remote`; each attempt gets at least 10 s", free=True
+    )
     prefetch: NonNegativeInt = key(64, "blocks read ahead per device", free=True)
     order: Literal["auto", "shuffled", "stored"] = key(
         "auto", "order of the rows; auto: stored if the build ordered them, else shuffled"
