@@ -66,14 +66,16 @@ def resume_with_loggers(composed: Composed, path: Path) -> None:
 
 def test_all_free_keys_change_at_once(whole: Path, runs: TinyRuns, tiny_data: Path, tmp_path: Path) -> None:
     moved = interrupted_copy(whole, tmp_path / "there" / "moved")
+    remote = shutil.copytree(tiny_data, tmp_path / "remote")
+    (remote / "tokenizer" / "special_tokens_map.json").touch()  # transformers 5 writes none
     changes = {
         "run_name": "moved",
         "runs_dir": str(tmp_path / "there"),
         "runs_remote": str(tmp_path / "bucket"),
         "data.local": str(tmp_path / "cache"),
-        "data.remote": str(tiny_data),
-        "data.mirror": str(tiny_data),
-        "data.cache_limit": "100kb",
+        "data.remote": str(remote),
+        "data.mirror": str(remote),
+        "data.cache_limit": "10mb",
         "data.deadline": "20s",
         "data.prefetch": 3,
         "data.build": str(REPOSITORY / "yamls" / "data" / "paper.yaml"),
