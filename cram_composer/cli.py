@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -93,6 +94,8 @@ def _guarded(command: Callable[[], int]) -> int:
         sys.stderr.close()  # the reader has closed the pipe, as in `cram recipes | head`
         return 0
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.strerror = "the disk is full; free some space, then run the same command again"
         print(f"error: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr, flush=True)
         return 2
 

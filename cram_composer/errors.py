@@ -12,3 +12,9 @@ class ConfigError(CramError, ValueError):
 
     Also a ValueError, so that pydantic reports it with the key whose validator raised it.
     """
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the first line of an error, with its type unless it is a CramError."""
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    return first_line if isinstance(error, CramError) else f"{type(error).__name__}: {first_line}"

@@ -90,14 +90,14 @@ def run_tiny(composed: Composed, path: Path) -> None:
     """Train or resume in the run folder `path`, in this process."""
     from cram_composer.device import choose_device
     from cram_composer.runs.folder import RunFolder
-    from cram_composer.train import finish
+    from cram_composer.train import complete
     from cram_composer.train.loop import run
 
     warnings.filterwarnings("error", message="required_on_load")  # for a class that Composer takes for its own
     folder = RunFolder(path)
     folder.lock()
     # Both take longer than the rest of the run.
-    with mock.patch.object(finish, "_write_report"), mock.patch("cpuinfo.get_cpu_info", return_value={}):
+    with mock.patch.object(complete, "write_report"), mock.patch("cpuinfo.get_cpu_info", return_value={}):
         status = run(composed, choose_device(composed.config, 1), folder, folder.read_record(), time.monotonic())
     folder.unlock()
     assert status == 0

@@ -25,6 +25,7 @@ class BudgetCallback(Callback):
         signal: number of the signal that ended the run, identical on all ranks; 0 if none.
         lr: learning rate of the last parameter group in the current step.
         data_seconds: time that the current step waited for its batch.
+        skips_loop: stop at the start, because an earlier attempt came to the end of the loop.
         step_started: budget elapsed at the start of the step, by this rank's own clock.
     """
 
@@ -43,6 +44,7 @@ class BudgetCallback(Callback):
         self._on_signal = on_signal
         self._phase_before_compile: str | None = None
         self.signal = 0
+        self.skips_loop = False
         self.lr = 0.0
         self.data_seconds = 0.0
         self.step_started = 0.0
@@ -52,7 +54,7 @@ class BudgetCallback(Callback):
         torch._dynamo.callback.on_compile_start(self._compile_start)
         torch._dynamo.callback.on_compile_end(self._compile_end)
         self._tick(state)
-        if self._budget.exhausted:  # the run was killed after its last step
+        if self._budget.exhausted or self.skips_loop:  # the run was killed after its last step
             state.stop_training()
 
     def after_dataloader(self, state: State, logger: Logger) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cram_composer.errors import CramError
-from cram_composer.storage.files import write_atomic
+from cram_composer.storage.files import naming_full_disk, write_atomic
 
 TRACE = "trace.jsonl"
 
@@ -73,9 +73,10 @@ class JsonLines:
 
     def append(self, entry: TraceStep | dict[str, Any]) -> None:
         """Write one line and flush it to the operating system."""
-        if self._file is None:
-            self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - open for the whole run, closed in close()
-        self._file.write(json.dumps(vars(entry) if isinstance(entry, TraceStep) else entry) + "\n")
+        with naming_full_disk(self._path):
+            if self._file is None:
+                self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 - open for the whole run
+            self._file.write(json.dumps(vars(entry) if isinstance(entry, TraceStep) else entry) + "\n")
 
     def close(self) -> None:
         """Close the file."""

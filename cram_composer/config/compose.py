@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from cram_composer.config.identity import learnt_values
 from cram_composer.config.layers import COMMAND_LINE, flatten, parse_override, read_yaml, spell_out, unflatten
 from cram_composer.config.messages import config_error, set_in
 from cram_composer.config.paths import find_shared
@@ -49,7 +50,7 @@ class Composed(Generic[_S]):
         plain: the configuration as nested dicts, without credentials.
         provenance: dotted key -> layer that set its value, or "default".
         overridden: dotted key -> (layer, value) pairs that later layers replaced, oldest first.
-        hash: hash of the values.
+        hash: hash of the values; for a run, of those that are fixed when it resumes.
         path: path of the YAML.
     """
 
@@ -108,7 +109,8 @@ def compose(schema: type[_S], path: Path | str, overrides: list[str]) -> Compose
     if isinstance(config, RunConfig):
         check_architecture(recipes, config.model)
         check_unused(config.model, merged.source_of, list(dict.fromkeys(source for source, _ in layers)))
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    identity = learnt_values(plain) if isinstance(config, RunConfig) else plain
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
     overridden = {
         key: [(source, redact(value, key)) for source, value in replaced] for key, replaced in merged.overridden.items()
     }

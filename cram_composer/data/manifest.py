@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -95,6 +96,13 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
     short = {key: value for key, value in manifest.items() if key not in ("config", "file_sha256")}
     short["sources"] = [{k: v for k, v in source.items() if k != "files"} for source in manifest["sources"]]
     return short
+
+
+def fingerprint(summary: Mapping[str, Any]) -> str:
+    """Hash a manifest or its summary, apart from the versions of the libraries that wrote it."""
+    content = {key: value for key, value in summary.items() if key not in ("config", "created_with", "sources")}
+    content["sources"] = [{k: v for k, v in source.items() if k != "files"} for source in summary["sources"]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def verify_dataset(root: Path, manifest: Manifest, full: bool = True) -> None:

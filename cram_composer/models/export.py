@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from cram_composer.errors import CramError
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.native import to_native
+from cram_composer.storage.files import naming_full_disk
 
 
 def export_model(
@@ -44,16 +46,23 @@ def export_model(
 
     Returns:
         `destination`.
+
+    Raises:
+        DiskFullError: nothing was written.
     """
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with no_progress_bars():
-        model.save_pretrained(temporary)
     # The model takes no token types, so a tokenizer that returns them would make every call fail.
     has_types = "token_type_ids" in inspect.signature(model.forward).parameters
     names = {} if has_types else {"model_input_names": ["input_ids", "attention_mask"]}
-    write_tokenizer_folder(AutoTokenizer.from_pretrained(tokenizer_dir, **names), temporary)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
+    try:
+        with naming_full_disk(destination), no_progress_bars():
+            model.save_pretrained(temporary)
+            write_tokenizer_folder(AutoTokenizer.from_pretrained(tokenizer_dir, **names), temporary)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     previous = destination.with_name(f".{destination.name}.{os.getpid()}.old")
     if destination.exists():
         os.replace(destination, previous)
@@ -138,17 +147,18 @@ def fill_masks(
     """Predict the `k` most likely tokens, with probabilities, for the first mask of each sentence.
 
     Raises:
-        CramError: a sentence contains no mask token.
+        CramError: a sentence contains no mask token, or only beyond the length of the model or the tokenizer.
     """
     device = model.device
+    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
     training = model.training
     model.eval()
     answers = []
     for sentence in sentences:
-        encoded = tokenizer(sentence, return_tensors="pt", truncation=True)
+        encoded = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=limit)
         position = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
         if not len(position):
-            raise CramError(f"sentence '{sentence}': contains no {tokenizer.mask_token}")
+            raise CramError(f"sentence '{sentence}': contains no {tokenizer.mask_token} in the first {limit} tokens")
         with torch.inference_mode():
             inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
             probabilities = model(**inputs).logits[0, position[0]].float().softmax(dim=-1)

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from cram_composer.config.recipes import Recipe, load_recipe, recipe_names
 from cram_composer.config.schema.data_build import DataBuildConfig
 from cram_composer.config.schema.evaluation import PROTOCOLS
-from cram_composer.config.schema.introspect import item_types, sections, tag
+from cram_composer.config.schema.introspect import is_free, item_types, sections, tag
 from cram_composer.config.schema.recipe import Card
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.sweep import SweepConfig
@@ -25,6 +25,11 @@ Write keys as nested mappings in YAML, and with dots on the command line: `optim
 defaults, recipes named in the YAML, values in the YAML, ingredients named on the command line, values on the command
 line. `cram explain RUN.yaml [key=value ...]` prints the final value of every key and its source.
 
+A run resumes with other values of the keys that are *free* on resume: they change how it is run, not what is learnt,
+and `record.json` lists each change with its step. The other keys are *fixed*: another value needs another `run_name`.
+`train.device_train_microbatch_size` is fixed too if a batch ramp starts at one microbatch
+(`algorithms.batch_size_ramp.initial_batch_size: null`).
+
 """
 _SHOWN = 6  # recipes listed by name
 _LONGEST_DEFAULT = 70  # characters
@@ -34,7 +39,7 @@ _RANGES = (("minimum", ">= "), ("exclusiveMinimum", "> "), ("maximum", "<= "), (
 def key_page() -> str:
     """Return the page in Markdown."""
     recipes = [load_recipe(name, "recipes/") for name in recipe_names()]
-    parts = [_HEAD, "# Run YAML and recipes\n", *_section(RunConfig, "", recipes, set())]
+    parts = [_HEAD, "# Run YAML and recipes\n", *_section(RunConfig, "", recipes, set(), "fixed")]
     others: list[tuple[str, str, type[BaseModel]]] = [
         ("Card of a recipe", "card", Card),
         ("Data YAML", "", DataBuildConfig),
@@ -47,9 +52,16 @@ def key_page() -> str:
 
 
 def _section(
-    section: type[BaseModel], prefix: str, recipes: list[Recipe], seen: set[tuple[str, type[BaseModel]]]
+    section: type[BaseModel],
+    prefix: str,
+    recipes: list[Recipe],
+    seen: set[tuple[str, type[BaseModel]]],
+    on_resume: str = "",
 ) -> Iterator[str]:
-    """Yield the table of a section, then of its subsections; each once, even if several optimizers share it."""
+    """Yield the table of a section, then of its subsections; each once, even if several optimizers share it.
+
+    `on_resume` is "fixed" or "free", of the section itself; empty for the keys of anything but runs.
+    """
     if (prefix, section) in seen:
         return
     seen.add((prefix, section))
@@ -65,21 +77,31 @@ def _section(
     for name, field in section.model_fields.items():
         key = f"{prefix}.{name}" if prefix else name
         inner = [*sections(field.annotation), *(s for item in item_types(field.annotation) for s in sections(item))]
-        nested += [(key, one) for one in inner]
+        may_change = "free" if on_resume and is_free(field) else on_resume
+        nested += [(key, one, may_change) for one in inner]
         if name in ("name", "kind") and chosen:
             continue
         used = [recipe.name for recipe in recipes if key in recipe.settings]
         shown = ", ".join(used) if len(used) <= _SHOWN else f"{len(used)} recipes"
-        meaning = field.description or ""
-        rows.append((f"`{name}`", "section" if inner else _type(properties[name]), _default(field), meaning, shown))
+        rows.append(
+            {
+                "key": f"`{name}`",
+                "type": "section" if inner else _type(properties[name]),
+                "default": _default(field),
+                "meaning": field.description or "",
+                "on resume": "" if inner and may_change == "fixed" else may_change,
+                "set by": shown,
+            }
+        )
     if rows:
-        head = ["key", "type", "default", "meaning", "set by"][: 5 if any(row[4] for row in rows) else 4]
+        optional = ("on resume", "set by")
+        head = [name for name in rows[0] if name not in optional or any(row[name] for row in rows)]
         yield f"| {' | '.join(head)} |\n|{'---|' * len(head)}"
         for row in rows:
-            yield f"| {' | '.join(row[: len(head)])} |"
+            yield f"| {' | '.join(row[name] for name in head)} |"
         yield ""
-    for key, one in nested:
-        yield from _section(one, key, recipes, seen)
+    for key, one, may_change in nested:
+        yield from _section(one, key, recipes, seen, may_change)
 
 
 def _default(field: FieldInfo) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from importlib import metadata
@@ -16,12 +17,17 @@ from filelock import FileLock, Timeout
 from cram_composer.budget.ledger import Ledger
 from cram_composer.config.renamed import rename_keys
 from cram_composer.errors import CramError
-from cram_composer.storage.files import read_json, write_atomic, write_json
+from cram_composer.storage.files import naming_full_disk, read_json, write_atomic, write_json
 
 RECORD = "record.json"
 RECORD_FORMAT = 2
 CLOCK = "clock.json"
 METRICS = "metrics.jsonl"
+SAVING = ".saving-"  # begins the name of a checkpoint that is being saved
+_LEFTOVERS = (
+    *(".*.tmp", ".*.old", "figures/.*.tmp", "branch-points/.*.tmp"),
+    *("checkpoints/.*.tmp", f"checkpoints/{SAVING}*", "checkpoints/.fetched-*", "checkpoints/.sending-*"),
+)
 _ORPHAN_EXIT_SECONDS = 30.0
 
 
@@ -38,7 +44,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def lock(self) -> None:
-        """Lock the folder for this process. Raises CramError if another process holds the lock."""
+        """Lock the folder for this process and remove the temporary files of killed ones.
+
+        Raises:
+            CramError: another process holds the lock.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / ".lock")
         holder = self.path / ".lock-holder"
@@ -49,6 +59,21 @@ class RunFolder:
             raise CramError(
                 f"{self.path}: another process is training in this run folder; wait for it or set run_name=..."
             ) from None
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """Remove unfinished files and folders, except those of a running process, such as `cram export`."""
+        for path in (found for pattern in _LEFTOVERS for found in self.path.glob(pattern)):
+            writer = re.search(r"\.(\d+)(?:\.\d+)?\.(?:tmp|old)$", path.name)
+            if writer is not None and int(writer[1]) != os.getpid() and Path(f"/proc/{writer[1]}").exists():
+                continue
+            original = path.with_name(path.name[1:].partition(".")[0])
+            if path.suffix == ".old" and not original.exists():
+                path.rename(original)  # killed while replacing it
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def unlock(self) -> None:
         """Release the lock."""
@@ -57,7 +82,8 @@ class RunFolder:
 
     def copy_tokenizer(self, tokenizer: Path) -> None:
         """Copy the tokenizer into the folder, so that checkpoints can be exported without the data set."""
-        shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
+        with naming_full_disk(self.path / "tokenizer"):
+            shutil.copytree(tokenizer, self.path / "tokenizer", dirs_exist_ok=True)
 
     def read_record(self) -> dict[str, Any] | None:
         """Return the record of an earlier start of this run, None if there is none. Raises CramError."""

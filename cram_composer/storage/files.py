@@ -2,28 +2,74 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import stat
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cram_composer.errors import CramError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = tuple(text for number in _FULL for text in (os.strerror(number), f"(os error {number})"))
+_TORCH_TEXTS = ("PytorchStreamWriter failed", "inline_container")  # its errors do not say why a write failed
+_ALMOST_NOTHING = 1 << 20  # bytes
+
+
+class DiskFullError(CramError, OSError):
+    """A disk without space, or a user's quota that is used up."""
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Raise DiskFullError, which names the file and the remedy, in place of any library's error for a full disk.
+
+    Args:
+        path: file or folder that the block writes, named if the error names none.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not is_disk_full(error, path):
+            raise
+        named = getattr(error, "filename", None) or path
+        raise DiskFullError(f"{named}: the disk is full; free some space, then run the same command again") from error
+
+
+def is_disk_full(error: BaseException, path: Path) -> bool:
+    """Return True if writing `path` failed with `error` because the disk or the quota is full."""
+    link: BaseException | None = error
+    while link is not None:
+        text = str(link)
+        if getattr(link, "errno", None) in _FULL or any(full in text for full in _FULL_TEXTS):
+            return True
+        if any(found in text for found in _TORCH_TEXTS):
+            existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+            return shutil.disk_usage(existing).free < _ALMOST_NOTHING
+        link = link.__cause__ or link.__context__
+    return False
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace the file `path` atomically; the content is synced to disk before the rename."""
+    """Replace the file `path` atomically; the content is synced to disk before the rename. Raises DiskFullError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     data = content.encode() if isinstance(content, str) else content
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with naming_full_disk(path), open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

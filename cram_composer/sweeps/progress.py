@@ -33,17 +33,11 @@ def finished_record(trial: Trial) -> dict[str, Any] | None:
     if record is None:
         return None
     try:
-        if _without_runs_dir(record["config"]) != _without_runs_dir(trial.composed.plain):
-            check_same(record, trial.composed, str(trial.path))
+        check_same(record, trial.composed, str(trial.path))
     except CramError as error:
         said = str(error).partition(";")[0]
         raise CramError(f"{said}; give this sweep another folder with --output") from None
     return record if record["status"] in ("finished", "stopped-early") else None
-
-
-def _without_runs_dir(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration without runs_dir, which differs after a move or from another working directory."""
-    return {key: value for key, value in config.items() if key != "runs_dir"}
 
 
 def unfinished_reason(trial: Trial) -> str:

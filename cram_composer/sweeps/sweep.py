@@ -90,9 +90,11 @@ def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[st
             continue
         from cram_composer.runs.folder import RunFolder
         from cram_composer.runs.mirror import RunMirror
+        from cram_composer.train.complete import complete
 
-        copy = RunMirror(RunFolder(trial.path), uri, trial.composed.config.checkpoint.keep)
-        if copy.upload_missing() != 0:
+        folder = RunFolder(trial.path)
+        copy = RunMirror(folder, uri, trial.composed.config.checkpoint.keep)
+        if complete(folder, copy) != 0:
             yield f"{trial.path}: finished, but its copy in {copy.uri} is not complete"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.runs.checkpoints import SavedCheckpoint
 from cram_composer.runs.folder import RunFolder
 from cram_composer.scaleout.strategy import Strategy
+from cram_composer.storage.files import DiskFullError
 from cram_composer.train.checkpointing import load_state, restore_weights
 from cram_composer.train.session import Session
 
@@ -32,6 +34,7 @@ class Attempt:
             "spent_before": session.ledger.elapsed(),
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "world_size": dist.get_world_size(),
+            **({"changes": session.changes} if session.changes else {}),
         }
         if session.attempts and "reason" not in session.attempts[-1]:
             session.attempts[-1].update(ended_at_step=self._entry["started_at_step"], reason="killed")
@@ -41,15 +44,24 @@ class Attempt:
         """Record the start of the loop."""
         self._started = time.perf_counter()
 
-    def close(self, reason: str) -> None:
-        """Stop the clocks and record the reason for the end of the loop."""
+    def close(self, reason: str, cause: str | None = None, saved: bool = False) -> None:
+        """Stop the clocks and record the end of the loop.
+
+        Args:
+            reason: how the loop ended: "finished", "stopped-early", "interrupted" or "failed".
+            cause: a closer description.
+            saved: a checkpoint holds the last step, so no time is lost.
+        """
         wall = time.perf_counter() - self._started
         step = int(self._session.trainer.state.timestamp.batch)
         self._session.callbacks.stop_clocks()
         self._entry.update(ended_at_step=step, reason=reason, wall_seconds=wall)
+        if cause is not None:
+            self._entry["cause"] = cause
         if dist.get_global_rank() == 0:
-            # An interrupted run saved its last step. After a failure, the time since the last checkpoint is lost.
-            self._session.folder.write_clock(self._session.ledger, step, clean=reason == "interrupted")
+            # After a failure, the time since the last checkpoint is lost.
+            with contextlib.suppress(DiskFullError):
+                self._session.folder.write_clock(self._session.ledger, step, clean=saved)
 
 
 def restore_ledger(

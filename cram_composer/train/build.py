@@ -11,13 +11,15 @@ from cram_composer.algorithms.registry import build_run_algorithms
 from cram_composer.budget.budget import build_budget
 from cram_composer.budget.ledger import Ledger
 from cram_composer.config import Composed
+from cram_composer.config.identity import free_changes
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.device import DeviceChoice, set_up_cpu
 from cram_composer.runs.folder import RunFolder
 from cram_composer.train.attempts import build_guard, restore_ledger
 from cram_composer.train.callbacks import build_callbacks
 from cram_composer.train.checkpointing import find_checkpoint
-from cram_composer.train.data import open_batches, prepare_data
+from cram_composer.train.data import check_same_data, open_batches, prepare_data
+from cram_composer.train.export import check_sentences
 from cram_composer.train.model import flops_per_full_row_token, set_up_model
 from cram_composer.train.prewarm import join, run_in_background
 from cram_composer.train.session import Session
@@ -40,6 +42,10 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     set_up_cpu(device.threads, trains_here=device.name == "cpu")
     _initialize_process_group(config, device)
     data = prepare_data(config, folder)
+    if previous is not None:
+        check_same_data(previous, data, folder.path)
+    if config.export.enabled:
+        check_sentences(config.export.sentences, data, config.model.max_position_embeddings)
     budget, ledger = build_budget(config.budget, dist.get_world_size()), Ledger()
     run_in_background(get_cpu_model)
 
@@ -63,6 +69,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     return Session(
         composed, folder, device, data, budget, ledger, setup, batches, flops, guard, callbacks, trainer,
         attempts=list((previous or {}).get("attempts", [])),
+        changes=free_changes(previous["config"], composed.plain) if previous else {},
         branched_from=(previous or {}).get("branched_from"),
     )  # fmt: skip
 

@@ -135,7 +135,7 @@ class Heartbeat(Callback):
         """Write the clock now, on rank 0."""
         if dist.get_global_rank() != 0:
             return
-        with contextlib.suppress(OSError):  # the next checkpoint reports a full disk
+        with contextlib.suppress(OSError):  # such as a full disk, which the next checkpoint reports
             self._folder.write_clock(self._ledger, self._step, clean=False)
 
     def _run(self) -> None:

@@ -29,11 +29,10 @@ from cram_composer.data.loading.stream import TrainLoader
 from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BranchPointSaver
 from cram_composer.runs.checkpoints import SavedCheckpoint, checkpoint_files, newest_checkpoint, sha256
-from cram_composer.runs.folder import RunFolder
+from cram_composer.runs.folder import SAVING, RunFolder
 from cram_composer.scaleout.strategy import Strategy
-from cram_composer.storage.files import write_json
+from cram_composer.storage.files import naming_full_disk, write_json
 
-_SAVING = ".saving-"
 # Besides tensors, numbers and containers: Composer's times, the state of numpy's generator, torch's version.
 _SAFE_GLOBALS: list[Any] = [
     datetime.timedelta,
@@ -86,12 +85,6 @@ class RollingCheckpoints(Callback):
         self._last_at: float | None = None
         self._last_seconds = 0.0
 
-    def fit_start(self, state: State, logger: Logger) -> None:
-        """Remove the files of interrupted saves."""
-        if dist.get_global_rank() == 0:
-            for unfinished in self._folder.checkpoints.glob(f"{_SAVING}*"):
-                unfinished.unlink(missing_ok=True)
-
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save if a checkpoint is due and fits into the budget."""
         # All ranks agree on budget.elapsed, so they all save after the same step.
@@ -131,8 +124,13 @@ class RollingCheckpoints(Callback):
         final = self._path(state)
         directory = final.parent
         directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f"{_SAVING}{final.name}"  # Composer requires the suffix
-        self._strategy.save(state, temporary)
+        temporary = directory / f"{SAVING}{final.name}"  # Composer requires the suffix
+        try:
+            with naming_full_disk(final):
+                self._strategy.save(state, temporary)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # the space is needed to record the failure
+            raise
         if dist.get_global_rank() == 0:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())

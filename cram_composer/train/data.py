@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from cram_composer.config.validation.run import check_row_length
 from cram_composer.data.loading.open_dataset import open_train, open_validation
 from cram_composer.data.loading.prepare import PreparedDataset, prepare_dataset
 from cram_composer.data.loading.stream import Batch, TrainLoader, evaluation_batches
+from cram_composer.data.manifest import fingerprint
 from cram_composer.data.masking import build_collator, evaluation_collator, word_joins
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RunFolder
@@ -45,6 +47,25 @@ def prepare_data(config: RunConfig, folder: RunFolder) -> PreparedDataset:
     if dist.get_global_rank() == 0:
         folder.copy_tokenizer(data.tokenizer)
     return data
+
+
+def check_same_data(record: dict[str, Any], data: PreparedDataset, run: Path) -> None:
+    """Check that the data set is the one that a run was started with, wherever it is now.
+
+    Args:
+        record: the record of earlier attempts.
+        data: the data set of this attempt.
+        run: the run folder, for the error message.
+
+    Raises:
+        CramError: another data set.
+    """
+    before, now = fingerprint(record["data"]), fingerprint(data.manifest)
+    if before != now:
+        raise CramError(
+            f"{data.root}: not the data set of {run} (manifest {now}, the run began with {before}); set data.local or "
+            "data.remote to a copy of that one, or run_name=... for a new run"
+        )
 
 
 def open_batches(config: RunConfig, data: PreparedDataset) -> Batches:

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from cram_composer.algorithms.averaging.weight_average import WeightAverage, saved_average
 from cram_composer.config.schema.model import ModelConfig
+from cram_composer.data.loading.prepare import PreparedDataset
+from cram_composer.data.pipeline.tokenizer.tokenizer import MODEL_MAX_LENGTH
 from cram_composer.errors import CramError
 from cram_composer.models.card import model_card
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
@@ -67,6 +70,29 @@ def _write_export(
     target = export_model(form, tokenizer, destination, card)
     verify_export(target, network)
     return target
+
+
+def check_sentences(sentences: list[str], data: PreparedDataset, max_position_embeddings: int) -> None:
+    """Check that the model can fill in a mask of every sentence of `export.sentences`, before it is trained.
+
+    Raises:
+        CramError: a sentence has no mask, or none within the length of the model or the tokenizer.
+    """
+    backend = Tokenizer.from_file(str(data.tokenizer / "tokenizer.json"))
+    backend.no_truncation()
+    mask_id = data.manifest["special_tokens"]["mask"]
+    mask = backend.id_to_token(mask_id)
+    limit = min(MODEL_MAX_LENGTH, max_position_embeddings)
+    for sentence in sentences:
+        ids = backend.encode(sentence.replace("[MASK]", mask)).ids
+        if mask_id not in ids:
+            raise CramError(f"export.sentences: '{sentence}' has no [MASK]; add one or remove the sentence")
+        place = ids.index(mask_id) + 1
+        if place > (limit if len(ids) <= limit else limit - 1):  # a truncated sentence ends with [SEP]
+            raise CramError(
+                f"export.sentences: '{sentence}' has its [MASK] at token {place}, beyond the {limit} tokens of the "
+                "model; shorten it or remove the sentence"
+            )
 
 
 def _fill_masks(network: PreTrainedModel, tokenizer_dir: Path, sentences: list[str]) -> list[dict[str, Any]]:

@@ -1,51 +1,113 @@
-"""Work after the budget is spent: final evaluation, export, record, report and upload."""
+"""Work after the budget is spent: final checkpoint, evaluation, export, record, report and upload."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from pathlib import Path
+from collections.abc import Iterator
 
 from composer.utils import dist
 
-from cram_composer.analysis.report.report import write_report
+from cram_composer.errors import CramError, describe_error
 from cram_composer.evaluation.held_out import build_held_out_evaluator
+from cram_composer.runs.checkpoints import newest_checkpoint
 from cram_composer.runs.mirror import report_failure
+from cram_composer.scaleout.peer_failure import peer_failure
+from cram_composer.storage.files import naming_full_disk
+from cram_composer.train.complete import report_problem
 from cram_composer.train.export import export_session
 from cram_composer.train.record import write_record
 from cram_composer.train.session import Session
 
 
-def finish(session: Session, status: str, reason: str | None) -> int:
-    """Evaluate on more rows than during training, export, write the report and upload everything. Collective.
+def finish(session: Session, status: str, reason: str | None, saved: bool) -> int:
+    """Save, evaluate on more rows than during training, export, write the report and upload everything. Collective.
+
+    A failure is recorded with its cause. The next start of the run repeats what is missing without training.
+
+    Args:
+        session: a run whose loop has ended.
+        status: "finished" or "stopped-early".
+        reason: why it was stopped early.
+        saved: the last step is in a checkpoint.
 
     Returns:
-        The exit status of the process: 1 if `runs_remote` could not be written.
+        The exit status of the process: 1 if the report or `runs_remote` could not be written.
+
+    Raises:
+        CramError: no checkpoint, evaluation or export could be made.
     """
-    ledger, mirror = session.ledger, session.callbacks.mirror
-    with ledger.outside_budget("final_eval"):
-        _evaluate(session)
-    session.trainer.close()
-    if dist.get_global_rank() != 0:
-        return 0
-    if session.config.export.enabled:
-        # Status "running", so that a run killed from here on repeats evaluation and export when it is resumed.
-        write_record(session, "running", reason)
-        with ledger.outside_budget("export"):
-            session.extra["metrics"]["fills"] = export_session(session)
+    task = _Task(session)
+    try:
+        with naming_full_disk(session.folder.path):
+            if not saved:
+                with task("final_checkpoint"):
+                    session.callbacks.checkpoints.save(session.trainer.state)
+            write_record(session, "running", reason)  # with the end of the loop, which a resumed run does not repeat
+            with task("final_eval"):
+                _evaluate(session)
+            session.trainer.close()
+            if dist.get_global_rank() != 0:
+                return 0
+            if session.config.export.enabled:
+                write_record(session, "running", reason)  # with the results of the evaluation, for the model card
+                with task("export"):
+                    session.extra["metrics"]["fills"] = export_session(session)
+            return _publish(session, status, reason)
+    except BaseException as error:
+        raise _recorded(session, task.name, error) from error
+
+
+class _Task:
+    """The task that a finishing run is at, timed outside its budget."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.name = "record"
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.name = name
+        with self._session.ledger.outside_budget(name):
+            yield
+        self.name = "record"
+
+
+def _recorded(session: Session, task: str, error: BaseException) -> BaseException:
+    """Record the failure of a task after the loop; return the error to raise."""
+    stopped = not isinstance(error, Exception)  # Ctrl-C or SIGTERM
+    failure = peer_failure(error) or error
+    cause = f"{task}: {describe_error(failure)}"
+    with contextlib.suppress(OSError):  # of a full disk
+        write_record(session, "interrupted" if stopped else "failed", f"after the last step, {cause}")
+    if stopped or (isinstance(failure, CramError) and failure is not error):
+        return failure
+    saved = newest_checkpoint(session.folder.checkpoints, quiet=True)
+    kept = f"step {saved.step} is saved" if saved is not None else "no checkpoint is saved"
+    return CramError(f"{session.folder.path}: {cause}; {kept}; run the same command to do what is missing")
+
+
+def _publish(session: Session, status: str, reason: str | None) -> int:
+    """Record the results, write the report and upload everything; return the exit status."""
+    mirror, path = session.callbacks.mirror, session.folder.path
     problem = None
     if mirror is not None:
-        with ledger.outside_budget("upload"):
+        with session.ledger.outside_budget("upload"):
             problem = mirror.upload_files()
+    session.missing = {"report": "interrupted"}
     write_record(session, status, reason)
     _print_summary(session)
-    _write_report(session.folder.path)
-    if mirror is None:
-        return 0
-    problem = problem or mirror.finalize()
-    if problem is not None:
-        return report_failure(mirror, problem)
-    print(f"copy:   {mirror.uri}")
-    return 0
+    report_failed = report_problem(path)
+    session.missing = {"report": report_failed} if report_failed is not None else {}
+    write_record(session, status, reason)
+    if mirror is not None:
+        problem = problem or mirror.finalize()
+        if problem is not None:
+            session.missing["upload"] = describe_error(problem)
+            write_record(session, status, reason)
+            return report_failure(mirror, problem)
+        print(f"copy:   {mirror.uri}")
+    return 0 if report_failed is None else 1
 
 
 def _evaluate(session: Session) -> None:
@@ -58,14 +120,6 @@ def _evaluate(session: Session) -> None:
         "validation_bits_per_token": metrics["loss"] / math.log(2.0),
         "validation_rows": sum(batch["input_ids"].shape[0] for batch in batches) * dist.get_world_size(),
     }
-
-
-def _write_report(path: Path) -> None:
-    # The results are on disk, so an error in the report must not fail the run.
-    try:
-        print(f"report: {write_report([path])}")
-    except Exception as error:
-        print(f"report: failed ({type(error).__name__}: {error}); retry with `cram report {path}`")
 
 
 def _print_summary(session: Session) -> None:

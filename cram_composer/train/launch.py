@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cram_composer.config import Composed
-from cram_composer.config.layers import flatten
+from cram_composer.config.identity import learnt_differences
 from cram_composer.errors import CramError
 from cram_composer.jobs.processes import ENDS_WITH_PARENT, end_with_parent
 from cram_composer.runs.folder import RunFolder
@@ -28,7 +28,7 @@ def start(composed: Composed, path: Path) -> int:
     folder = RunFolder(path)
     mirror = _mirror(folder, composed)
     if _is_finished(folder, composed, mirror, announce=is_rank_zero):
-        return mirror.upload_missing() if mirror is not None and is_rank_zero else 0
+        return _complete(folder, mirror) if is_rank_zero else 0
     from cram_composer.device import choose_device
 
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -76,6 +76,20 @@ def _is_finished(folder: RunFolder, composed: Composed, mirror: RunMirror | None
     return mirror is not None and _has_finished(mirror.read_record(), composed, mirror.uri, announce)
 
 
+def _complete(folder: RunFolder, mirror: RunMirror | None) -> int:
+    """Write or upload the results of a finished run that are missing; return the exit status."""
+    record = folder.read_record()
+    if record is None or (mirror is None and not record.get("missing")):
+        return 0
+    from cram_composer.train.complete import complete
+
+    folder.lock()
+    try:
+        return complete(folder, mirror)
+    finally:
+        folder.unlock()
+
+
 def _has_finished(record: dict[str, Any] | None, composed: Composed, where: str, announce: bool) -> bool:
     if record is None:
         return False
@@ -87,7 +101,7 @@ def _has_finished(record: dict[str, Any] | None, composed: Composed, where: str,
 
 
 def check_same(record: dict[str, Any], composed: Composed, where: str) -> None:
-    """Check that a run is resumed with its own configuration.
+    """Check that a run is resumed with its own configuration, apart from keys that may change on resume.
 
     Args:
         record: the record of earlier attempts.
@@ -97,10 +111,9 @@ def check_same(record: dict[str, Any], composed: Composed, where: str) -> None:
     Raises:
         CramError: a setting that is fixed for a run differs.
     """
-    if record["config_hash"] == composed.hash:
+    differing = learnt_differences(record["config"], composed.plain)
+    if not differing:
         return
-    before, now = flatten(record["config"]), flatten(composed.plain)
-    differing = [key for key in now if before.get(key) != now[key]] or ["the schema"]
     raise CramError(
         f"{where}: holds a run with another configuration ({', '.join(differing[:5])}); "
         "set run_name=... for a new run, or restore that configuration to resume"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from typing import Any
@@ -11,9 +12,10 @@ from composer.utils import dist
 from cram_composer.budget.energy import EnergyMeter
 from cram_composer.config import Composed
 from cram_composer.device import DeviceChoice
-from cram_composer.errors import CramError
+from cram_composer.errors import describe_error
 from cram_composer.runs.folder import RunFolder
 from cram_composer.scaleout.peer_failure import peer_failure
+from cram_composer.storage.files import naming_full_disk
 from cram_composer.train.attempts import Attempt
 from cram_composer.train.build import build
 from cram_composer.train.finish import finish
@@ -39,6 +41,7 @@ def run(
         The exit status of the process.
     """
     session = build(composed, device, folder, previous)
+    earlier = _end_of_loop(session)
     attempt = Attempt(session)
     session.ledger.outside["setup"] += time.monotonic() - started - session.data.build_seconds
     write_record(session, "running")
@@ -46,37 +49,44 @@ def run(
     energy = EnergyMeter(session.trainer.state.device)
     energy.start()
     attempt.start()
+    session.callbacks.clock.skips_loop = earlier is not None
     try:
-        session.trainer.fit()
+        with naming_full_disk(folder.path):
+            session.trainer.fit()
     except BaseException as error:
         attempt.close("failed")
         failure = peer_failure(error)
-        write_record(session, "failed", _reason(failure or error))
+        with contextlib.suppress(OSError):  # of a full disk
+            write_record(session, "failed", describe_error(failure or error))
         if failure is not None:
             raise failure from error
         raise
-    status, reason = _outcome(session)
-    attempt.close(status)
+    status, reason = earlier or _outcome(session)
+    attempt.close(status, reason, saved=earlier is not None or status == "interrupted")
     session.callbacks.signals.uninstall()
-    session.energy = energy.stop()
+    measured = energy.stop()
+    session.energy = measured if earlier is None else (previous or {}).get("energy")
     if status == "interrupted":
         return _interrupt(session, reason)
-    with session.ledger.outside_budget("final_checkpoint"):
-        session.callbacks.checkpoints.save(session.trainer.state)
-    return finish(session, status, reason)
+    return finish(session, status, reason, saved=earlier is not None)
 
 
 def _print_start(session: Session) -> None:
     if dist.get_global_rank() == 0:
         kernels = ", ".join(f"{name} {value}" for name, value in session.kernels().items())
+        for key, values in session.changes.items():
+            print(f"{session.folder.path}: {key} changed from {values['before']!r} to {values['after']!r}")
         parameters = f"{session.setup.parameters:,} parameters on {session.device.name}"
         print(f"{session.folder.path}: {parameters}; {kernels}", flush=True)
 
 
-def _reason(error: BaseException) -> str:
-    """Return the first line of an error, with its type unless it is a CramError."""
-    first_line = str(error).splitlines()[0] if str(error) else ""
-    return first_line if isinstance(error, CramError) else f"{type(error).__name__}: {first_line}"
+def _end_of_loop(session: Session) -> tuple[str, str | None] | None:
+    """Return how the loop of an earlier attempt ended, if nothing is left to train but the run did not finish."""
+    last = session.attempts[-1] if session.attempts else {}
+    at_end = last.get("ended_at_step") == int(session.trainer.state.timestamp.batch)
+    if not at_end or last.get("reason") not in ("finished", "stopped-early"):
+        return None
+    return last["reason"], last.get("cause")
 
 
 def _outcome(session: Session) -> tuple[str, str | None]:

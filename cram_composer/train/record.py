@@ -52,6 +52,7 @@ def write_record(session: Session, status: str, reason: str | None = None) -> No
             **session.extra.get("metrics", {}),
         },
         "attempts": session.attempts,
+        **({"missing": session.missing} if session.missing else {}),
         **({"branched_from": session.branched_from} if session.branched_from else {}),
     }
     session.folder.write_record(_without_nan(json.loads(json.dumps(record, default=str))))

@@ -29,8 +29,10 @@ class Session:
         batches: this rank's batches.
         flops_per_token: FLOPs of forward and backward at full row length.
         attempts: earlier attempts of the run and this one, as in record.json.
+        changes: free keys whose values differ from the attempt before, with both values; see config/identity.py.
         branched_from: the run and step that this run was branched from, see runs/branch.py.
         energy: joules of the GPUs and their source, None if not measured.
+        missing: "report" and "upload" of a finished run if they failed, with the cause.
         extra: "metrics" of the final evaluation, with "fills".
     """
 
@@ -47,9 +49,11 @@ class Session:
     callbacks: RunCallbacks
     trainer: Trainer
     attempts: list[dict[str, Any]]
+    changes: dict[str, dict[str, Any]]
     branched_from: dict[str, Any] | None
     environment: dict[str, Any] = field(default_factory=environment)
     energy: dict[str, Any] | None = None
+    missing: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

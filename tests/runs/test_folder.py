@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,41 @@ def test_device_hours_sum_over_attempts_on_different_device_counts() -> None:
 
 def test_device_hours_of_one_attempt_are_seconds_times_devices() -> None:
     assert device_hours([], 7200.0, 8) == 16.0
+
+
+def test_leftovers_of_kills_are_removed_at_the_next_start(tmp_path: Path) -> None:
+    killed, running = 999_999_999, os.getppid()
+    leftovers = [
+        f".record.json.{killed}.140.tmp",
+        f".record.json.{os.getpid()}.140.tmp",
+        f".export.{killed}.tmp/model.safetensors",
+        f".export.{killed}.old/config.json",
+        f"figures/.loss.png.{killed}.140.tmp",
+        "branch-points/.step-00000004.pt.tmp",
+        "checkpoints/.saving-step-00000005.pt",
+        "checkpoints/.fetched-step-00000005.pt",
+        "checkpoints/.sending-step-00000005.pt",
+    ]
+    kept = [
+        f".export.{running}.tmp/model.safetensors",  # by `cram export`
+        "export/config.json",
+        "record.json",
+        "checkpoints/step-00000004.pt",
+    ]
+    for name in (*leftovers, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    folder = RunFolder(tmp_path)
+    folder.lock()
+    folder.unlock()
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found - {".lock", ".lock-holder"} == set(kept)
+
+
+def test_export_that_was_being_replaced_is_restored(tmp_path: Path) -> None:
+    (tmp_path / ".export.999999999.old").mkdir()
+    (tmp_path / ".export.999999999.old" / "config.json").touch()
+    folder = RunFolder(tmp_path)
+    folder.lock()
+    folder.unlock()
+    assert (tmp_path / "export" / "config.json").is_file()

@@ -170,7 +170,7 @@ def _train(rank: int, data: Path, path: Path, overrides: list[str], ranks: int) 
     from cram_composer.config.validation.run import check_run
     from cram_composer.device import choose_device
     from cram_composer.runs.folder import RunFolder
-    from cram_composer.train import finish
+    from cram_composer.train import complete
     from cram_composer.train.loop import run
     from tests.conftest import REPOSITORY, SMALL
 
@@ -180,7 +180,7 @@ def _train(rank: int, data: Path, path: Path, overrides: list[str], ranks: int) 
     if rank == 0:
         folder.lock()
     # Both take longer than the rest of the run.
-    with mock.patch.object(finish, "_write_report"), mock.patch("cpuinfo.get_cpu_info", return_value={}):
+    with mock.patch.object(complete, "write_report"), mock.patch("cpuinfo.get_cpu_info", return_value={}):
         status = run(composed, choose_device(composed.config, ranks), folder, folder.read_record(), time.monotonic())
     folder.unlock()
     assert status == 0

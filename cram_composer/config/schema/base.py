@@ -29,17 +29,21 @@ class Settings(BaseModel):
         return values
 
 
-def key(default: Any, meaning: str, **limits: Any) -> Any:
+FREE = "x-free-on-resume"
+
+
+def key(default: Any, meaning: str, *, free: bool = False, **limits: Any) -> Any:
     """Declare a key of a section.
 
     Args:
         default: default value, a callable that creates it, or `...` for a required key.
         meaning: description in the key reference and in editors.
+        free: the key, with any section below it, may change when a run resumes, because it does not affect what is
+            learnt.
         limits: limits of pydantic's Field, such as ge=0 or le=1.
     """
-    if callable(default):
-        return Field(default_factory=default, description=meaning, **limits)
-    return Field(default, description=meaning, **limits)
+    settings = {"description": meaning, "json_schema_extra": {FREE: True} if free else None, **limits}
+    return Field(default_factory=default, **settings) if callable(default) else Field(default, **settings)
 
 
 def chosen_by_name(base: type[Settings]) -> Any:

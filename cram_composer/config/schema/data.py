@@ -40,25 +40,36 @@ class CurriculumPointConfig(Settings):
 
 
 class DataConfig(Settings):
-    """The data set: a folder, a copy in object storage, or a data YAML that builds it."""
+    """The data set: a folder, a copy in object storage, or a data YAML that builds it.
 
-    local: str | None = key(None, "folder of a data set, or cache of `remote`; null: output of `build`")
-    remote: Place | None = key(None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://")
-    mirror: Place | None = key(None, "copy of `remote`, for shards that cannot be read from `remote`")
-    cache_limit: ByteSize | None = key(None, "disk space for shards of `remote`, such as 50gb; the oldest are evicted")
-    deadline: Duration = key("2m", "time for a file of `remote`, retries included, however slow the server; at least 10 s")
-    prefetch: NonNegativeInt = key(64, "blocks read ahead per device")
+    A run resumes with its data set from any place; a data set with another manifest is refused.
+    """
+
+    local: str | None = key(None, "folder of a data set, or cache of `remote`; null: output of `build`", free=True)
+    remote: Place | None = key(
+        None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://", free=True
+    )
+    mirror: Place | None = key(None, "copy of `remote`, for shards that cannot be read from `remote`", free=True)
+    cache_limit: ByteSize | None = key(
+        None, "disk space for shards of `remote`, such as 50gb; the oldest are evicted", free=True
+    )
+    deadline: Duration = key(
+        "2m",
+        "time for a file of `remote`, retries included, however slow the server; at least 10 s",
+        free=True,
+    )
+    prefetch: NonNegativeInt = key(64, "blocks read ahead per device", free=True)
     order: Literal["auto", "shuffled", "stored"] = key(
         "auto", "order of the rows; auto: stored if the build ordered them, else shuffled"
     )
     mixture: dict[str, StreamWeightConfig] = key(dict, "weight of each stream; default: all of every stream, once")
     curriculum: list[CurriculumPointConfig] = key(list, "mixture that changes over the budget")
-    build: str | None = key(None, "data YAML that builds the data set")
-    build_if_missing: bool = key(False, "run `build` before the clock starts if the data set is missing")
-    num_workers: NonNegativeInt = key(1, "reader processes per device")
-    timeout: Duration = key("5m", "end the run when the reader processes deliver nothing for this long")
+    build: str | None = key(None, "data YAML that builds the data set", free=True)
+    build_if_missing: bool = key(False, "run `build` before the clock starts if the data set is missing", free=True)
+    num_workers: NonNegativeInt = key(1, "reader processes per device", free=True)
+    timeout: Duration = key("5m", "end the run when the reader processes deliver nothing for this long", free=True)
     verify: Literal["full", "size"] = key(
-        "full", "check of local shards before the clock starts, by hash or by size only"
+        "full", "check of local shards before the clock starts, by hash or by size only", free=True
     )
 
     @model_validator(mode="after")

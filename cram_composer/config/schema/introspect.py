@@ -7,6 +7,9 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cram_composer.config.schema.base import FREE
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
@@ -56,6 +59,17 @@ def annotations_at(annotation: Any, path: list[str]) -> Iterator[Any]:
             yield from annotations_at(section.model_fields[path[0]].annotation, path[1:])
     for item in item_types(annotation):
         yield from annotations_at(item, path[1:])
+
+
+def is_free(field: FieldInfo) -> bool:
+    """Return True if a key is declared as free to change when a run resumes."""
+    return isinstance(field.json_schema_extra, dict) and FREE in field.json_schema_extra
+
+
+def is_free_key(annotation: Any, path: list[str]) -> bool:
+    """Return True if the dotted key with these names, or a section that holds it, is free to change on resume."""
+    fields = [section.model_fields[path[0]] for section in sections(annotation) if path[0] in section.model_fields]
+    return any(is_free(field) or (len(path) > 1 and is_free_key(field.annotation, path[1:])) for field in fields)
 
 
 def has_key(schema: type[BaseModel], dotted: str) -> bool:

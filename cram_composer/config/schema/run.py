@@ -45,15 +45,15 @@ class TrainConfig(Settings):
     """One optimizer step and how it is computed."""
 
     batch_size: PositiveInt = key(8192, "rows per optimizer step over all devices, in whole microbatches")
-    device_train_microbatch_size: PositiveInt = key(128, "rows per forward pass and device")
+    device_train_microbatch_size: PositiveInt = key(128, "rows per forward pass and device", free=True)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest that the hardware supports")
-    compile: Literal["auto", "regional", "full", "off"] = key("auto", "regional compiles layer by layer")
-    threads: PositiveInt | None = key(None, "CPU threads per process; null: cores / local ranks")
+    compile: Literal["auto", "regional", "full", "off"] = key("auto", "regional compiles layer by layer", free=True)
+    threads: PositiveInt | None = key(None, "CPU threads per process; null: cores / local ranks", free=True)
     on_nonfinite: Literal["skip-step", "stop", "rollback"] = key(
         "skip-step", "reaction to a loss or gradient that is not finite"
     )
     max_nonfinite: PositiveInt = key(20, "consecutive non-finite steps that end the run under any policy")
-    early_stop: EarlyStopConfig | None = key(None, "stop a run that does not converge")
+    early_stop: EarlyStopConfig | None = key(None, "stop a run that does not converge", free=True)
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -68,7 +68,7 @@ class EvalConfig(Settings):
     interval: Share = key(0.1, "progress between evaluations during training, which count toward the budget; 0: none")
     rows: PositiveInt = key(512, "validation rows of an evaluation during training")
     final_rows: PositiveInt = key(4096, "validation rows of the final evaluation, outside the budget")
-    batch_size: PositiveInt = key(64, "rows per batch and device")
+    batch_size: PositiveInt = key(64, "rows per batch and device", free=True)
 
 
 class CheckpointConfig(Settings):
@@ -116,10 +116,12 @@ class ExportConfig(Settings):
 class RunConfig(Settings):
     """A training run."""
 
-    run_name: Name | None = key(None, "folder under runs_dir; null: name of the YAML")
-    runs_dir: str = key("runs", "folder that holds the run folders")
+    run_name: Name | None = key(None, "folder under runs_dir; null: name of the YAML", free=True)
+    runs_dir: str = key("runs", "folder that holds the run folders", free=True)
     runs_remote: Place | None = key(
-        None, "object storage for copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://"
+        None,
+        "object storage for copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://",
+        free=True,
     )
     recipes: list[str] = key(list, "names of recipes, a preset first")
     seed: int = key(17, "seed of weights, data order and masks", ge=0, lt=2**32)
@@ -134,9 +136,9 @@ class RunConfig(Settings):
     scaleout: ScaleoutConfig = key(ScaleoutConfig, "training on several devices")
     algorithms: AlgorithmsConfig = key(AlgorithmsConfig, "algorithms that act during training")
     eval: EvalConfig = key(EvalConfig, "held-out loss")
-    checkpoint: CheckpointConfig = key(CheckpointConfig, "rolling checkpoints")
-    logging: LoggingConfig = key(LoggingConfig, "loggers")
-    export: ExportConfig = key(ExportConfig, "Hugging Face export")
+    checkpoint: CheckpointConfig = key(CheckpointConfig, "rolling checkpoints", free=True)
+    logging: LoggingConfig = key(LoggingConfig, "loggers", free=True)
+    export: ExportConfig = key(ExportConfig, "Hugging Face export", free=True)
 
     @field_validator("optimizer", "schedule", mode="before")
     @classmethod

@@ -44,6 +44,10 @@ class BlockDataset(StreamingDataset):
         block_rows: rows of each block, [blocks], if known.
         row_length: tokens in a row, if known.
         vocab_size: number that every token id must be below, if known.
+
+    Attributes:
+        shuffle_window: shards over which the shuffle spreads the blocks of one; it depends on `cache_limit`, so that a
+            run that resumes sets it to the value at its start.
     """
 
     def __init__(
@@ -76,6 +80,11 @@ class BlockDataset(StreamingDataset):
             )
         self.block_rows = block_rows
         self._row_length, self._vocab_size = row_length, vocab_size
+        self.shuffle_window = _WINDOW_SHARDS  # shards
+        if self.cache_limit:
+            # Shards that are being fetched or about to be evicted take space too.
+            fitting = self.cache_limit // (2 * self.max_shard_size_across_all_streams)
+            self.shuffle_window = max(2, min(_WINDOW_SHARDS, fitting))
         self._fetch_timeout = max(stream.fetch_timeout for stream in streams)
         # Streaming would mistake its own lock file, left by a killed process, for a running process.
         split_folders = "\n".join(sorted(os.path.abspath(os.path.join(s.local, s.split)) for s in streams))
@@ -168,7 +177,7 @@ class BlockDataset(StreamingDataset):
         """
         units, ids = self.resample_streams(epoch, stream)
         if self.shuffle:
-            window = max(self._window_shards() * self.num_samples // self.num_shards, 2 * int(units.max()))
+            window = max(self.shuffle_window * self.num_samples // self.num_shards, 2 * int(units.max()))
             return ids[get_shuffle("py1e", units, 1, self.shuffle_seed, epoch, window)]
         stream_of = np.searchsorted(self.sample_offset_per_stream, ids, side="right") - 1
         if stream_of[0] == stream_of[-1]:
@@ -176,12 +185,6 @@ class BlockDataset(StreamingDataset):
         counts = np.bincount(stream_of, minlength=self.num_streams)
         place = np.arange(len(ids)) - (counts.cumsum() - counts)[stream_of]
         return ids[np.argsort((place + 0.5) / counts[stream_of], kind="stable")]
-
-    def _window_shards(self) -> int:
-        if not self.cache_limit:
-            return _WINDOW_SHARDS
-        # Shards that are being fetched or about to be evicted take space too.
-        return max(2, min(_WINDOW_SHARDS, self.cache_limit // (2 * self.max_shard_size_across_all_streams)))
 
     def _claim_shard(self, shard_id: int, size: int) -> bool:
         """Claim a shard for fetching and reserve `size` bytes; False if it is local, claimed or needs space."""

@@ -54,6 +54,10 @@ class BlockOrder:
         for epoch in [epoch for epoch in self._epochs if epoch < current]:
             del self._epochs[epoch]
 
+    def discard_all(self) -> None:
+        """Free all tables, after the order of `epoch_blocks` has changed."""
+        self._epochs.clear()
+
     def _block_ends(self, epoch: int) -> NDArray:
         ends = self._epoch_blocks_and_ends(epoch)[1]
         assert ends is not None

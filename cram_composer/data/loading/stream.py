@@ -31,6 +31,7 @@ from cram_composer.errors import CramError
 
 Batch = dict[str, torch.Tensor]
 _REQUESTS_PER_WORKER = 4
+_EVALUATION_ROWS = 64  # masked together, with one seed
 _MASK_SEED = 1  # second number of the mask seed; separates masks from other uses of the run's seed
 
 
@@ -57,6 +58,7 @@ class RowStream:
     ) -> None:
         self.plan = ReadPlan(orders, rank, world_size)
         self._num_workers, self._timeout = num_workers, timeout
+        self._blocks = blocks
         self._local_folder = blocks.streams[0].local
         self._reader = BlockReader(blocks)
         self._requests = _RequestSampler(self.plan, blocks, prefetch)
@@ -84,12 +86,15 @@ class RowStream:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the whole run: identical on all ranks, valid for any number of them."""
-        return self.plan.state_dict()
+        return {**self.plan.state_dict(), "shuffle_window": self._blocks.shuffle_window}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the position that a stream of the same data reported."""
+        """Continue at the position that a stream of the same data reported, in the order of that stream."""
         if self._results is not None:
             raise RuntimeError("the position must be set before rows are taken")
+        self._blocks.shuffle_window = state.get("shuffle_window", self._blocks.shuffle_window)
+        for order in self.plan.orders:
+            order.discard_all()
         self.plan.load_state_dict(state)
 
     def _get_block(self, key: BlockKey) -> NDArray:
@@ -228,12 +233,13 @@ class TrainLoader:
 def evaluation_batches(
     rows: NDArray, collator: MaskedLMCollator, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> list[Batch]:
-    """Return masked batches of this rank's share of `rows`; masks depend only on a row's position and content.
+    """Return masked batches of this rank's share of `rows`; masks do not depend on `batch_size` or `world_size`.
 
     Rows that do not fill a batch on every rank are left out, so that all ranks have the same number of batches.
     """
-    batches = []
-    for start in range(0, len(rows) - batch_size * world_size + 1, batch_size * world_size):
-        first = start + rank * batch_size
-        batches.append(collator(rows[first : first + batch_size], 0.15, np.random.default_rng([0, first])))
-    return batches
+    starts = range(0, len(rows), _EVALUATION_ROWS)
+    masked = [collator(rows[i : i + _EVALUATION_ROWS], 0.15, np.random.default_rng([0, i])) for i in starts]
+    whole = {name: torch.cat([part[name] for part in masked]) for name in masked[0]} if masked else {}
+    step = batch_size * world_size
+    firsts = [start + rank * batch_size for start in range(0, len(rows) - step + 1, step)]
+    return [{name: tensor[i : i + batch_size] for name, tensor in whole.items()} for i in firsts]

@@ -283,6 +283,25 @@ def test_evaluation_batches_divide_rows_and_have_fixed_masks(root: Path):
         assert torch.equal(batch["labels"], shared[index % 2][index // 2]["labels"])
 
 
+def test_evaluation_masks_do_not_depend_on_the_batch_size(root: Path):
+    rows = np.random.default_rng(0).integers(5, 200, (300, LENGTH))
+    collator = evaluation_collator(200, (0, 1, 2, 3, 4), 4)
+    expected, found = (
+        torch.cat([batch["input_ids"] for batch in evaluation_batches(rows, collator, size)]) for size in (100, 75)
+    )
+    assert torch.equal(expected, found) and len(found) == 300
+
+
+def test_order_is_that_of_the_first_start_under_another_cache_limit(root: Path, tmp_path: Path):
+    data = PreparedDataset(tmp_path, load_manifest(root), remote=str(root), cache_limit=20_000)
+    reader = open_train(data, DataConfig(local=str(tmp_path), remote=str(root), num_workers=0), seed=7)
+    assert not np.array_equal(reader.take(ROWS), stream(root).take(ROWS))  # a small cache is read in another order
+    place = reader.state_dict()
+    resumed = stream(root)
+    resumed.load_state_dict(place)
+    assert np.array_equal(resumed.take(ROWS), reader.take(ROWS))
+
+
 def test_shuffling_gives_no_warnings(root: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
