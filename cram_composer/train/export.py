@@ -81,7 +81,7 @@ def check_sentences(sentences: list[str], data: PreparedDataset, max_position_em
     backend = Tokenizer.from_file(str(data.tokenizer / "tokenizer.json"))
     backend.no_truncation()
     mask_id = data.manifest["special_tokens"]["mask"]
-    mask = backend.id_to_token(mask_id)
+    mask = str(backend.id_to_token(mask_id))
     limit = min(MODEL_MAX_LENGTH, max_position_embeddings)
     for sentence in sentences:
         ids = backend.encode(sentence.replace("[MASK]", mask)).ids
