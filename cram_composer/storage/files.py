@@ -44,8 +44,10 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 def is_disk_full(error: BaseException, path: Path) -> bool:
     """Return True if writing `path` failed with `error` because the disk or the quota is full."""
+    seen: list[BaseException] = []
     link: BaseException | None = error
-    while link is not None:
+    while link is not None and link not in seen:
+        seen.append(link)
         text = str(link)
         if getattr(link, "errno", None) in _FULL or any(full in text for full in _FULL_TEXTS):
             return True

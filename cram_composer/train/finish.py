@@ -55,7 +55,10 @@ def finish(session: Session, status: str, reason: str | None, saved: bool) -> in
                     session.extra["metrics"]["fills"] = export_session(session)
             return _publish(session, status, reason)
     except BaseException as error:
-        raise _recorded(session, task.name, error) from error
+        failure = _recorded(session, task.name, error)
+        if failure is error:
+            raise
+        raise failure from error
 
 
 class _Task:

@@ -61,7 +61,9 @@ def run(
         if failure is not None:
             raise failure from error
         raise
-    status, reason = earlier or _outcome(session)
+    status, reason = _outcome(session)
+    if earlier is not None and status != "interrupted":
+        status, reason = earlier
     attempt.close(status, reason, saved=earlier is not None or status == "interrupted")
     session.callbacks.signals.uninstall()
     measured = energy.stop()
@@ -82,11 +84,11 @@ def _print_start(session: Session) -> None:
 
 def _end_of_loop(session: Session) -> tuple[str, str | None] | None:
     """Return how the loop of an earlier attempt ended, if nothing is left to train but the run did not finish."""
-    last = session.attempts[-1] if session.attempts else {}
-    at_end = last.get("ended_at_step") == int(session.trainer.state.timestamp.batch)
-    if not at_end or last.get("reason") not in ("finished", "stopped-early"):
-        return None
-    return last["reason"], last.get("cause")
+    step = int(session.trainer.state.timestamp.batch)
+    for attempt in session.attempts:
+        if attempt.get("ended_at_step") == step and attempt["reason"] in ("finished", "stopped-early"):
+            return attempt["reason"], attempt.get("cause")
+    return None
 
 
 def _outcome(session: Session) -> tuple[str, str | None]:
