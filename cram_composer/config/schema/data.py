@@ -46,7 +46,7 @@ class DataConfig(Settings):
     remote: Place | None = key(None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://")
     mirror: Place | None = key(None, "copy of `remote`, for shards that cannot be read from `remote`")
     cache_limit: ByteSize | None = key(None, "disk space for shards of `remote`, such as 50gb; the oldest are evicted")
-    deadline: Duration = key("2m", "time for a file of `remote`, retries included, however slow the server; at least 10 s")
+    deadline: Duration = key("2m", "time for a file of `remote`, retries included; at least 10 s")
     prefetch: NonNegativeInt = key(64, "blocks read ahead per device")
     order: Literal["auto", "shuffled", "stored"] = key(
         "auto", "order of the rows; auto: stored if the build ordered them, else shuffled"
