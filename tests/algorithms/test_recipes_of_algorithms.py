@@ -93,7 +93,10 @@ def test_a_recipe_changes_its_own_section_and_nothing_else(recipe: str):
 
 
 def test_the_documentation_has_every_algorithm_of_composer():
-    rows = [line.split("|")[1:-1] for line in (REPOSITORY / "docs" / "reference" / "composer-algorithms.md").read_text().splitlines()]
+    rows = [
+        line.split("|")[1:-1]
+        for line in (REPOSITORY / "docs" / "reference" / "composer-algorithms.md").read_text().splitlines()
+    ]
     table = [[cell.strip() for cell in row] for row in rows if len(row) == 4][2:]
     assert sorted(row[0] for row in table) == sorted(composer.algorithms.__all__)
     named = {recipe for row in table for recipe in re.findall("`([a-z-]+)`", row[2])}

@@ -53,11 +53,7 @@ class DataConfig(Settings):
     cache_limit: ByteSize | None = key(
         None, "disk space for shards of `remote`, such as 50gb; the oldest are evicted", free=True
     )
-    deadline: Duration = key(
-        "2m",
-        "time for a file of `remote`, retries included, however slow the server; at least 10 s",
-        free=True,
-    )
+    deadline: Duration = key("2m", "time for a file of `remote`, retries included; at least 10 s", free=True)
     prefetch: NonNegativeInt = key(64, "blocks read ahead per device", free=True)
     order: Literal["auto", "shuffled", "stored"] = key(
         "auto", "order of the rows; auto: stored if the build ordered them, else shuffled"
