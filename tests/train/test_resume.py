@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def interrupted_copy(whole: Path, copy: Path, at: int = 4) -> Path:
 def resume_with_loggers(composed: Composed, path: Path) -> None:
     from composer.loggers import InMemoryLogger
 
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it has reader processes
     with (
         mock.patch("composer.loggers.WandBLogger", InMemoryLogger),
         mock.patch("composer.loggers.MLFlowLogger", InMemoryLogger),
@@ -106,10 +108,10 @@ def test_all_free_keys_change_at_once(whole: Path, runs: TinyRuns, tiny_data: Pa
     assert not unchanged & changes.keys()
 
     runs._apart(resume_with_loggers, composed, moved)
-    assert losses(moved) == pytest.approx(losses(whole), abs=1e-6)
+    assert losses(moved) == pytest.approx(losses(whole), abs=1e-5)  # compiled, in other microbatches
     ended = record(moved)
     assert ended["status"] == "finished"
-    assert ended["metrics"]["validation_loss"] == pytest.approx(record(whole)["metrics"]["validation_loss"], abs=1e-6)
+    assert ended["metrics"]["validation_loss"] == pytest.approx(record(whole)["metrics"]["validation_loss"], abs=1e-5)
     attempt = ended["attempts"][-1]
     assert attempt["started_at_step"] == 4
     assert attempt["changes"].keys() >= changes.keys()
