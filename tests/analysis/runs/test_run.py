@@ -81,7 +81,7 @@ def test_folders_that_are_no_run_are_named_in_one_line(tmp_path: Path) -> None:
         load_run(tmp_path)
     for other in ('{"format_version": 3}', "[]"):
         (tmp_path / "record.json").write_text(other)
-        with pytest.raises(CramError, match="format version") as caught:
+        with pytest.raises(CramError, match="format.version") as caught:
             load_run(tmp_path)
         assert "\n" not in str(caught.value)
 

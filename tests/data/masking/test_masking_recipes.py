@@ -110,7 +110,7 @@ def test_other_recipes_combine():
     ("values", "model", "message"),
     [
         ({"mask_schedule": "cosine"}, {}, r"objective\.mask_schedule: cosine has no effect without"),
-        ({"unit": "word", "positions": "bernoulli"}, {}, r"objective\.positions: .* not unit=word"),
+        ({"unit": "word", "positions": "bernoulli"}, {}, r"objective\.positions: .* excludes unit=word"),
         ({"causal_fraction": 0.1}, {}, r"objective\.causal_fraction: .*set objective\.shift=true"),
         ({"shift": True, "causal_fraction": 0.1}, {"stack": "funnel"}, r"objective\.causal_fraction: .*another stack"),
         ({"shift": True}, {"architecture": "hf", "hf_name": "bert"}, r"objective\.shift: .*architecture=crambert"),

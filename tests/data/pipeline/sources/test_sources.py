@@ -194,8 +194,8 @@ def test_parquet_columns(tmp_path):
         ("kind: hub", "sources.0.dataset: is required"),
         ("{kind: starter, max_characters: 0}", "sources.0.max_characters: must be > 0, got 0"),
         ("{paths: [x], document: page}", "sources.0.document: must be one of file, line, blank-line, got 'page'"),
-        ("{kind: starter, paths: [x]}", "sources.0.paths: unknown key for 'starter', which has kind, max_characters"),
-        ("{kind: hub, dataset: x/y, document: line}", "sources.0.document: unknown key for 'hub', which has dataset"),
+        ("{kind: starter, paths: [x]}", "sources.0.paths: unknown key for 'starter'; valid keys: kind, max_characters"),
+        ("{kind: hub, dataset: x/y, document: line}", "sources.0.document: unknown key for 'hub'; valid keys: dataset"),
     ],
 )
 def test_settings_of_a_source_that_it_does_not_have(source, message, tmp_path):
