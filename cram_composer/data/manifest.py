@@ -100,7 +100,8 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
 
 def fingerprint(summary: Mapping[str, Any]) -> str:
     """Hash a manifest or its summary, apart from the versions of the libraries that wrote it."""
-    content = {key: value for key, value in summary.items() if key not in ("config", "created_with", "sources")}
+    left_out = ("config", "created_with", "file_sha256", "sources")  # file_sha256: a record does not have it
+    content = {key: value for key, value in summary.items() if key not in left_out}
     content["sources"] = [{k: v for k, v in source.items() if k != "files"} for source in summary["sources"]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
