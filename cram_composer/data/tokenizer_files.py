@@ -8,6 +8,11 @@ from typing import Any
 from cram_composer.storage.files import read_json, write_json
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return False for a folder without vocabulary, for which transformers 5 invents a tokenizer from config.json."""
+    return any(any(folder.glob(pattern)) for pattern in ("tokenizer.json", "vocab*", "*.model", "tokenizer.model*"))
+
+
 def write_tokenizer_folder(tokenizer: Any, folder: Path) -> None:
     """Write a fast tokenizer of transformers with `save_pretrained`, under a class name that both versions know."""
     tokenizer.save_pretrained(folder)

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from cram_composer.data.tokenizer_files import has_tokenizer
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.encode import LENGTH_MULTIPLE
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
@@ -64,6 +65,8 @@ class ModelSource:
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer. Raises CramError."""
+        if Path(self.source).is_dir() and not has_tokenizer(Path(self.source)):
+            raise CramError(f"{self.name}: its tokenizer cannot be loaded: the folder has no tokenizer.json")
         try:
             return AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
         except Exception as error:  # it raises many types, such as TypeError for a folder without a tokenizer

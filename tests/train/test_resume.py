@@ -58,6 +58,7 @@ def interrupted_copy(whole: Path, copy: Path, at: int = 4) -> Path:
 def resume_with_loggers(composed: Composed, path: Path) -> None:
     from composer.loggers import InMemoryLogger
 
+    multiprocessing.set_start_method("fork", force=True)  # as in a run; children of the pool would have its own
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it has reader processes
     with (
         mock.patch("composer.loggers.WandBLogger", InMemoryLogger),

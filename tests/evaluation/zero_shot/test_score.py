@@ -119,6 +119,7 @@ def without_tokenizer(folder: Path) -> None:
 def test_unsuitable_tokenizers_are_refused(break_, message, pairs, tmp_path, capsys):
     folder = save(tmp_path / "model")
     break_(folder)
+    capsys.readouterr()  # progress bars of transformers
     arguments = [folder, "--suite", "minimal-pairs", "--data", pairs, "--output", tmp_path / "out"]
     status, _, error = eval_(*arguments, capsys=capsys)
     assert status == 2

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, processors
 from cram_composer.config.paths import expand
 from cram_composer.config.schema.data_build import TokenizerConfig
 from cram_composer.data.pipeline.tokenizer.common import SPECIAL_TOKENS
-from cram_composer.data.tokenizer_files import write_tokenizer_folder
+from cram_composer.data.tokenizer_files import has_tokenizer, write_tokenizer_folder
 from cram_composer.errors import CramError
 
 MODEL_MAX_LENGTH = 512
@@ -67,6 +67,8 @@ def adopt_tokenizer(config: TokenizerConfig, folder: Path) -> BuiltTokenizer:
     source = expand(config.path or "")
     if not source.is_dir():
         raise CramError(f"tokenizer.path: {source} is not a folder of a Hugging Face tokenizer")
+    if not has_tokenizer(source):
+        raise CramError(f"tokenizer.path: {source} cannot be loaded: the folder has no tokenizer.json")
     try:
         loaded = AutoTokenizer.from_pretrained(source, local_files_only=True)
     except Exception as error:  # from_pretrained raises many types
