@@ -76,16 +76,28 @@ class Fsdp2(Strategy):
 
 
 class _MeanOverRanks(Algorithm):
-    """Divide gradients by the number of ranks: FSDP2 requests a mean, but gloo supports only sums.
+    """Divide gradients by the number of ranks: FSDP2 requests a mean, but gloo of older torch sums.
 
     Adam is invariant to the scale of gradients; clipping is not.
     """
 
     def __init__(self, strategy: Fsdp2) -> None:
         self._strategy = strategy
+        self._divisor: float | None = None
 
     def match(self, event: Event, state: State) -> bool:
         return event == Event.AFTER_TRAIN_BATCH
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        torch._foreach_div_(self._strategy.gradients(state), float(self._strategy.world_size))
+        if self._divisor is None:
+            self._divisor = _mean_of_ones(self._strategy.world_size)
+        if self._divisor != 1.0:
+            torch._foreach_div_(self._strategy.gradients(state), self._divisor)
+
+
+def _mean_of_ones(world_size: int) -> float:
+    """Request a mean as FSDP2 does: 1 if gloo computes it, the number of ranks if it sums, as in torch 2.7."""
+    mean = torch.empty(1)
+    ones = torch.ones(world_size)
+    torch.distributed.reduce_scatter_tensor(mean, ones, op=torch.distributed.ReduceOp.AVG)
+    return float(mean)
