@@ -167,8 +167,8 @@ def test_runs_of_another_sweep_are_not_taken_for_its_own(capsys: pytest.CaptureF
     status, _, errors = sweep("--yes", capsys=capsys)
     assert status == 2
     assert errors == (
-        "error: runs/sweeps/own/a-seed1: holds a run with another configuration (run_name, runs_dir, seed, "
-        "optimizer.lr, logging.progress_bar); give this sweep another folder with --output\n"
+        "error: runs/sweeps/own/a-seed1: holds a run with another configuration (seed, "
+        "optimizer.lr); give this sweep another folder with --output\n"
     )
 
 
@@ -265,6 +265,7 @@ def test_slots_share_the_cores() -> None:
 def test_every_gpu_is_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("cram_composer.device._check_architecture", lambda: None)
     assert [slot.gpu for slot in local_slots("auto", None)] == ["0", "1", "2"]
     assert [slot.gpu for slot in local_slots("cuda", 2)] == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")

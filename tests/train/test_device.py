@@ -116,7 +116,8 @@ from cram_composer.device import set_up_cpu
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "2"
 set_up_cpu(1, trains_here=sys.argv[1] == "cpu")
 import torch._inductor.async_compile
-print(sum(len(children.read_text().split()) for children in Path("/proc/self/task").glob("*/children")))
+children = sum(len(children.read_text().split()) for children in Path("/proc/self/task").glob("*/children"))
+print(children, os.environ.get("TORCH_WARM_POOL"))
 """
 
 
@@ -125,4 +126,6 @@ def test_processes_that_compile_for_gpus_are_started_for_gpus_only(device: str):
     environment = {name: value for name, value in os.environ.items() if name != "TORCH_WARM_POOL"}
     command = [sys.executable, "-c", COMPILER_PROCESSES, device]
     result = subprocess.run(command, capture_output=True, check=True, env=environment)
-    assert (int(result.stdout) > 0) == (device == "gpu")
+    children, warm_pool = result.stdout.decode().split()
+    # For a GPU torch 2.7 starts them at the import, later versions at the first compilation.
+    assert (int(children), warm_pool) == (0, "0") if device == "cpu" else warm_pool == "None"
