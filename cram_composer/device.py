@@ -85,7 +85,7 @@ def device_kind(requested: str, advice: str) -> str:
     """Resolve "auto", "cuda" or "cpu" to "cuda" or "cpu".
 
     Raises:
-        CramError: a GPU is there that this torch cannot use; or cuda was requested and there is none, with `advice`.
+        CramError: this torch cannot use the GPU; or cuda was requested without a GPU, and the error ends in `advice`.
     """
     if requested == "cpu":
         return "cpu"

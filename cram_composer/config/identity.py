@@ -30,8 +30,9 @@ def learnt_values(config: dict[str, Any]) -> dict[str, Any]:
 
 def learnt_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the fixed keys whose values differ; a key that an older version lacked had its default."""
-    old, new = _defaults() | learnt_values(before), learnt_values(now)
-    dropped = [key for key in learnt_values(before) if key not in new]
+    given, new = learnt_values(before), learnt_values(now)
+    old = _defaults() | given
+    dropped = [key for key in given if key not in new]
     return [*(key for key, value in new.items() if old.get(key, _ABSENT) != value), *dropped]
 
 

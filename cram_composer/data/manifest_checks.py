@@ -12,7 +12,7 @@ _LARGEST_VOCABULARY = {"uint16": 65535, "uint32": 2**32 - 1}  # by dtype
 
 
 def manifest_problem(manifest: Mapping[str, Any]) -> str | None:
-    """Return the first contradiction in a manifest, None if there is none."""
+    """Return the first contradiction in a manifest, None for a valid one."""
     try:
         return next(_problems(manifest), None)
     except (TypeError, ValueError, KeyError, AttributeError) as error:

@@ -44,7 +44,7 @@ def uncompile(regions: list[nn.Module]) -> None:
 
 
 def encoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers in `layer_list`, or an empty list if there is none."""
+    """Return the layers in `layer_list`, empty for a model without such a list."""
     return list(layer_list(model) or [])
 
 

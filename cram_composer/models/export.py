@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -27,11 +26,6 @@ from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.native import to_native
 from cram_composer.storage.files import naming_full_disk
-
-
-def _eagerly() -> Any:
-    """Run a trained model without compilation, which every new shape would need."""
-    return torch.compiler.set_stance("force_eager")
 
 
 def export_model(
@@ -125,7 +119,7 @@ def verify_export(destination: Path, model: PreTrainedModel, tolerance: float = 
     input_ids = torch.randint(config.vocab_size, (2, length), generator=generator)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, length // 2 :] = 0
-    with torch.inference_mode(), _eagerly():
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
         logits = (m(input_ids=input_ids, attention_mask=attention_mask).logits for m in (original, loaded))
         difference = float(torch.max(torch.abs(torch.sub(*logits))[attention_mask.bool()]))
     if not difference <= tolerance:
@@ -165,7 +159,7 @@ def fill_masks(
         position = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
         if not len(position):
             raise CramError(f"sentence '{sentence}': contains no {tokenizer.mask_token} in the first {limit} tokens")
-        with torch.inference_mode(), _eagerly():
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
             probabilities = model(**inputs).logits[0, position[0]].float().softmax(dim=-1)
         best = probabilities.topk(k)

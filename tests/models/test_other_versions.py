@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cram_composer.models.export import export_model, exported_form, no_progress_bars
+from cram_composer.models.export import export_model, exported_form
 from tests.conftest import REPOSITORY
 from tests.models.test_native import BERT, MODERN_BERT
 from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
@@ -56,8 +56,7 @@ def test_export_of_one_version_loads_in_the_other(form: str, written_here: bool,
     assert OTHER is not None
     folder, inputs = tmp_path / "export", tmp_path / "inputs.pt"
     if written_here:
-        with no_progress_bars():
-            write(form, str(folder))
+        write(form, str(folder))
     else:
         _run(OTHER, EXPORT, form, str(folder))
     ids = torch.randint(VOCAB_SIZE, (2, 16), generator=torch.Generator().manual_seed(1))

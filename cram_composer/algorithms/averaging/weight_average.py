@@ -32,7 +32,7 @@ class WeightAverage(Algorithm):
 
     @abstractmethod
     def average(self) -> Weights:
-        """Return this rank's part of the current average by parameter name; empty if there is none yet."""
+        """Return this rank's part of the current average by parameter name; empty before the first update."""
 
     def map_snapshots(self, change: Callable[[Weights], Weights]) -> None:
         """Apply `change` to every stored set of weights."""
@@ -145,5 +145,5 @@ def local_weights(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def saved_average(algorithms: Iterable[tuple[str, dict[str, Any]]]) -> Weights | None:
-    """Return the average among the algorithms of a checkpoint, None if there is none."""
+    """Return the average among the algorithms of a checkpoint, None for a run without averaging."""
     return next((state["average"] for _, state in algorithms if state.get("average")), None)
