@@ -31,7 +31,7 @@ def check_fills_a_mask(run: Path, record: dict[str, Any]) -> str:
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
     export = run / "export"
-    tokenizer = AutoTokenizer.from_pretrained(export)
+    tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True)
     model = AutoModelForMaskedLM.from_pretrained(export, trust_remote_code=True)
     fills = pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")(
         f"The president of the United {tokenizer.mask_token} spoke.", top_k=3

@@ -23,6 +23,7 @@ from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.encode import LENGTH_MULTIPLE
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM, CramBertForSequenceClassification
+from cram_composer.models.export import no_progress_bars
 from cram_composer.runs.folder import RECORD
 
 _DROPOUT_KEYS = (
@@ -88,7 +89,8 @@ class ModelSource:
                 draw = model_class if isinstance(config, CramBertConfig) else model_class.from_config
                 return draw(config)
             # Discards the head of another task, such as that of a model fine-tuned on MNLI.
-            return model_class.from_pretrained(self.source, config=config, ignore_mismatched_sizes=True)
+            with no_progress_bars():
+                return model_class.from_pretrained(self.source, config=config, ignore_mismatched_sizes=True)
         except (OSError, ValueError) as error:
             raise CramError(f"{self.name}: cannot be loaded: {_one_line(error)}") from None
 
@@ -105,7 +107,8 @@ class ModelSource:
                 torch.manual_seed(seed)
                 draw = model_class if isinstance(config, CramBertConfig) else model_class.from_config
                 return draw(config).eval()
-            model, found = model_class.from_pretrained(self.source, config=config, output_loading_info=True)
+            with no_progress_bars():
+                model, found = model_class.from_pretrained(self.source, config=config, output_loading_info=True)
         except (OSError, ValueError) as error:
             raise CramError(f"{self.name}: cannot be loaded as a masked LM: {_one_line(error)}") from None
         if missing := sorted(found["missing_keys"]):

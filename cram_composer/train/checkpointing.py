@@ -8,6 +8,7 @@ import pickle
 import pydoc
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,8 +171,11 @@ def tensors_only(path: Path | None) -> Iterator[None]:
         CramError: the checkpoint at `path` holds anything else; nothing of it was executed.
     """
     safe = list(_SAFE_GLOBALS)
-    if path is not None and any(name in _OF_SHAMPOO for name in get_unsafe_globals_in_checkpoint(path)):
-        safe += [pydoc.locate(name) for name in _OF_SHAMPOO]
+    if path is not None:
+        if not zipfile.is_zipfile(path):
+            raise CramError(f"{path}: not a checkpoint of torch.save (no zip archive); it was not loaded")
+        if any(name in _OF_SHAMPOO for name in get_unsafe_globals_in_checkpoint(path)):
+            safe += [pydoc.locate(name) for name in _OF_SHAMPOO]
     forced = mock.patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"})  # Composer asks for full unpickling
     with forced, safe_globals(safe):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -55,4 +56,12 @@ def test_composers_loading_is_restricted_too(tmp_path: Path) -> None:
     torch.save(_Command(f"touch {marker}"), file)
     with pytest.raises(CramError, match="could run code"), tensors_only(file):
         torch.load(file, weights_only=False)
+    assert not marker.exists()
+
+
+def test_pickle_that_is_no_archive_is_one_line(tmp_path: Path) -> None:
+    file, marker = tmp_path / "evil.pt", tmp_path / "marker"
+    file.write_bytes(pickle.dumps({"state": _Command(f"touch {marker}")}))
+    with pytest.raises(CramError, match=r"evil\.pt: not a checkpoint of torch\.save"):
+        load_state(file)
     assert not marker.exists()
