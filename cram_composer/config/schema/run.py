@@ -15,11 +15,14 @@ from cram_composer.config.schema.optimizer import AdamWConfig, OptimizerConfig
 from cram_composer.config.schema.scaleout import ScaleoutConfig
 from cram_composer.config.schema.schedule import ScheduleConfig, TriangleConfig
 
-CLOCKS = ("wall", "device_hours", "replay")  # setting one in a later layer unsets the others
+CLOCKS = ("wall", "device_hours", "replay")  # setting one by a dotted key unsets the others
 
 
 class BudgetConfig(Settings):
-    """Limits of a run; the first one reached ends it. `budget: 24h` is short for `budget: {wall: 24h}`."""
+    """Limits of a run; the first one reached ends it. `budget: 24h` is short for `budget: {wall: 24h}`.
+
+    A later `budget={...}` replaces all limits of the YAML; `budget.steps=N` adds one to them.
+    """
 
     wall: Duration | None = key(None, "wall-clock of the training loop: 24h, 90m, 600s, 1d, 1h30m")
     device_hours: float | None = key(None, "wall-clock times devices; 24 is 3 h on 8 devices", ge=1e-6)
@@ -29,8 +32,9 @@ class BudgetConfig(Settings):
 
     @model_validator(mode="after")
     def _check_replay(self) -> BudgetConfig:
-        if self.replay is not None and (self.tokens is not None or self.steps is not None):
-            raise ValueError("replay: excludes tokens and steps, because it follows its trace to the end; remove them")
+        others = [name for name, limit in self if limit is not None and name != "replay"]
+        if self.replay is not None and others:
+            raise ValueError(f"replay: follows its trace to the end, without other limits; remove {', '.join(others)}")
         return self
 
 
