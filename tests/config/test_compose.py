@@ -126,6 +126,13 @@ def test_every_mistake_is_one_line_that_says_where(override: str, parts: list[st
         assert part in message, message
 
 
+def test_the_first_batch_is_divided_among_devices():
+    result = composed("algorithms.batch_size_ramp.initial_batch_size=9", "train.device_train_microbatch_size=8")
+    check_run(result.config, world_size=1)
+    with pytest.raises(ConfigError, match=r"initial_batch_size: must be a multiple of the 2 devices.*set 8 or 10"):
+        check_run(result.config, world_size=2)
+
+
 def test_an_error_in_a_file_names_the_file(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text("trian: {}\n")
