@@ -126,6 +126,11 @@ def test_every_mistake_is_one_line_that_says_where(override: str, parts: list[st
         assert part in message, message
 
 
+def test_patience_needs_evaluations():
+    message = error_of("train.early_stop={patience: 2}", "eval.interval=0")
+    assert message.startswith("train.early_stop.patience: counts evaluations") and "set eval.interval" in message
+
+
 def test_the_first_batch_is_divided_among_devices():
     result = composed("algorithms.batch_size_ramp.initial_batch_size=9", "train.device_train_microbatch_size=8")
     check_run(result.config, world_size=1)

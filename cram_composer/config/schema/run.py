@@ -39,10 +39,14 @@ class BudgetConfig(Settings):
 
 
 class EarlyStopConfig(Settings):
-    """Stop a run whose loss shows that it will not converge."""
+    """Stop a run that does not converge, or no longer improves; it is evaluated and exported as usual."""
 
-    loss_above: float = key(7.5, "smoothed training loss, nats")
-    at: Share = key(0.1, "progress at which the loss is checked")
+    loss_above: float | None = key(7.5, "smoothed training loss at progress `at`, nats; null: not checked")
+    at: Share = key(0.1, "progress at which the training loss is checked")
+    patience: PositiveInt | None = key(
+        None, "in-loop evaluations without a lower held-out loss that end the run; null: any number"
+    )
+    min_delta: float = key(0.0, "nats by which the held-out loss must fall to count as lower", ge=0.0)
 
 
 class TrainConfig(Settings):
@@ -57,7 +61,7 @@ class TrainConfig(Settings):
         "skip-step", "reaction to a loss or gradient that is not finite"
     )
     max_nonfinite: PositiveInt = key(20, "consecutive non-finite steps that end the run under any policy")
-    early_stop: EarlyStopConfig | None = key(None, "stop a run that does not converge")
+    early_stop: EarlyStopConfig | None = key(None, "end a run before its budget")
 
     @field_validator("compile", mode="before")
     @classmethod

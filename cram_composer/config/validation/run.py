@@ -16,6 +16,11 @@ def check_run(config: RunConfig, world_size: int) -> None:
     if not any((config.data.local, config.data.remote, config.data.build)):
         raise ConfigError("data: no data set is named; set data.build, data.local or data.remote")
     _check_batches(config, world_size)
+    if config.train.early_stop and config.train.early_stop.patience and config.eval.interval == 0.0:
+        raise ConfigError(
+            "train.early_stop.patience: counts evaluations during training, which eval.interval=0 turns off; set "
+            "eval.interval=0.02, or remove patience"
+        )
     if config.device == "cpu" and config.optimizer.name == "adamw-8bit":
         raise ConfigError("optimizer.name: adamw-8bit needs a GPU; set optimizer.name=adamw")
     if config.device == "cpu" and config.train.precision == "fp16":
