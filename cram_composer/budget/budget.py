@@ -74,9 +74,9 @@ def build_budget(config: BudgetConfig, world_size: int) -> Budget:
     """Build the budget of `config`; `world_size` devices share device-hours evenly."""
     if config.replay is not None:
         return Budget(Limits(), read_trace(expand(config.replay)))
-    seconds = None
+    clocks = []
     if config.wall is not None:
-        seconds = parse_duration(config.wall)
-    elif config.device_hours is not None:
-        seconds = config.device_hours * 3600.0 / world_size
-    return Budget(Limits(seconds, int(config.tokens) if config.tokens else None, config.steps))
+        clocks.append(parse_duration(config.wall))
+    if config.device_hours is not None:
+        clocks.append(config.device_hours * 3600.0 / world_size)
+    return Budget(Limits(min(clocks, default=None), int(config.tokens) if config.tokens else None, config.steps))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from cram_composer.commands.arguments import Commands, add_command, add_yaml
-from cram_composer.commands.sweep_options import add_sweep_options, budget_override, run_sweep
+from cram_composer.commands.arguments import Commands, add_command, add_yaml, overrides_from
+from cram_composer.commands.sweep_options import add_sweep_options, run_sweep
 from cram_composer.errors import CramError
 
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     from cram_composer.sweeps.ablation import leave_one_out
 
     recipes = options.recipes.split(",") if options.recipes else None
-    overrides = [*options.overrides, *budget_override(options.budget)]
+    overrides = [*options.overrides, *overrides_from(budget=options.budget)]
     sweep = leave_one_out(str(options.yaml), overrides, recipes)
     if options.seeds is not None:
         if options.seeds < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cram_composer.commands.arguments import Commands, add_command, overrides_from
-from cram_composer.commands.sweep_options import add_sweep_options, budget_override, run_sweep
+from cram_composer.commands.sweep_options import add_sweep_options, run_sweep
 
 
 def add(commands: Commands) -> None:
@@ -37,6 +37,6 @@ def run(options: argparse.Namespace) -> int:
     from cram_composer.config.paths import sweep_file
     from cram_composer.config.schema.sweep import SweepConfig
 
-    overrides = [*options.set, *overrides_from(seeds=options.seeds), *budget_override(options.budget)]
+    overrides = [*options.set, *overrides_from(seeds=options.seeds, budget=options.budget)]
     config = compose(SweepConfig, sweep_file(options.sweep), overrides).config
     return run_sweep(config, options.sweep, options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,18 +24,6 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="train without asking for confirmation")
     parser.add_argument("--report", action="store_true", help="compare the existing runs without training")
     add_json(parser)
-
-
-def budget_override(text: str | None) -> list[str]:
-    """Return the override that replaces every limit of the file's budget, whatever its unit."""
-    if text is None:
-        return []
-    from cram_composer.config.layers import parse_override
-    from cram_composer.config.schema.run import BudgetConfig
-
-    _, value = parse_override(f"budget={text}")
-    limits = value if isinstance(value, dict) else {"wall": text}
-    return [f"budget={json.dumps({**vars(BudgetConfig()), **limits})}"]
 
 
 def run_sweep(config: SweepConfig, source: str, options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from cram_composer.config.identity import learnt_values
-from cram_composer.config.layers import COMMAND_LINE, flatten, parse_override, read_yaml, spell_out, unflatten
+from cram_composer.config.layers import COMMAND_LINE, flatten, parse_override, read_yaml, spell_out
 from cram_composer.config.messages import config_error, set_in
 from cram_composer.config.paths import find_shared
 from cram_composer.config.recipes import Recipe, check_architecture, check_compatible, load_recipe
@@ -128,7 +128,7 @@ class _Merged:
     def add(self, source: str, values: dict[str, Any]) -> None:
         """Merge one layer."""
         indexed = {key: value for key, value in values.items() if any(part.isdigit() for part in key.split("."))}
-        nested = spell_out(unflatten({key: value for key, value in values.items() if key not in indexed}))
+        nested = spell_out({key: value for key, value in values.items() if key not in indexed})
         self._reset_other_choices(source, nested)
         before = flatten(OmegaConf.to_container(self.values))
         try:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cram_composer.config.schema.run import CLOCKS
+from cram_composer.config.schema.run import CLOCKS, BudgetConfig
 from cram_composer.errors import ConfigError
 
 COMMAND_LINE = "command line"
@@ -59,22 +59,27 @@ def unflatten(values: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def spell_out(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace the short forms of nested values: `budget: 24h`, `scaleout: ddp`."""
-    values = dict(values)
+def spell_out(layer: dict[str, Any]) -> dict[str, Any]:
+    """Nest dotted keys and replace the short forms `budget: 24h` and `scaleout: ddp`. Raises ConfigError."""
+    values = unflatten(layer)
     if "budget" in values:
-        values["budget"] = _spelled_out_budget(values["budget"])
+        values["budget"] = _spelled_out_budget(values["budget"], whole="budget" in layer)
     if isinstance(values.get("scaleout"), str):
         values["scaleout"] = {"strategy": values["scaleout"]}
     return values
 
 
-def _spelled_out_budget(budget: Any) -> dict[str, Any]:
-    """Expand the budget; setting one clock (wall, device_hours, replay) unsets that of an earlier layer."""
+def _spelled_out_budget(budget: Any, whole: bool) -> dict[str, Any]:
+    """Expand the budget and unset the limits of earlier layers that it replaces.
+
+    A `whole` budget replaces all of them. A dotted key refines the budget: it adds its limit, but one clock (wall,
+    device_hours, replay) replaces another.
+    """
     if not isinstance(budget, dict):
         budget = {"wall": budget}
-    if any(budget.get(clock) is not None for clock in CLOCKS):
-        budget = {**dict.fromkeys(CLOCKS), **budget}
+    replaced = BudgetConfig.model_fields if whole else CLOCKS
+    if any(budget.get(limit) is not None for limit in replaced):
+        budget = {**dict.fromkeys(replaced), **budget}
     return budget
 
 

@@ -34,7 +34,7 @@ def chunked_cross_entropy(
 
     chunks = zip(hidden.split(_CHUNK), labels.split(_CHUNK), strict=True)
     total = torch.stack([checkpoint(summed, *chunk, use_reentrant=False) for chunk in chunks]).sum()
-    return total / (labels != -100).sum(), None
+    return total / (labels != -100).sum().clamp(min=1), None
 
 
 @torch.compiler.disable

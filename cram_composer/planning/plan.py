@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
@@ -82,11 +81,7 @@ def make_plan(
     spending = simulate_budget(spec, speed, lambda tokens: flops_per_row(tokens) / flops_per_row(length))
     batches = config.train.batch_size // (devices * microbatch)
     rows_per_second = batches * microbatch / speed.step(batches)
-    sizes = [config.train.batch_size]
-    ramp = config.algorithms.batch_size_ramp
-    if ramp is not None and ramp.initial_batch_size is not None:
-        sizes.append(ramp.initial_batch_size)
-    allowed = divisors(math.gcd(*sizes) // devices)
+    allowed = divisors(config.train.batch_size // devices)
     return Plan(
         devices=devices,
         device_hours=devices * spending.seconds / 3600.0,

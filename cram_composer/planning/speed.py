@@ -36,7 +36,7 @@ class Speed:
     compile_seconds: float
     source: str  # description of its origin
 
-    def step(self, microbatches: int, work: float = 1.0) -> float:
+    def step(self, microbatches: float, work: float = 1.0) -> float:
         """Return the seconds of a step; `work` is the cost of its microbatches relative to rows of full length."""
         return self.step_seconds + microbatches * work * self.microbatch_seconds
 

@@ -72,7 +72,7 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
         for ramp in ramps:
             ramp.apply(Event.BEFORE_DATALOADER, cast(State, None), cast(Logger, None))
         row = work(loader.seq_length) * _pieces_per_row(loader)
-        seconds = stretch * speed.step(loader.rows // loader.microbatch, row)
+        seconds = stretch * speed.step(loader.rows / loader.microbatch, row)
         row_tokens = loader.seq_length if loader.truncate else loader.data_seq_length
         step_tokens = loader.rows * devices * row_tokens
         first = first or loader.rows

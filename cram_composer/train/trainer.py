@@ -61,6 +61,7 @@ def build_trainer(
             device=device.name,
             precision=precision,
             device_train_microbatch_size=config.train.device_train_microbatch_size,
+            accumulate_train_batch_on_tokens=True,  # that have a label
             seed=config.seed,
             run_name=folder.path.name,
             load_path=str(path) if path else None,

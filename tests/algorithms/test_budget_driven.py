@@ -55,10 +55,25 @@ def test_the_registry_and_the_schema_name_the_same_algorithms():
     assert set(REGISTRY) == set(AlgorithmsConfig.model_fields)
 
 
-def test_the_batch_grows_in_whole_microbatches_to_its_full_size(budget: Budget):
-    loader = fake_loader()
-    ramp = BatchSizeRamp(BatchSizeRampConfig(until=0.6), budget, loader, world_size=1)
-    assert follow(ramp, budget, loader, "rows", [0, 30, 60, 100]) == [64, 256, 512, 512]
+@pytest.mark.parametrize("microbatch", [1, 16, 64, 512])
+def test_the_batch_grows_to_its_full_size_with_any_microbatch(budget: Budget, microbatch: int):
+    loader = fake_loader(microbatch=microbatch)
+    ramp = BatchSizeRamp(BatchSizeRampConfig(initial_batch_size=64, until=0.6), budget, loader, world_size=1)
+    assert follow(ramp, budget, loader, "rows", [0, 20, 30, 60, 100]) == [64, 192, 256, 512, 512]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize(("batch", "first"), [(8192, 256), (4096, 128), (32, 16), (8, 8)])
+def test_the_first_batch_is_a_share_of_the_full_one(budget: Budget, batch: int, first: int, world_size: int):
+    loader = fake_loader(rows=batch // world_size)
+    ramp = BatchSizeRamp(BatchSizeRampConfig(), budget, loader, world_size)
+    assert follow(ramp, budget, loader, "rows", [0, 60]) == [first // world_size, batch // world_size]
+
+
+def test_a_full_batch_that_is_no_multiple_of_the_first_is_reached(budget: Budget):
+    loader = fake_loader(rows=48)
+    ramp = BatchSizeRamp(BatchSizeRampConfig(initial_batch_size=32, until=0.5), budget, loader, world_size=1)
+    assert follow(ramp, budget, loader, "rows", [0, 49, 50]) == [32, 32, 48]
 
 
 def test_the_ramp_counts_rows_over_all_devices(budget: Budget):

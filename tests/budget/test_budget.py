@@ -39,6 +39,7 @@ def test_progress_never_exceeds_one():
 @pytest.mark.parametrize(("devices", "seconds"), [(1, 24 * 3600), (8, 3 * 3600)])
 def test_device_hours_are_shared_by_devices(devices: int, seconds: float):
     assert build_budget(BudgetConfig(device_hours=24.0), devices).limits.seconds == seconds
+    assert build_budget(BudgetConfig(device_hours=24.0, wall="2h"), devices).limits.seconds == min(seconds, 7200.0)
 
 
 def test_a_replay_follows_the_trace_whatever_the_clock_says(tmp_path: Path):

@@ -59,9 +59,37 @@ def test_the_hash_follows_the_values_only():
         ("budget.tokens=1e6", "10m", None, None),
     ],
 )
-def test_naming_one_clock_takes_back_the_other(override: str, wall, device_hours, replay):
+def test_naming_one_clock_replaces_the_other(override: str, wall, device_hours, replay):
     budget = composed(override).config.budget
     assert (budget.wall, budget.device_hours, budget.replay) == (wall, device_hours, replay)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "limits"),
+    [
+        (["budget={steps: 5}"], {"steps": 5}),
+        (["budget={wall: null, steps: 5}"], {"steps": 5}),
+        (["budget={tokens: 1e6}"], {"tokens": 1e6}),
+        (["budget={wall: 2m, steps: 5}"], {"wall": "2m", "steps": 5}),
+        (["budget.steps=5"], {"wall": "10m", "steps": 5}),
+        (["budget.steps=5", "budget.wall=null"], {"steps": 5}),
+        (["budget.steps=5", "budget=1h"], {"wall": "1h"}),
+        (["budget={steps: 5}", "budget={tokens: 7}"], {"tokens": 7.0}),
+        (["budget={steps: 5}", "budget.tokens=7"], {"steps": 5, "tokens": 7.0}),
+        (["budget={steps: 5}", "budget={replay: runs/x}"], {"replay": "runs/x"}),
+    ],
+)
+def test_a_whole_budget_replaces_and_a_dotted_key_refines(overrides: list[str], limits: dict):
+    result = composed(*overrides)
+    assert {name: limit for name, limit in result.config.budget if limit is not None} == limits
+    assert "wall" in limits or result.overridden["budget.wall"] == [(CPU, "10m")]
+
+
+def test_a_yaml_replaces_the_budget_of_its_recipe(recipe_folder: Path):
+    add_recipe(recipe_folder, "a", "budget: {steps: 5}\n", kind="preset")
+    (recipe_folder / "run.yaml").write_text("recipes: [a]\nbudget: 1m\ndata: {local: x}\n")
+    budget = compose(RunConfig, recipe_folder / "run.yaml", []).config.budget
+    assert (budget.wall, budget.steps) == ("1m", None)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +124,18 @@ def test_every_mistake_is_one_line_that_says_where(override: str, parts: list[st
     message = error_of(override)
     for part in parts:
         assert part in message, message
+
+
+def test_patience_needs_evaluations():
+    message = error_of("train.early_stop={patience: 2}", "eval.interval=0")
+    assert message.startswith("train.early_stop.patience: counts evaluations") and "set eval.interval" in message
+
+
+def test_the_first_batch_is_divided_among_devices():
+    result = composed("algorithms.batch_size_ramp.initial_batch_size=9", "train.device_train_microbatch_size=8")
+    check_run(result.config, world_size=1)
+    with pytest.raises(ConfigError, match=r"initial_batch_size: must be a multiple of the 2 devices.*set 8 or 10"):
+        check_run(result.config, world_size=2)
 
 
 def test_an_error_in_a_file_names_the_file(tmp_path: Path):

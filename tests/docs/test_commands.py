@@ -19,7 +19,6 @@ import yaml
 
 from cram_composer.cli import build_parser
 from cram_composer.commands.arguments import overrides_from
-from cram_composer.commands.sweep_options import budget_override
 from cram_composer.config import compose, compose_run, paths, recipes
 from cram_composer.config.paths import sweep_file
 from cram_composer.config.protocols import compose_protocol
@@ -159,7 +158,7 @@ def check_cram(words: list[str]) -> None:
 
 
 def check_sweep(options: argparse.Namespace) -> None:
-    overrides = [*options.set, *overrides_from(seeds=options.seeds), *budget_override(options.budget)]
+    overrides = [*options.set, *overrides_from(seeds=options.seeds, budget=options.budget)]
     config = compose(SweepConfig, sweep_file(options.sweep), overrides).config
     compose_run(config.run, [])
 

@@ -65,7 +65,7 @@ def test_budgets_by_hand(data: Path, budget: str, devices: int, steps: int, seco
 def test_a_ramp_takes_more_and_smaller_steps(data: Path):
     """2,000 steps of a second each, with rows on the line from one to eight microbatches until 60 %."""
     speed = Speed(microbatch_seconds=0.0, step_seconds=1.0, compile_seconds=0.0, source="by hand")
-    plan = spec(data, 1, "algorithms.batch_size_ramp.until=0.6", "budget=2000s", "train.batch_size=128")
+    plan = spec(data, 1, "algorithms.batch_size_ramp.initial_batch_size=16", "budget=2000s", "train.batch_size=128")
     rows = sum(16 * round(1 + 7 * min(step / 1200, 1.0)) for step in range(2000))
     spent = simulate_budget(plan, speed, same)
     assert (spent.steps, spent.first_batch_size, spent.last_batch_size) == (2000, 16, 128)

@@ -46,6 +46,19 @@ def test_gradients_are_the_mean_over_ranks(strategy: str, ranks: Ranks):
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero-2"])
+def test_labels_weigh_equally_and_the_ramp_counts_all_rows(strategy: str, ranks: Ranks):
+    """One rank trains whole batches; two ranks train microbatches with different numbers of labels, or none."""
+    settings = [
+        "objective={positions: bernoulli, mlm_probability: 0.05}",
+        "algorithms.batch_size_ramp={initial_batch_size: 10, until: 0.6}",
+    ]
+    one = ranks(f"labels-one-{strategy}", 1, *settings, "train.device_train_microbatch_size=32")
+    two = ranks(f"labels-two-{strategy}", 2, *STRATEGIES[strategy], *settings, "train.device_train_microbatch_size=2")
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert record(two)["tokens"] == record(one)["tokens"]
+
+
 def same_checkpoint(ours: dict, theirs: dict) -> None:
     """Check that weights, moments, parameter groups and the average are equal whole tensors."""
     close(ours["model"], theirs["model"])

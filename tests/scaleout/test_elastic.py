@@ -16,7 +16,6 @@ from tests.data.data_sets import write_data_set
 SETTINGS = [
     "budget={steps: 60, wall: 300s}",
     "checkpoint.interval=0.2s",
-    "algorithms.batch_size_ramp=null",  # its first batch is one microbatch per rank
     "logging.progress_bar=false",
 ]
 

@@ -28,10 +28,10 @@ class SeqLengthWarmupConfig(Settings):
 
 
 class BatchSizeRampConfig(Settings):
-    """Linear growth of the batch in whole microbatches (Cramming, section 4.3)."""
+    """Linear growth of the batch in multiples of its first size (Cramming, section 4.3)."""
 
     initial_batch_size: PositiveInt | None = key(
-        None, "rows over all devices at the start; null: one microbatch per device"
+        None, "rows over all devices at the start; null: a 32nd of train.batch_size, at least 16"
     )
     until: Share = key(0.6, "progress at which train.batch_size is reached")
 

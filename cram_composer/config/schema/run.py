@@ -15,11 +15,14 @@ from cram_composer.config.schema.optimizer import AdamWConfig, OptimizerConfig
 from cram_composer.config.schema.scaleout import ScaleoutConfig
 from cram_composer.config.schema.schedule import ScheduleConfig, TriangleConfig
 
-CLOCKS = ("wall", "device_hours", "replay")  # setting one in a later layer unsets the others
+CLOCKS = ("wall", "device_hours", "replay")  # setting one by a dotted key unsets the others
 
 
 class BudgetConfig(Settings):
-    """Limits of a run; the first one reached ends it. `budget: 24h` is short for `budget: {wall: 24h}`."""
+    """Limits of a run; the first one reached ends it. `budget: 24h` is short for `budget: {wall: 24h}`.
+
+    A later `budget={...}` replaces all limits of the YAML; `budget.steps=N` adds one to them.
+    """
 
     wall: Duration | None = key(None, "wall-clock of the training loop: 24h, 90m, 600s, 1d, 1h30m")
     device_hours: float | None = key(None, "wall-clock times devices; 24 is 3 h on 8 devices", ge=1e-6)
@@ -29,16 +32,21 @@ class BudgetConfig(Settings):
 
     @model_validator(mode="after")
     def _check_replay(self) -> BudgetConfig:
-        if self.replay is not None and (self.tokens is not None or self.steps is not None):
-            raise ValueError("replay: excludes tokens and steps, because it follows its trace to the end; remove them")
+        others = [name for name, limit in self if limit is not None and name != "replay"]
+        if self.replay is not None and others:
+            raise ValueError(f"replay: follows its trace to the end, without other limits; remove {', '.join(others)}")
         return self
 
 
 class EarlyStopConfig(Settings):
-    """Stop a run whose loss shows that it will not converge."""
+    """Stop a run that does not converge, or no longer improves; it is evaluated and exported as usual."""
 
-    loss_above: float = key(7.5, "smoothed training loss, nats")
-    at: Share = key(0.1, "progress at which the loss is checked")
+    loss_above: float | None = key(7.5, "smoothed training loss at progress `at`, nats; null: not checked")
+    at: Share = key(0.1, "progress at which the training loss is checked")
+    patience: PositiveInt | None = key(
+        None, "in-loop evaluations without a lower held-out loss that end the run; null: any number"
+    )
+    min_delta: float = key(0.0, "nats by which the held-out loss must fall to count as lower", ge=0.0)
 
 
 class TrainConfig(Settings):
@@ -53,7 +61,7 @@ class TrainConfig(Settings):
         "skip-step", "reaction to a loss or gradient that is not finite"
     )
     max_nonfinite: PositiveInt = key(20, "consecutive non-finite steps that end the run under any policy")
-    early_stop: EarlyStopConfig | None = key(None, "stop a run that does not converge", free=True)
+    early_stop: EarlyStopConfig | None = key(None, "end a run before its budget", free=True)
 
     @field_validator("compile", mode="before")
     @classmethod

@@ -16,6 +16,11 @@ def check_run(config: RunConfig, world_size: int) -> None:
     if not any((config.data.local, config.data.remote, config.data.build)):
         raise ConfigError("data: no data set is named; set data.build, data.local or data.remote")
     _check_batches(config, world_size)
+    if config.train.early_stop and config.train.early_stop.patience and config.eval.interval == 0.0:
+        raise ConfigError(
+            "train.early_stop.patience: counts evaluations during training, which eval.interval=0 turns off; set "
+            "eval.interval=0.02, or remove patience"
+        )
     if config.device == "cpu" and config.optimizer.name == "adamw-8bit":
         raise ConfigError("optimizer.name: adamw-8bit needs a GPU; set optimizer.name=adamw")
     if config.device == "cpu" and config.train.precision == "fp16":
@@ -41,21 +46,27 @@ def check_row_length(config: RunConfig, sequence_length: int) -> None:
 def _check_batches(config: RunConfig, world_size: int) -> None:
     microbatch = config.train.device_train_microbatch_size
     group = microbatch * world_size
-    sizes = {"train.batch_size": config.train.batch_size}
+    size = config.train.batch_size
+    if size % group:
+        raise ConfigError(
+            f"train.batch_size: must be a whole number of microbatches ({microbatch} rows x {world_size} device(s)), "
+            f"got {size}; set {_multiples(size, group)}, or change train.device_train_microbatch_size"
+        )
     ramp = config.algorithms.batch_size_ramp
-    if ramp is not None and ramp.initial_batch_size is not None:
-        sizes["algorithms.batch_size_ramp.initial_batch_size"] = ramp.initial_batch_size
-    for key, size in sizes.items():
-        if size % group:
-            lower, upper = size // group * group, (size // group + 1) * group
-            near = f"{lower} or {upper}" if lower else f"{upper}"
-            raise ConfigError(
-                f"{key}: must be a whole number of microbatches ({microbatch} rows x {world_size} device(s)), "
-                f"got {size}; set {near}, or change train.device_train_microbatch_size"
-            )
+    if ramp is not None and ramp.initial_batch_size is not None and ramp.initial_batch_size % world_size:
+        raise ConfigError(
+            f"algorithms.batch_size_ramp.initial_batch_size: must be a multiple of the {world_size} devices, got "
+            f"{ramp.initial_batch_size}; set {_multiples(ramp.initial_batch_size, world_size)}"
+        )
     rows = config.eval.batch_size * world_size
     if config.eval.interval > 0.0 and config.eval.rows < rows:
         raise ConfigError(
             f"eval.rows: must be at least one batch (eval.batch_size x devices = {rows}), "
             f"got {config.eval.rows}; raise it, or set eval.interval=0"
         )
+
+
+def _multiples(size: int, of: int) -> str:
+    """Name the multiples of `of` next to `size`."""
+    lower, upper = size // of * of, (size // of + 1) * of
+    return f"{lower} or {upper}" if lower else f"{upper}"

@@ -6,6 +6,7 @@ that of the whole run, exact to the row: it depends neither on those sizes nor o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -215,10 +216,16 @@ class TrainLoader:
         return self.collator(rows, self.mlm_probability, random)
 
     def split_batch(self, batch: Batch, microbatch_size: int | float) -> list[Batch]:
-        """Split a batch into microbatches of equal token counts; the rows drawn determine their number."""
-        count = self.rows // self.microbatch
-        pieces = {name: tensor.chunk(count) for name, tensor in batch.items()}
-        return [{name: pieces[name][i] for name in pieces} for i in range(count)]
+        """Split a batch into microbatches; rows that do not fill one are split into its largest common divisor.
+
+        The divisor keeps the number of shapes low, since each is compiled.
+        """
+        full, rest = divmod(self.rows, self.microbatch)
+        divisor = math.gcd(rest, self.microbatch)
+        drawn = [self.microbatch] * full + [divisor] * (rest // divisor)
+        rows = [count * len(batch["input_ids"]) // self.rows for count in drawn]  # rows of the data may be cut
+        pieces = {name: tensor.split(rows) for name, tensor in batch.items()}
+        return [{name: pieces[name][i] for name in pieces} for i in range(len(rows))]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's position in the data and the step that seeds its masks; identical on all ranks."""

@@ -66,11 +66,15 @@ class MaskedLMHead(nn.Module):
 
 
 def cross_entropy(hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean loss in nats over `labels` int64 [N] != -100, and the logits [N, V] of `hidden` [N, H]."""
+    """Return the mean loss in nats over `labels` int64 [N] != -100, and the logits [N, V] of `hidden` [N, H].
+
+    Without labels, the loss is 0 and has zero gradients.
+    """
     logits = head.logits(hidden)
     smoothing = head.label_smoothing if head.training else 0.0
     # fp32, because a log-sum-exp over 32768 logits in bf16 has only two or three digits
-    return F.cross_entropy(logits.float(), labels, ignore_index=-100, label_smoothing=smoothing), logits
+    total = F.cross_entropy(logits.float(), labels, ignore_index=-100, label_smoothing=smoothing, reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1), logits
 
 
 def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

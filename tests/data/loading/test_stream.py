@@ -239,6 +239,17 @@ def test_cutting_rows_loses_no_token_and_truncating_keeps_their_heads(root: Path
     assert (heads == rows[:, :8])[kept[2]].float().mean() > 0.9
 
 
+def test_rows_beyond_whole_microbatches_are_split_into_few_shapes(root: Path):
+    one = loader(root)
+    batches = iter(one)
+    for rows, seq_length, lengths in ((24, 16, [16, 8]), (8, 8, [16]), (12, 16, [4, 4, 4]), (20, 8, [32, 8])):
+        one.rows, one.seq_length = rows, seq_length
+        batch = next(batches)
+        parts = one.split_batch(batch, 16)
+        assert [len(part["input_ids"]) for part in parts] == lengths
+        assert torch.equal(torch.cat([part["labels"] for part in parts]), batch["labels"])
+
+
 def test_batches_of_any_size_split_into_microbatches(root: Path):
     one = loader(root)
     batches = iter(one)
