@@ -6,12 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import xxhash
+from typing_extensions import TypedDict
 
 from cram_composer.errors import CramError
-from cram_composer.storage.files import read_json
+from cram_composer.storage.files import read_checked
 
 MANIFEST = "manifest.json"
 EXAMPLES = "examples.json"
@@ -68,16 +69,15 @@ def load_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     if not path.is_file():
         raise CramError(f"{root}: not a finished data set (no {MANIFEST}); build it with: cram data build YAML")
-    try:
-        manifest = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CramError(f"{path}: cannot be read: {error}; build the data set again") from None
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    remedy = "copy or build the data set again"
+    found: dict[str, Any] = read_checked(path, dict, remedy)
+    version = found.get("format_version")
     if version != FORMAT_VERSION:
         raise CramError(f"{path}: format version {version}, but {FORMAT_VERSION} is needed; build the data set again")
-    missing = Manifest.__required_keys__ - manifest.keys()
-    if missing:
-        raise CramError(f"{path}: incomplete (no {', '.join(sorted(missing))}); build the data set again")
+    manifest = read_checked(path, Manifest, remedy)
+    for split in [*manifest["streams"], "validation"]:
+        if split not in manifest["splits"]:
+            raise CramError(f"{path}: damaged (splits.{split} is missing); {remedy}")
     return manifest
 
 
