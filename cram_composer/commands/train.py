@@ -20,6 +20,11 @@ def add(commands: Commands) -> None:
         ["cram train yamls/cram-cpu.yaml", "cram train yamls/cram-1gpu.yaml recipes=[crammed-bert,muon] budget=6h"],
     )
     add_yaml(train)
+    train.add_argument(
+        "--restart",
+        action="store_true",
+        help="start from step 0 with the whole budget; earlier files move to RUNS_DIR/.RUN_NAME.before-restart",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,4 +33,4 @@ def run(options: argparse.Namespace) -> int:
     from cram_composer.train.launch import start
 
     config = composed.config
-    return start(composed, expand(config.runs_dir) / (config.run_name or options.yaml.stem))
+    return start(composed, expand(config.runs_dir) / (config.run_name or options.yaml.stem), options.restart)

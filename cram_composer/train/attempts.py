@@ -41,15 +41,15 @@ class Attempt:
         """Record the start of the loop."""
         self._started = time.perf_counter()
 
-    def close(self, reason: str) -> None:
-        """Stop the clocks and record the reason for the end of the loop."""
+    def close(self, reason: str, saved: bool) -> None:
+        """Stop the clocks and record the reason for the end of the loop; `saved`: the last step has a checkpoint."""
         wall = time.perf_counter() - self._started
         step = int(self._session.trainer.state.timestamp.batch)
         self._session.callbacks.stop_clocks()
         self._entry.update(ended_at_step=step, reason=reason, wall_seconds=wall)
         if dist.get_global_rank() == 0:
-            # An interrupted run saved its last step. After a failure, the time since the last checkpoint is lost.
-            self._session.folder.write_clock(self._session.ledger, step, clean=reason == "interrupted")
+            # Without a checkpoint of the last step, the time since the last checkpoint is lost.
+            self._session.folder.write_clock(self._session.ledger, step, clean=saved)
 
 
 def restore_ledger(

@@ -10,7 +10,8 @@ from composer.utils import dist
 
 from cram_composer.budget.energy import EnergyMeter
 from cram_composer.config import Composed
-from cram_composer.device import DeviceChoice
+from cram_composer.data.loading.block_reader import ReaderKilledError, reader_killed
+from cram_composer.device import DeviceChoice, out_of_memory
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RunFolder
 from cram_composer.scaleout.peer_failure import peer_failure
@@ -38,7 +39,12 @@ def run(
     Returns:
         The exit status of the process.
     """
-    session = build(composed, device, folder, previous)
+    try:
+        session = build(composed, device, folder, previous)
+    except Exception as error:
+        if (failure := out_of_memory(error)) is not None:
+            raise failure from error
+        raise
     attempt = Attempt(session)
     session.ledger.outside["setup"] += time.monotonic() - started - session.data.build_seconds
     write_record(session, "running")
@@ -49,14 +55,15 @@ def run(
     try:
         session.trainer.fit()
     except BaseException as error:
-        attempt.close("failed")
-        failure = peer_failure(error)
-        write_record(session, "failed", _reason(failure or error))
+        failure = reader_killed(error) or peer_failure(error) or out_of_memory(error)
+        status = "interrupted" if isinstance(failure, ReaderKilledError) else "failed"
+        attempt.close(status, saved=False)
+        write_record(session, status, _reason(failure or error))
         if failure is not None:
             raise failure from error
         raise
     status, reason = _outcome(session)
-    attempt.close(status)
+    attempt.close(status, saved=status == "interrupted")
     session.callbacks.signals.uninstall()
     session.energy = energy.stop()
     if status == "interrupted":
