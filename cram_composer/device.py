@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 _NO_LIMIT = 2**31 - 1
 
+# In the messages of RuntimeErrors: of torch's CPU allocator, and of threads that cannot be started.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "can't start new thread")
+
 
 @dataclass(frozen=True)
 class DeviceChoice:
@@ -159,3 +162,14 @@ def _cpu_has_bf16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def out_of_memory(error: BaseException) -> CramError | None:
+    """Return a one-line error if `error` reports that memory could not be allocated, else None."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(one in text for one in _OUT_OF_MEMORY):
+        return None
+    return CramError(
+        f"out of memory ({text[:160] or type(error).__name__}); lower train.device_train_microbatch_size, "
+        "eval.batch_size, the sizes in model, or train.threads"
+    )

@@ -32,17 +32,18 @@ class TinyRuns:
 
     def __call__(self, name: str, *overrides: str) -> Path:
         """Train or resume with the configuration `overrides`; return the run folder `name`."""
-        self._apart(_train, self._data, self._runs / name, overrides)
+        self.call(_train, self._data, self._runs / name, overrides)
         return self._runs / name
 
     def continue_run(self, path: Path, composed: Composed) -> None:
         """Continue in an existing run folder."""
-        self._apart(run_tiny, composed, path)
+        self.call(run_tiny, composed, path)
 
-    def _apart(self, function: Callable[..., None], *arguments: Any) -> None:
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of a module in a process of its own; return its result."""
         pool = self._context.Pool(1)
         try:
-            pool.apply(function, arguments)
+            return pool.apply(function, arguments)
         finally:  # not terminated: a run handles SIGTERM itself, so the process would not exit
             pool.close()
             pool.join()

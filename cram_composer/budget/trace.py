@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from cram_composer.errors import CramError
-from cram_composer.storage.files import naming_full_disk, write_atomic
+from cram_composer.storage.files import naming_full_disk, parse_json, write_atomic
 
 TRACE = "trace.jsonl"
 
@@ -43,7 +44,7 @@ def read_trace(run: Path) -> list[TraceStep]:
     if not path.is_file():
         raise CramError(f"{path}: does not exist; set budget.replay to the folder of an earlier run")
     try:
-        steps = [TraceStep(**json.loads(line)) for line in path.read_text().splitlines()]
+        steps = [TraceStep(**parse_json(line)) for line in path.read_text().splitlines()]
     except (ValueError, TypeError) as error:
         raise CramError(f"{path}: not a valid trace ({error}); set budget.replay to another run") from None
     if [entry.step for entry in steps] != list(range(len(steps))) or not steps:
@@ -59,16 +60,22 @@ class JsonLines:
         self._file: Any = None
 
     def cut(self, first_dropped_step: int) -> None:
-        """Drop lines of steps at or after `first_dropped_step`, and an incomplete last line."""
+        """Drop lines of steps at or after `first_dropped_step`, an incomplete last line, and damaged lines.
+
+        Damaged lines are reported on stderr.
+        """
         if not self._path.exists():
             return
-        kept = []
-        for line in self._path.read_text().splitlines():
+        kept, damaged = [], 0
+        *complete, _incomplete = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for line in complete:
             try:
-                if json.loads(line)["step"] < first_dropped_step:
+                if parse_json(line)["step"] < first_dropped_step:
                     kept.append(line)
-            except (ValueError, KeyError):
-                break
+            except (ValueError, KeyError, TypeError):
+                damaged += 1
+        if damaged:
+            print(f"warning: {self._path}: {damaged} damaged lines were dropped", file=sys.stderr, flush=True)
         write_atomic(self._path, "".join(line + "\n" for line in kept))
 
     def append(self, entry: TraceStep | dict[str, Any]) -> None:

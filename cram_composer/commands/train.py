@@ -24,6 +24,11 @@ def add(commands: Commands) -> None:
         ["cram train yamls/cram-cpu.yaml", "cram train yamls/cram-1gpu.yaml recipes=[crammed-bert,muon] budget=6h"],
     )
     add_yaml(train)
+    train.add_argument(
+        "--restart",
+        action="store_true",
+        help="start from step 0 with the whole budget; earlier files move to RUNS_DIR/.RUN_NAME.before-restart",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     composed = compose_run(options.yaml, options.overrides, int(os.environ.get("WORLD_SIZE", "1")))
     from cram_composer.train.launch import start
 
-    return start(composed, _run_folder(composed, options.yaml))
+    return start(composed, _run_folder(composed, options.yaml), options.restart)
 
 
 def _run_folder(composed: Composed[RunConfig], yaml: Path) -> Path:

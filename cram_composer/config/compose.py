@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -127,7 +127,7 @@ class _Merged:
 
     def add(self, source: str, values: dict[str, Any]) -> None:
         """Merge one layer."""
-        indexed = {key: value for key, value in values.items() if any(part.isdigit() for part in key.split("."))}
+        indexed = {key: value for key, value in values.items() if self._names_item(key)}
         nested = spell_out({key: value for key, value in values.items() if key not in indexed})
         self._reset_other_choices(source, nested)
         before = flatten(OmegaConf.to_container(self.values))
@@ -148,6 +148,12 @@ class _Merged:
         for key, value in before.items():
             if key not in after:
                 self._forget(key, value)
+
+    def _names_item(self, key: str) -> bool:
+        """Return True if a dotted key names an item of a list of the layers so far, such as `optimizer.betas.0`."""
+        parts = key.split(".")
+        index = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+        return index > 0 and isinstance(OmegaConf.select(self.values, ".".join(parts[:index])), ListConfig)
 
     def resolve(self) -> dict[str, Any]:
         """Return the merged values as nested dicts, interpolations replaced."""
@@ -213,6 +219,9 @@ def _unset_nulls(schema: type[Settings], values: dict[str, Any]) -> None:
 
 def _named_recipes(in_file: dict[str, Any], on_command_line: list[tuple[str, Any]], path: str) -> list[Recipe]:
     source, named = path, in_file.get("recipes")
+    for key, _ in [*in_file.items(), *on_command_line]:
+        if key.startswith("recipes."):
+            raise ConfigError(f"{key}: cannot be set alone; name the whole list, such as recipes=[crammed-bert,ema]")
     for key, value in on_command_line:
         if key == "recipes":
             source, named = COMMAND_LINE, value

@@ -13,6 +13,7 @@ from cram_composer.config.schema.run import CLOCKS, BudgetConfig
 from cram_composer.errors import ConfigError
 
 COMMAND_LINE = "command line"
+_MISSING = "??? marks a missing value; set a value"
 BUDGET_SHORTHAND = ["24h", "90m", "1h30m"]
 
 
@@ -26,6 +27,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{file}: the top level must be a mapping of keys to values")
+    if (missing := _missing_key(loaded)) is not None:
+        raise ConfigError(f"{missing}: {_MISSING} (set in {file})")
     return {str(key): value for key, value in loaded.items()}
 
 
@@ -35,11 +38,23 @@ def parse_override(item: str) -> tuple[str, Any]:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{COMMAND_LINE}: '{item}' is not an override; write key=value, such as budget=6h")
     try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
     except (YAMLError, OmegaConfBaseException):
         raise ConfigError(f"{COMMAND_LINE}: the value of '{item}' is not valid YAML") from None
-    assert isinstance(parsed, dict)
+    if (missing := _missing_key({key: parsed["value"]})) is not None:
+        raise ConfigError(f"{missing}: {_MISSING} (set on the {COMMAND_LINE})")
     return key, parsed["value"]
+
+
+def _missing_key(value: Any) -> str | None:
+    """Return the dotted key of OmegaConf's mark of a missing value in nested mappings and lists, if there is one."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if item == "???":
+            return str(key)
+        if (inner := _missing_key(item)) is not None:
+            return f"{key}.{inner}"
+    return None
 
 
 def unflatten(values: dict[str, Any]) -> dict[str, Any]:

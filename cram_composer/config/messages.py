@@ -24,6 +24,7 @@ _EXPECTED = {
     "dict": "a mapping",
     "model": "a mapping",
 }
+_MAX_VALUE_CHARACTERS = 80  # of a printed value
 _LIMITS = {
     "greater_than_equal": (">=", "ge"),
     "greater_than": (">", "gt"),
@@ -108,7 +109,8 @@ def _describe(problem: Mapping[str, Any], section: type[BaseModel] | None, path:
         return (f"{key}.{named[1]}", text[named.end() :]) if named else (key, text)
     if kind in _LIMITS:
         sign, name = _LIMITS[kind]
-        return key, f"must be {sign} {context[name]:g}, got {value}"
+        limit = context[name]
+        return key, f"must be {sign} {limit if isinstance(limit, int) else f'{limit:g}'}, got {_shortened(str(value))}"
     if kind == "missing" and not path[-1].isdigit():
         return key, "is required"
     if kind == "missing":
@@ -139,6 +141,10 @@ def _choice(value: Any, known: list[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return (
-        {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else repr(value)
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else _shortened(repr(value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:_MAX_VALUE_CHARACTERS]}…"

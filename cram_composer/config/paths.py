@@ -47,5 +47,9 @@ def _named(name: str, folder_name: str, complaint: str) -> Path:
 
 
 def expand(path: str) -> Path:
-    """Expand `~` and `$VARIABLES` in a path; `$CRAM_CACHE` defaults to `~/.cache/cram-composer`."""
-    return Path(Template(path).safe_substitute({"CRAM_CACHE": "~/.cache/cram-composer"} | os.environ)).expanduser()
+    """Expand `~` and `$VARIABLES` in a path; `$CRAM_CACHE` defaults to `~/.cache/cram-composer`. Raises ConfigError."""
+    expanded = Path(Template(path).safe_substitute({"CRAM_CACHE": "~/.cache/cram-composer"} | os.environ))
+    try:
+        return expanded.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"'{path}': no home folder for '{expanded.parts[0]}'; write the path in full") from None

@@ -9,6 +9,8 @@ from cram_composer.config.redaction import REDACTED, redact_text
 from cram_composer.errors import ConfigError
 
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+_LONGEST = 3660 * _SECONDS["d"]
+_LARGEST = 2**60  # bytes
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _SIZES = ["b", "kb", "mb", "gb", "tb"]
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(b|kb|mb|gb|tb)")
@@ -22,8 +24,8 @@ def parse_duration(text: str) -> float:
     if match is None or not any(match.groups()):
         raise ConfigError(f"'{text}' is not a duration; write it as 24h, 90m, 600s, 1d or 1h30m")
     seconds = sum(float(value) * _SECONDS[unit] for value, unit in zip(match.groups(), "dhms", strict=True) if value)
-    if seconds <= 0:
-        raise ConfigError(f"'{text}': the duration must be > 0")
+    if not 0 < seconds <= _LONGEST:
+        raise ConfigError(f"'{text}': the duration must be > 0 and at most ten years")
     return seconds
 
 
@@ -32,7 +34,10 @@ def parse_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None or float(match[1]) <= 0:
         raise ConfigError(f"'{text}' is not a size; write it as 50gb, 500mb or 2tb")
-    return int(float(match[1]) * 1024 ** _SIZES.index(match[2]))
+    size = float(match[1]) * 1024 ** _SIZES.index(match[2])
+    if size > _LARGEST:
+        raise ConfigError(f"'{text}': the size must be at most {_LARGEST >> 40}tb")
+    return int(size)
 
 
 def split_uri(uri: str) -> tuple[str, str, str] | None:

@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import xxhash
+from typing_extensions import TypedDict
 
 from cram_composer.data.manifest_checks import manifest_problem
 from cram_composer.errors import CramError
-from cram_composer.storage.files import read_json
+from cram_composer.storage.files import read_checked
 from cram_composer.storage.paths import plain_name, resolve_inside
 
 MANIFEST = "manifest.json"
@@ -76,16 +77,12 @@ def load_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     if not path.is_file():
         raise CramError(f"{root}: not a finished data set (no {MANIFEST}); build it with: cram data build YAML")
-    try:
-        manifest = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CramError(f"{path}: cannot be read: {error}; build the data set again") from None
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    remedy = "copy or build the data set again"
+    found: dict[str, Any] = read_checked(path, dict, remedy)
+    version = found.get("format_version")
     if version != FORMAT_VERSION:
         raise CramError(f"{path}: format version {version}, but {FORMAT_VERSION} is needed; build the data set again")
-    missing = Manifest.__required_keys__ - manifest.keys()
-    if missing:
-        raise CramError(f"{path}: incomplete (no {', '.join(sorted(missing))}); build the data set again")
+    manifest = read_checked(path, Manifest, remedy)
     if (problem := manifest_problem(manifest)) is not None:
         raise _damage_error(path, problem)
     return manifest

@@ -39,7 +39,7 @@ def list_branch_points(run: Path) -> list[BranchPoint]:
     """List the branch points of a run folder, earliest first; skip interrupted copies, which have no `.json`."""
     found = []
     for path in reversed(checkpoint_files(run / BRANCH_POINTS_FOLDER)):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = read_json(path.with_suffix(".json"))
             numbers = (kept["point"], kept["progress"], int(kept["step"]), kept["elapsed"], int(kept["tokens"]))
             found.append(BranchPoint(path, *numbers))

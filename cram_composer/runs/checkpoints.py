@@ -34,13 +34,30 @@ def checkpoint_files(directory: Path) -> list[Path]:
 
 def newest_checkpoint(directory: Path, quiet: bool = False) -> SavedCheckpoint | None:
     """Return the newest intact checkpoint, None if there is none; warn about newer damaged ones unless `quiet`."""
+    problems: list[str] = []
     for path in checkpoint_files(directory):
         problem = checkpoint_problem(path)
         if problem is None:
-            return SavedCheckpoint(path, int(read_json(path.with_suffix(".json"))["step"]))
-        if not quiet:
-            warnings.warn(f"{path}: {problem}; using the checkpoint before it", stacklevel=2)
+            for line in () if quiet else problems:
+                warnings.warn(f"{line}; using the checkpoint before it", stacklevel=2)
+            return SavedCheckpoint(path, _step(path))
+        problems.append(f"{path}: {problem}")
     return None
+
+
+def damaged_checkpoints(directory: Path) -> list[str]:
+    """Describe the damage of every checkpoint, newest first.
+
+    Empty for a first save that was interrupted, since no checkpoint was complete before it.
+    """
+    files = checkpoint_files(directory)
+    if len(files) == 1 and not files[0].with_suffix(".json").exists():
+        return []
+    return [f"{path.name} {problem}" for path in files if (problem := checkpoint_problem(path)) is not None]
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
 
 
 def checkpoint_problem(path: Path) -> str | None:
@@ -48,6 +65,8 @@ def checkpoint_problem(path: Path) -> str | None:
     try:
         expected = read_json(path.with_suffix(".json"))
         size = path.stat().st_size
+        if expected["step"] != _step(path):
+            return f"unreadable (its .json is of step {expected['step']})"
         if size != expected["bytes"]:
             return f"truncated ({size} of {expected['bytes']} bytes)"
         with open(path, "rb") as file:

@@ -10,14 +10,15 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 from filelock import FileLock, Timeout
+from typing_extensions import TypedDict
 
 from cram_composer.budget.ledger import Ledger
 from cram_composer.config.renamed import rename_keys
 from cram_composer.errors import CramError
-from cram_composer.storage.files import naming_full_disk, read_json, write_atomic, write_json
+from cram_composer.storage.files import naming_full_disk, read_checked, write_atomic, write_json
 
 RECORD = "record.json"
 RECORD_FORMAT = 2
@@ -28,7 +29,43 @@ _LEFTOVERS = (
     *(".*.tmp", ".*.old", "figures/.*.tmp", "branch-points/.*.tmp"),
     *("checkpoints/.*.tmp", f"checkpoints/{SAVING}*", "checkpoints/.fetched-*", "checkpoints/.sending-*"),
 )
+_LOCK, _LOCK_HOLDER = ".lock", ".lock-holder"
 _ORPHAN_EXIT_SECONDS = 30.0
+
+
+class Clock(TypedDict):
+    """clock.json: the last heartbeat of a run; `clean` means that a checkpoint of exactly this step exists."""
+
+    inside: dict[str, float]  # budget seconds per phase
+    step: int
+    clean: bool
+
+
+class _Attempt(TypedDict, total=False):
+    started_at_step: int
+    spent_before: float
+    world_size: int
+
+
+class _Ledger(TypedDict, total=False):
+    inside: dict[str, float]
+    outside: dict[str, float]
+
+
+class _Record(TypedDict, total=False):
+    """The keys of record.json that readers rely on."""
+
+    status: Required[str]
+    config: Required[dict[str, Any]]
+    config_hash: str
+    recipes: list[str]
+    provenance: dict[str, str]
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    budget: dict[str, Any]
+    ledger: _Ledger
+    metrics: dict[str, Any]
+    attempts: list[_Attempt]
 
 
 class RunFolder:
@@ -37,6 +74,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: FileLock | None = None
+        self._created: list[Path] = []  # by lock(), the outermost first
 
     @property
     def checkpoints(self) -> Path:
@@ -49,9 +87,10 @@ class RunFolder:
         Raises:
             CramError: another process holds the lock.
         """
+        self._created = [path for path in reversed([self.path, *self.path.parents]) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path / ".lock")
-        holder = self.path / ".lock-holder"
+        self._lock = FileLock(self.path / _LOCK)
+        holder = self.path / _LOCK_HOLDER
         try:
             self._lock.acquire(timeout=_ORPHAN_EXIT_SECONDS if _is_orphaned(holder) else 0)
             holder.write_text(f"{os.getpid()} {os.getppid()}")
@@ -80,6 +119,30 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
+    def discard_unstarted(self) -> None:
+        """Remove a folder that `lock` created and in which no run was started."""
+        if self.path in self._created and not (self.path / RECORD).exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            for path in reversed(self._created[:-1]):
+                with contextlib.suppress(OSError):  # not empty
+                    path.rmdir()
+
+    def set_aside(self) -> Path | None:
+        """Move the files of earlier attempts to `.NAME.before-restart`, replacing older ones; None if there are none.
+
+        The folder is beside this one and hidden, so that listings and patterns leave it out.
+        """
+        files = [path for path in self.path.iterdir() if path.name not in (_LOCK, _LOCK_HOLDER)]
+        if not files:
+            return None
+        target = self.path.with_name(f".{self.path.name}.before-restart")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        # The record last, so that a kill in between leaves a run that starts from step 0.
+        for path in sorted(files, key=lambda path: path.name == RECORD):
+            path.rename(target / path.name)
+        return target
+
     def copy_tokenizer(self, tokenizer: Path) -> None:
         """Copy the tokenizer into the folder, so that checkpoints can be exported without the data set."""
         with naming_full_disk(self.path / "tokenizer"):
@@ -97,10 +160,9 @@ class RunFolder:
         """Replace the resolved configuration."""
         write_atomic(self.path / "config.yaml", text)
 
-    def read_clock(self) -> dict[str, Any] | None:
-        """Return the last heartbeat, if any: {"inside": seconds per phase, "step": steps done, "clean": bool}."""
-        path = self.path / CLOCK
-        return read_json(path) if path.is_file() else None
+    def read_clock(self) -> Clock | None:
+        """Return the last heartbeat, None if there is none. Raises CramError."""
+        return read_clock(self.path)
 
     def write_clock(self, ledger: Ledger, step: int, clean: bool) -> None:
         """Write a heartbeat; `clean` means that a checkpoint of exactly this step exists."""
@@ -117,6 +179,14 @@ def _is_orphaned(holder: Path) -> bool:
     return f"PPid:\t{parent}\n" not in status
 
 
+def read_clock(run: Path) -> Clock | None:
+    """Return the last heartbeat of a run folder, None if there is none. Raises CramError if the file is damaged."""
+    path = run / CLOCK
+    if not path.is_file():
+        return None
+    return read_checked(path, Clock, "restore it, or delete it and lose the count of time after the last checkpoint")
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """Read the record of a run; convert a record of an earlier format.
 
@@ -124,23 +194,22 @@ def read_record(path: Path) -> dict[str, Any]:
         path: run folder, or its record.json.
 
     Raises:
-        CramError: no record, invalid JSON, or a format that this version does not read.
+        CramError: no record, a damaged one, or a format that this version does not read.
     """
     file = path if path.name == RECORD else path / RECORD
     if not file.is_file():
         raise CramError(f"{path}: not a run folder, because it has no {RECORD}; give RUNS_DIR/RUN_NAME")
-    try:
-        record = read_json(file)
-    except (OSError, ValueError) as error:
-        raise CramError(f"{file}: not valid JSON ({error}); restore it or give another run") from None
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if version == 1:
-        return _upgrade_record(record)
-    if version != RECORD_FORMAT:
+    remedy = "restore it, give another run, or train again with --restart"
+    record: dict[str, Any] = read_checked(file, dict, remedy)
+    version = record.get("format_version")
+    if version not in (1, RECORD_FORMAT):
+        newer = isinstance(version, int) and version > RECORD_FORMAT
         raise CramError(
-            f"{file}: format_version: must be 1 or {RECORD_FORMAT}, got {version}; use the cram-composer that wrote it"
+            f"{file}: format_version: must be 1 or {RECORD_FORMAT}, got {version!r}; "
+            f"{'use the cram-composer that wrote it' if newer else remedy}"
         )
-    return record
+    read_checked(file, _Record, remedy)
+    return _upgrade_record(record) if version == 1 else record
 
 
 def _upgrade_record(record: dict[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class RunMirror:
     def _clock_seconds(clock: Path) -> float:
         try:
             return sum(read_json(clock)["inside"].values())
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return 0.0
 
     # --- during training ---

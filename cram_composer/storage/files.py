@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -12,9 +13,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from cram_composer.errors import CramError
+
+_T = TypeVar("_T")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = tuple(text for number in _FULL for text in (os.strerror(number), f"(os error {number})"))
@@ -80,8 +85,49 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Parse a JSON file. Raises ValueError if it is not JSON, OSError if it cannot be read."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON. Raises ValueError, also for values that are nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_checked(path: Path, shape: type[_T], remedy: str) -> _T:
+    """Parse a JSON file and check its keys and types.
+
+    Args:
+        path: the file.
+        shape: a TypedDict; further keys are allowed.
+        remedy: the end of the error message.
+
+    Raises:
+        CramError: the file cannot be read, is not JSON, or does not have this shape.
+    """
+    hashable: Any = shape  # mypy does not take type[T] for one
+    try:
+        value: _T = read_json(path)
+        _adapter(hashable).validate_python(value, strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(map(str, problem["loc"]))
+        what = f"{key} {'is missing' if problem['type'] == 'missing' else 'has a wrong type'}" if key else "is foreign"
+        raise CramError(f"{path}: damaged ({what}); {remedy}") from None
+    except OSError as error:
+        raise CramError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+    except ValueError as error:
+        cause = "empty" if not path.read_bytes().strip() else f"not valid JSON: {' '.join(str(error).split())}"
+        raise CramError(f"{path}: damaged ({cause}); {remedy}") from None
+    return value
+
+
+@functools.cache
+def _adapter(shape: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -24,12 +24,15 @@ _LINE_EVERY_SECONDS = 60.0
 
 
 def finished_record(trial: Trial) -> dict[str, Any] | None:
-    """Return the record of a run that has finished or was stopped early; None for any other.
+    """Return the record of a run that has finished or was stopped early; None for any other, also a damaged one.
 
     Raises:
         CramError: the folder holds a run with another configuration, such as one of another sweep.
     """
-    record = RunFolder(trial.path).read_record()
+    try:
+        record = RunFolder(trial.path).read_record()
+    except CramError:
+        return None  # training it reports the error
     if record is None:
         return None
     try:
@@ -44,7 +47,10 @@ def unfinished_reason(trial: Trial) -> str:
     """Return why a run has no result yet; empty if it has one."""
     if finished_record(trial) is not None:
         return ""
-    record = RunFolder(trial.path).read_record()
+    try:
+        record = RunFolder(trial.path).read_record()
+    except CramError as error:
+        return str(error)
     if record is None:
         return "not trained"
     reason = f" ({record['reason']})" if record.get("reason") else ""
@@ -57,8 +63,8 @@ def progress(run: Path) -> float:
         with open(run / TRACE, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             *lines, _being_written = file.read().split(b"\n")
-        return float(json.loads(lines[-1])["progress"])
-    except (OSError, ValueError, KeyError, IndexError):
+        return min(1.0, float(json.loads(lines[-1])["progress"]))
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
         return 0.0
 
 

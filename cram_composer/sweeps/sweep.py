@@ -104,13 +104,15 @@ def write_report(trials: Sequence[Trial], baseline: str, report: Path) -> tuple[
     from cram_composer.analysis.compare.groups import make_group
     from cram_composer.analysis.compare.page import write_comparison
     from cram_composer.analysis.compare.text import as_json, overview
-    from cram_composer.analysis.runs.run import load_run
+    from cram_composer.analysis.runs.run import load_runs
 
     names = dict.fromkeys([baseline, *(trial.variant for trial in trials)])
     groups, missing_names = [], []
     for name in names:
         own = [trial for trial in trials if trial.variant == name]
-        group = make_group(name, [load_run(trial.path) for trial in own if finished_record(trial) is not None])
+        runs, problems = load_runs([trial.path for trial in own if finished_record(trial) is not None])
+        group = make_group(name, runs)
+        group.notes += [f"left out {problem}" for problem in problems]
         # Runs may be missing because they failed; without this note only the lucky seeds would be compared.
         group.notes += [f"left out {trial.path.name}: {why}" for trial in own if (why := unfinished_reason(trial))]
         if group.runs:

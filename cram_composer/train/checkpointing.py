@@ -26,10 +26,17 @@ from torch.torch_version import TorchVersion
 
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.ledger import Ledger
+from cram_composer.config.units import format_duration
 from cram_composer.data.loading.stream import TrainLoader
 from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BranchPointSaver
-from cram_composer.runs.checkpoints import SavedCheckpoint, checkpoint_files, newest_checkpoint, sha256
+from cram_composer.runs.checkpoints import (
+    SavedCheckpoint,
+    checkpoint_files,
+    damaged_checkpoints,
+    newest_checkpoint,
+    sha256,
+)
 from cram_composer.runs.folder import SAVING, RunFolder
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.storage.files import naming_full_disk, write_json
@@ -146,10 +153,10 @@ class RollingCheckpoints(Callback):
 
 
 def find_checkpoint(folder: RunFolder) -> SavedCheckpoint | None:
-    """Find the newest valid checkpoint, with one warning for each damaged one. Collective.
+    """Find the newest valid checkpoint, with one warning for each newer damaged one. Collective.
 
     Raises:
-        CramError: ranks see different checkpoints.
+        CramError: ranks see different checkpoints, or the checkpoints that the run had are all damaged or missing.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -158,7 +165,24 @@ def find_checkpoint(folder: RunFolder) -> SavedCheckpoint | None:
         raise CramError(
             f"{folder.checkpoints}: ranks see different checkpoints; set runs_dir to a disk that all nodes share"
         )
+    if saved is None:
+        _refuse_lost_checkpoints(folder)
     return saved
+
+
+def _refuse_lost_checkpoints(folder: RunFolder) -> None:
+    """Raise CramError if the run had a checkpoint, because it would silently start from step 0."""
+    problems, clock = damaged_checkpoints(folder.checkpoints), folder.read_clock()
+    if not problems and clock is not None and clock["clean"] and clock["step"] > 0:
+        problems = [f"that of step {clock['step']} is missing"]
+    if problems:
+        lost = "its steps"
+        if clock is not None:
+            lost = f"{clock['step']} steps and {format_duration(sum(clock['inside'].values()))} of budget"
+        raise CramError(
+            f"{folder.checkpoints}: no intact checkpoint ({', '.join(problems)}), so {lost} are lost; copy an intact "
+            "one there, or add --restart to start from step 0"
+        )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from cram_composer.models.card import model_card
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
 from cram_composer.models.factory import build_model
-from cram_composer.runs.checkpoints import newest_checkpoint
+from cram_composer.runs.checkpoints import damaged_checkpoints, newest_checkpoint
 from cram_composer.runs.folder import RECORD, RunFolder
 from cram_composer.storage.files import read_json
 from cram_composer.train.checkpointing import load_state
@@ -107,7 +107,9 @@ def _load_network(path: Path, record: dict[str, Any]) -> PreTrainedModel:
     """Load the model of a run's newest checkpoint, with the averaged weights if it has any."""
     saved = newest_checkpoint(path / "checkpoints")
     if saved is None:
-        raise CramError(f"{path}: has no intact checkpoint to export; resume the run first")
+        problems = "; ".join(damaged_checkpoints(path / "checkpoints"))
+        detail = f" ({problems})" if problems else ""
+        raise CramError(f"{path}: has no intact checkpoint to export{detail}; resume the run first")
     model = ModelConfig.model_validate(record["config"]["model"])
     manifest, shift = record["data"], record["config"]["objective"]["shift"]
     network = build_model(model, manifest["vocab_size"], manifest["special_tokens"], shift=shift)

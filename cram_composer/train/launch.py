@@ -20,14 +20,25 @@ if TYPE_CHECKING:
     from cram_composer.runs.mirror import RunMirror
 
 
-def start(composed: Composed, path: Path) -> int:
-    """Train in the run folder `path`; return the exit status of the process."""
+def start(composed: Composed, path: Path, restart: bool = False) -> int:
+    """Train in the run folder `path`; return the exit status of the process.
+
+    Args:
+        composed: the configuration.
+        path: the run folder.
+        restart: start from step 0 with the whole budget; files of earlier attempts are set aside.
+
+    Raises:
+        CramError: the folder holds another run, is in use or damaged, or the configuration does not fit the machine.
+    """
+    if restart and composed.config.runs_remote is not None:
+        raise CramError("--restart: would mix two runs in runs_remote; set run_name=... for a new run instead")
     started = time.monotonic()
     _end_with_launcher()
     is_rank_zero = os.environ.get("RANK", "0") == "0"
     folder = RunFolder(path)
     mirror = _mirror(folder, composed)
-    if _is_finished(folder, composed, mirror, announce=is_rank_zero):
+    if not restart and _is_finished(folder, composed, mirror, announce=is_rank_zero):
         return _complete(folder, mirror) if is_rank_zero else 0
     from cram_composer.device import choose_device
 
@@ -42,11 +53,16 @@ def start(composed: Composed, path: Path) -> int:
         folder.lock()
     try:
         # Check again: another process may have trained here before it released the lock.
-        if _is_finished(folder, composed, mirror, announce=is_rank_zero):
+        if not restart and _is_finished(folder, composed, mirror, announce=is_rank_zero):
             return 0
+        if restart and is_rank_zero and (aside := folder.set_aside()) is not None:
+            print(f"{path}: starting from step 0; the earlier files are in {aside}", flush=True)
         if is_rank_zero and mirror is not None:
             mirror.restore()
-        return run(composed, device, folder, folder.read_record(), started)
+        return run(composed, device, folder, None if restart else folder.read_record(), started)
+    except CramError:
+        folder.discard_unstarted()
+        raise
     finally:
         folder.unlock()
 

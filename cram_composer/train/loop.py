@@ -11,7 +11,8 @@ from composer.utils import dist
 
 from cram_composer.budget.energy import EnergyMeter
 from cram_composer.config import Composed
-from cram_composer.device import DeviceChoice
+from cram_composer.data.loading.block_reader import ReaderKilledError, reader_killed
+from cram_composer.device import DeviceChoice, out_of_memory
 from cram_composer.errors import describe_error
 from cram_composer.runs.folder import RunFolder
 from cram_composer.scaleout.peer_failure import peer_failure
@@ -40,7 +41,12 @@ def run(
     Returns:
         The exit status of the process.
     """
-    session = build(composed, device, folder, previous)
+    try:
+        session = build(composed, device, folder, previous)
+    except Exception as error:
+        if (failure := out_of_memory(error)) is not None:
+            raise failure from error
+        raise
     earlier = _end_of_loop(session)
     attempt = Attempt(session)
     session.ledger.outside["setup"] += time.monotonic() - started - session.data.build_seconds
@@ -54,10 +60,11 @@ def run(
         with naming_full_disk(folder.path):
             session.trainer.fit()
     except BaseException as error:
-        attempt.close("failed")
-        failure = peer_failure(error)
+        failure = reader_killed(error) or peer_failure(error) or out_of_memory(error)
+        status = "interrupted" if isinstance(failure, ReaderKilledError) else "failed"
+        attempt.close(status)
         with contextlib.suppress(OSError):  # of a full disk
-            write_record(session, "failed", describe_error(failure or error))
+            write_record(session, status, describe_error(failure or error))
         if failure is not None:
             raise failure from error
         raise

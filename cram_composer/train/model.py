@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from composer.utils import dist
 
+from cram_composer.config.schema.model import ModelConfig
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.data.loading.prepare import PreparedDataset
 from cram_composer.device import DeviceChoice
+from cram_composer.errors import CramError
 from cram_composer.models.factory import build_model
 from cram_composer.models.flops import flops_per_token
 from cram_composer.models.training_model import MaskedLMTrainingModel
@@ -19,6 +22,9 @@ from cram_composer.optim.factory import build_optimizer
 from cram_composer.scaleout.registry import build_strategy
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.train.data import Batches
+
+_BYTES_OF_WEIGHT = 4
+_BYTES_IN_TRAINING = 12  # at least: the weight, its gradient and one moment, all fp32
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,12 @@ class ModelSetup:
 
 
 def set_up_model(config: RunConfig, device: DeviceChoice, manifest: Mapping[str, Any]) -> ModelSetup:
-    """Build the model with fresh weights, drawn from torch's global generator, and its optimizer."""
+    """Build the model with fresh weights, drawn from torch's global generator, and its optimizer.
+
+    Raises:
+        CramError: the model cannot fit into the memory of this machine.
+    """
+    _check_memory(config.model, manifest["vocab_size"], device)
     network = build_model(
         config.model, manifest["vocab_size"], manifest["special_tokens"], shift=config.objective.shift
     )
@@ -56,6 +67,25 @@ def set_up_model(config: RunConfig, device: DeviceChoice, manifest: Mapping[str,
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return ModelSetup(model, optimizer, strategy, sum(parameter.numel() for parameter in network.parameters()))
+
+
+def _check_memory(model: ModelConfig, vocab_size: int, device: DeviceChoice) -> None:
+    """Refuse a CramBERT whose weights, or on a CPU weights, gradients and optimizer, exceed the machine's memory.
+
+    Otherwise Linux would end this process or others. The estimate counts the large matrices only.
+    """
+    if model.architecture != "crambert":
+        return
+    width, layers = model.hidden_size, model.num_hidden_layers
+    blocks = 4 * layers * width**2 + layers // model.ffn_every * model.intermediate_size * width
+    parameters = blocks + vocab_size * width * (1 + 2 * model.value_embeddings)
+    needed = parameters * (_BYTES_IN_TRAINING if device.name == "cpu" else _BYTES_OF_WEIGHT)
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise CramError(
+            f"model: {parameters / 1e9:.3g} billion parameters need {needed / 1e9:,.0f} GB, but this machine has "
+            f"{available / 1e9:,.0f} GB; lower model.hidden_size, num_hidden_layers or intermediate_size"
+        )
 
 
 def flops_per_full_row_token(setup: ModelSetup, batches: Batches, data: PreparedDataset) -> float:

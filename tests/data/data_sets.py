@@ -128,6 +128,7 @@ def _write_split(folder: Path, rows: NDArray, block_rows: int, shard_blocks: int
         "rows": len(rows),
         "tokens": rows.size,
         "unk_tokens": 0,
+        "padding_tokens": 0,
         "dropped_tokens": 0,
         "blocks": len(blocks),
         "bytes": sum(path.stat().st_size for path in part.iterdir()),

@@ -76,13 +76,20 @@ def test_quick_check_compares_sizes_only(root):
     ("content", "message"),
     [
         (None, "not a finished data set .no manifest.json.; build it with: cram data build"),
-        ("{", "manifest.json: cannot be read"),
-        ("[]", "format version None, but 2 is needed"),
+        ("{", "manifest.json: damaged .not valid JSON: .*; copy or build"),
+        ("", "manifest.json: damaged .empty.; copy or build"),
+        ("[" * 100_000, "manifest.json: damaged .not valid JSON: nested too deeply"),
+        ("[]", "manifest.json: damaged .is foreign.; copy or build"),
         ('{"format_version": 1}', "format version 1, but 2 is needed"),
-        ('{"format_version": 2, "name": "x"}', "incomplete .no block_rows, compression,"),
+        ('{"format_version": 2, "name": "x"}', "damaged .created_with is missing.; copy or build"),
+        ({"splits": {"validation": 3}}, "damaged .splits.validation has a wrong type."),
+        ({"streams": ["train-web"]}, "damaged .splits.train-web is missing."),
+        ({"sequence_length": "128"}, "damaged .sequence_length has a wrong type."),
     ],
 )
-def test_manifest_that_cannot_be_used(tmp_path, content, message):
+def test_manifest_that_cannot_be_used(root, tmp_path, content, message):
+    if isinstance(content, dict):
+        content = json.dumps(load_manifest(root) | content)
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(CramError, match=message):

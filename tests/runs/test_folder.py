@@ -53,8 +53,12 @@ def test_unreadable_records_are_one_line(tmp_path: Path) -> None:
     for content, message in (
         (None, r"not a run folder, because it has no record\.json"),
         ("{", "not valid JSON"),
-        ('{"format_version": 3}', "must be 1 or 2, got 3"),
-        ("[]", "must be 1 or 2, got None"),
+        ("", r"damaged \(empty\)"),
+        ('{"format_version": 3}', "must be 1 or 2, got 3; use the cram-composer that wrote it"),
+        ("[]", r"damaged \(is foreign\)"),
+        ("{}", "must be 1 or 2, got None; restore it"),
+        ('{"format_version": 2, "config": {}}', r"damaged \(status is missing\)"),
+        ('{"format_version": 2, "status": "running", "config": [1]}', r"damaged \(config has a wrong type\)"),
     ):
         if content is not None:
             (tmp_path / RECORD).write_text(content)

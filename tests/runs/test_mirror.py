@@ -203,7 +203,7 @@ def save(folder: RunFolder, step: int) -> Path:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     write_json(path.with_suffix(".json"), {"step": step, "bytes": 1000, "sha256": digest})
     write_json(folder.path / "clock.json", {"inside": {"train": float(step)}, "step": step, "clean": True})
-    folder.write_record({"format_version": RECORD_FORMAT, "status": "running", "step": step})
+    folder.write_record({"format_version": RECORD_FORMAT, "status": "running", "config": {}, "step": step})
     (folder.path / "trace.jsonl").write_text("".join(json.dumps({"step": n}) + "\n" for n in range(step)))
     return path
 
@@ -268,7 +268,7 @@ def test_newest_intact_checkpoint_ahead_of_the_local_ones_is_restored(
     shutil.rmtree(folder.path)
     remote.restore()
     assert (folder.checkpoints / "step-00000007.pt").read_bytes() == content
-    expected = {"format_version": RECORD_FORMAT, "status": "running", "step": 7}
+    expected = {"format_version": RECORD_FORMAT, "status": "running", "config": {}, "step": 7}
     assert folder.read_record() == expected and len(lines(folder.path / "trace.jsonl")) == 7
 
     bucket.put("runs/r/checkpoints/step-00000007.pt", content[::-1])

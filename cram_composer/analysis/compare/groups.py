@@ -16,7 +16,7 @@ from typing import Any
 
 from cram_composer.analysis.html.formatting import is_number
 from cram_composer.analysis.runs.find import find_runs
-from cram_composer.analysis.runs.run import RunData, load_run
+from cram_composer.analysis.runs.run import RunData, load_runs
 from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
 
@@ -56,16 +56,20 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
     """Read the groups of a command line: NAME=PATTERN, or folders whose runs are grouped by configuration.
 
     A pattern is a folder or contains `*`; arguments of the same name are merged. A folder is a run or contains runs.
-    Unnamed groups without a finished run are left out with a note; a named group without one is an error.
+    Unnamed groups without a finished run and unreadable runs are left out with a note; a named group without a finished
+    run is an error.
 
     Raises:
-        CramError: no run found, a run in two groups, or no finished run in a named group or in any group.
+        CramError: no run found, a run in two groups, or no readable finished run in a named group or in any group.
     """
+    problems: dict[str, str] = {}  # of unreadable runs, with the name of their group
     found: dict[tuple[str, str], list[RunData]] = {}  # by name, or by settings hash for unnamed groups
     seen: dict[Path, str] = {}
     for argument in arguments:
         name, _, pattern = argument.partition("=") if not Path(argument).is_dir() else ("", "", argument)
-        for run in _load_runs(argument, pattern or name):
+        runs, unreadable = _load_runs(argument, pattern or name)
+        problems |= dict.fromkeys(unreadable, name if pattern else "")
+        for run in runs:
             place = run.path.resolve()
             if place in seen and (not name or seen[place] != name):
                 raise CramError(f"{run.path}: matched twice; a run can be in one group only")
@@ -83,6 +87,9 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
             raise CramError(f"{group.name}: no finished run in this group ({why}); wait for one or remove the group")
         if not group.runs:
             finished[0].notes += [f"no finished run of {group.name}: {note}" for note in group.notes]
+    for problem, name in problems.items():
+        group = next((group for group in finished if group.name == name), finished[0])
+        group.notes.append(f"left out {problem}")
     return finished
 
 
@@ -96,12 +103,13 @@ def group_by_configuration(runs: Sequence[RunData]) -> list[Group]:
     return groups
 
 
-def _load_runs(argument: str, pattern: str) -> list[RunData]:
+def _load_runs(argument: str, pattern: str) -> tuple[list[RunData], list[str]]:
+    """Read the runs of an argument; return them and one line for each unreadable one."""
     folders = [Path(found) for found in sorted(glob.glob(os.path.expanduser(pattern))) if Path(found).is_dir()]
-    runs = [run for folder in folders for run in find_runs(folder)]
-    if not runs:
+    paths = [run for folder in folders for run in find_runs(folder)]
+    if not paths:
         raise CramError(f"{argument}: no run found; give run folders, or NAME=PATTERN such as base='runs/base-*'")
-    return [load_run(path) for path in runs]
+    return load_runs(paths)
 
 
 def make_group(name: str, runs: Sequence[RunData]) -> Group:

@@ -12,7 +12,9 @@ NOT_RECORDED = "not recorded"
 
 def is_number(value: Any) -> bool:
     """Return True for a finite int or float; JSON nulls, NaN and booleans are not measurements."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**1023  # so that it fits a float
 
 
 def ratio(part: Any, whole: Any) -> float | None:

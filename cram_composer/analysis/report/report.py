@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cram_composer.analysis.report import page
 from cram_composer.analysis.report.configuration import configuration_tables, differences_table
 from cram_composer.analysis.report.data_set import data_set_tables
 from cram_composer.analysis.report.zero_shot import zero_shot_tables
-from cram_composer.analysis.runs.run import RunData, load_run
+from cram_composer.analysis.runs.run import RunData, load_runs
 from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json, write_atomic
@@ -22,13 +23,15 @@ from cram_composer.storage.files import read_json, write_atomic
 def write_report(runs: list[Path], output: Path | None = None) -> Path:
     """Write the report of one run, or of several overlaid, and return its path.
 
+    Of several runs, unreadable ones are left out with a warning on stderr.
+
     Args:
         runs: run folders; an unfinished run is shown up to its current step.
         output: the HTML file; by default report.html in the run's folder, for several runs in the current one. The
             figures go to `figures/*.png` beside it.
 
     Raises:
-        CramError: no run, a folder that is not a run, or an output that is a folder.
+        CramError: no run, no readable run, or an output that is a folder.
     """
     from cram_composer.analysis.figures.over_time import draw_all
 
@@ -37,7 +40,11 @@ def write_report(runs: list[Path], output: Path | None = None) -> Path:
     target = output or (runs[0] if len(runs) == 1 else Path()) / "report.html"
     if target.is_dir():
         raise CramError(f"{target}: is a folder; name an HTML file")
-    loaded = [load_run(path) for path in runs]
+    loaded, problems = load_runs(runs)
+    if not loaded:
+        raise CramError(problems[0])
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
     pictures = draw_all(loaded)
     for picture in pictures:
         write_atomic(target.parent / "figures" / f"{picture.name}.png", to_png(picture))

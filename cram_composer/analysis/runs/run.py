@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cram_composer.analysis.html.formatting import is_number
+from cram_composer.budget.trace import TRACE
 from cram_composer.errors import CramError
-from cram_composer.runs.folder import read_record
-from cram_composer.storage.files import read_json
+from cram_composer.runs.folder import METRICS, read_clock, read_record
+from cram_composer.storage.files import parse_json, read_checked
 
 TRACE_COLUMNS = (
     "step", "elapsed", "progress", "tokens", "batch_size", "seq_length", "mlm_probability", "lr", "loss",
@@ -91,34 +91,43 @@ def load_run(path: Path, curves: bool = True) -> RunData:
         curves: read the trace and the metrics; if False, only for a running run.
 
     Raises:
-        CramError: not a run folder, or an unknown format version of the record.
+        CramError: not a run folder, or a damaged record, clock or evaluations.json.
     """
     record = read_record(path)
     curves = curves or record.get("status") == "running"  # its progress is in the trace only
-    trace_lines, trace_bad = _read_lines(path / "trace.jsonl") if curves else ([], 0)
-    metric_lines, metrics_bad = _read_lines(path / "metrics.jsonl") if curves else ([], 0)
+    trace_lines, trace_bad = _read_lines(path / TRACE) if curves else ([], 0)
+    metric_lines, metrics_bad = _read_lines(path / METRICS) if curves else ([], 0)
     trace = {name: _column(trace_lines, name) for name in TRACE_COLUMNS}
     return RunData(
         path=path,
         record=_add_present_progress(record, trace, path) if record.get("status") == "running" else record,
         trace=trace,
         metrics=metric_lines,
-        evaluated=_read_json(evaluations) if (evaluations := path / "evaluations.json").is_file() else {},
+        evaluated=_read_evaluations(path / "evaluations.json"),
         unreadable_lines=trace_bad + metrics_bad,
     )
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise CramError(f"{path}: not valid JSON ({error}); restore the file or delete it and evaluate again") from None
+def load_runs(paths: Sequence[Path], curves: bool = True) -> tuple[list[RunData], list[str]]:
+    """Read run folders; return the readable ones, and one line for each of the others."""
+    runs, problems = [], []
+    for path in paths:
+        try:
+            runs.append(load_run(path, curves))
+        except CramError as error:
+            problems.append(str(error))
+    return runs, problems
+
+
+def _read_evaluations(path: Path) -> dict[str, Any]:
+    remedy = "restore it, or delete it and evaluate again"
+    return dict(read_checked(path, dict[str, dict[str, Any]], remedy)) if path.is_file() else {}
 
 
 def _add_present_progress(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:
     """Update the record of a running run, which was written at its start, from its trace and clock."""
-    clock = path / "clock.json"
-    inside = read_json(clock)["inside"] if clock.is_file() else {}
+    clock = read_clock(path)
+    inside = clock["inside"] if clock is not None else {}
     spent = sum(inside.values())
     tokens = int(trace["tokens"][-1]) if len(trace["tokens"]) else 0
     return {
@@ -142,15 +151,22 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     lines, unreadable = [], 0
     for text in complete:
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             unreadable += 1
             continue
-        if isinstance(line, dict) and all(is_number(line.get(name)) for name in POSITION):
+        if isinstance(line, dict) and _has_numbers(line):
             lines.append(line)
         else:
             unreadable += 1
     return lines, unreadable
+
+
+def _has_numbers(line: dict[str, Any]) -> bool:
+    """Return True if the position and the columns of a line are numbers, and only other columns null."""
+    return all(is_number(line.get(name)) for name in POSITION) and all(
+        line.get(name) is None or is_number(line[name]) for name in TRACE_COLUMNS
+    )
 
 
 def _column(lines: Iterable[dict[str, Any]], name: str) -> Array:

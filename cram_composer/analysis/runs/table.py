@@ -11,7 +11,7 @@ from typing import Any
 from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import NOT_MEASURED, count, decimal, duration, is_number, short_count
 from cram_composer.analysis.runs.find import filter_runs, find_runs
-from cram_composer.analysis.runs.run import RunData, load_run
+from cram_composer.analysis.runs.run import RunData, load_runs
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RECORD
 
@@ -33,12 +33,8 @@ def list_runs(arguments: Sequence[str], default: Path) -> tuple[list[RunData], l
             raise CramError(f"{item}: no such folder; give folders with runs, or filters such as recipe=muon seed=1")
     if not folders and not default.is_dir():
         raise CramError(f"{default}: no such folder; give the folder that contains the runs")
-    runs, problems = [], []
-    for path in dict.fromkeys(run for folder in folders or [default] for run in find_runs(folder)):
-        try:
-            runs.append(load_run(path, curves=False))
-        except CramError as error:
-            problems.append(str(error))
+    paths = dict.fromkeys(run for folder in folders or [default] for run in find_runs(folder))
+    runs, problems = load_runs(list(paths), curves=False)
     return filter_runs(runs, filters), problems
 
 

@@ -14,7 +14,7 @@ class GradientClippingConfig(Settings):
 
     clipping_type: Literal["norm", "value", "adaptive"] = key("norm", "quantity to limit")
     clipping_threshold: float = key(
-        0.5, "largest norm or value; adaptive: ratio of gradient norm to weight norm, per row", ge=1e-12
+        0.5, "largest norm or value; adaptive: ratio of gradient norm to weight norm, per row", ge=1e-12, le=1e30
     )
 
 
@@ -22,8 +22,8 @@ class SeqLengthWarmupConfig(Settings):
     """Sequence-length warmup (Li et al. 2021, arXiv 2108.06084)."""
 
     duration: Share = key(0.3, "share of the budget until full length")
-    min_seq_length: PositiveInt = key(32, "tokens per row at the start")
-    step_size: PositiveInt = key(32, "with truncate: lengths are multiples of this")
+    min_seq_length: PositiveInt = key(32, "tokens per row at the start", le=131_072)
+    step_size: PositiveInt = key(32, "with truncate: lengths are multiples of this", le=131_072)
     truncate: bool = key(False, "cut rows, losing tokens; false reshapes a row into several")
 
 
@@ -31,7 +31,7 @@ class BatchSizeRampConfig(Settings):
     """Linear growth of the batch in multiples of its first size (Cramming, section 4.3)."""
 
     initial_batch_size: PositiveInt | None = key(
-        None, "rows over all devices at the start; null: a 32nd of train.batch_size, at least 16"
+        None, "rows over all devices at the start; null: a 32nd of train.batch_size, at least 16", le=2**20
     )
     until: Share = key(0.6, "progress at which train.batch_size is reached")
 
@@ -63,16 +63,16 @@ class LayerFreezingConfig(Settings):
 class SamConfig(Settings):
     """Sharpness-aware minimisation (Foret et al. 2020, arXiv 2010.01412)."""
 
-    rho: NonNegativeFloat = key(0.05, "distance at which the gradient is taken")
-    epsilon: NonNegativeFloat = key(1e-12, "added to the norm of the gradient")
-    interval: PositiveInt = key(1, "optimizer steps between two SAM steps")
+    rho: NonNegativeFloat = key(0.05, "distance at which the gradient is taken", le=1e3)
+    epsilon: NonNegativeFloat = key(1e-12, "added to the norm of the gradient", le=1.0)
+    interval: PositiveInt = key(1, "optimizer steps between two SAM steps", le=10**9)
 
 
 class EmaConfig(Settings):
     """Exponential moving average of the weights, for evaluation and export."""
 
     half_life: float = key(0.01, "share of the budget", ge=1e-9, le=1.0)
-    update_interval: PositiveInt = key(1, "optimizer steps between two updates")
+    update_interval: PositiveInt = key(1, "optimizer steps between two updates", le=10**9)
 
 
 class SwaConfig(Settings):
@@ -86,7 +86,7 @@ class SwaConfig(Settings):
 class LawaConfig(Settings):
     """Latest weight averaging (Kaddour 2022, arXiv 2209.14981), for evaluation and export."""
 
-    k: int = key(6, "snapshots in the average", ge=2)
+    k: int = key(6, "snapshots in the average", ge=2, le=1000)
     update_interval: float = key(0.005, "share of the budget between two snapshots", ge=1e-6, le=1.0)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from cram_composer.config.paths import expand
 from cram_composer.config.units import name_problem, parse_bytes, parse_duration, split_uri
 
 
@@ -66,9 +67,16 @@ def _checked_size(text: str) -> str:
     return text
 
 
+def _checked_path(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"must be a path, got {text!r}")
+    expand(text)
+    return text
+
+
 def _checked_place(text: str) -> str:
     split_uri(text)
-    return text
+    return _checked_path(text)
 
 
 def _checked_name(text: str) -> str:
@@ -87,6 +95,8 @@ Duration = Annotated[str, AfterValidator(_checked_duration)]
 """Seconds as text: 24h, 90m, 600s, 1d, 1h30m."""
 ByteSize = Annotated[str, AfterValidator(_checked_size)]
 """Bytes as text: 50gb, 500mb."""
+FilePath = Annotated[str, AfterValidator(_checked_path)]
+"""A path on this machine; ~ and $VARIABLES expand."""
 Place = Annotated[str, AfterValidator(_checked_place)]
 """A folder or the URI of one in object storage: s3://bucket/path, gs://, oci://, azure://."""
 Name = Annotated[str, AfterValidator(_checked_name)]

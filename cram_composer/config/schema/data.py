@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from cram_composer.config.schema.base import ByteSize, Duration, Place, Settings, Share, key
+from cram_composer.config.schema.base import ByteSize, Duration, FilePath, Place, Settings, Share, key
 from cram_composer.config.units import parse_duration
 
 
 class StreamWeightConfig(Settings):
     """Weight of a stream in an epoch, as in Streaming's `Stream`. Set at most one; default: all of it, once."""
 
-    proportion: NonNegativeFloat | None = key(None, "share of the epoch, relative to other proportions")
-    repeat: NonNegativeFloat | None = key(None, "passes over the stream per epoch")
-    choose: PositiveInt | None = key(None, "blocks per epoch")
+    proportion: NonNegativeFloat | None = key(None, "share of the epoch, relative to other proportions", le=1e9)
+    repeat: NonNegativeFloat | None = key(None, "passes over the stream per epoch", le=1000.0)
+    choose: PositiveInt | None = key(None, "blocks per epoch", le=10**7)
 
     @model_validator(mode="after")
     def _check_one(self) -> StreamWeightConfig:
@@ -30,7 +30,7 @@ class CurriculumPointConfig(Settings):
     """Proportions of the streams at a point of the budget, interpolated linearly between points."""
 
     at: Share = key(0.0, "progress of the budget")
-    proportions: dict[str, NonNegativeFloat] = key(dict, "proportion of each stream")
+    proportions: dict[str, Annotated[float, Field(ge=0.0, le=1e9)]] = key(dict, "proportion of each stream")
 
     @model_validator(mode="after")
     def _check_sum(self) -> CurriculumPointConfig:
@@ -45,7 +45,7 @@ class DataConfig(Settings):
     A run resumes with its data set from any place; a data set with another manifest is refused.
     """
 
-    local: str | None = key(None, "folder of a data set, or cache of `remote`; null: output of `build`", free=True)
+    local: FilePath | None = key(None, "folder of a data set, or cache of `remote`; null: output of `build`", free=True)
     remote: Place | None = key(
         None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://", free=True
     )
@@ -54,15 +54,15 @@ class DataConfig(Settings):
         None, "disk space for shards of `remote`, such as 50gb; the oldest are evicted", free=True
     )
     deadline: Duration = key("2m", "time for a file of `remote`, retries included; at least 10 s", free=True)
-    prefetch: NonNegativeInt = key(64, "blocks read ahead per device", free=True)
+    prefetch: NonNegativeInt = key(64, "blocks read ahead per device", le=10**5, free=True)
     order: Literal["auto", "shuffled", "stored"] = key(
         "auto", "order of the rows; auto: stored if the build ordered them, else shuffled"
     )
     mixture: dict[str, StreamWeightConfig] = key(dict, "weight of each stream; default: all of every stream, once")
     curriculum: list[CurriculumPointConfig] = key(list, "mixture that changes over the budget")
-    build: str | None = key(None, "data YAML that builds the data set", free=True)
+    build: FilePath | None = key(None, "data YAML that builds the data set", free=True)
     build_if_missing: bool = key(False, "run `build` before the clock starts if the data set is missing", free=True)
-    num_workers: NonNegativeInt = key(1, "reader processes per device", free=True)
+    num_workers: NonNegativeInt = key(1, "reader processes per device", le=64, free=True)
     timeout: Duration = key("5m", "end the run when the reader processes deliver nothing for this long", free=True)
     verify: Literal["full", "size"] = key(
         "full", "check of local shards before the clock starts, by hash or by size only", free=True

@@ -13,7 +13,7 @@ class Source(Settings):
     """Settings of every source of text."""
 
     kind: str
-    max_characters: PositiveInt | None = key(None, "stop after about this many characters")
+    max_characters: PositiveInt | None = key(None, "stop after about this many characters", le=10**15)
     stream: str | None = key(None, "name of a separate train stream, for data.mixture; null: the shared stream")
 
 
@@ -75,18 +75,18 @@ class CleanConfig(Settings):
 class LengthConfig(Settings):
     """Drop documents that are too short or too long."""
 
-    min_characters: NonNegativeInt = key(200, "characters of the shortest document to keep")
-    max_characters: PositiveInt | None = key(None, "characters of the longest document to keep")
+    min_characters: NonNegativeInt = key(200, "characters of the shortest document to keep", le=10**12)
+    max_characters: PositiveInt | None = key(None, "characters of the longest document to keep", le=10**12)
 
 
 class QualityConfig(Settings):
     """Gopher's rules for natural text (Rae et al. 2021, arXiv 2112.11446, table A1)."""
 
-    min_words: NonNegativeInt = key(50, "fewest words")
-    max_words: PositiveInt = key(100_000, "most words")
-    min_mean_word_length: NonNegativeFloat = key(3.0, "smallest mean word length in characters")
-    max_mean_word_length: NonNegativeFloat = key(10.0, "largest mean word length in characters")
-    max_symbol_ratio: NonNegativeFloat = key(0.1, "largest number of '#' and '...' per word")
+    min_words: NonNegativeInt = key(50, "fewest words", le=10**12)
+    max_words: PositiveInt = key(100_000, "most words", le=10**12)
+    min_mean_word_length: NonNegativeFloat = key(3.0, "smallest mean word length in characters", le=1e6)
+    max_mean_word_length: NonNegativeFloat = key(10.0, "largest mean word length in characters", le=1e6)
+    max_symbol_ratio: NonNegativeFloat = key(0.1, "largest number of '#' and '...' per word", le=1e6)
     min_alphabetic_words: Share = key(0.8, "smallest share of words with a letter")
     max_bullet_lines: Share = key(0.9, "largest share of lines that begin with a bullet")
     max_ellipsis_lines: Share = key(0.3, "largest share of lines that end with an ellipsis")
@@ -98,7 +98,7 @@ class LanguageConfig(Settings):
     stop_words: list[str] = key(
         ["the", "be", "to", "of", "and", "that", "have", "with"], "frequent words of the language"
     )
-    min_stop_words: NonNegativeInt = key(2, "number of different stop words that must occur")
+    min_stop_words: NonNegativeInt = key(2, "number of different stop words that must occur", le=10**6)
     script: str = key("LATIN", "script, as the first word of the Unicode names of its letters")
     min_script: Share = key(0.9, "smallest share of letters in that script")
 
@@ -115,21 +115,23 @@ class NearDuplicatesConfig(Settings):
     Two documents of Jaccard similarity s collide with probability 1 - (1 - s^rows)^bands.
     """
 
-    words: PositiveInt = key(5, "words in a shingle")
-    bands: PositiveInt = key(14, "number of bands")
-    rows: PositiveInt = key(8, "hashes in a band; with 14 bands, half of the pairs at s = 0.69 collide")
+    words: PositiveInt = key(5, "words in a shingle", le=1000)
+    bands: PositiveInt = key(14, "number of bands", le=1000)
+    rows: PositiveInt = key(8, "hashes in a band; with 14 bands, half of the pairs at s = 0.69 collide", le=1000)
 
 
 class RepeatedSpansConfig(Settings):
     """Exact-substring removal (Lee et al. 2022, arXiv 2107.06499): remove later copies of long spans."""
 
-    length: int = key(75, "bytes of the shortest repeated span to remove; the paper tries 50, 75 and 100", ge=16)
+    length: int = key(
+        75, "bytes of the shortest repeated span to remove; the paper tries 50, 75 and 100", ge=16, le=10**9
+    )
 
 
 class CompressibilityConfig(Settings):
     """Drop incompressible documents with the build's tokenizer (Cramming, section 4.4)."""
 
-    threshold: NonNegativeFloat = key(0.25, "drop documents with at least this many tokens per character")
+    threshold: NonNegativeFloat = key(0.25, "drop documents with at least this many tokens per character", le=1e6)
 
 
 class StagesConfig(Settings):
@@ -152,9 +154,9 @@ class TokenizerConfig(Settings):
     kind: Literal["wordpiece", "bpe", "unigram", "byte-bpe"] = key("wordpiece", "algorithm; byte-bpe has no [UNK]")
     vocab_size: int = key(32768, "entries, special tokens included", ge=64, le=131072)
     sample: Literal["head", "spread"] = key("head", "sample the head of every file, or documents from everywhere")
-    sample_bytes: PositiveInt = key(256 << 20, "bytes of text to train on")
+    sample_bytes: PositiveInt = key(256 << 20, "bytes of text to train on", le=2**40)
     limit_alphabet: PositiveInt = key(
-        1000, "number of most frequent characters to keep; words with other characters become [UNK]"
+        1000, "number of most frequent characters to keep; words with other characters become [UNK]", le=131_072
     )
 
 
@@ -164,8 +166,8 @@ class PackingConfig(Settings):
     kind: Literal["chop", "best-fit"] = key(
         "chop", "concatenate and cut; or best fit of whole documents (Ding et al. 2024, arXiv 2404.10830)"
     )
-    sequence_length: int = key(128, "tokens in a row", ge=8)
-    block_rows: PositiveInt = key(256, "rows in a block, which is read as one record")
+    sequence_length: int = key(128, "tokens in a row", ge=8, le=131_072)
+    block_rows: PositiveInt = key(256, "rows in a block, which is read as one record", le=2**20)
 
 
 class DataBuildConfig(Settings):
@@ -185,9 +187,9 @@ class DataBuildConfig(Settings):
     )
     compression: Literal["none", "zstd"] = key("none", "compression of the shards")
     validation_fraction: float = key(0.01, "fraction of documents held out for validation", ge=1e-9, le=0.5)
-    shuffle_memory_mib: PositiveInt = key(256, "MiB of rows shuffled in memory at a time")
+    shuffle_memory_mib: PositiveInt = key(256, "MiB of rows shuffled in memory at a time", le=2**24)
     partitions: int = key(1, "number of tasks to split the work into; determines the shards", ge=1, le=4096)
-    jobs: PositiveInt | None = key(None, "parallel partitions on this machine; null: one per core")
+    jobs: PositiveInt | None = key(None, "parallel partitions on this machine; null: one per core", le=4096)
     executor: Literal["local", "slurm"] = key("local", "run partitions on this machine or as Slurm jobs")
     slurm: dict[str, Any] = key(dict, "submitit parameters, such as slurm_partition")
     work: str | None = key(None, "folder for unfinished work; null: beside `output`, or in $CRAM_CACHE")

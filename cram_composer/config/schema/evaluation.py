@@ -12,11 +12,11 @@ from cram_composer.config.schema.base import Betas, Rate, Settings, Share, key
 class TaskSettingsConfig(Settings):
     """Settings of one task; null takes the protocol's value. The rules of a cram allow no settings per task."""
 
-    epochs: PositiveInt | None = key(None, "passes over the train split")
-    batch_size: PositiveInt | None = key(None, "rows per step")
-    lr: NonNegativeFloat | None = key(None, "peak learning rate")
-    weight_decay: NonNegativeFloat | None = key(None, "weight decay of matrices")
-    seeds: PositiveInt | None = key(None, "number of seeds")
+    epochs: PositiveInt | None = key(None, "passes over the train split", le=10_000)
+    batch_size: PositiveInt | None = key(None, "rows per step", le=2**16)
+    lr: NonNegativeFloat | None = key(None, "peak learning rate", le=100.0)
+    weight_decay: NonNegativeFloat | None = key(None, "weight decay of matrices", le=1e4)
+    seeds: PositiveInt | None = key(None, "number of seeds", le=1000)
 
 
 class ProtocolConfig(Settings):
@@ -27,28 +27,28 @@ class ProtocolConfig(Settings):
     benchmark: Literal["glue", "superglue"] = key("glue", "benchmark of the tasks")
     tasks: list[str] = key(["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"], "tasks to train on")
     not_averaged: list[str] = key(["wnli"], "tasks left out of the average")
-    seeds: PositiveInt = key(5, "seeds per task, from 1; the result is the median")
-    epochs: PositiveInt = key(5, "passes over the train split")
-    batch_size: PositiveInt = key(16, "rows per step")
-    lr: NonNegativeFloat = key(4e-5, "peak learning rate")
+    seeds: PositiveInt = key(5, "seeds per task, from 1; the result is the median", le=1000)
+    epochs: PositiveInt = key(5, "passes over the train split", le=10_000)
+    batch_size: PositiveInt = key(16, "rows per step", le=2**16)
+    lr: NonNegativeFloat = key(4e-5, "peak learning rate", le=100.0)
     schedule: Literal["cosine", "linear", "constant"] = key("cosine", "decay to zero after the warmup")
     warmup: Share = key(0.1, "share of the steps spent warming up")
-    weight_decay: NonNegativeFloat = key(0.0, "weight decay of matrices")
+    weight_decay: NonNegativeFloat = key(0.0, "weight decay of matrices", le=1e4)
     betas: Betas = key((0.9, 0.98), "AdamW's decay rates")
-    eps: NonNegativeFloat = key(1e-6, "AdamW's epsilon")
+    eps: NonNegativeFloat = key(1e-6, "AdamW's epsilon", le=1.0)
     dropout: Rate = key(0.1, "dropout of the encoder and the head")
-    max_length: int = key(128, "tokens of a text or pair of texts; longer ones are truncated", ge=8)
+    max_length: int = key(128, "tokens of a text or pair of texts; longer ones are truncated", ge=8, le=131_072)
     mnli_start: bool = key(False, "start RTE, MRPC and STS-B from the MNLI model; breaks the rules of a cram")
     overrides: dict[str, TaskSettingsConfig] = key(dict, "settings by task")
-    eval_batch_size: PositiveInt = key(64, "rows per batch when scoring")
+    eval_batch_size: PositiveInt = key(64, "rows per batch when scoring", le=2**16)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest that the hardware supports")
 
 
 class ZeroShotConfig(Settings):
     """Settings of protocols without training."""
 
-    seed: NonNegativeInt = key(1, "seed of the weights of untrained:MODEL and of resampling")
-    batch_tokens: PositiveInt = key(8192, "tokens per batch, with padding; a longer row forms a batch alone")
+    seed: NonNegativeInt = key(1, "seed of the weights of untrained:MODEL and of resampling", le=2**32 - 1)
+    batch_tokens: PositiveInt = key(8192, "tokens per batch, with padding; a longer row forms a batch alone", le=2**30)
     precision: Literal["fp32", "bf16", "fp16", "auto"] = key("fp32", "auto: the fastest that the hardware supports")
 
 
@@ -68,13 +68,13 @@ class MaskedWordsConfig(ZeroShotConfig):
     kind: Literal["masked-words"] = "masked-words"
     name: str = key("masked-words", "name of the protocol")
     characters: PositiveInt = key(
-        1_000_000, "approximate number of characters to score, from the head of each file by size"
+        1_000_000, "approximate number of characters to score, from the head of each file by size", le=10**12
     )
     text_column: str = key("text", "column of .jsonl and .parquet files")
-    window_characters: PositiveInt = key(320, "characters of a window, in whole words")
+    window_characters: PositiveInt = key(320, "characters of a window, in whole words", le=10**6)
     mlm_probability: Share = key(0.15, "share of words to mask")
-    unknown_bits_per_byte: NonNegativeFloat = key(8.0, "cost of UTF-8 text that becomes [UNK] or no token")
-    bootstrap: int = key(1000, "resamples of the windows for the confidence interval", ge=2)
+    unknown_bits_per_byte: NonNegativeFloat = key(8.0, "cost of UTF-8 text that becomes [UNK] or no token", le=1e6)
+    bootstrap: int = key(1000, "resamples of the windows for the confidence interval", ge=2, le=10**6)
 
 
 PROTOCOLS: dict[str, type[Settings]] = {

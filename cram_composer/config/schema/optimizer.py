@@ -16,7 +16,7 @@ class GroupsConfig(Settings):
     """Parameter groups. Vectors and norms are never decayed."""
 
     decay_embeddings: bool = key(True, "apply weight decay to embeddings and weights tied to them")
-    embedding_lr: NonNegativeFloat = key(1.0, "factor of the learning rate of embeddings")
+    embedding_lr: NonNegativeFloat = key(1.0, "factor of the learning rate of embeddings", le=1e3)
     layer_lr_decay: float = key(1.0, "factor of the learning rate per layer, from the head down", ge=0.01, le=1.0)
 
 
@@ -27,9 +27,9 @@ class Optimizer(Settings):
     supports_mup: ClassVar[bool] = False
 
     name: str
-    lr: NonNegativeFloat = key(1e-3, "peak learning rate of AdamW, which the schedule multiplies")
-    lr_scale: PositiveFloat = key(1.0, _LR_SCALE)
-    weight_decay: NonNegativeFloat = key(0.0, "decoupled, multiplied by the learning rate")
+    lr: NonNegativeFloat = key(1e-3, "peak learning rate of AdamW, which the schedule multiplies", le=100.0)
+    lr_scale: PositiveFloat = key(1.0, _LR_SCALE, le=1e4)
+    weight_decay: NonNegativeFloat = key(0.0, "decoupled, multiplied by the learning rate", le=1e4)
     groups: GroupsConfig = key(GroupsConfig, "parameter groups that differ from the rest")
 
 
@@ -39,8 +39,8 @@ class _Adam(Optimizer):
     supports_mup = True
 
     betas: Betas = key((0.9, 0.999), "decay rates of the two moments")
-    eps: NonNegativeFloat = key(1e-8, _EPS)
-    weight_decay: NonNegativeFloat = key(0.01, "decoupled, multiplied by the learning rate")
+    eps: NonNegativeFloat = key(1e-8, _EPS, le=1.0)
+    weight_decay: NonNegativeFloat = key(0.01, "decoupled, multiplied by the learning rate", le=1e4)
 
 
 class AdamWConfig(_Adam):
@@ -69,10 +69,10 @@ class AdanConfig(Optimizer):
     supports_mup = True
 
     name: Literal["adan"] = "adan"
-    lr_scale: PositiveFloat = key(5.0, _LR_SCALE)
+    lr_scale: PositiveFloat = key(5.0, _LR_SCALE, le=1e4)
     betas: tuple[Beta, Beta, Beta] = key((0.98, 0.92, 0.99), "decay rates of the three moments")
-    eps: NonNegativeFloat = key(1e-8, "added to the root of the third moment")
-    weight_decay: NonNegativeFloat = key(0.02, "proximal, multiplied by the learning rate")
+    eps: NonNegativeFloat = key(1e-8, "added to the root of the third moment", le=1.0)
+    weight_decay: NonNegativeFloat = key(0.02, "proximal, multiplied by the learning rate", le=1e4)
 
 
 class LambConfig(_Adam):
@@ -81,8 +81,8 @@ class LambConfig(_Adam):
     supports_mup = False
 
     name: Literal["lamb"] = "lamb"
-    lr_scale: PositiveFloat = key(2.5, _LR_SCALE)
-    eps: NonNegativeFloat = key(1e-6, _EPS)
+    lr_scale: PositiveFloat = key(2.5, _LR_SCALE, le=1e4)
+    eps: NonNegativeFloat = key(1e-6, _EPS, le=1.0)
 
 
 class LionConfig(Optimizer):
@@ -91,7 +91,7 @@ class LionConfig(Optimizer):
     supports_mup = True
 
     name: Literal["lion"] = "lion"
-    lr_scale: PositiveFloat = key(0.1, _LR_SCALE)
+    lr_scale: PositiveFloat = key(0.1, _LR_SCALE, le=1e4)
     betas: Betas = key((0.9, 0.99), "share of the momentum in the step, and its decay rate")
 
 
@@ -100,27 +100,27 @@ class MuonConfig(Optimizer):
 
     name: Literal["muon"] = "muon"
     momentum: Beta = key(0.95, "decay rate of the momentum of matrices")
-    ns_steps: PositiveInt = key(5, "Newton-Schulz iterations")
+    ns_steps: PositiveInt = key(5, "Newton-Schulz iterations", le=100)
     betas: Betas = key((0.9, 0.95), "decay rates of AdamW's moments")
-    eps: NonNegativeFloat = key(1e-8, f"of AdamW: {_EPS}")
-    weight_decay: NonNegativeFloat = key(0.1, "decoupled, multiplied by the learning rate")
+    eps: NonNegativeFloat = key(1e-8, f"of AdamW: {_EPS}", le=1.0)
+    weight_decay: NonNegativeFloat = key(0.1, "decoupled, multiplied by the learning rate", le=1e4)
 
 
 class RAdamConfig(_Adam):
     """RAdam (Liu et al. 2019, arXiv 1908.03265) with decoupled weight decay."""
 
     name: Literal["radam"] = "radam"
-    weight_decay: NonNegativeFloat = key(0.0, "decoupled, multiplied by the learning rate")
+    weight_decay: NonNegativeFloat = key(0.0, "decoupled, multiplied by the learning rate", le=1e4)
 
 
 class ScheduleFreeConfig(Optimizer):
     """Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682)."""
 
     name: Literal["schedule-free"] = "schedule-free"
-    lr_scale: PositiveFloat = key(2.5, _LR_SCALE)
+    lr_scale: PositiveFloat = key(2.5, _LR_SCALE, le=1e4)
     betas: Betas = key((0.9, 0.999), "share of the average in the training point; decay rate of the second moment")
-    eps: NonNegativeFloat = key(1e-8, _EPS)
-    averaging_power: NonNegativeFloat = key(0.0, "weigh step t in the average by t to this power")
+    eps: NonNegativeFloat = key(1e-8, _EPS, le=1.0)
+    averaging_power: NonNegativeFloat = key(0.0, "weigh step t in the average by t to this power", le=100.0)
 
     @field_validator("betas")
     @classmethod
@@ -135,9 +135,9 @@ class ShampooConfig(Optimizer):
 
     name: Literal["shampoo"] = "shampoo"
     betas: Betas = key((0.9, 0.999), "decay rates of the momentum and of the preconditioners")
-    eps: NonNegativeFloat = key(1e-6, "added to the diagonal of the preconditioners")
-    precondition_frequency: PositiveInt = key(100, "steps between two computations of inverse roots")
-    block_size: int = key(512, "side of the blocks in which matrices are preconditioned", ge=2)
+    eps: NonNegativeFloat = key(1e-6, "added to the diagonal of the preconditioners", le=1.0)
+    precondition_frequency: PositiveInt = key(100, "steps between two computations of inverse roots", le=10**9)
+    block_size: int = key(512, "side of the blocks in which matrices are preconditioned", ge=2, le=2**16)
 
 
 class SoapConfig(_Adam):
@@ -147,8 +147,8 @@ class SoapConfig(_Adam):
 
     name: Literal["soap"] = "soap"
     betas: Betas = key((0.95, 0.95), "decay rates of the two moments")
-    precondition_frequency: PositiveInt = key(10, "steps between two computations of the eigenbasis")
-    max_precondition_dim: PositiveInt = key(10000, "longest side of a matrix to precondition")
+    precondition_frequency: PositiveInt = key(10, "steps between two computations of the eigenbasis", le=10**9)
+    max_precondition_dim: PositiveInt = key(10000, "longest side of a matrix to precondition", le=2**16)
 
 
 class SophiaConfig(Optimizer):
@@ -156,10 +156,10 @@ class SophiaConfig(Optimizer):
 
     name: Literal["sophia"] = "sophia"
     betas: Betas = key((0.965, 0.99), "decay rates of the momentum and of the curvature")
-    eps: NonNegativeFloat = key(1e-15, "smallest scaled curvature to divide by")
-    weight_decay: NonNegativeFloat = key(0.1, "decoupled, multiplied by the learning rate")
-    rho: float = key(0.04, "scale of the curvature; gamma in the paper's second version", ge=1e-9)
-    hessian_frequency: PositiveInt = key(10, "steps between two estimates of the curvature")
+    eps: NonNegativeFloat = key(1e-15, "smallest scaled curvature to divide by", le=1.0)
+    weight_decay: NonNegativeFloat = key(0.1, "decoupled, multiplied by the learning rate", le=1e4)
+    rho: float = key(0.04, "scale of the curvature; gamma in the paper's second version", ge=1e-9, le=1e6)
+    hessian_frequency: PositiveInt = key(10, "steps between two estimates of the curvature", le=10**9)
 
 
 class StableAdamWConfig(_Adam):

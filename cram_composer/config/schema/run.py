@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt, field_validator, model_validator
 
 from cram_composer.config.schema.algorithms import AlgorithmsConfig
-from cram_composer.config.schema.base import Duration, Name, Place, Settings, Share, key
+from cram_composer.config.schema.base import Duration, FilePath, Name, Place, Settings, Share, key
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.config.schema.model import ModelConfig
 from cram_composer.config.schema.objective import ObjectiveConfig
@@ -25,10 +25,10 @@ class BudgetConfig(Settings):
     """
 
     wall: Duration | None = key(None, "wall-clock of the training loop: 24h, 90m, 600s, 1d, 1h30m")
-    device_hours: float | None = key(None, "wall-clock times devices; 24 is 3 h on 8 devices", ge=1e-6)
-    tokens: float | None = key(None, "tokens fed to the model, summed over devices", ge=1)
-    steps: PositiveInt | None = key(None, "optimizer steps")
-    replay: str | None = key(None, "run folder whose trace to follow step by step, without a clock")
+    device_hours: float | None = key(None, "wall-clock times devices; 24 is 3 h on 8 devices", ge=1e-6, le=1e6)
+    tokens: float | None = key(None, "tokens fed to the model, summed over devices", ge=1, le=1e18)
+    steps: PositiveInt | None = key(None, "optimizer steps", le=10**12)
+    replay: FilePath | None = key(None, "run folder whose trace to follow step by step, without a clock")
 
     @model_validator(mode="after")
     def _check_replay(self) -> BudgetConfig:
@@ -41,26 +41,26 @@ class BudgetConfig(Settings):
 class EarlyStopConfig(Settings):
     """Stop a run that does not converge, or no longer improves; it is evaluated and exported as usual."""
 
-    loss_above: float | None = key(7.5, "smoothed training loss at progress `at`, nats; null: not checked")
+    loss_above: float | None = key(7.5, "smoothed training loss at progress `at`, nats; null: not checked", le=1e6)
     at: Share = key(0.1, "progress at which the training loss is checked")
     patience: PositiveInt | None = key(
-        None, "in-loop evaluations without a lower held-out loss that end the run; null: any number"
+        None, "in-loop evaluations without a lower held-out loss that end the run; null: any number", le=10**6
     )
-    min_delta: float = key(0.0, "nats by which the held-out loss must fall to count as lower", ge=0.0)
+    min_delta: float = key(0.0, "nats by which the held-out loss must fall to count as lower", ge=0.0, le=1e6)
 
 
 class TrainConfig(Settings):
     """One optimizer step and how it is computed."""
 
-    batch_size: PositiveInt = key(8192, "rows per optimizer step over all devices, in whole microbatches")
-    device_train_microbatch_size: PositiveInt = key(128, "rows per forward pass and device", free=True)
+    batch_size: PositiveInt = key(8192, "rows per optimizer step over all devices, in whole microbatches", le=2**20)
+    device_train_microbatch_size: PositiveInt = key(128, "rows per forward pass and device", le=2**16, free=True)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest that the hardware supports")
     compile: Literal["auto", "regional", "full", "off"] = key("auto", "regional compiles layer by layer", free=True)
-    threads: PositiveInt | None = key(None, "CPU threads per process; null: cores / local ranks", free=True)
+    threads: PositiveInt | None = key(None, "CPU threads per process; null: cores / local ranks", le=1024, free=True)
     on_nonfinite: Literal["skip-step", "stop", "rollback"] = key(
         "skip-step", "reaction to a loss or gradient that is not finite"
     )
-    max_nonfinite: PositiveInt = key(20, "consecutive non-finite steps that end the run under any policy")
+    max_nonfinite: PositiveInt = key(20, "consecutive non-finite steps that end the run under any policy", le=10**9)
     early_stop: EarlyStopConfig | None = key(None, "end a run before its budget", free=True)
 
     @field_validator("compile", mode="before")
@@ -74,9 +74,9 @@ class EvalConfig(Settings):
     """Held-out loss at 15 % all-[MASK], the same rows and masks every time."""
 
     interval: Share = key(0.1, "progress between evaluations during training, which count toward the budget; 0: none")
-    rows: PositiveInt = key(512, "validation rows of an evaluation during training")
-    final_rows: PositiveInt = key(4096, "validation rows of the final evaluation, outside the budget")
-    batch_size: PositiveInt = key(64, "rows per batch and device", free=True)
+    rows: PositiveInt = key(512, "validation rows of an evaluation during training", le=10**9)
+    final_rows: PositiveInt = key(4096, "validation rows of the final evaluation, outside the budget", le=10**9)
+    batch_size: PositiveInt = key(64, "rows per batch and device", le=2**16, free=True)
 
 
 class CheckpointConfig(Settings):
@@ -85,7 +85,7 @@ class CheckpointConfig(Settings):
     interval: Duration | None = key(
         None, "time between checkpoints; null: 10m, or a tenth of a budget below 100 minutes"
     )
-    keep: PositiveInt = key(2, "number of checkpoints to keep")
+    keep: PositiveInt = key(2, "number of checkpoints to keep", le=10**6)
     branch_at: list[float] = key(list, "progress at which to keep a checkpoint for `cram branch`, such as [0.25, 0.5]")
 
     @field_validator("branch_at")
@@ -125,7 +125,7 @@ class RunConfig(Settings):
     """A training run."""
 
     run_name: Name | None = key(None, "folder under runs_dir; null: name of the YAML", free=True)
-    runs_dir: str = key("runs", "folder that holds the run folders", free=True)
+    runs_dir: FilePath = key("runs", "folder that holds the run folders", free=True)
     runs_remote: Place | None = key(
         None,
         "object storage for copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://",
@@ -154,6 +154,13 @@ class RunConfig(Settings):
         """Give a section without a name the name of the default optimizer or schedule."""
         default = cls.model_fields[info.field_name].get_default(call_default_factory=True)
         return {"name": default.name, **value} if isinstance(value, dict) else value
+
+    @field_validator("run_name")
+    @classmethod
+    def _check_run_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name or name.startswith(("/", ".")) or "\0" in name or ".." in name.split("/")):
+            raise ValueError(f"must name a folder below runs_dir, not hidden, got {name!r}")
+        return name
 
     @field_validator("recipes", mode="before")
     @classmethod

@@ -79,7 +79,7 @@ class CosineRestartsConfig(_WithWarmup):
     """Linear warmup, cosine decays that restart from the peak (arXiv 1608.03983, section 3)."""
 
     name: Literal["cosine-restarts"] = "cosine-restarts"
-    cycles: PositiveInt = key(4, "number of cosine decays")
+    cycles: PositiveInt = key(4, "number of cosine decays", le=10**6)
 
 
 class InverseCosineConfig(_WithEnd):
@@ -93,7 +93,7 @@ class MultiCycleConfig(_WithEnd):
     """Consecutive triangles (Smith 2017, arXiv 1506.01186)."""
 
     name: Literal["multi-cycle"] = "multi-cycle"
-    cycles: PositiveInt = key(8, "number of triangles")
+    cycles: PositiveInt = key(8, "number of triangles", le=10**6)
 
 
 class ConstantConfig(Schedule):

@@ -24,7 +24,7 @@ class SweepConfig(Settings):
     name: Name = key("", "folder in runs/sweeps; default: name of the file")
     run: str = key("yamls/cram-1gpu.yaml", "YAML of the base run")
     budget: BudgetConfig = key(BudgetConfig, "budget of every run; default: that of `run`")
-    seeds: PositiveInt = key(3, "seeds per variant, from 1")
+    seeds: PositiveInt = key(3, "seeds per variant, from 1", le=1000)
     baseline: str | None = key(None, "variant to compare the others with; null: the first")
     set: dict[str, Any] = key(dict, "values of every variant, by dotted key")
     variants: dict[str, VariantConfig] = key(dict, "variants by name")

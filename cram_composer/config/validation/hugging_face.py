@@ -29,8 +29,15 @@ def check_hugging_face(model: ModelConfig) -> None:
             raise ConfigError(
                 f"model.hf_overrides.{key}: {type(defaults).__name__} has no such key{did_you_mean(key, known)}"
             )
-    config = AutoConfig.for_model(name, **{**{size: getattr(model, size) for size in SIZES}, **model.hf_overrides})
+    try:
+        config = AutoConfig.for_model(name, **{**{size: getattr(model, size) for size in SIZES}, **model.hf_overrides})
+    except Exception as error:  # of many kinds, by model type
+        problem = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model.hf_overrides: {type(defaults).__name__} rejects these values: {problem}") from None
     # Some architectures lack one of them: FNet has no attention.
-    width, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
-    if width % heads:
+    width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    for key, value in (("hidden_size", width), ("num_attention_heads", heads)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"model.hf_overrides.{key}: must be a positive integer, got {value!r}")
+    if width is not None and heads is not None and width % heads:
         raise ConfigError(f"model.hidden_size: {width} is not divisible by num_attention_heads={heads}")

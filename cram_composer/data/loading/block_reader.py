@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.process
 import os
 import queue
+import re
 import signal
 import threading
 import weakref
@@ -38,6 +39,24 @@ class ReadFailure:
     """The reason why a block cannot be read. Unlike an exception, it is passed between processes unchanged."""
 
     message: str
+
+
+class ReaderKilledError(CramError):
+    """A reader process was killed, usually for lack of memory; the run can be resumed."""
+
+
+def reader_killed(error: BaseException) -> ReaderKilledError | None:
+    """Return a one-line error if `error` is torch's report of a killed reader process, else None.
+
+    torch raises it from a signal handler, so it may come from any line of the main thread.
+    """
+    found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed|exited)", str(error))
+    if found is None:
+        return None
+    return ReaderKilledError(
+        f"data: a reader process (pid {found[1]}) was killed, perhaps for lack of memory; run the same command to "
+        "resume from the last checkpoint"
+    )
 
 
 class BlockReader(Dataset):

@@ -24,6 +24,7 @@ from cram_composer.data.loading.block_reader import (
     identity,
     init_worker,
     kill_workers,
+    reader_killed,
 )
 from cram_composer.data.loading.plan import BlockKey, ReadPlan
 from cram_composer.data.masking import MaskedLMCollator
@@ -120,7 +121,8 @@ class RowStream:
             key, found = next(self._results)
         except RuntimeError as error:  # a reader process ended or timed out
             self._stop_workers()
-            raise CramError(f"{self._local_folder}: the data loader failed: {str(error).splitlines()[0]}") from None
+            text = f"{self._local_folder}: the data loader failed: {str(error).splitlines()[0]}"
+            raise reader_killed(error) or CramError(text) from None
         self._requests.in_flight.discard(key)
         if not self.plan.is_consumed(key):
             self._blocks_read[key] = found

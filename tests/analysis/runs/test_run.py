@@ -79,9 +79,9 @@ def test_folders_that_are_no_run_are_named_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(CramError, match="not valid JSON"):
         load_run(tmp_path)
-    for other in ('{"format_version": 3}', "[]"):
+    for other, message in (('{"format_version": 3}', "format_version"), ("[]", "foreign")):
         (tmp_path / "record.json").write_text(other)
-        with pytest.raises(CramError, match="format.version") as caught:
+        with pytest.raises(CramError, match=message) as caught:
             load_run(tmp_path)
         assert "\n" not in str(caught.value)
 
