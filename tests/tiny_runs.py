@@ -8,6 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,13 +42,10 @@ class TinyRuns:
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function of a module in a process of its own; return its result."""
-        pool = self._context.Pool(1)
-        try:
-            return pool.apply(function, arguments)
-        finally:  # not terminated: a run handles SIGTERM itself, so the process would not exit
-            pool.close()
-            pool.join()
+        with ProcessPoolExecutor(1, mp_context=self._context) as pool:  # its processes may have reader processes
+            result = pool.submit(_call_with_fork, function, arguments).result()
         remove_stale_shared_memory()  # Streaming's exit handler does not run in a forked process
+        return result
 
     def resume(self, whole: Path, at: int, *overrides: str) -> Path:
         """Resume from step `at` of the finished run `whole`, as if killed there; return the new folder."""
@@ -60,6 +58,11 @@ class TinyRuns:
         self(killed.name, *overrides)
         assert record(killed)["attempts"][-1]["started_at_step"] == at
         return killed
+
+
+def _call_with_fork(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    multiprocessing.set_start_method("fork", force=True)  # for reader processes, as in a run of its own
+    return function(*arguments)
 
 
 def compose_tiny(data: Path, *overrides: str) -> Composed:

@@ -29,7 +29,8 @@ CPU = "yamls/cram-cpu.yaml"
         ("optimizer.lr=1e30", "optimizer.lr: must be <= 100, got 1e+30"),
         ("optimizer.lr=.nan", "optimizer.lr: must be a finite number, got nan"),
         ("optimizer.lr=1e400", "optimizer.lr: must be a finite number, got inf"),
-        ("model.num_attention_heads=256", "model.num_attention_heads: head width must be even with positions=rotary"),
+        ("model.num_attention_heads=256", "model.hidden_size: 128 is not divisible by num_attention_heads=256"),
+        ("model.num_attention_heads=128", "model.num_attention_heads: head width must be even with positions=rotary"),
         ("checkpoint.branch_at=[[]]", "checkpoint.branch_at.0: must be a number, got []"),
         ("seed=-1", "seed: must be >= 0, got -1"),
         ("seed=4294967296", "seed: must be < 4294967296, got 4294967296"),
@@ -39,8 +40,8 @@ CPU = "yamls/cram-cpu.yaml"
         ("runs_dir=''", "runs_dir: must be a path, got ''"),
         ("data.local=' '", "data.local: must be a path, got ' '"),
         ("runs_remote=''", "runs_remote: must be a path, got ''"),
-        ("run_name=../other", "run_name: must name a folder below runs_dir, not hidden, got '../other'"),
-        ("run_name=/tmp/x", "run_name: must name a folder below runs_dir"),
+        ("run_name=../other", "run_name: '../other' is not a plain relative path; use a name such as my-run"),
+        ("run_name=/tmp/x", "run_name: '/tmp/x' is not a plain relative path"),
         ("recipes.0=ema", "recipes.0: cannot be set alone; name the whole list, such as recipes=[crammed-bert,ema]"),
         ("seed=???", "seed: ??? marks a missing value; set a value (set on the command line)"),
         ("export.sentences=['???']", "export.sentences.0: ??? marks a missing value"),
@@ -69,7 +70,7 @@ def test_a_hostile_value_for_transformers_is_one_line(overrides: dict) -> None:
 
 def test_a_missing_value_in_a_file_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("budget: 1h\nmodel: {hidden_size: ???}\n")
+    path.write_text("budget: 1h\nmodel:\n  hidden_size: ???\n")
     with pytest.raises(ConfigError) as caught:
         compose_run(path, [])
     assert str(caught.value) == f"model.hidden_size: ??? marks a missing value; set a value (set in {path})"
