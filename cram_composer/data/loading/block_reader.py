@@ -46,10 +46,12 @@ class ReaderKilledError(CramError):
 
 
 def reader_killed(error: BaseException) -> ReaderKilledError | None:
-    """Return a one-line error if `error` is torch's report of a killed reader process, else None.
+    """Return a one-line error if `error` is torch's report of a killed reader process, or made of one; else None.
 
     torch raises it from a signal handler, so it may come from any line of the main thread.
     """
+    if isinstance(error, ReaderKilledError):
+        return error
     found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed|exited)", str(error))
     if found is None:
         return None
