@@ -9,8 +9,6 @@ from cram_composer.config.schema.introspect import is_free_key
 from cram_composer.config.schema.run import RunConfig
 
 _ABSENT = object()
-_MICROBATCH = "train.device_train_microbatch_size"
-_FIRST_BATCH = "algorithms.batch_size_ramp.initial_batch_size"
 
 
 def learnt_values(config: dict[str, Any]) -> dict[str, Any]:
@@ -19,13 +17,7 @@ def learnt_values(config: dict[str, Any]) -> dict[str, Any]:
     Args:
         config: a whole configuration of a run as nested dicts.
     """
-    values = flatten(config)
-    ramps_from_microbatch = values.get(_FIRST_BATCH, _ABSENT) is None
-    return {
-        key: value
-        for key, value in values.items()
-        if not is_free_key(RunConfig, key.split(".")) or (key == _MICROBATCH and ramps_from_microbatch)
-    }
+    return {key: value for key, value in flatten(config).items() if not is_free_key(RunConfig, key.split("."))}
 
 
 def learnt_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 REDACTED = "***"
-# Loggers take any arguments, so a name decides. Elsewhere `tokens` is a number and `keys` are names.
-_SECRET = re.compile(r"logging\.\w+\..*(key|token|secret|password)", re.IGNORECASE)
+# Loggers take any arguments, so a name decides. Elsewhere `tokens` is a number and `keys` are names. The URL of a
+# webhook in `notify` is a credential.
+_SECRET = re.compile(r"notify$|logging\.\w+\..*(key|token|secret|password)", re.IGNORECASE)
 # USER:PASSWORD@ or USER@ after ://. A password may contain slashes, as AWS secrets do; a port is not a password.
 _IN_URI = re.compile(r"://(?:[^\s/@:]*:(?!\d+/)[^\s@]*|[^\s/@]+)@")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 Row = tuple[str, Any]
@@ -41,8 +42,10 @@ def _front_matter(custom_code: bool) -> str:
 def _summary(record: dict[str, Any]) -> str:
     budget = record["budget"].get("seconds")
     spent = f" out of a budget of {_number(budget)} s" if budget is not None else ""
+    start = record.get("init_from")
+    origin = "from scratch" if start is None else f"from the weights of {Path(start['path']).name}, not from scratch,"
     return (
-        f"A masked language model of {_number(record['parameters'])} parameters, trained from scratch with "
+        f"A masked language model of {_number(record['parameters'])} parameters, trained {origin} with "
         f"cram-composer on {_number(record['tokens'])} tokens in {_number(record['steps'])} steps and "
         f"{_number(record['ledger']['wall_seconds'])} s of training{spent}, on {record['world_size']} device(s)."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import transformers  # classes are imported where they are used: ModernBERT takes two seconds
 from transformers import PreTrainedModel
 
+from cram_composer.errors import CramError
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 
@@ -181,3 +183,46 @@ def _to_modern_bert(state: State, config: CramBertConfig) -> State:
                 found[f"{theirs}mlp.Wi.{kind}"] = torch.cat((gate, value))
     found |= _renamed(state, "head.transform.", "head.", {"dense": "dense", "norm": "norm"})
     return found | _renamed(state, "head.", "", {"decoder": "decoder"})
+
+
+def from_native(native: PreTrainedModel, model: CramBertForMaskedLM, where: str) -> State:
+    """Convert the weights of a BERT or ModernBERT to those of `model`, the inverse of `to_native`.
+
+    BERT's embedding of the first token type, which CramBERT lacks, is added to the positions.
+
+    Args:
+        native: a model of transformers.
+        model: the model to convert to; its weights are not used.
+        where: names the native model in errors.
+
+    Raises:
+        CramError: a class or configuration without an equivalent CramBERT.
+    """
+    config = model.config
+    assert isinstance(config, CramBertConfig)
+    forms = {"bert": (_BERT, _to_bert), "modernbert": (_MODERN_BERT, _to_modern_bert)}
+    if native.config.model_type not in forms:
+        raise CramError(
+            f"{where}: CramBERT has no form equivalent to '{native.config.model_type}'; set model.architecture=hf and "
+            f"model.hf_name={native.config.model_type}"
+        )
+    wanted, rename = forms[native.config.model_type]
+    changes = [f"model.{k}={json.dumps(v)}" for k, v in (_PLAIN | wanted).items() if getattr(config, k) != v]
+    if changes:
+        raise CramError(f"{where}: is a {type(native).__name__}, which CramBERT equals with {' '.join(changes)}")
+    # Number every weight, see where `rename` puts the numbers, and fetch the native weights from there.
+    numbers, count = {}, 1  # 0 stands for weights that CramBERT lacks
+    for name, tensor in model.state_dict().items():
+        numbers[name] = torch.arange(count, count + tensor.numel()).view(tensor.shape)
+        count += tensor.numel()
+    values = torch.zeros(count)
+    theirs, places = native.state_dict(), rename(numbers, config)
+    for name in places | theirs:
+        if name not in places or name not in theirs or places[name].shape != theirs[name].shape:
+            raise CramError(f"{where}: {name} does not fit the run's model; set the sizes of `model` to those of it")
+        values[places[name].long().flatten()] = theirs[name].float().flatten()
+    state = {name: values[number] for name, number in numbers.items()}
+    if native.config.model_type == "bert":
+        types = theirs["bert.embeddings.token_type_embeddings.weight"]
+        state["encoder.embeddings.positions.embedding.weight"] += types[0].float()
+    return state

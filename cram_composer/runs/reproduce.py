@@ -25,6 +25,7 @@ _ABSENT = object()
 _MAX_VALUE_CHARACTERS = 80  # of a printed value
 _REQUIRED_KEYS = {"run_name", "status", "config", "provenance", "config_hash", "world_size", "environment", "data"}
 _CHANGED_KEYS = ("run_name",)  # changed on purpose
+_COMMANDS = ("notify",)  # a record may be somebody else's, so no command of it runs
 _RUNTIME_KEYS = ("threads",)  # of the environment: decided at the start of a run
 
 
@@ -96,9 +97,9 @@ def recompose(wanted: dict[str, Any], provenance: dict[str, str]) -> tuple[dict[
     """Return the smallest set of YAML values that composes to the wanted ones, and their composition.
 
     Values that came from a recipe or a default are written out only if that recipe or default has changed. Keys that
-    this version does not have, and values whose credentials were not recorded, are left out.
+    this version does not have, values whose credentials were not recorded, and `notify` are left out.
     """
-    wanted = {key: value for key, value in wanted.items() if not is_redacted(value)}
+    wanted = {key: value for key, value in wanted.items() if not is_redacted(value) and key not in _COMMANDS}
     chosen = {
         key: value
         for key, value in wanted.items()

@@ -20,6 +20,7 @@ from cram_composer.train.callbacks import build_callbacks
 from cram_composer.train.checkpointing import find_checkpoint
 from cram_composer.train.data import check_same_data, open_batches, prepare_data
 from cram_composer.train.export import check_sentences
+from cram_composer.train.initial_weights import load_initial_weights
 from cram_composer.train.model import flops_per_full_row_token, set_up_model
 from cram_composer.train.prewarm import join, run_in_background
 from cram_composer.train.session import Session
@@ -51,6 +52,10 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
 
     reproducibility.seed_all(config.seed)  # the same weights on every rank
     setup = set_up_model(config, device, data.manifest)
+    init_from = (previous or {}).get("init_from")
+    checkpoint = find_checkpoint(folder)
+    if config.init_from is not None and checkpoint is None:
+        init_from = load_initial_weights(setup.model.model, config.init_from, data)
     batches = open_batches(config, data)
     flops = flops_per_full_row_token(setup, batches, data)
     guard = build_guard(config, folder, ledger, setup.strategy)
@@ -59,7 +64,6 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     )
     callbacks = build_callbacks(config, folder, budget, ledger, batches.loader, setup.strategy)
 
-    checkpoint = find_checkpoint(folder)
     join()
     trainer = build_trainer(config, device, folder, budget, setup, batches, algorithms, callbacks.ordered, checkpoint)
     setup.strategy.on_step_skipped(guard.step_was_skipped)
@@ -71,6 +75,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
         attempts=list((previous or {}).get("attempts", [])),
         changes=free_changes(previous["config"], composed.plain) if previous else {},
         branched_from=(previous or {}).get("branched_from"),
+        init_from=init_from,
     )  # fmt: skip
 
 

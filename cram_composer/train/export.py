@@ -38,7 +38,7 @@ def export_run(path: Path, destination: Path | None) -> Path:
     record = RunFolder(path).read_record()
     if record is None:
         raise CramError(f"{path}: not a run folder, because it has no {RECORD}; give RUNS_DIR/RUN_NAME")
-    network = _load_network(path, record)
+    network = load_network(path, record)
     return _write_export(network, record, record["data"], path / "tokenizer", destination or path / "export")
 
 
@@ -52,7 +52,7 @@ def export_session(session: Session) -> list[dict[str, Any]]:
         algorithms = session.trainer.state.algorithms
         averages = [algorithm for algorithm in algorithms if isinstance(algorithm, WeightAverage)]
     else:
-        network = _load_network(path, record)  # the weights are sharded; the checkpoint is complete
+        network = load_network(path, record)  # the weights are sharded; the checkpoint is complete
     for average in averages:
         average.swap_in(session.trainer.state.model)
     _write_export(network, record, session.data.manifest, tokenizer, path / "export")
@@ -103,7 +103,7 @@ def _fill_masks(network: PreTrainedModel, tokenizer_dir: Path, sentences: list[s
     return [{"sentence": s, "predictions": p} for s, p in zip(sentences, predictions, strict=True)]
 
 
-def _load_network(path: Path, record: dict[str, Any]) -> PreTrainedModel:
+def load_network(path: Path, record: dict[str, Any]) -> PreTrainedModel:
     """Load the model of a run's newest checkpoint, with the averaged weights if it has any."""
     saved = newest_checkpoint(path / "checkpoints")
     if saved is None:

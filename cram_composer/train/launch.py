@@ -13,11 +13,15 @@ from cram_composer.config.identity import learnt_differences
 from cram_composer.errors import CramError
 from cram_composer.jobs.processes import ENDS_WITH_PARENT, end_with_parent
 from cram_composer.runs.folder import RunFolder
+from cram_composer.train.notify import notifying
 from cram_composer.train.prewarm import probe_vector_instructions
 
 if TYPE_CHECKING:
     from cram_composer.config.schema.run import RunConfig
     from cram_composer.runs.mirror import RunMirror
+
+
+_FINISHED = ("finished", "stopped-early")
 
 
 def start(composed: Composed, path: Path, restart: bool = False) -> int:
@@ -59,7 +63,8 @@ def start(composed: Composed, path: Path, restart: bool = False) -> int:
             print(f"{path}: starting from step 0; the earlier files are in {aside}", flush=True)
         if is_rank_zero and mirror is not None:
             mirror.restore()
-        return run(composed, device, folder, None if restart else folder.read_record(), started)
+        with notifying(composed.config.notify if is_rank_zero else None, folder):
+            return run(composed, device, folder, None if restart else folder.read_record(), started)
     except CramError:
         folder.discard_unstarted()
         raise
@@ -110,7 +115,7 @@ def _has_finished(record: dict[str, Any] | None, composed: Composed, where: str,
     if record is None:
         return False
     check_same(record, composed, where)
-    finished = record["status"] in ("finished", "stopped-early")
+    finished = record["status"] in _FINISHED
     if finished and announce:
         print(f"{where}: already {record['status']}; set run_name=... to start another run")
     return finished
@@ -130,6 +135,12 @@ def check_same(record: dict[str, Any], composed: Composed, where: str) -> None:
     differing = learnt_differences(record["config"], composed.plain)
     if not differing:
         return
+    if record["status"] in _FINISHED and all(key.startswith("budget.") for key in differing):
+        raise CramError(
+            f"{where}: has finished with another budget ({', '.join(differing)}); train it further with `cram extend "
+            f"{where} --budget ...`, a new run from its weights, or with `cram branch` from a checkpoint at a constant "
+            "rate; set run_name=... for a new run from scratch"
+        )
     raise CramError(
         f"{where}: holds a run with another configuration ({', '.join(differing[:5])}); "
         "set run_name=... for a new run, or restore that configuration to resume"

@@ -31,6 +31,7 @@ class Session:
         attempts: earlier attempts of the run and this one, as in record.json.
         changes: free keys whose values differ from the attempt before, with both values; see config/identity.py.
         branched_from: the run and step that this run was branched from, see runs/branch.py.
+        init_from: the source of the initial weights, None for a run from scratch.
         energy: joules of the GPUs and their source, None if not measured.
         missing: "report" and "upload" of a finished run if they failed, with the cause.
         extra: "metrics" of the final evaluation, with "fills".
@@ -51,6 +52,7 @@ class Session:
     attempts: list[dict[str, Any]]
     changes: dict[str, dict[str, Any]]
     branched_from: dict[str, Any] | None
+    init_from: dict[str, Any] | None
     environment: dict[str, Any] = field(default_factory=environment)
     energy: dict[str, Any] | None = None
     missing: dict[str, str] = field(default_factory=dict)

@@ -57,7 +57,11 @@ SLOW = {  # command: part of its output
 # Parts of commands that do not run here, by reason.
 NOT_RUN = {
     "needs a GPU": ["cram-1gpu.yaml", "cram-8gpu", "cram sweep masking-rate", "cram sweep optimizers.yaml"],
-    "needs runs on a GPU": ["cram branch runs/trunk"],
+    "needs runs on a GPU": [
+        "cram branch runs/trunk",
+        "cram extend runs/cram-1gpu",
+        "cram status runs/cram-1gpu-extended",
+    ],
     "needs a network": ["fineweb-edu.yaml", "google-bert/bert-base-uncased", "uv venv", "pip install", "pip download"],
     "needs Slurm": ["executor=slurm", "SLURM_"],
     "needs data that is not in the repository": [

@@ -85,3 +85,9 @@ def test_a_native_architecture_is_loaded_without_its_code():
     assert "trust_remote_code" not in card
     assert "custom_code" not in card
     assert "| energy, joules | 1234.5 |" in card
+
+
+def test_a_model_that_started_from_other_weights_says_so():
+    assert "trained from scratch with" in model_card(RECORD, MANIFEST, custom_code=False)
+    card = model_card(RECORD | {"init_from": {"path": "/runs/earlier"}}, MANIFEST, custom_code=False)
+    assert "trained from the weights of earlier, not from scratch, with" in card

@@ -137,6 +137,9 @@ def _cautions(runs: Sequence[RunData]) -> list[str]:
         values = {json.dumps(run.get(key)) for run in runs}
         if len(values) > 1:
             cautions.append(f"different {what}: {_join_distinct(json.dumps(run.get(key)) for run in runs)}")
+    starts = {str((run.get("init_from") or {}).get("path", "random weights")) for run in runs}
+    if starts != {"random weights"}:
+        cautions.append(f"not all from scratch: the runs start from {_join_distinct(sorted(starts))}")
     if any(one.get("reason") != "branched" for run in runs for one in (run.get("attempts") or [])[:-1]):
         cautions.append("some runs were interrupted and resumed; lost time counts as spent")
     return cautions

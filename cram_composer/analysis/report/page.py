@@ -84,6 +84,11 @@ def _budget_note(run: RunData, spent: Any) -> str:
 def notes(run: RunData) -> list[str]:
     """Notes on interruptions, skipped steps and damaged lines."""
     lines = []
+    if start := run.get("init_from"):
+        lines.append(
+            f"Not from scratch: the run starts from the weights of {start.get('path')}, so it does not keep the rules "
+            "of a cram."
+        )
     if run.get("status") == "running":
         progress = run.trace["progress"][-1] if run.steps else 0.0
         lines.append(

@@ -131,7 +131,15 @@ class RunConfig(Settings):
         "object storage for copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://",
         free=True,
     )
+    notify: str | None = key(
+        None,
+        "shell command to run when the run ends, fails or stalls; it finds CRAM_RUN, CRAM_STATUS and CRAM_REASON",
+        free=True,
+    )
     recipes: list[str] = key(list, "names of recipes, a preset first")
+    init_from: FilePath | None = key(
+        None, "run, export or Hugging Face folder whose weights to start from; null: random weights"
+    )
     seed: int = key(17, "seed of weights, data order and masks", ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: cuda if there is a GPU")
     budget: BudgetConfig = key(BudgetConfig, "limits of the run")

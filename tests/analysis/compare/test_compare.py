@@ -139,6 +139,15 @@ def test_equal_device_hours_are_an_equal_budget(make_seeds) -> None:
     assert "different numbers of devices: 2 against 1" in found.rules.cautions
 
 
+def test_runs_that_are_not_from_scratch_are_named(make_seeds) -> None:
+    one = make_seeds("one", [4.2, 4.3, 4.4])
+    two = make_seeds("two", [4.2, 4.3, 4.4], init_from={"path": "runs/earlier"})
+    assert (
+        "not all from scratch: the runs start from random weights against runs/earlier" in pair(two, one).rules.cautions
+    )
+    assert not any("from scratch" in caution for caution in pair(one, one).rules.cautions)
+
+
 def test_losses_are_read_at_a_common_point(make_seeds) -> None:
     slow, fast = make_seeds("slow", [4.2, 4.2], step_seconds=2.4), make_seeds("fast", [4.2, 4.2])
     runs = [load_run(path) for path in (*slow, *fast)]

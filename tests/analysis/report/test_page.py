@@ -67,6 +67,8 @@ def test_notes_warn_of_a_run_that_is_not_a_plain_finished_one(make_run) -> None:
     assert page.notes(load_run(make_run())) == []
     (running,) = page.notes(load_run(make_run(running=True)))
     assert "39.9 %" in running
+    (further,) = page.notes(load_run(make_run(init_from={"path": "runs/earlier"})))
+    assert further.startswith("Not from scratch: the run starts from the weights of runs/earlier")
     stopped = page.notes(load_run(make_run(status="stopped-early", reason="loss 8.1 above 7.5", steps_skipped=3)))
     assert stopped == [
         "Reason for the end: loss 8.1 above 7.5.",

@@ -1,0 +1,160 @@
+"""Weights to start from instead of random ones: those of a run, an export or a Hugging Face folder."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from cram_composer.config.paths import expand
+from cram_composer.data.loading.prepare import PreparedDataset
+from cram_composer.errors import CramError
+from cram_composer.evaluation.model_source import find_model
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.native import from_native
+from cram_composer.runs.checkpoints import newest_checkpoint
+from cram_composer.runs.folder import RECORD, read_record
+from cram_composer.train.export import load_network
+
+_TOLERANCE = 1e-3  # of a logit; an equivalent class sums in another order
+
+
+def load_initial_weights(network: PreTrainedModel, source: str, data: PreparedDataset) -> dict[str, Any]:
+    """Load the weights of `source` into `network`.
+
+    Args:
+        network: the model of the run, in fp32 on the CPU.
+        source: a run folder, an export or a folder of transformers.
+        data: the data set of the run. With another tokenizer than that of `source`, rows of the embedding are
+            matched by the text of the tokens, and tokens without a match keep their random rows.
+
+    Returns:
+        A description of `source` for record.json, with `tokens_matched` if the tokenizers differ.
+
+    Raises:
+        CramError: no such folder, no token in common, or weights of another architecture.
+    """
+    folder = expand(source)
+    is_run = (folder / RECORD).is_file()
+    if not is_run and not (folder / "config.json").is_file():
+        raise CramError(
+            f"init_from: {folder}: neither a run folder nor a model: it has neither {RECORD} nor config.json; give the "
+            "folder of a run, an export or a Hugging Face model"
+        )
+    record = read_record(folder) if is_run else None
+    matched = _match_tokens(folder / "tokenizer" if is_run else folder, record, data)
+    if record is not None and newest_checkpoint(folder / "checkpoints") is not None:
+        found = load_network(folder, record).eval()
+    else:
+        found = find_model(str(folder)).load_masked_lm(seed=0)
+    found = found.float()
+    if matched is None:
+        _copy_weights(network, found, folder)
+        return _describe(folder, record)
+    ours, _ = matched
+    total = data.manifest["vocab_size"]
+    print(
+        f"init_from: {len(ours):,} of {total:,} tokens matched by text; the others start from random rows", flush=True
+    )
+    _copy_weights(network, _with_vocabulary(found, network, matched), folder)
+    return _describe(folder, record) | {"tokens_matched": len(ours), "tokens_in_vocabulary": total}
+
+
+def _match_tokens(
+    tokenizer: Path, record: dict[str, Any] | None, data: PreparedDataset
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the ids of tokens with the same text, in the run's and in the source's vocabulary; None for one tokenizer.
+
+    Raises:
+        CramError: the tokenizer cannot be loaded, or they have no token in common but special ones.
+    """
+    if record is not None and record["data"]["tokenizer_sha256"] == data.manifest["tokenizer_sha256"]:
+        return None
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    except Exception as error:  # it raises many types
+        reason = " ".join(str(error).split())[:200]
+        raise CramError(f"init_from: {tokenizer}: its tokenizer cannot be loaded: {reason}") from None
+    theirs = loaded.get_vocab()
+    ours = AutoTokenizer.from_pretrained(data.tokenizer).get_vocab()
+    if ours == theirs:
+        return None
+    common = [token for token in ours if token in theirs]
+    if len(common) <= len(data.manifest["special_tokens"]):
+        raise CramError(
+            f"init_from: {tokenizer}: has no token in common with the tokenizer of the data set; build the data set "
+            "with tokenizer.path set to that folder"
+        )
+    return torch.tensor([ours[token] for token in common]), torch.tensor([theirs[token] for token in common])
+
+
+def _with_vocabulary(
+    found: PreTrainedModel, network: PreTrainedModel, matched: tuple[torch.Tensor, torch.Tensor]
+) -> PreTrainedModel:
+    """Return `found` with the run's vocabulary: rows of matched tokens are copied, the others are drawn."""
+    ours, theirs = matched
+    config = copy.deepcopy(found.config)
+    for name in ("vocab_size", *(f"{role}_token_id" for role in ("pad", "cls", "sep", "mask", "bos", "eos", "unk"))):
+        if hasattr(config, name):
+            setattr(config, name, getattr(network.config, name, None))
+    with torch.random.fork_rng():  # the run draws the same data and masks as without init_from
+        changed = type(found)(config).eval()
+    larger = copy.deepcopy(found.config)
+    larger.vocab_size += 1
+    with torch.device("meta"):
+        probe = type(found)(larger).state_dict()
+    old, new = found.state_dict(), changed.state_dict()
+    for name, tensor in old.items():
+        if probe[name].shape != tensor.shape:  # has a row for each token
+            new[name][ours] = tensor[theirs]
+        else:
+            new[name] = tensor
+    changed.load_state_dict(new)
+    return changed
+
+
+def _copy_weights(network: PreTrainedModel, found: PreTrainedModel, folder: Path) -> None:
+    """Copy the weights, converted to CramBERT if necessary, and check that both models compute the same logits."""
+    state = found.state_dict()
+    if isinstance(network, CramBertForMaskedLM) and not isinstance(found, CramBertForMaskedLM):
+        state = from_native(found, network, f"init_from: {folder}")
+    ours = network.state_dict()
+    different = [name for name in (ours | state) if shape(ours, name) != shape(state, name)]
+    if different:
+        name = different[0]
+        raise CramError(
+            f"init_from: {folder}: {len(different)} weights differ in shape from the run's model, such as {name} "
+            f"({shape(state, name)} there, {shape(ours, name)} here); set the values of `model` with which it was "
+            "trained"
+        )
+    network.load_state_dict(state)
+    difference = _logit_difference(network, found)
+    if not difference <= _TOLERANCE:
+        raise CramError(
+            f"init_from: {folder}: the run's model computes other logits with these weights (they differ by "
+            f"{difference:.2g}); set the values of `model` and objective.shift with which it was trained"
+        )
+
+
+def shape(state: dict[str, torch.Tensor], name: str) -> str:
+    """Describe the shape of a weight."""
+    return "x".join(map(str, state[name].shape)) if name in state else "absent"
+
+
+def _logit_difference(network: PreTrainedModel, found: PreTrainedModel) -> float:
+    config = network.config
+    length = min(128, *(getattr(model.config, "max_position_embeddings", 128) for model in (network, found)))
+    input_ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = [copy.deepcopy(model).eval()(input_ids=input_ids).logits for model in (network, found)]
+    return float((logits[0] - logits[1]).abs().max())
+
+
+def _describe(folder: Path, record: dict[str, Any] | None) -> dict[str, Any]:
+    if record is None:
+        return {"path": str(folder)}
+    keys = ("run_name", "config_hash", "steps", "tokens", "device_hours", "init_from")
+    return {"path": str(folder), **{key: record[key] for key in keys if record.get(key) is not None}}
