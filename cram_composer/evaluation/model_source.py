@@ -69,7 +69,9 @@ class ModelSource:
         if Path(self.source).is_dir() and not has_tokenizer(Path(self.source)):
             raise CramError(f"{self.name}: its tokenizer cannot be loaded: the folder has no tokenizer.json")
         try:
-            return AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
+            # With its configuration, AutoTokenizer does not ask whether to run the code of a CramBERT folder.
+            known = {"config": self._load_config()} if self._is_crambert() else {}
+            return AutoTokenizer.from_pretrained(self.source, trust_remote_code=False, **known)
         except Exception as error:  # it raises many types, such as TypeError for a folder without a tokenizer
             raise CramError(f"{self.name}: its tokenizer cannot be loaded: {_one_line(error)}") from None
 
@@ -126,9 +128,12 @@ class ModelSource:
         """Return the row length for fine-tuning: `requested`, or the longest one after padding."""
         return min(requested, self.max_length(self.load_tokenizer()) // LENGTH_MULTIPLE * LENGTH_MULTIPLE)
 
-    def _load_config(self) -> PretrainedConfig:
+    def _is_crambert(self) -> bool:
         values, _ = PretrainedConfig.get_config_dict(self.source)
-        if values.get("model_type") == CramBertConfig.model_type:
+        return values.get("model_type") == CramBertConfig.model_type
+
+    def _load_config(self) -> PretrainedConfig:
+        if self._is_crambert():
             return CramBertConfig.from_pretrained(self.source)  # this project's code, not code in the folder
         return AutoConfig.from_pretrained(self.source, trust_remote_code=False)
 

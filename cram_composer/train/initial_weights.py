@@ -45,7 +45,7 @@ def load_initial_weights(network: PreTrainedModel, source: str, data: PreparedDa
             "folder of a run, an export or a Hugging Face model"
         )
     record = read_record(folder) if is_run else None
-    matched = _match_tokens(folder / "tokenizer" if is_run else folder, record, data)
+    matched = _match_tokens(folder, record, data)
     if record is not None and newest_checkpoint(folder / "checkpoints") is not None:
         found = load_network(folder, record).eval()
     else:
@@ -64,7 +64,7 @@ def load_initial_weights(network: PreTrainedModel, source: str, data: PreparedDa
 
 
 def _match_tokens(
-    tokenizer: Path, record: dict[str, Any] | None, data: PreparedDataset
+    folder: Path, record: dict[str, Any] | None, data: PreparedDataset
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return the ids of tokens with the same text, in the run's and in the source's vocabulary; None for one tokenizer.
 
@@ -73,11 +73,10 @@ def _match_tokens(
     """
     if record is not None and record["data"]["tokenizer_sha256"] == data.manifest["tokenizer_sha256"]:
         return None
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    except Exception as error:  # it raises many types
-        reason = " ".join(str(error).split())[:200]
-        raise CramError(f"init_from: {tokenizer}: its tokenizer cannot be loaded: {reason}") from None
+    if record is None:
+        loaded = find_model(str(folder)).load_tokenizer()
+    else:
+        loaded = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     theirs = loaded.get_vocab()
     ours = AutoTokenizer.from_pretrained(data.tokenizer).get_vocab()
     if ours == theirs:
@@ -85,8 +84,8 @@ def _match_tokens(
     common = [token for token in ours if token in theirs]
     if len(common) <= len(data.manifest["special_tokens"]):
         raise CramError(
-            f"init_from: {tokenizer}: has no token in common with the tokenizer of the data set; build the data set "
-            "with tokenizer.path set to that folder"
+            f"init_from: {folder}: has no token in common with the tokenizer of the data set; build the data set "
+            "with tokenizer.path set to its tokenizer"
         )
     return torch.tensor([ours[token] for token in common]), torch.tensor([theirs[token] for token in common])
 

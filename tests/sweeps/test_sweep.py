@@ -80,7 +80,10 @@ def test_variants_are_trained_compared_and_not_trained_again(capsys: pytest.Capt
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    variants = {"good": {}, "bad": {"set": {"optimizer.lr": 1e30, "train.on_nonfinite": "stop"}}}
+    variants = {
+        "good": {},
+        "bad": {"set": {"optimizer.lr": 100.0, "optimizer.weight_decay": 1e4, "train.on_nonfinite": "stop"}},
+    }
     write_sweep(seeds=1, variants=variants)
     status, text, errors = sweep("--yes", capsys=capsys)
     assert status == 1

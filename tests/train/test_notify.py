@@ -20,7 +20,9 @@ COMMAND = 'printf "%s|%s|%s" "$CRAM_RUN" "$CRAM_STATUS" "$CRAM_REASON" > "$(dirn
 
 def write_record(path: Path, status: str, reason: str | None) -> None:
     path.mkdir(exist_ok=True)
-    (path / "record.json").write_text(json.dumps({"format_version": 2, "status": status, "reason": reason}))
+    (path / "record.json").write_text(
+        json.dumps({"format_version": 2, "status": status, "reason": reason, "config": {}})
+    )
 
 
 @pytest.mark.parametrize(("status", "reason"), [("finished", None), ("stopped-early", "loss 8 is above 7")])

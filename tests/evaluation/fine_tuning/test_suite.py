@@ -108,12 +108,12 @@ def test_ten_tasks_of_superglue_in_one_command(model, superglue, tmp_path, capsy
 
 def test_failing_job_is_named_and_the_others_continue(model, data, tmp_path, capsys):
     arguments = [model, "--data", data, "--output", tmp_path, "--seeds", 1, "--tasks", "rte,cola", "--set", "epochs=1"]
-    status, table, progress = eval_(*arguments, "overrides.rte.lr=1e30", "overrides.rte.epochs=4", capsys=capsys)
+    status, table, progress = eval_(*arguments, "overrides.rte={lr: 100, weight_decay: 1e4, epochs: 8}", capsys=capsys)
     assert status == 1
     assert "RTE, seed 1: rte, seed 1: the loss is" in progress
     assert [r.task for r in read_results(tmp_path / "results.jsonl")] == ["cola"]
     assert "not scored: RTE" in table
-    assert "published rows: epochs 1 (published: 5); for RTE epochs 4, lr 1e+30" in table
+    assert "published rows: epochs 1 (published: 5); for RTE epochs 8, lr 100" in table
 
 
 def test_rte_starts_from_mnli_with_a_note(model, data, tmp_path, capsys):
@@ -197,7 +197,14 @@ def test_published_results_are_averaged_over_the_scored_tasks():
 
 def test_slurm_jobs_are_two_arrays_of_which_the_second_waits_for_mnli(model, data, tmp_path, slurm_here, capsys):
     arguments = [model, "--data", data, "--output", tmp_path, "--seeds", 1, "--tasks", "rte,mnli,cola"]
-    settings = ["--set", "epochs=4", "mnli_start=true", "overrides.cola.lr=1e30", "--slurm", "timeout_min=60"]
+    settings = [
+        "--set",
+        "epochs=4",
+        "mnli_start=true",
+        "overrides.cola={lr: 100, weight_decay: 1e4}",
+        "--slurm",
+        "timeout_min=60",
+    ]
     status, table, progress = eval_(*arguments, *settings, capsys=capsys)
     assert slurm_here.sizes == [2, 1]
     assert slurm_here.asked[0]["timeout_min"] == 60 and slurm_here.asked[0]["gpus_per_node"] == 0
