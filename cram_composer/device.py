@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ class DeviceChoice:
     precision: str  # bf16 | fp16 | fp32
     compile: str  # regional | full | off
     threads: int
+    adapts_threads: bool  # to the load of the machine, between steps
 
     @property
     def composer_precision(self) -> Precision:
@@ -64,8 +66,14 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
         # Inductor writes C++ for a CPU, which needs a compiler.
         compiler = name == "gpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
         compile_mode = "regional" if compiler else "off"
-    threads = config.train.threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
-    return DeviceChoice(name, precision, compile_mode, threads)
+    if config.train.threads != "auto":
+        return DeviceChoice(name, precision, compile_mode, config.train.threads, adapts_threads=False)
+    threads = max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    # Without a clock a run repeats itself to the bit, which a changed number of threads would end.
+    budget = config.budget
+    watches_load = any((budget.wall, budget.device_hours, budget.replay)) and sys.platform == "linux"
+    adapts = name == "cpu" and local_world_size == 1 and threads > 1 and watches_load
+    return DeviceChoice(name, precision, compile_mode, threads, adapts)
 
 
 def set_up_cpu(threads: int, trains_here: bool = True) -> None:

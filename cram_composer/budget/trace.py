@@ -29,6 +29,7 @@ class TraceStep:
     loss: float | None  # None if not finite
     step_seconds: float
     data_seconds: float
+    threads: int | None = None  # CPU threads per process; absent in older traces
 
 
 class BatchShape(Protocol):

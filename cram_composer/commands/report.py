@@ -15,7 +15,11 @@ def add(commands: Commands) -> None:
         "report",
         run,
         "Write the HTML report of one or more runs.",
-        ["cram report runs/cram-cpu", "cram report runs/base runs/muon --output both.html"],
+        [
+            "cram report runs/cram-cpu",
+            "cram report runs/cram-cpu --follow",
+            "cram report runs/base runs/muon --output both.html",
+        ],
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument(
@@ -24,11 +28,15 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="HTML file (default: RUN/report.html; ./report.html for several runs)",
     )
+    report.add_argument("--follow", action="store_true", help="write it every minute until the runs have ended")
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the report and print its path."""
-    from cram_composer.analysis.report.report import write_report
+    from cram_composer.analysis.report.report import follow_report, write_report
 
-    print(write_report(options.runs, options.output))
+    if options.follow:
+        follow_report(options.runs, options.output)
+    else:
+        print(write_report(options.runs, options.output))
     return 0

@@ -78,6 +78,8 @@ def _locate(annotation: Any, location: Iterable[int | str]) -> tuple[type[BaseMo
         if len(found) > 1:  # `part` is the tag that chose one of them
             annotation = next(one for one in found if tag(one) == part)
             continue
+        if path and section is not None and not found and not item_types(annotation):
+            continue  # the member of a union of scalars
         path.append(str(part))
         section = found[0] if found else None
         if section is not None:
@@ -119,6 +121,9 @@ def _describe(problem: Mapping[str, Any], section: type[BaseModel] | None, path:
         wanted = context.get("min_length", context.get("max_length"))
         return key, f"must have {wanted} values, got {context['actual_length']}: {value}"
     expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.split("_")[0])
+    field = section.model_fields.get(path[-1]) if section is not None else None
+    if expected and field is not None and (words := literals(field.annotation)):
+        expected += f" or {', '.join(words)}"
     hint = f"; write {key}.name={value}" if key in ("optimizer", "schedule") and isinstance(value, str) else ""
     return key, f"must be {expected}, got {_shown(value)}{hint}" if expected else problem["msg"]
 

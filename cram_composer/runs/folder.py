@@ -24,6 +24,7 @@ RECORD = "record.json"
 RECORD_FORMAT = 2
 CLOCK = "clock.json"
 METRICS = "metrics.jsonl"
+DISTURBED_SHARE = 0.05  # of the CPU time, taken by other processes, from which a run says so
 SAVING = ".saving-"  # begins the name of a checkpoint that is being saved
 _LEFTOVERS = (
     *(".*.tmp", ".*.old", "figures/.*.tmp", "branch-points/.*.tmp"),

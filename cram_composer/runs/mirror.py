@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cram_composer.storage.client import METADATA_BYTES, Storage, StorageError
 from cram_composer.storage.files import read_json
 from cram_composer.storage.paths import resolve_inside
 
-_SLOWEST = 1e6  # bytes per second of a download
+_SLOWEST = 1e6  # bytes per second of a copy
 _UPLOAD_PREFIX = ".sending-"
 _CHECKPOINT_COMPANIONS = ("config.yaml", "trace.jsonl", "metrics.jsonl", RECORD, CLOCK)
 _REPORT_FILES = ("report.html", "figures")  # written after everything else
@@ -240,6 +241,27 @@ class RunMirror:
             self._storage.delete(name)
 
     # --- after training ---
+
+    def upload_in_time(self) -> Exception | None:
+        """Upload the run folder except the report and the record; return the error, if any.
+
+        After the storage's deadline and a second per megabyte, the run ends with a TimeoutError here, whatever the
+        storage does.
+        """
+        return self._in_time(self.upload_files)
+
+    def finalize_in_time(self) -> Exception | None:
+        """Upload the report and the record, which marks the copy as complete, as `upload_in_time`."""
+        return self._in_time(self.finalize)
+
+    def _in_time(self, upload: Callable[[], Exception | None]) -> Exception | None:
+        size = sum((self._folder.path / name).stat().st_size for name in self._visible_files())
+        seconds = self._storage.deadline + size / _SLOWEST
+        results: list[Exception | None] = []
+        thread = threading.Thread(target=lambda: results.append(upload()), daemon=True)  # ends with the process
+        thread.start()
+        thread.join(seconds)
+        return results[0] if results else TimeoutError(f"{self.uri}: not copied within {seconds:.0f} s")
 
     def upload_files(self) -> Exception | None:
         """Upload the run folder except the files that `finalize` uploads; return the error, if any."""

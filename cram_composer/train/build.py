@@ -62,7 +62,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     algorithms = build_run_algorithms(
         config, budget, batches.loader, data.manifest, setup.model, setup.optimizer, setup.strategy, guard
     )
-    callbacks = build_callbacks(config, folder, budget, ledger, batches.loader, setup.strategy)
+    callbacks = build_callbacks(config, device, folder, budget, ledger, batches.loader, setup.strategy)
 
     join()
     trainer = build_trainer(config, device, folder, budget, setup, batches, algorithms, callbacks.ordered, checkpoint)

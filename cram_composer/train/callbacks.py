@@ -23,12 +23,14 @@ from cram_composer.budget.trace import TRACE, BatchShape, JsonLines, TraceStep
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.units import parse_duration
 from cram_composer.data.loading.stream import TrainLoader
+from cram_composer.device import DeviceChoice
 from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BranchPointSaver
 from cram_composer.runs.folder import RunFolder
 from cram_composer.runs.mirror import RunMirror
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.train.checkpointing import DataPosition, RollingCheckpoints
+from cram_composer.train.cpu_share import CpuShare
 from cram_composer.train.signals import Signals
 
 _HEARTBEAT_SECONDS = 5.0
@@ -50,6 +52,7 @@ class RunCallbacks:
     checkpoints: RollingCheckpoints
     clock: BudgetCallback
     early_stop: EarlyStop | None
+    cpu_share: CpuShare
     signals: Signals
     mirror: RunMirror | None
 
@@ -60,7 +63,13 @@ class RunCallbacks:
 
 
 def build_callbacks(
-    config: RunConfig, folder: RunFolder, budget: Budget, ledger: Ledger, loader: TrainLoader, strategy: Strategy
+    config: RunConfig,
+    device: DeviceChoice,
+    folder: RunFolder,
+    budget: Budget,
+    ledger: Ledger,
+    loader: TrainLoader,
+    strategy: Strategy,
 ) -> RunCallbacks:
     """Build the callbacks that enforce the budget and write the run folder."""
     heartbeat = Heartbeat(folder, ledger)
@@ -80,12 +89,14 @@ def build_callbacks(
     )
     schedule = with_swa(build_schedule(config.schedule), config.algorithms.swa)
     clock = BudgetCallback(budget, ledger, schedule, lambda: signals.received, checkpoints.save)
-    trace = TraceWriter(folder, budget, clock, ledger, loader)
+    cpu_share = CpuShare(device.threads, device.adapts_threads, budget.replay)
+    trace = TraceWriter(folder, budget, clock, ledger, loader, cpu_share)
     early_stop = None
     if config.train.early_stop:
         early_stop = EarlyStop(config.train.early_stop, budget, lambda: trace.recent_losses)
     ordered = [
         heartbeat,
+        cpu_share,
         trace,
         EpochForecast(budget, ledger, loader.stream.rows_per_epoch, loader.data_seq_length),
         *([early_stop] if early_stop else []),
@@ -93,7 +104,7 @@ def build_callbacks(
         checkpoints,
         clock,  # last, so that the work of the others counts for their step
     ]
-    return RunCallbacks(ordered, heartbeat, trace, checkpoints, clock, early_stop, signals, mirror)
+    return RunCallbacks(ordered, heartbeat, trace, checkpoints, clock, early_stop, cpu_share, signals, mirror)
 
 
 def _checkpoint_interval(config: RunConfig, budget: Budget) -> float:
@@ -152,13 +163,20 @@ class TraceWriter(Callback):
     """
 
     def __init__(
-        self, folder: RunFolder, budget: Budget, clock: BudgetCallback, ledger: Ledger, shape: BatchShape
+        self,
+        folder: RunFolder,
+        budget: Budget,
+        clock: BudgetCallback,
+        ledger: Ledger,
+        shape: BatchShape,
+        cpu_share: CpuShare,
     ) -> None:
         self._file = JsonLines(folder.path / TRACE)
         self._budget = budget
         self._clock = clock
         self._ledger = ledger
         self._shape = shape
+        self._cpu_share = cpu_share
         self._tokens_before = 0
         self._rows_before = 0
         self.recent_losses: list[float] = []
@@ -191,6 +209,7 @@ class TraceWriter(Callback):
             loss=loss if math.isfinite(loss) else None,
             step_seconds=seconds,
             data_seconds=self._clock.data_seconds,
+            threads=self._cpu_share.threads,
         )
         if dist.get_global_rank() == 0:
             self._file.append(line)

@@ -11,11 +11,13 @@ from composer.utils import dist
 from cram_composer.errors import CramError, describe_error
 from cram_composer.evaluation.held_out import build_held_out_evaluator
 from cram_composer.runs.checkpoints import newest_checkpoint
+from cram_composer.runs.folder import DISTURBED_SHARE
 from cram_composer.runs.mirror import report_failure
 from cram_composer.scaleout.peer_failure import peer_failure
 from cram_composer.storage.files import naming_full_disk
 from cram_composer.train.complete import report_problem
 from cram_composer.train.export import export_session
+from cram_composer.train.profile import profile_steps
 from cram_composer.train.record import write_record
 from cram_composer.train.session import Session
 
@@ -48,12 +50,16 @@ def finish(session: Session, status: str, reason: str | None, saved: bool) -> in
                 _evaluate(session)
             session.trainer.close()
             if dist.get_global_rank() != 0:
+                _profile(session)
                 return 0
             if session.config.export.enabled:
                 write_record(session, "running", reason)  # with the results of the evaluation, for the model card
                 with task("export"):
                     session.extra["metrics"]["fills"] = export_session(session)
-            return _publish(session, status, reason)
+            exit_status = _publish(session, status, reason)
+            task.name = "profile"
+            _profile(session)
+            return exit_status
     except BaseException as error:
         failure = _recorded(session, task.name, error)
         if failure is error:
@@ -76,6 +82,11 @@ class _Task:
         self.name = "record"
 
 
+def _profile(session: Session) -> None:
+    if session.config.train.profile is not None:
+        profile_steps(session, session.config.train.profile)
+
+
 def _recorded(session: Session, task: str, error: BaseException) -> BaseException:
     """Record the failure of a task after the loop; return the error to raise."""
     stopped = not isinstance(error, Exception)  # Ctrl-C or SIGTERM
@@ -96,7 +107,7 @@ def _publish(session: Session, status: str, reason: str | None) -> int:
     problem = None
     if mirror is not None:
         with session.ledger.outside_budget("upload"):
-            problem = mirror.upload_files()
+            problem = mirror.upload_in_time()
     session.missing = {"report": "interrupted"}
     write_record(session, status, reason)
     _print_summary(session)
@@ -104,7 +115,7 @@ def _publish(session: Session, status: str, reason: str | None) -> int:
     session.missing = {"report": report_failed} if report_failed is not None else {}
     write_record(session, status, reason)
     if mirror is not None:
-        problem = problem or mirror.finalize()
+        problem = problem or mirror.finalize_in_time()
         if problem is not None:
             session.missing["upload"] = describe_error(problem)
             write_record(session, status, reason)
@@ -133,6 +144,9 @@ def _print_summary(session: Session) -> None:
     print(f"masked accuracy {100 * metrics['validation_accuracy']:.1f} %")
     print(f"{tokens:,} tokens in {spent:.1f} s of budget, {tokens / max(spent, 1e-9):,.0f} tokens/s")
     inside = session.ledger.snapshot()
+    others = session.callbacks.cpu_share.share or 0.0
+    if others > DISTURBED_SHARE:
+        print(f"other processes took {100 * others:.0f} % of the CPU time")
     print("time: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in inside.items() if seconds))
     for fill in metrics.get("fills", []):
         words = ", ".join(f"{token} ({100 * probability:.0f} %)" for token, probability in fill["predictions"])

@@ -135,7 +135,7 @@ def check_same(record: dict[str, Any], composed: Composed, where: str) -> None:
     differing = learnt_differences(record["config"], composed.plain)
     if not differing:
         return
-    if record["status"] in _FINISHED and all(key.startswith("budget.") for key in differing):
+    if record.get("status") in _FINISHED and all(key.startswith("budget.") for key in differing):
         raise CramError(
             f"{where}: has finished with another budget ({', '.join(differing)}); train it further with `cram extend "
             f"{where} --budget ...`, a new run from its weights, or with `cram branch` from a checkpoint at a constant "

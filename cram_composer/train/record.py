@@ -47,6 +47,7 @@ def write_record(session: Session, status: str, reason: str | None = None) -> No
         "steps_skipped": session.guard.skipped,
         "ledger": _ledger(session, spent),
         "energy": session.energy,
+        "others_cpu_share": session.callbacks.cpu_share.share,
         "metrics": {
             "train_loss_final": sum(losses) / len(losses) if losses else None,
             **session.extra.get("metrics", {}),

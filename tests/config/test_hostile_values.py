@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from annotated_types import Le, Lt
+from pydantic.fields import FieldInfo
 
 from benchmarks.fuzz_configurations import BASE, draw, keys
 from cram_composer.config import compose_run
@@ -80,13 +82,19 @@ def test_an_item_of_a_list_can_be_set() -> None:
     assert compose_run(CPU, ["optimizer.betas.0=0.5"]).config.optimizer.betas[0] == 0.5
 
 
+def limits(field: FieldInfo) -> list[object]:
+    """Return the limits of a field, and those of the members of its union."""
+    members = [limit for member in get_args(field.annotation) for limit in getattr(member, "__metadata__", ())]
+    return [*field.metadata, *(limit for member in members for limit in getattr(member, "metadata", ()))]
+
+
 _IN_COLLECTIONS = [StreamWeightConfig, CurriculumPointConfig, FilesConfig, TaskSettingsConfig]
 
 
 @pytest.mark.parametrize("schema", [RunConfig, DataBuildConfig, SweepConfig, *PROTOCOLS.values(), *_IN_COLLECTIONS])
 def test_every_number_has_an_upper_bound(schema: type) -> None:
     numbers = [(key, field) for key, field in keys(schema) if {int, float} & set(members(field.annotation))]
-    unbounded = [key for key, field in numbers if not any(isinstance(limit, Le | Lt) for limit in field.metadata)]
+    unbounded = [key for key, field in numbers if not any(isinstance(limit, Le | Lt) for limit in limits(field))]
     assert numbers and unbounded == []
 
 

@@ -305,6 +305,21 @@ def test_copy_in_a_folder(tmp_path: Path):
     assert newest_checkpoint(folder.checkpoints) is not None
 
 
+def test_a_slow_storage_does_not_hold_up_the_end_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "here" / "r")
+    remote = RunMirror(folder, str(tmp_path / "there"), keep=2)
+    save(folder, 5)
+    write_json(folder.path / "record.json", {"status": "finished"})
+    monkeypatch.setattr(remote._storage, "deadline", 0.1)
+    monkeypatch.setattr(remote._storage, "upload", lambda path, name: time.sleep(5.0))
+    started = time.monotonic()
+    problem = remote.upload_in_time()
+    assert time.monotonic() - started < 3.0
+    assert isinstance(problem, TimeoutError) and "there/r: not copied within" in str(problem)
+    monkeypatch.undo()
+    assert remote.upload_in_time() is None and remote.finalize_in_time() is None
+
+
 def test_process_exits_during_an_upload(s3: Bucket, tmp_path: Path):
     code = (
         "import sys, time; from pathlib import Path\n"

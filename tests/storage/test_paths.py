@@ -13,7 +13,7 @@ import pytest
 from cram_composer.cli import main
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.data.loading.prepare import prepare_dataset
-from cram_composer.errors import CramError
+from cram_composer.errors import ConfigError, CramError
 from cram_composer.runs.folder import RunFolder
 from cram_composer.runs.mirror import RunMirror
 from cram_composer.storage.client import Storage
@@ -151,7 +151,10 @@ def test_variants_become_folders_of_the_sweep(tmp_path: Path) -> None:
     from cram_composer.config.schema.sweep import SweepConfig
     from cram_composer.sweeps.plan import plan_trials
 
-    sweep = SweepConfig.model_validate({"run": "yamls/cram-cpu.yaml", "variants": {"../../evil": {}, "..": {}}})
+    hidden = SweepConfig.model_validate({"run": "yamls/cram-cpu.yaml", "variants": {"../../evil": {}}})
+    with pytest.raises(ConfigError, match="variant '../../evil': run_name: must name a folder below runs_dir"):
+        plan_trials(hidden, "own.yaml", tmp_path / "runs")
+    sweep = SweepConfig.model_validate({"run": "yamls/cram-cpu.yaml", "variants": {"/evil": {}, "a/../../b": {}}})
     for trial in plan_trials(sweep, "own.yaml", tmp_path / "runs"):
         assert trial.path.parent == trial.log.parent == tmp_path / "runs"
         assert resolve_inside(tmp_path / "runs", trial.path.name, "x")

@@ -46,7 +46,7 @@ def test_failure_after_the_loop_is_recorded_and_made_up_for(
     composed = compose_tiny(tiny_data, *EXPORT)
     cause = cause.format(run=run)
     with pytest.raises(CramError, match="step 10 is saved; run the same command to do what is missing") as failure:
-        runs._apart(train_with_failure, composed, run, target, error)
+        runs.call(train_with_failure, composed, run, target, error)
     assert str(failure.value).startswith(f"{run}: {cause}") and "\n" not in str(failure.value)
     failed = record(run)
     assert failed["status"] == "failed" and failed["reason"].startswith(f"after the last step, {cause}")
@@ -68,7 +68,7 @@ def test_failed_save_leaves_no_file_and_the_run_resumes(runs: TinyRuns, tiny_dat
     composed = compose_tiny(tiny_data, "checkpoint.interval=1h")  # the only save is the final one
     error = RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
     with pytest.raises(CramError, match=r"step-00000010.pt: the disk is full; .* no checkpoint is saved"):
-        runs._apart(fail_to_save, composed, run, error)
+        runs.call(fail_to_save, composed, run, error)
     assert record(run)["status"] == "failed" and record(run)["reason"].startswith(
         "after the last step, final_checkpoint"
     )
@@ -84,7 +84,7 @@ def fail_to_save(composed: Composed, path: Path, error: BaseException) -> None:
 
 def test_interrupt_after_the_loop_is_recorded(runs: TinyRuns, tiny_data: Path, whole: Path) -> None:
     run = whole.with_name("interrupted")
-    runs._apart(terminate_in_evaluation, compose_tiny(tiny_data), run)
+    runs.call(terminate_in_evaluation, compose_tiny(tiny_data), run)
     assert record(run)["status"] == "interrupted"
     assert record(run)["reason"] == "after the last step, final_eval: SystemExit: 143"
 
@@ -98,7 +98,7 @@ def test_run_that_was_stopped_early_stays_stopped(runs: TinyRuns, tiny_data: Pat
     run = whole.with_name("early")
     composed = compose_tiny(tiny_data, *EXPORT, "train.early_stop={loss_above: 0.1, at: 0.3}")
     with pytest.raises(CramError, match="no memory"):
-        runs._apart(train_with_failure, composed, run, "train.finish.export_session", RuntimeError("no memory"))
+        runs.call(train_with_failure, composed, run, "train.finish.export_session", RuntimeError("no memory"))
     steps = record(run)["steps"]
     runs.continue_run(run, composed)
     ended = record(run)

@@ -41,7 +41,7 @@ def test_no_file_of_a_run_and_no_output_has_its_secrets(
     tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "runs" / "r"
-    TinyRuns(tiny_data, run.parent)._apart(_train, tiny_data, run)
+    TinyRuns(tiny_data, run.parent).call(_train, tiny_data, run)
     assert record(run)["config"]["logging"]["wandb"]["api_key"] == "***"
     assert record(run)["config"]["logging"]["wandb"]["project"] == "visible"
     monkeypatch.chdir(tmp_path)

@@ -195,7 +195,8 @@ composed = compose_tiny(Path(sys.argv[1]))
 built = training.build(composed, choose_device(composed.config, 1), RunFolder(Path(sys.argv[2])), None)
 print(type(built.trainer.engine).__name__, training.get_cpu_model.cache_info().misses)
 print(torch.distributed.is_initialized())
-microbatch = built.trainer._train_data_spec.microbatch_transforms(next(iter(built.batches.loader)))
+spec = built.trainer._train_data_spec
+microbatch = spec.microbatch_transforms(spec.split_batch(next(iter(built.batches.loader)), 8)[0])
 print(copy.deepcopy(microbatch)["labels"] is microbatch["labels"])
 """
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cram_composer.analysis.compare.groups import Group, digest
-from cram_composer.analysis.html.formatting import is_number
+from cram_composer.analysis.html.formatting import is_number, percent
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.analysis.runs.table import budget_text
+from cram_composer.runs.folder import DISTURBED_SHARE
+
+_UNFAIR_SPREAD = 0.2  # of the share of the CPU time that other processes took
 
 
 def data_hash(run: RunData) -> str:
@@ -51,6 +54,13 @@ def comparability(a: Group, b: Group) -> Comparability:
     budget = _equal_budget(runs)
     if budget is None:
         refusals.insert(0, f"budget: {_join_distinct(budget_text(run) + _devices_suffix(run) for run in runs)}")
+    loads = [load for run in runs if is_number(load := run.get("others_cpu_share"))]
+    if loads and budget in ("wall-clock", "device-hours") and max(loads) - min(loads) > DISTURBED_SHARE:
+        found = f"other processes took {percent(min(loads))} to {percent(max(loads))} of the CPU time of a run"
+        if max(loads) - min(loads) > _UNFAIR_SPREAD:
+            refusals.append(f"machine: {found}; wall-clock verdicts are withheld")
+        else:
+            cautions.append(found)
     rows = {str(run.get("config.eval.rows")): None for run in runs}
     in_loop = f"not comparable: evaluation: rows in the loop {_join_distinct(rows)}" if len(rows) > 1 else ""
     return Comparability(budget, refusals, in_loop, cautions, per_character and budget is not None)

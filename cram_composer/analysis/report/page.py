@@ -18,6 +18,7 @@ from cram_composer.analysis.html.formatting import (
 from cram_composer.analysis.html.tables import Table, Tile
 from cram_composer.analysis.report.configuration import value_text
 from cram_composer.analysis.runs.run import RunData
+from cram_composer.runs.folder import DISTURBED_SHARE
 
 LEDGER_TEXTS = {
     "compile": "torch.compile",
@@ -89,6 +90,9 @@ def notes(run: RunData) -> list[str]:
             f"Not from scratch: the run starts from the weights of {start.get('path')}, so it does not keep the rules "
             "of a cram."
         )
+    others = run.get("others_cpu_share")
+    if is_number(others) and others > DISTURBED_SHARE:
+        lines.append(f"Other processes took {percent(others)} of the CPU time; alone, the run would be faster.")
     if run.get("status") == "running":
         progress = run.trace["progress"][-1] if run.steps else 0.0
         lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,28 @@ from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json, write_atomic
 
+FOLLOW_SECONDS = 60.0
 
-def write_report(runs: list[Path], output: Path | None = None) -> Path:
+
+def follow_report(runs: list[Path], output: Path | None = None, seconds: float = FOLLOW_SECONDS) -> Path:
+    """Write the report again every `seconds` until no run is running; an open page reloads itself. See `write_report`.
+
+    Returns:
+        The path of the report.
+    """
+    announced = False
+    while True:
+        running = any(run.get("status") == "running" for run in load_runs(runs)[0])
+        target = write_report(runs, output, round(seconds) if running else None)
+        if not announced:
+            print(target, flush=True)
+            announced = True
+        if not running:
+            return target
+        time.sleep(seconds)
+
+
+def write_report(runs: list[Path], output: Path | None = None, refresh_seconds: int | None = None) -> Path:
     """Write the report of one run, or of several overlaid, and return its path.
 
     Of several runs, unreadable ones are left out with a warning on stderr.
@@ -29,6 +50,7 @@ def write_report(runs: list[Path], output: Path | None = None) -> Path:
         runs: run folders; an unfinished run is shown up to its current step.
         output: the HTML file; by default report.html in the run's folder, for several runs in the current one. The
             figures go to `figures/*.png` beside it.
+        refresh_seconds: time after which a browser reloads the page; None: never.
 
     Raises:
         CramError: no run, no readable run, or an output that is a folder.
@@ -49,17 +71,18 @@ def write_report(runs: list[Path], output: Path | None = None) -> Path:
     for picture in pictures:
         write_atomic(target.parent / "figures" / f"{picture.name}.png", to_png(picture))
     figures = {picture.name: {"svg": to_inline_svg(picture), "caption": picture.caption} for picture in pictures}
-    write_atomic(target, _render(loaded, figures))
+    write_atomic(target, _render(loaded, figures, refresh_seconds))
     return target
 
 
-def _render(runs: list[RunData], figures: dict[str, dict[str, str]]) -> str:
+def _render(runs: list[RunData], figures: dict[str, dict[str, str]], refresh_seconds: int | None) -> str:
     from markupsafe import Markup
 
     several = len(runs) > 1
     return render(
         "report.html.j2",
         title=runs[0].name if not several else f"{len(runs)} runs",
+        refresh_seconds=refresh_seconds,
         figures={name: {**figure, "svg": Markup(figure["svg"])} for name, figure in figures.items()},
         runs=[_run_context(run, index) for index, run in enumerate(runs)],
         comparison=page.comparison(runs) if several else None,

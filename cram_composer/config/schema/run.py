@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from cram_composer.config.schema.algorithms import AlgorithmsConfig
 from cram_composer.config.schema.base import Duration, FilePath, Name, Place, Settings, Share, key
@@ -56,12 +56,20 @@ class TrainConfig(Settings):
     device_train_microbatch_size: PositiveInt = key(128, "rows per forward pass and device", le=2**16, free=True)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest that the hardware supports")
     compile: Literal["auto", "regional", "full", "off"] = key("auto", "regional compiles layer by layer", free=True)
-    threads: PositiveInt | None = key(None, "CPU threads per process; null: cores / local ranks", le=1024, free=True)
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = key(
+        "auto",
+        "CPU threads per process; auto: cores / local ranks, and fewer while other processes keep cores busy, if one "
+        "process trains on a CPU against the clock",
+        free=True,
+    )
     on_nonfinite: Literal["skip-step", "stop", "rollback"] = key(
         "skip-step", "reaction to a loss or gradient that is not finite"
     )
     max_nonfinite: PositiveInt = key(20, "consecutive non-finite steps that end the run under any policy", le=10**9)
     early_stop: EarlyStopConfig | None = key(None, "end a run before its budget", free=True)
+    profile: PositiveInt | None = key(
+        None, "steps to train under torch's profiler after the budget; they change no result", le=1000, free=True
+    )
 
     @field_validator("compile", mode="before")
     @classmethod

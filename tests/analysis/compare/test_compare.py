@@ -139,6 +139,18 @@ def test_equal_device_hours_are_an_equal_budget(make_seeds) -> None:
     assert "different numbers of devices: 2 against 1" in found.rules.cautions
 
 
+def test_a_disturbed_machine_is_named_and_beyond_a_limit_gives_no_verdict(make_seeds) -> None:
+    quiet = make_seeds("quiet", [4.2, 4.3, 4.4], others_cpu_share=0.01)
+    busy = make_seeds("busy", [4.2, 4.3, 4.4], others_cpu_share=0.11)
+    found = pair(busy, quiet)
+    said = "other processes took 1.0 % to 11.0 % of the CPU time of a run"
+    assert said in found.rules.cautions and found.verdict.word != "not comparable"
+    found = pair(make_seeds("busier", [4.2, 4.3, 4.4], others_cpu_share=0.34), quiet)
+    assert found.verdict.word == "not comparable"
+    assert "wall-clock verdicts are withheld" in row_cells(found.rows[0])[4]
+    assert pair(quiet, quiet).rules.cautions == []
+
+
 def test_runs_that_are_not_from_scratch_are_named(make_seeds) -> None:
     one = make_seeds("one", [4.2, 4.3, 4.4])
     two = make_seeds("two", [4.2, 4.3, 4.4], init_from={"path": "runs/earlier"})

@@ -65,6 +65,8 @@ def test_data_and_environment_tables(make_run) -> None:
 
 def test_notes_warn_of_a_run_that_is_not_a_plain_finished_one(make_run) -> None:
     assert page.notes(load_run(make_run())) == []
+    (disturbed,) = page.notes(load_run(make_run(others_cpu_share=0.34)))
+    assert disturbed.startswith("Other processes took 34.0 % of the CPU time")
     (running,) = page.notes(load_run(make_run(running=True)))
     assert "39.9 %" in running
     (further,) = page.notes(load_run(make_run(init_from={"path": "runs/earlier"})))

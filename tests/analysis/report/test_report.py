@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.analysis.report.report import write_report
+from cram_composer.analysis.report import report
+from cram_composer.analysis.report.report import follow_report, write_report
 from cram_composer.config.schema.evaluation import MaskedWordsConfig, MinimalPairsConfig, ProtocolConfig
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.results import Result
@@ -237,7 +238,7 @@ def test_scores_after_fine_tuning_are_on_the_page(make_run) -> None:
     for text in ("After fine-tuning", "RTE acc*", "53.0", "51.2 to 54.8", "7 tasks missing", "not scored: MRPC"):
         assert text in html
     (run / "evaluations.json").write_text("{")
-    with pytest.raises(CramError, match="evaluations.json: not valid JSON"):
+    with pytest.raises(CramError, match="evaluations.json: damaged .not valid JSON"):
         write_report([run])
 
 
@@ -257,3 +258,20 @@ def test_scores_without_fine_tuning_are_on_the_page(make_run) -> None:
     assert "2 of 1000 pairs are ties" in html and "3 of 800 windows were too long" in html
     assert "held-out &lt;text&gt;" in html
     Reader(html)
+
+
+def test_a_followed_report_reloads_until_the_run_ends(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(running=True)
+    pages = []
+
+    def sleep(seconds: float) -> None:
+        pages.append((run / "report.html").read_text())
+        if len(pages) == 2:
+            record = json.loads((run / "record.json").read_text())
+            (run / "record.json").write_text(json.dumps(record | {"status": "finished"}))
+
+    monkeypatch.setattr(report.time, "sleep", sleep)
+    assert follow_report([run]) == run / "report.html"
+    reload = '<meta http-equiv="refresh" content="60">'
+    assert len(pages) == 2 and all(reload in page for page in pages)
+    assert reload not in (run / "report.html").read_text()

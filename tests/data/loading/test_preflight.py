@@ -55,7 +55,7 @@ def test_metadata_are_downloaded_and_one_line_counts_the_shards(
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda root: (root / "manifest.json").unlink(), "manifest.json: no such object"),
-    "broken manifest": (lambda root: (root / "manifest.json").write_text("{"), "manifest.json: cannot be read"),
+    "broken manifest": (lambda root: (root / "manifest.json").write_text("{"), "manifest.json: damaged"),
     "old manifest": (
         lambda root: (root / "manifest.json").write_text('{"format_version": 1}'),
         "format version 1, but",
