@@ -29,9 +29,9 @@ def compile_model(model: PreTrainedModel, mode: str) -> list[nn.Module]:
     if mode != "off":
         regions = regions or [model]
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
-        # Inductor generates code for a fixed number of threads, but its cache key contains the number only if set here.
-        # Cached code for more threads than the process has cores would spin and slow down neighbouring processes.
+        # Inductor chooses loops for a number of threads, but its cache key contains the number only if set here.
         inductor.cpp.threads = torch.get_num_threads()
+        inductor.cpp.dynamic_threads = True  # the run may change the number, see train/cpu_share.py
     for region in regions:
         region.compile(dynamic=False)  # training shapes are few and static, and static graphs run faster
     return regions

@@ -65,7 +65,8 @@ class CpuMeter:
                 spent = member.cpu_times()
             except psutil.Error:  # it has just ended
                 continue
-            own += spent.user + spent.system
+            # Time of children that have ended, such as compilers, is in their parent's.
+            own += spent.user + spent.system + spent.children_user + spent.children_system
         return busy, own, rest
 
 

@@ -51,6 +51,29 @@ def restore(scene: Scene) -> None:
     scene.bucket.put(scene.key, original(scene))
 
 
+def swap(scene: Scene) -> None:
+    """Replace the shard by another one of the data set."""
+    assert scene.bucket is not None
+    others = sorted(scene.source.glob("train/*/shard.*"))
+    other = next(
+        path for path in others if path.stat().st_size == len(original(scene)) and path.read_bytes() != original(scene)
+    )
+    scene.bucket.put(scene.key, other.read_bytes())
+
+
+def empty(scene: Scene) -> None:
+    """Delete every object."""
+    assert scene.bucket is not None
+    keys = scene.bucket.keys()
+    for key in keys:
+        scene.bucket.delete(key)
+
+
+def fill_again(scene: Scene) -> None:
+    assert scene.bucket is not None
+    scene.bucket.upload_folder(scene.source, "data")
+
+
 def stop_a_while(scene: Scene) -> None:
     server_of(scene).stop()
     time.sleep(OUTAGE)
@@ -179,6 +202,24 @@ FAULTS = [
         restore,
         line="100 bytes instead of",
         bound=AT_ONCE,
+    ),
+    Fault(
+        "swapped",
+        "a shard is replaced by another shard of the data set",
+        swap,
+        restore,
+        line="its xxh64 hash differs from the one in index.json (fetched twice)",
+        bound=AT_ONCE,
+        quick=(1,),
+    ),
+    Fault(
+        "emptied",
+        "the bucket is emptied while the run trains",
+        empty,
+        fill_again,
+        line="no such object",
+        bound=AT_ONCE,
+        quick=(2,),
     ),
     Fault(
         "corrupt-mirrored",

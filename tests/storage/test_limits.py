@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,12 @@ from cram_composer.storage import files
 from cram_composer.storage.client import Storage, StorageError
 from cram_composer.storage.files import lock_folder
 from cram_composer.storage.providers import load_clients
+
+
+def _point_to(server: http.server.HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**values, "S3_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}.items():
+        monkeypatch.setenv(name, value)
 
 
 @contextmanager
@@ -45,9 +53,7 @@ def _server(monkeypatch: pytest.MonkeyPatch, size: int, sent: int, seconds_per_b
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    values = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {**values, "S3_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}.items():
-        monkeypatch.setenv(name, value)
+    _point_to(server, monkeypatch)
     try:
         yield Storage("s3://bucket/data", deadline=2.0)
     finally:
@@ -82,6 +88,46 @@ def test_shorter_body_than_announced_is_an_error(tmp_path: Path, monkeypatch: py
     ):
         storage.download("x", tmp_path / "x")
     assert error.value.cause == "unreachable" and list(tmp_path.iterdir()) == []
+
+
+class _BadStore(http.server.BaseHTTPRequestHandler):
+    """Answers every request in a way that no object store does, by the kind of the class."""
+
+    kind = ""
+
+    def do_GET(self) -> None:
+        if self.kind == "silent":
+            time.sleep(30.0)
+        elif self.kind == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        else:
+            body = {"html": b"<html>a proxy</html>", "cut": b"<?xml version='1.0'?><ListBucketResult><Cont"}[self.kind]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["silent", "reset", "html", "cut"])
+def test_a_bad_listing_is_one_line_in_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bad", (_BadStore,), {"kind": kind}))
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # of connections that it has reset
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    _point_to(server, monkeypatch)
+    started = time.monotonic()
+    try:
+        with pytest.raises(StorageError) as caught:
+            Storage("s3://bucket/data", deadline=2.0).list_sizes()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert time.monotonic() - started < 26.0, "the deadline and one read timeout"
+    assert "\n" not in str(caught.value) and "s3://bucket/data" in str(caught.value)
 
 
 def test_folder_is_bounded_too(tmp_path: Path) -> None:
