@@ -218,7 +218,7 @@ FAULTS = [
         empty,
         fill_again,
         line="no such object",
-        bound=AT_ONCE,
+        bound=WAITED,  # deleting every object takes a while
         quick=(2,),
     ),
     Fault(
