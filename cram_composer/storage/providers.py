@@ -89,7 +89,7 @@ class S3(ObjectStore):
         self._store.upload_object(key, path)
 
     def list_sizes(self, prefix: str) -> dict[str, int]:
-        found = {}
+        found: dict[str, int] = {}
         for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
             if "IsTruncated" not in page:  # such as the page of a proxy, which boto3 reads as an empty listing
                 raise ConnectionError("the answer is not a listing")
