@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cram_composer.config.recipes import Recipe, load_recipe, recipe_names
+from cram_composer.config.schema.base import default_of
 from cram_composer.config.schema.data_build import DataBuildConfig
 from cram_composer.config.schema.evaluation import PROTOCOLS
 from cram_composer.config.schema.introspect import is_free, item_types, sections, tag
@@ -107,7 +108,7 @@ def _section(
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
+    value = default_of(field)
     if isinstance(value, BaseModel):
         return ""
     text = value if isinstance(value, str) else json.dumps(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from cram_composer.config.paths import expand
 from cram_composer.config.units import name_problem, parse_bytes, parse_duration, split_uri
@@ -45,6 +46,12 @@ def key(default: Any, meaning: str, *, free: bool = False, **limits: Any) -> Any
     """
     settings = {"description": meaning, "json_schema_extra": {FREE: True} if free else None, **limits}
     return Field(default_factory=default, **settings) if callable(default) else Field(default, **settings)
+
+
+def default_of(field: FieldInfo) -> Any:
+    """Return the default of a field that is not required."""
+    make: Any = field.default_factory  # get_default of pydantic 2.10 calls none
+    return field.default if make is None else make()
 
 
 def chosen_by_name(base: type[Settings]) -> Any:

