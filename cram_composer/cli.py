@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import getpass
 import logging
 import os
 import sys
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.parser.refuse(rest)
         options.overrides = [*options.overrides, *rest]  # overrides after an option, which argparse does not collect
     _quiet_libraries()
+    _name_user()
     return _guarded(lambda: options.run(options))
 
 
@@ -82,6 +84,14 @@ def _quiet_libraries() -> None:
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed for every export
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+def _name_user() -> None:
+    """Give a user without an entry in passwd a name, as in many containers: torch names caches after the user."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        os.environ["USER"] = f"uid-{os.getuid()}"
 
 
 def _guarded(command: Callable[[], int]) -> int:

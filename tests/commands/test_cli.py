@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
+import os
+import pwd
 import shlex
 import subprocess
 import sys
@@ -163,3 +166,14 @@ def test_explained_json_has_value_source_and_replaced_values(capsys):
     assert (entry["value"], entry["source"], entry["replaced"][0]["source"]) == (0.02, "command line", CPU)
     assert main(["explain", CPU, "seed=3", "--diff", CPU, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"seed": {"here": 3, "there": 17}}
+
+
+def test_a_user_without_a_passwd_entry_gets_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    with pytest.raises(KeyError):
+        getpass.getuser()
+    monkeypatch.setenv("USER", "")  # restored after the test
+    assert main(["recipes", "--json"]) == 0
+    assert getpass.getuser() == f"uid-{os.getuid()}"
