@@ -15,11 +15,7 @@ def add(commands: Commands) -> None:
         "report",
         run,
         "Write the HTML report of one or more runs.",
-        [
-            "cram report runs/cram-cpu",
-            "cram report runs/cram-cpu --follow",
-            "cram report runs/base runs/muon --output both.html",
-        ],
+        ["cram report runs/cram-cpu --follow", "cram report runs/base runs/muon --output both.html"],
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument(

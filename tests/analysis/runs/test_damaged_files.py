@@ -50,7 +50,7 @@ def runs(whole_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cram_composer.analysis.figures.over_time.draw_all", lambda runs: [])
     monkeypatch.setattr(
-        "cram_composer.analysis.report.report._render", lambda runs, figures: " ".join(run.name for run in runs)
+        "cram_composer.analysis.report.report._render", lambda runs, figures, _: " ".join(run.name for run in runs)
     )
     return Path(shutil.copytree(whole_runs, tmp_path / "runs"))
 
