@@ -258,14 +258,7 @@ class RunMirror:
         size = sum((self._folder.path / name).stat().st_size for name in self._visible_files())
         seconds = self._storage.deadline + size / _SLOWEST
         results: list[Exception | None] = []
-
-        def keep_result() -> None:
-            try:
-                results.append(upload())
-            except Exception as error:  # must reach the record, like the errors that `upload` returns
-                results.append(error)
-
-        thread = threading.Thread(target=keep_result, daemon=True)  # ends with the process
+        thread = threading.Thread(target=lambda: results.append(upload()), daemon=True)  # ends with the process
         thread.start()
         thread.join(seconds)
         return results[0] if results else TimeoutError(f"{self.uri}: not copied within {seconds:.0f} s")

@@ -20,7 +20,7 @@ from cram_composer.data.loading.block_order import BlockOrder
 from cram_composer.data.loading.mixture import SelectedStream, select_streams
 from cram_composer.data.loading.prepare import PreparedDataset
 from cram_composer.data.loading.shard_stream import ShardStream
-from cram_composer.data.loading.shared_memory import remove_stale_shared_memory, untrack_shared_memory
+from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
 from cram_composer.data.loading.stream import RowStream
 from cram_composer.data.manifest import Manifest
 from cram_composer.errors import CramError
@@ -83,7 +83,6 @@ def _open_with_retry(data: PreparedDataset, open_new: Callable[[], BlockDataset]
         if "Reused local directory" not in str(error):
             raise CramError(f"{data.root}: {str(error).splitlines()[0]}") from error
     gc.collect()  # frees unused data sets of this process
-    untrack_shared_memory()
     remove_stale_shared_memory()
     try:
         return _retry_name_collisions(open_new)

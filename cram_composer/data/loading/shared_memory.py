@@ -7,33 +7,11 @@ data set with a remote then refuses to open ("Reused local directory").
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
-from collections.abc import Callable
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 _SHM = Path("/dev/shm")  # noqa: S108 - only names are read, and only this user's can be removed
 _NAME = re.compile(r"(\d{6})_[a-z_]+")
-
-
-@functools.cache
-def untrack_shared_memory() -> None:
-    """Keep Python's resource tracker away from shared memory, which Streaming frees itself.
-
-    Streaming replaces the tracker's functions while it opens a block. If two threads do so at once, one restores the
-    other's replacement, and the tracker prints a traceback or a warning per block when the process ends.
-    """
-    for name in ("register", "unregister"):
-        setattr(resource_tracker, name, _without_shared_memory(getattr(resource_tracker, name)))
-
-
-def _without_shared_memory(function: Callable[[str, str], None]) -> Callable[[str, str], None]:
-    def call(name: str, kind: str) -> None:
-        if kind != "shared_memory":
-            function(name, kind)
-
-    return call
 
 
 def remove_stale_shared_memory() -> list[str]:
