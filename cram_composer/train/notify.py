@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cram_composer.runs.folder import CLOCK, RunFolder
+from cram_composer.budget.trace import TRACE
+from cram_composer.runs.folder import RunFolder
 
 _LONGEST = 60.0  # seconds that the command may take
 STALL_SECONDS = 600.0
@@ -46,11 +47,11 @@ def notifying(command: str | None, folder: RunFolder) -> Iterator[None]:
 
 
 def _watch(command: str, folder: RunFolder, ended: threading.Event) -> None:
-    """Run the command once for every time that the clock of the run stands still for `STALL_SECONDS`."""
-    clock, latest = folder.path / CLOCK, time.time()
+    """Run the command once for every time that the run makes no step for `STALL_SECONDS`."""
+    trace, latest = folder.path / TRACE, time.time()  # the clock is written by a thread, also while no step is made
     told = False
     while not ended.wait(STALL_SECONDS / 20):
-        if clock.exists() and (written := clock.stat().st_mtime) > latest:
+        if trace.exists() and (written := trace.stat().st_mtime) > latest:
             latest, told = written, False
         if time.time() - latest > STALL_SECONDS and not told:
             told = True

@@ -64,6 +64,28 @@ def test_a_run_that_stands_still_tells_so_once(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "told").read_text().splitlines() == ["stalled no step for 0 s", "running "]
 
 
+def test_a_clock_that_still_beats_does_not_hide_a_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "STALL_SECONDS", 0.4)
+    monkeypatch.chdir(tmp_path)
+    write_record(tmp_path / "r", "running", None)
+    with notify.notifying('echo "$CRAM_STATUS" >> told', RunFolder(tmp_path / "r")):
+        for _ in range(20):
+            (tmp_path / "r" / "clock.json").write_text("{}")
+            time.sleep(0.05)
+    assert (tmp_path / "told").read_text().splitlines() == ["stalled", "running"]
+
+
+def test_steps_are_no_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "STALL_SECONDS", 2.0)
+    monkeypatch.chdir(tmp_path)
+    write_record(tmp_path / "r", "running", None)
+    with notify.notifying('echo "$CRAM_STATUS" >> told', RunFolder(tmp_path / "r")):
+        for _ in range(30):
+            (tmp_path / "r" / "trace.jsonl").write_text("{}")
+            time.sleep(0.1)
+    assert (tmp_path / "told").read_text().splitlines() == ["running"]
+
+
 def test_a_command_is_neither_recorded_nor_taken_from_a_record(tmp_path: Path) -> None:
     composed = compose_tiny(tmp_path, "notify=curl https://example.com/hook/SECRET")
     assert "SECRET" not in json.dumps(composed.plain)

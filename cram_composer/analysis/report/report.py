@@ -31,7 +31,7 @@ def follow_report(runs: list[Path], output: Path | None = None, seconds: float =
     """
     announced = False
     while True:
-        running = any(run.get("status") == "running" for run in load_runs(runs)[0])
+        running = any(run.get("status") == "running" for run in load_runs(runs, curves=False)[0])
         target = write_report(runs, output, round(seconds) if running else None)
         if not announced:
             print(target, flush=True)
