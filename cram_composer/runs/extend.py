@@ -16,6 +16,7 @@ from cram_composer.config import Composed
 from cram_composer.config.layers import flatten, parse_override, spell_out, unflatten
 from cram_composer.config.schema.run import BudgetConfig
 from cram_composer.errors import CramError
+from cram_composer.runs.folder import FINISHED
 from cram_composer.runs.reproduce import read_reproducible_record, recompose
 from cram_composer.storage.files import write_atomic
 
@@ -47,7 +48,7 @@ def create_extension(run: Path, budget: str, *, name: str | None = None) -> Exte
         CramError: a run that has not finished, a folder that exists, or an invalid budget.
     """
     record = read_reproducible_record(run)
-    if record["status"] not in ("finished", "stopped-early"):
+    if record["status"] not in FINISHED:
         raise CramError(
             f"{run}: has not finished (status {record['status']}); resume it with the command that began it"
         )

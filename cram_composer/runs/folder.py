@@ -22,6 +22,7 @@ from cram_composer.storage.files import naming_full_disk, read_checked, write_at
 
 RECORD = "record.json"
 RECORD_FORMAT = 2
+FINISHED = ("finished", "stopped-early")  # statuses of a run whose training is complete
 CLOCK = "clock.json"
 METRICS = "metrics.jsonl"
 DISTURBED_SHARE = 0.05  # of the CPU time, taken by other processes, from which a run says so
@@ -162,7 +163,7 @@ class RunFolder:
         write_atomic(self.path / "config.yaml", text)
 
     def read_clock(self) -> Clock | None:
-        """Return the last heartbeat, None if there is none. Raises CramError."""
+        """Return the last heartbeat, None before the first. Raises CramError."""
         return read_clock(self.path)
 
     def write_clock(self, ledger: Ledger, step: int, clean: bool) -> None:
@@ -181,7 +182,7 @@ def _is_orphaned(holder: Path) -> bool:
 
 
 def read_clock(run: Path) -> Clock | None:
-    """Return the last heartbeat of a run folder, None if there is none. Raises CramError if the file is damaged."""
+    """Return the last heartbeat of a run folder, None before the first. Raises CramError if the file is damaged."""
     path = run / CLOCK
     if not path.is_file():
         return None

@@ -15,7 +15,7 @@ from typing import Any
 from cram_composer.budget.trace import TRACE
 from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
-from cram_composer.runs.folder import RunFolder
+from cram_composer.runs.folder import FINISHED, RunFolder
 from cram_composer.sweeps.plan import Trial
 from cram_composer.train.launch import check_same
 
@@ -40,7 +40,7 @@ def finished_record(trial: Trial) -> dict[str, Any] | None:
     except CramError as error:
         said = str(error).partition(";")[0]
         raise CramError(f"{said}; give this sweep another folder with --output") from None
-    return record if record["status"] in ("finished", "stopped-early") else None
+    return record if record["status"] in FINISHED else None
 
 
 def unfinished_reason(trial: Trial) -> str:

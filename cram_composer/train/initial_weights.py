@@ -121,12 +121,12 @@ def _copy_weights(network: PreTrainedModel, found: PreTrainedModel, folder: Path
     if isinstance(network, CramBertForMaskedLM) and not isinstance(found, CramBertForMaskedLM):
         state = from_native(found, network, f"init_from: {folder}")
     ours = network.state_dict()
-    different = [name for name in (ours | state) if shape(ours, name) != shape(state, name)]
+    different = [name for name in (ours | state) if _shape(ours, name) != _shape(state, name)]
     if different:
         name = different[0]
         raise CramError(
             f"init_from: {folder}: {len(different)} weights differ in shape from the run's model, such as {name} "
-            f"({shape(state, name)} there, {shape(ours, name)} here); set the values of `model` with which it was "
+            f"({_shape(state, name)} there, {_shape(ours, name)} here); set the values of `model` with which it was "
             "trained"
         )
     network.load_state_dict(state)
@@ -138,7 +138,7 @@ def _copy_weights(network: PreTrainedModel, found: PreTrainedModel, folder: Path
         )
 
 
-def shape(state: dict[str, torch.Tensor], name: str) -> str:
+def _shape(state: dict[str, torch.Tensor], name: str) -> str:
     """Describe the shape of a weight."""
     return "x".join(map(str, state[name].shape)) if name in state else "absent"
 

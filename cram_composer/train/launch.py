@@ -12,16 +12,13 @@ from cram_composer.config import Composed
 from cram_composer.config.identity import learnt_differences
 from cram_composer.errors import CramError
 from cram_composer.jobs.processes import ENDS_WITH_PARENT, end_with_parent
-from cram_composer.runs.folder import RunFolder
+from cram_composer.runs.folder import FINISHED, RunFolder
 from cram_composer.train.notify import notifying
 from cram_composer.train.prewarm import probe_vector_instructions
 
 if TYPE_CHECKING:
     from cram_composer.config.schema.run import RunConfig
     from cram_composer.runs.mirror import RunMirror
-
-
-_FINISHED = ("finished", "stopped-early")
 
 
 def start(composed: Composed, path: Path, restart: bool = False) -> int:
@@ -115,7 +112,7 @@ def _has_finished(record: dict[str, Any] | None, composed: Composed, where: str,
     if record is None:
         return False
     check_same(record, composed, where)
-    finished = record["status"] in _FINISHED
+    finished = record["status"] in FINISHED
     if finished and announce:
         print(f"{where}: already {record['status']}; set run_name=... to start another run")
     return finished
@@ -135,7 +132,7 @@ def check_same(record: dict[str, Any], composed: Composed, where: str) -> None:
     differing = learnt_differences(record["config"], composed.plain)
     if not differing:
         return
-    if record.get("status") in _FINISHED and all(key.startswith("budget.") for key in differing):
+    if record.get("status") in FINISHED and all(key.startswith("budget.") for key in differing):
         raise CramError(
             f"{where}: has finished with another budget ({', '.join(differing)}); train it further with `cram extend "
             f"{where} --budget ...`, a new run from its weights, or with `cram branch` from a checkpoint at a constant "

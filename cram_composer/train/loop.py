@@ -14,7 +14,7 @@ from cram_composer.config import Composed
 from cram_composer.data.loading.block_reader import ReaderKilledError, reader_killed
 from cram_composer.device import DeviceChoice, out_of_memory
 from cram_composer.errors import describe_error
-from cram_composer.runs.folder import RunFolder
+from cram_composer.runs.folder import FINISHED, RunFolder
 from cram_composer.scaleout.peer_failure import peer_failure
 from cram_composer.storage.files import naming_full_disk
 from cram_composer.train.attempts import Attempt
@@ -93,7 +93,7 @@ def _end_of_loop(session: Session) -> tuple[str, str | None] | None:
     """Return how the loop of an earlier attempt ended, if nothing is left to train but the run did not finish."""
     step = int(session.trainer.state.timestamp.batch)
     for attempt in session.attempts:
-        if attempt.get("ended_at_step") == step and attempt["reason"] in ("finished", "stopped-early"):
+        if attempt.get("ended_at_step") == step and attempt["reason"] in FINISHED:
             return attempt["reason"], attempt.get("cause")
     return None
 
