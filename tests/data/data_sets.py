@@ -101,6 +101,7 @@ def close_shared_memory() -> None:
                 atexit.unregister(held.cleanup)
                 with suppress(BufferError):  # an array still uses it
                     held.cleanup()
+                held.created_shms.clear()  # another process may take its name, and must not lose it
 
 
 def _write_split(folder: Path, rows: NDArray, block_rows: int, shard_blocks: int, compression: str) -> dict[str, int]:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -20,6 +21,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from streaming import StreamingDataset
 from streaming.base.dataset import _ShardState
+from streaming.base.shared import SharedMemory
 from streaming.base.shuffle import get_shuffle
 
 from cram_composer.data.loading.shard_stream import MIN_FETCH_SECONDS, ShardError, ShardStream
@@ -91,23 +93,18 @@ class BlockDataset(StreamingDataset):
         digest = hashlib.sha256(split_folders.encode()).hexdigest()[:16]
         self._cache_filelock_path = str(lock_folder() / f"shards-{digest}.lock")
         self._locks = threading.local()
-        self._opened_by = os.getpid()
         if cache_limit is not None and self._unique_rank_world.is_local_leader:
             with self._cache_lock():
                 while self.cache_usage > cache_limit and (self._shard_states.numpy() == _ShardState.LOCAL).any():
                     self._evict_coldest_shard()
-
-    def __del__(self) -> None:
-        super().__del__()
         # Streaming keeps its shared memory and open files until the process exits. Memory that ranks share must stay:
         # otherwise a slower rank finds the names of the next data set taken.
-        if getattr(self, "_opened_by", None) != os.getpid() or self._unique_rank_world.num_ranks > 1:
-            return
-        shared = [self._shared_barrier._arr, self._next_epoch.arr, self._cache_usage.arr]
-        for memory in (self._locals_shm, *(one.shm for one in (*shared, self._shard_states, self._shard_access_times))):
-            atexit.unregister(memory.cleanup)
-            with suppress(Exception):
-                memory.cleanup()
+        if self._unique_rank_world.num_ranks == 1:
+            shared = [self._shared_barrier._arr, self._next_epoch.arr, self._cache_usage.arr]
+            owned = [self._locals_shm, *(one.shm for one in (*shared, self._shard_states, self._shard_access_times))]
+            for memory in owned:
+                atexit.unregister(memory.cleanup)
+            weakref.finalize(self, _free_shared_memory, owned, os.getpid())
 
     def get_item(self, sample_id: int, retry: int = _MAX_READS) -> NDArray:
         """Return block `sample_id`, fetching its shard if necessary."""
@@ -230,3 +227,14 @@ class BlockDataset(StreamingDataset):
         if held is None or held[0] != os.getpid():
             held = self._locks.lock = os.getpid(), FileLock(self._cache_filelock_path)
         return held[1]
+
+
+def _free_shared_memory(owned: Sequence[SharedMemory], opened_by: int) -> None:
+    """Free a data set's shared memory when it is dropped or at exit, but not in a fork of its process.
+
+    Must run once: another process may take a freed name at any moment, and a second call would remove its memory.
+    """
+    if os.getpid() == opened_by:
+        for memory in owned:
+            with suppress(Exception):
+                memory.cleanup()

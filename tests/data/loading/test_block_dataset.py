@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -268,3 +270,35 @@ def test_rows_that_do_not_fit_a_consistent_manifest_are_not_trained_on(tmp_path:
         "vocabulary": "in a vocabulary of 10",
     }[what]
     assert message in failure(opened(config(root, num_workers=0)))
+
+
+AT_EXIT = """
+import atexit, gc, sys
+from pathlib import Path
+freed = []
+# Registered first, so that it runs when the data set has freed its names: another process takes them.
+atexit.register(lambda: [Path("/dev/shm", name).touch(exist_ok=False) for name in freed])
+from cram_composer.data.loading.open_dataset import open_block_dataset
+from cram_composer.data.loading.mixture import SelectedStream
+from cram_composer.data.loading.prepare import PreparedDataset
+from cram_composer.data.manifest import load_manifest
+root = Path(sys.argv[1])
+blocks = open_block_dataset(PreparedDataset(root, load_manifest(root)), [SelectedStream("train")])
+prefix = blocks._locals_shm.shm.name.removesuffix("locals")
+freed += [path.name for path in Path("/dev/shm").glob(f"{prefix}*")]
+print(*freed)
+# Like a trainer, a reference cycle that nothing uses: Python collects it once more after its exit handlers.
+gc.disable()
+cycle = [blocks]
+cycle.append(cycle)
+del blocks, cycle
+"""
+
+
+def test_names_that_another_process_takes_at_exit_are_left_to_it(tmp_path: Path):
+    root = write_data_set(tmp_path / "data")
+    done = subprocess.run([sys.executable, "-c", AT_EXIT, str(root)], capture_output=True, text=True, check=True)
+    taken = [Path("/dev/shm", name) for name in done.stdout.split()]
+    assert len(taken) >= 6 and done.stderr == ""
+    for path in taken:
+        path.unlink()
