@@ -172,12 +172,12 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def out_of_memory(error: BaseException) -> CramError | None:
-    """Return a one-line error if `error` reports that memory could not be allocated, else None."""
+def out_of_memory(error: BaseException, advice: str | None = None) -> CramError | None:
+    """Return a one-line error, which ends in `advice`, if `error` reports that memory could not be allocated."""
     text = " ".join(str(error).split())
     if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(one in text for one in _OUT_OF_MEMORY):
         return None
     return CramError(
-        f"out of memory ({text[:160] or type(error).__name__}); lower train.device_train_microbatch_size, "
-        "eval.batch_size, the sizes in model, or train.threads"
+        f"out of memory ({text[:160] or type(error).__name__}); "
+        + (advice or "lower train.device_train_microbatch_size, eval.batch_size, the sizes in model, or train.threads")
     )

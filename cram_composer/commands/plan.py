@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
         "steps timed on this machine.",
         [
             "cram plan yamls/cram-1gpu.yaml --mfu 0.4 --peak 312e12 --memory 40gb",
-            "cram plan yamls/cram-cpu.yaml --budget 1h --json",
+            "cram plan yamls/cram-1gpu.yaml --card a6000",
         ],
     )
     add_yaml(plan)
@@ -43,6 +43,11 @@ def add(commands: Commands) -> None:
     plan.add_argument("--flops", type=float, metavar="F", help="achieved model FLOP/s per device, such as 120e12")
     plan.add_argument("--mfu", type=float, metavar="SHARE", help="achieved FLOP/s as a share of --peak, such as 0.4")
     plan.add_argument("--peak", type=float, metavar="F", help="peak FLOP/s per device, such as 312e12 (A100, bf16)")
+    plan.add_argument(
+        "--card",
+        metavar="NAME",
+        help="estimate from the data sheet of a GPU, such as a6000; all: a table of those known",
+    )
     plan.add_argument("--calibrate", type=int, metavar="N", help="time 2 x N steps on this machine (default: N = 5)")
     plan.add_argument(
         "--memory", metavar="SIZE", help="memory per device, such as 24gb (default: that of this machine's GPU)"
@@ -62,10 +67,22 @@ def run(options: argparse.Namespace) -> int:
     memory = None if options.memory is None else _bytes(options.memory)
     check_run(composed.config, options.devices)
     build_schedule(composed.config.schedule)
-    from cram_composer.planning.plan import make_plan, plan_text
+    from cram_composer.planning.cards import find_card
+    from cram_composer.planning.plan import cards_text, make_plan, plan_cards, plan_text
 
+    if options.card == "all":
+        with messages_to_stderr(options.json):
+            plans = plan_cards(composed.config, options.devices)
+        if options.json:
+            print_json({"format_version": 1, "cards": {name: plan.as_json() for name, plan in plans.items()}})
+        else:
+            print(cards_text(composed.config, plans))
+        return 0
+    card = None if options.card is None else find_card(options.card)
     with messages_to_stderr(options.json):
-        made = make_plan(composed.config, options.devices, flops, options.mfu, steps, memory)
+        made = make_plan(
+            composed.config, options.devices, flops=flops, mfu=options.mfu, card=card, steps=steps, memory=memory
+        )
     if options.json:
         print_json(made.as_json())
     else:
@@ -83,7 +100,7 @@ def _given_flops(options: argparse.Namespace) -> float | None:
         raise CramError("--mfu and --peak: require each other, such as --mfu 0.4 --peak 312e12")
     if options.mfu is not None and options.mfu > 1:
         raise CramError(f"--mfu {options.mfu}: must be <= 1, a share of --peak")
-    given = [name for name in ("flops", "mfu", "calibrate") if getattr(options, name) is not None]
+    given = [name for name in ("flops", "mfu", "card", "calibrate") if getattr(options, name) is not None]
     if len(given) > 1:
         raise CramError(f"--{given[0]} and --{given[1]}: both set the speed; remove one")
     return options.flops if options.mfu is None else options.mfu * options.peak

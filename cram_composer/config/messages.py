@@ -99,10 +99,10 @@ def _describe(problem: Mapping[str, Any], section: type[BaseModel] | None, path:
     if kind == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", context["expected_tags"])
         chooser = "name" if context["discriminator"] == "'name'" else "kind"
-        return f"{key}.{chooser}", _choice(context["tag"], known)
+        return f"{key}.{chooser}", not_one_of(context["tag"], known)
     if kind == "literal_error":
         assert section is not None
-        return key, _choice(value, [str(c) for c in literals(section.model_fields[path[-1]].annotation)])
+        return key, not_one_of(value, [str(c) for c in literals(section.model_fields[path[-1]].annotation)])
     if kind == "value_error":
         text = str(context["error"])
         named = re.match(r"(\w+): ", text)
@@ -141,7 +141,9 @@ def _unknown_key(key: str, path: list[str], section: type[BaseModel] | None) -> 
     return f"unknown key{f' for {chosen!r}' if chosen else ''}{hint}"
 
 
-def _choice(value: Any, known: list[str]) -> str:
+def not_one_of(value: Any, known: Iterable[str]) -> str:
+    """Word the error of a value that is none of `known`."""
+    known = list(known)
     return f"must be one of {', '.join(known)}, got '{value}'{did_you_mean(str(value), known)}"
 
 

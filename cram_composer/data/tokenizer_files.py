@@ -13,8 +13,8 @@ def has_tokenizer(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in ("tokenizer.json", "vocab*", "*.model", "tokenizer.model*"))
 
 
-def write_tokenizer_folder(tokenizer: Any, folder: Path) -> None:
-    """Write a fast tokenizer of transformers with `save_pretrained`, under a class name that both versions know."""
+def write_tokenizer_folder(tokenizer: Any, folder: Path) -> str:
+    """Write a fast tokenizer of transformers with `save_pretrained`; return its class by a name of both versions."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = read_json(path)
@@ -23,3 +23,4 @@ def write_tokenizer_folder(tokenizer: Any, folder: Path) -> None:
     if not config.get("extra_special_tokens", True):  # an empty list in 5, where 4 wants a dict
         del config["extra_special_tokens"]
     write_json(path, config)
+    return str(config["tokenizer_class"])

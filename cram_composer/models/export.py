@@ -57,8 +57,10 @@ def export_model(
     names = {} if has_types else {"model_input_names": ["input_ids", "attention_mask"]}
     try:
         with naming_full_disk(destination), no_progress_bars():
+            # transformers 4's pipelines load no tokenizer for a class of model they don't know unless it is named.
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, **names)
+            model.config.tokenizer_class = write_tokenizer_folder(tokenizer, temporary)
             model.save_pretrained(temporary)
-            write_tokenizer_folder(AutoTokenizer.from_pretrained(tokenizer_dir, **names), temporary)
             (temporary / "README.md").write_text(card, encoding="utf-8")
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

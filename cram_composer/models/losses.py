@@ -23,6 +23,16 @@ Loss = Callable[[torch.Tensor, MaskedLMHead, torch.Tensor], tuple[torch.Tensor, 
 _CHUNK = 1024  # masked tokens per chunk: 128 MiB of fp32 logits with a vocabulary of 32768
 
 
+def full_cross_entropy(
+    hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute `cross_entropy` without returning the logits.
+
+    As an output of a compiled head they would get a gradient of zeros of their size, and live until the next step.
+    """
+    return cross_entropy(hidden, head, labels)[0], None
+
+
 def chunked_cross_entropy(
     hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -60,7 +70,7 @@ def liger_cross_entropy(
 
 LOSSES: dict[str, Loss] = {
     "chunked": chunked_cross_entropy,
-    "full": cross_entropy,
+    "full": full_cross_entropy,
     "liger": liger_cross_entropy,
 }
 

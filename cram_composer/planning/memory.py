@@ -116,7 +116,7 @@ def measure_step_memory(spec: RunSpec, precision: str) -> StepMemory:
 
 def _measure_activations(spec: RunSpec, dtype: torch.dtype | None) -> tuple[float, float]:
     """Return the fixed activation bytes and those per row, from two microbatch sizes."""
-    rows = spec.config.train.device_train_microbatch_size
+    rows = spec.config.train.microbatch
     try:
         with fake_tensors():
             small, large = (measure_activation_peak(spec, spec.build_model(dtype), count) for count in (rows, 2 * rows))

@@ -14,12 +14,16 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.scaleout import ScaleoutConfig
 from cram_composer.config.validation.scaleout import refusal
 from cram_composer.device import DeviceChoice, choose_device
-from cram_composer.planning.memory import measure_step_memory
+from cram_composer.errors import CramError
+from cram_composer.planning.cards import CARDS, Card, estimated_flops, memory_bytes_per_token
+from cram_composer.planning.memory import StepMemory, measure_step_memory
+from cram_composer.planning.microbatch import USABLE, candidates, estimated_shares, with_microbatch
 from cram_composer.planning.run_spec import DataFacts, RunSpec, divisors, fake_tensors, read_data_facts
 from cram_composer.planning.speed import Speed, measure_speed, row_flops, speed_from_flops
 from cram_composer.planning.spending import Spending, simulate_budget
-from cram_composer.planning.strategies import STRATEGIES, MemoryEstimate, estimate_memory
+from cram_composer.planning.strategies import STRATEGIES, MemoryEstimate, estimate_memory, strategy_name
 
+_COMMON_MICROBATCH = 256  # rows, of a plan for a GPU whose memory is unknown
 _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}
 
 
@@ -49,39 +53,63 @@ class Plan:
 
 
 def make_plan(
-    config: RunConfig, devices: int, flops: float | None, mfu: float | None, steps: int, memory: int | None
+    config: RunConfig,
+    devices: int,
+    *,
+    flops: float | None = None,
+    mfu: float | None = None,
+    card: Card | None = None,
+    steps: int = 5,
+    memory: int | None = None,
 ) -> Plan:
     """Plan a run of `config`, which must be valid for `devices` devices. Raises CramError.
 
     Args:
         config: configuration of the run.
         devices: number of devices.
-        flops: achieved model FLOP/s per device; None to time a few steps on this machine.
+        flops: achieved model FLOP/s per device; None to time a few steps on this machine, without a `card`.
         mfu: `flops` as a share of the device's peak, if known.
+        card: estimate its speed and memory from its data sheet.
         steps: number of timed steps of each of two sizes.
-        memory: bytes per device; None to use the memory of this machine's GPU, if any.
+        memory: bytes per device; None to use that of `card` or of this machine's GPU, if any.
     """
-    spec = RunSpec(config, read_data_facts(config.data), devices)
-    device = _local_device(config, needed=flops is None)
-    precision = device.precision if device is not None else config.train.precision.replace("auto", "bf16")
+    facts = read_data_facts(config.data)
+    timed = flops is None and card is None
+    device = None if card is not None else _local_device(config, needed=timed)
+    precision = config.train.precision.replace("auto", "bf16" if card is None else card.precision)
+    if device is not None:
+        precision = device.precision
+    if memory is None and card is not None:
+        memory = card.memory
     if memory is None and device is not None and device.name == "gpu":
         memory = torch.cuda.get_device_properties(0).total_memory
+    step = measure_step_memory(RunSpec(_with_any_microbatch(config), facts, devices), precision)
+    chosen = config.train.device_train_microbatch_size == "auto"
+    config = _choose_microbatch(config, step, devices, facts.sequence_length, device.name if device else "gpu", memory)
+    microbatch = config.train.microbatch
+    allowed = divisors(config.train.batch_size // devices)
+    expected = estimate_memory(strategy_name(config), step, devices, microbatch, allowed, memory)
+    if timed and memory is not None and expected.verdict == "too large":
+        raise CramError(_too_large(expected, microbatch, memory))
+    spec = RunSpec(config, facts, devices)
     with fake_tensors():
         network = spec.build_model().model
-    length = spec.facts.sequence_length
+    length = facts.sequence_length
     flops_per_row = cache(lambda tokens: row_flops(spec, network, tokens))
-    step = measure_step_memory(spec, precision)
-    microbatch = config.train.device_train_microbatch_size
+    source = "given" if mfu is None else f"{percent(mfu)} of the peak, given"
+    if card is not None:
+        moved = memory_bytes_per_token(network, length, spec.collator.capacity(length))
+        flops = estimated_flops(card, flops_per_row(length) / length, moved)
+        mfu = flops / card.flops
+        source = f"{percent(mfu)} of an {card.name}'s {short_count(card.flops)}, estimated"
     if flops is not None:
-        given = "given" if mfu is None else f"{percent(mfu)} of the peak, given"
-        speed = speed_from_flops(spec, flops_per_row(length), flops, given)
+        speed = speed_from_flops(spec, flops_per_row(length), flops, source)
     else:
         assert device is not None
         speed = measure_speed(spec, device, steps)
     spending = simulate_budget(spec, speed, lambda tokens: flops_per_row(tokens) / flops_per_row(length))
     batches = config.train.batch_size // (devices * microbatch)
     rows_per_second = batches * microbatch / speed.step(batches)
-    allowed = divisors(config.train.batch_size // devices)
     return Plan(
         devices=devices,
         device_hours=devices * spending.seconds / 3600.0,
@@ -94,7 +122,7 @@ def make_plan(
         microbatch=microbatch,
         speed=speed,
         spending=spending,
-        facts=spec.facts,
+        facts=facts,
         memory=memory,
         estimates=[
             replace(
@@ -103,7 +131,37 @@ def make_plan(
             )
             for name in STRATEGIES
         ],
-        assumed=_assumptions(spec, speed, device),
+        assumed=_assumptions(spec, speed, precision if device is None else None, chosen),
+    )
+
+
+def _with_any_microbatch(config: RunConfig) -> RunConfig:
+    """Return the configuration with a number of rows per microbatch, whose effect on memory is measured anyway."""
+    return with_microbatch(config, 1) if config.train.device_train_microbatch_size == "auto" else config
+
+
+def _choose_microbatch(
+    config: RunConfig, step: StepMemory, devices: int, row_length: int, device: str, memory: int | None
+) -> RunConfig:
+    """Replace `auto` by the largest microbatch that fits by estimate, or without a known memory by a common one."""
+    if config.train.device_train_microbatch_size != "auto":
+        return config
+    sizes = candidates(config, devices, row_length, device)
+    if memory is None:
+        return with_microbatch(config, max(size for size in sizes if size <= _COMMON_MICROBATCH))
+    shares = estimated_shares(config, step, devices, sizes, memory)
+    return with_microbatch(config, max((rows for rows in sizes if shares[rows] <= USABLE), default=sizes[0]))
+
+
+def _too_large(estimate: MemoryEstimate, microbatch: int, memory: int) -> str:
+    needed = (
+        f"{estimate.total / 1e9:.1f} GB for microbatches of {microbatch} rows, the device has {memory / 1e9:.1f} GB"
+    )
+    if not estimate.largest_microbatch:
+        return f"model: needs {needed}, and not one row fits; lower its sizes or shard it (scaleout)"
+    return (
+        f"train.device_train_microbatch_size: needs {needed}; set {estimate.largest_microbatch}, or auto, or give "
+        "--flops to plan without timing"
     )
 
 
@@ -125,8 +183,10 @@ def _local_device(config: RunConfig, needed: bool) -> DeviceChoice | None:
     return None
 
 
-def _assumptions(spec: RunSpec, speed: Speed, device: DeviceChoice | None) -> list[str]:
+def _assumptions(spec: RunSpec, speed: Speed, precision: str | None, chosen: bool) -> list[str]:
     lines = []
+    if chosen:
+        lines.append(f"microbatches of {spec.config.train.microbatch} rows; a run tries what fits (auto)")
     if spec.devices > 1:
         lines.append(f"{spec.devices} devices are {spec.devices} times as fast as one (measure with cram throughput)")
     if not speed.compile_seconds:
@@ -134,8 +194,8 @@ def _assumptions(spec: RunSpec, speed: Speed, device: DeviceChoice | None) -> li
     if spec.config.eval.interval:
         lines.append("an evaluation row takes a third of the time of a training row")
     lines.append("checkpoints and waiting for data take no time")
-    if device is None and spec.config.train.precision == "auto":
-        lines.append("devices compute in bf16")
+    if precision is not None and spec.config.train.precision == "auto":
+        lines.append(f"devices compute in {precision}")
     if spec.facts.rows_per_epoch is None:
         lines.append(f"row length and vocabulary are those of {spec.facts.source}")
     return lines
@@ -174,6 +234,33 @@ def plan_text(plan: Plan, title: str) -> str:
     return "\n".join(
         [title, *table_lines(rows), "", f"{heading}, {plan.precision}", *_memory_table(plan, _UNITS[unit])]
     )
+
+
+def plan_cards(config: RunConfig, devices: int) -> dict[str, Plan]:
+    """Plan a run for every known card, each with the largest microbatch that fits by estimate."""
+    automatic = config.train.model_copy(update={"device_train_microbatch_size": "auto"})
+    config = config.model_copy(update={"train": automatic})
+    return {name: make_plan(config, devices, card=card) for name, card in CARDS.items()}
+
+
+def cards_text(config: RunConfig, plans: dict[str, Plan]) -> str:
+    """Format the plans of a run for several cards as a table."""
+    rows = [["--card", "tokens/s", "MFU", "microbatch", "memory", "tokens", "steps", "epochs"]]
+    for name, plan in plans.items():
+        card = CARDS[name]
+        used = next(row for row in plan.estimates if row.strategy == strategy_name(config))
+        assert plan.mfu is not None
+        rows.append([
+            name,
+            short_count(plan.tokens_per_second),
+            percent(plan.mfu, 0),
+            str(plan.microbatch),
+            f"{used.total / card.memory:.0%} of {card.memory / _UNITS['GiB']:.0f} GiB",
+            short_count(plan.spending.tokens),
+            count(plan.spending.steps),
+            "" if plan.spending.epochs is None else decimal(plan.spending.epochs, 2),
+        ])  # fmt: skip
+    return "\n".join(table_lines(rows, right=range(1, len(rows[0]))))
 
 
 def _memory_table(plan: Plan, unit: int) -> list[str]:

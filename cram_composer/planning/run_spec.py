@@ -106,7 +106,7 @@ class RunSpec:
             cast(RowStream, stream),
             self.collator,
             rows=microbatch or self.config.train.batch_size // self.devices,
-            microbatch=microbatch or self.config.train.device_train_microbatch_size,
+            microbatch=microbatch or self.config.train.microbatch,
             seq_length=self.facts.sequence_length,
             seed=self.config.seed,
             rank=0,

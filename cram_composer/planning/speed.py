@@ -43,7 +43,7 @@ class Speed:
 
 def speed_from_flops(spec: RunSpec, flops_per_row: float, flops: float, source: str) -> Speed:
     """Return the speed of a device with `flops` model FLOP/s, given the forward and backward FLOPs of a row."""
-    return Speed(spec.config.train.device_train_microbatch_size * flops_per_row / flops, 0.0, 0.0, source)
+    return Speed(spec.config.train.microbatch * flops_per_row / flops, 0.0, 0.0, source)
 
 
 def row_flops(spec: RunSpec, network: PreTrainedModel, length: int) -> float:
@@ -65,7 +65,7 @@ def measure_speed(spec: RunSpec, device: DeviceChoice, steps: int) -> Speed:
     model.use_loss(config.model.loss_kernel, device.name)
     model.use_attention(config.model.attention_kernel, device.name, device.precision)
     optimizer = build_optimizer(config.optimizer, model, config.model.mup_base_width)
-    microbatch = config.train.device_train_microbatch_size
+    microbatch = config.train.microbatch
     loader = spec.build_loader(microbatch)
     budget = Budget(Limits(steps=1))
     steady = config.algorithms.model_copy(update={"batch_size_ramp": None, "seq_length_warmup": None})

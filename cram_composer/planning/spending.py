@@ -110,4 +110,4 @@ def _evaluation_seconds(spec: RunSpec, speed: Speed) -> float:
         return 0.0
     count = max(0, math.floor(1.0 / settings.interval - 0.5))  # evaluation.held_out: the last one runs after the budget
     rows = settings.rows // (settings.batch_size * spec.devices) * settings.batch_size
-    return count * _FORWARD * speed.microbatch_seconds * rows / train.device_train_microbatch_size
+    return count * _FORWARD * speed.microbatch_seconds * rows / train.microbatch

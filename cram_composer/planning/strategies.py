@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.validation.deepspeed import DEFAULT_STAGE
 from cram_composer.planning.memory import StepMemory
 
 # DeepSpeed's defaults, in elements: reduce_bucket_size and stage3_max_live_parameters (stage3_max_reuse_distance is as
@@ -90,6 +92,16 @@ STRATEGIES: dict[str, Callable[[StepMemory, int], DeviceMemory]] = {
     "zero-2 offload": zero_2_offload,
     "zero-3 offload": zero_3_offload,
 }
+
+
+def strategy_name(config: RunConfig) -> str:
+    """Return the key in STRATEGIES of a run's strategy."""
+    if config.scaleout.strategy != "deepspeed":
+        return "fsdp2" if config.scaleout.strategy == "fsdp2" else "ddp"
+    zero = {"stage": DEFAULT_STAGE, **config.scaleout.deepspeed.get("zero_optimization", {})}
+    device = (zero.get("offload_optimizer") or {}).get("device", "none")
+    name = f"zero-{zero['stage']}"
+    return f"{name} offload" if device == "cpu" and f"{name} offload" in STRATEGIES else name
 
 
 _SHARDED_WEIGHTS = ("fsdp2", "zero-3", "zero-3 offload")  # their averages are sharded too

@@ -180,7 +180,7 @@ def _measure(config: RunConfig, number: int, settings: dict[str, Any], folder: P
     run.mkdir()
     write_json(run / "settings.json", {**settings, "folder": str(run)})
     log = run / "log.txt"
-    status = _launch(number, run / "settings.json", log)
+    status = launch_ranks(_RANK, number, run / "settings.json", log)
     if status or not (run / MEASURED).is_file():
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         tail = "".join(f"\n  {line}" for line in lines[-_TAIL:])
@@ -197,14 +197,14 @@ def _check_gpus(number: int) -> None:
         raise CramError(f"this machine has {torch.cuda.device_count()} GPU(s); lower -n")
 
 
-def _launch(number: int, settings: Path, log: Path) -> int:
-    """Run Composer's launcher with `number` ranks and return its exit status. The launcher ends with this process."""
+def launch_ranks(module: str, number: int, settings: Path, log: Path) -> int:
+    """Run `module` on `number` ranks with the path `settings`; return the exit status. They end with this process."""
     command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(number)]
     for stream in ("stdout", "stderr"):  # of the other ranks
         command += [f"--{stream}", str(log.with_name(f"rank{{rank}}.{stream}"))]
     with open(log, "w") as file:
         process = subprocess.Popen(  # noqa: S603 - this interpreter, without a shell
-            [*command, "-m", _RANK, str(settings)],
+            [*command, "-m", module, str(settings)],
             stdout=file,
             stderr=subprocess.STDOUT,
             preexec_fn=lambda: end_with_parent(signal.SIGTERM),

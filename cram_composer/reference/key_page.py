@@ -28,8 +28,6 @@ line. `cram explain RUN.yaml [key=value ...]` prints the final value of every ke
 
 A run resumes with other values of the keys that are *free* on resume: they change how it is run, not what is learnt,
 and `record.json` lists each change with its step. The other keys are *fixed*: another value needs another `run_name`.
-`train.device_train_microbatch_size` is fixed too if a batch ramp starts at one microbatch
-(`algorithms.batch_size_ramp.initial_batch_size: null`).
 
 """
 _SHOWN = 6  # recipes listed by name

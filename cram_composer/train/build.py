@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from composer.utils import dist, reproducibility
@@ -18,9 +19,10 @@ from cram_composer.runs.folder import RunFolder
 from cram_composer.train.attempts import build_guard, restore_ledger
 from cram_composer.train.callbacks import build_callbacks
 from cram_composer.train.checkpointing import find_checkpoint
-from cram_composer.train.data import check_same_data, open_batches, prepare_data
+from cram_composer.train.data import check_same_data, long_timeout_barrier, open_batches, prepare_data
 from cram_composer.train.export import check_sentences
 from cram_composer.train.initial_weights import load_initial_weights
+from cram_composer.train.microbatch import choose_microbatch
 from cram_composer.train.model import flops_per_full_row_token, set_up_model
 from cram_composer.train.prewarm import join, run_in_background
 from cram_composer.train.session import Session
@@ -39,12 +41,14 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     Raises:
         CramError: invalid configuration or data.
     """
-    config = composed.config
+    config: RunConfig = composed.config
     set_up_cpu(device.threads, trains_here=device.name == "cpu")
     _initialize_process_group(config, device)
     data = prepare_data(config, folder)
     if previous is not None:
         check_same_data(previous, data, folder.path)
+    config, microbatch = choose_microbatch(config, device, previous, long_timeout_barrier())
+    composed = dataclasses.replace(composed, config=config)
     if config.export.enabled:
         check_sentences(config.export.sentences, data, config.model.max_position_embeddings)
     budget, ledger = build_budget(config.budget, dist.get_world_size()), Ledger()
@@ -76,6 +80,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
         changes=free_changes(previous["config"], composed.plain) if previous else {},
         branched_from=(previous or {}).get("branched_from"),
         init_from=init_from,
+        microbatch=microbatch,
     )  # fmt: skip
 
 

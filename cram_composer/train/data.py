@@ -40,7 +40,7 @@ class Batches:
 
 def prepare_data(config: RunConfig, folder: RunFolder) -> PreparedDataset:
     """Build or find the data set and copy its tokenizer into the run folder. Collective."""
-    data = prepare_dataset(config.data, dist.get_local_rank() == 0, _long_timeout_barrier())
+    data = prepare_dataset(config.data, dist.get_local_rank() == 0, long_timeout_barrier())
     # The tokenizers library warns when the loader forks. Nothing is tokenized from here on.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     check_row_length(config, data.manifest["sequence_length"])
@@ -78,8 +78,8 @@ def open_batches(config: RunConfig, data: PreparedDataset) -> Batches:
     return Batches(_train_loader(config, data, cached), in_loop, final)
 
 
-def _long_timeout_barrier() -> Callable[[], None]:
-    """Return a barrier that waits for data builds of hours; NCCL's barrier times out after ten minutes."""
+def long_timeout_barrier() -> Callable[[], None]:
+    """Return a barrier that waits for work of hours on one rank; NCCL's barrier times out after ten minutes."""
     if dist.get_world_size() == 1:
         return lambda: None
     group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=2))
@@ -115,7 +115,7 @@ def _train_loader(config: RunConfig, data: PreparedDataset, cached: int) -> Trai
         open_train(data, config.data, seed=config.seed, rank=rank, world_size=world_size, reserved=cached),
         collator,
         rows=config.train.batch_size // world_size,
-        microbatch=config.train.device_train_microbatch_size,
+        microbatch=config.train.microbatch,
         seq_length=data.manifest["sequence_length"],
         seed=config.seed,
         rank=rank,

@@ -13,13 +13,14 @@ from cram_composer.budget.energy import EnergyMeter
 from cram_composer.config import Composed
 from cram_composer.data.loading.block_reader import ReaderKilledError, reader_killed
 from cram_composer.device import DeviceChoice, out_of_memory
-from cram_composer.errors import describe_error
+from cram_composer.errors import CramError, describe_error
 from cram_composer.runs.folder import FINISHED, RunFolder
 from cram_composer.scaleout.peer_failure import peer_failure
 from cram_composer.storage.files import naming_full_disk
 from cram_composer.train.attempts import Attempt
 from cram_composer.train.build import build
 from cram_composer.train.finish import finish
+from cram_composer.train.microbatch import smaller_microbatch
 from cram_composer.train.record import write_record
 from cram_composer.train.session import Session
 
@@ -60,7 +61,7 @@ def run(
         with naming_full_disk(folder.path):
             session.trainer.fit()
     except BaseException as error:
-        failure = reader_killed(error) or peer_failure(error) or out_of_memory(error)
+        failure = reader_killed(error) or peer_failure(error) or _out_of_memory(session, error)
         status = "interrupted" if isinstance(failure, ReaderKilledError) else "failed"
         attempt.close(status)
         with contextlib.suppress(OSError):  # of a full disk
@@ -78,6 +79,12 @@ def run(
     if status == "interrupted":
         return _interrupt(session, reason)
     return finish(session, status, reason, saved=earlier is not None)
+
+
+def _out_of_memory(session: Session, error: BaseException) -> CramError | None:
+    if out_of_memory(error) is None:
+        return None
+    return out_of_memory(error, smaller_microbatch(session.config, session.microbatch))
 
 
 def _print_start(session: Session) -> None:

@@ -55,6 +55,7 @@ def write_record(session: Session, status: str, reason: str | None = None) -> No
         "attempts": session.attempts,
         **({"missing": session.missing} if session.missing else {}),
         **({"branched_from": session.branched_from} if session.branched_from else {}),
+        **({"microbatch": session.microbatch} if session.microbatch else {}),
         **({"init_from": session.init_from} if session.init_from else {}),
     }
     session.folder.write_record(_without_nan(json.loads(json.dumps(record, default=str))))

@@ -32,6 +32,7 @@ class Session:
         changes: free keys whose values differ from the attempt before, with both values; see config/identity.py.
         branched_from: the run and step that this run was branched from, see runs/branch.py.
         init_from: the source of the initial weights, None for a run from scratch.
+        microbatch: the choice of `train.device_train_microbatch_size: auto`, None if the configuration gives a number.
         energy: joules of the GPUs and their source, None if not measured.
         missing: "report" and "upload" of a finished run if they failed, with the cause.
         extra: "metrics" of the final evaluation, with "fills".
@@ -53,6 +54,7 @@ class Session:
     changes: dict[str, dict[str, Any]]
     branched_from: dict[str, Any] | None
     init_from: dict[str, Any] | None
+    microbatch: dict[str, Any] | None
     environment: dict[str, Any] = field(default_factory=environment)
     energy: dict[str, Any] | None = None
     missing: dict[str, str] = field(default_factory=dict)

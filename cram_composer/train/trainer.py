@@ -60,7 +60,7 @@ def build_trainer(
             max_duration=_NO_END,
             device=device.name,
             precision=precision,
-            device_train_microbatch_size=config.train.device_train_microbatch_size,
+            device_train_microbatch_size=config.train.microbatch,
             accumulate_train_batch_on_tokens=True,  # that have a label
             seed=config.seed,
             run_name=folder.path.name,

@@ -52,9 +52,10 @@ def test_smoothing_applies_only_in_training():
     assert smoothed.loss != plain
 
 
-def test_evaluation_has_logits_whatever_kernel_trains():
+@pytest.mark.parametrize("kernel", ["full", "chunked"])
+def test_only_evaluation_has_logits(kernel):
     model = tiny_model()
-    model.head.loss = LOSSES["chunked"]
+    model.head.loss = LOSSES[kernel]
     batch = training_batch()
     assert model.train()(**batch).logits is None
     assert model.eval()(**batch).logits.shape == (3, 5, 40)

@@ -25,13 +25,15 @@ pytestmark = pytest.mark.skipif(OTHER is None, reason="CRAM_OTHER_PYTHON names n
 
 LOAD = """
 import sys, torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 folder, trust, inputs, outputs = sys.argv[1:]
 model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=trust == "trust").eval()
 tokens = AutoTokenizer.from_pretrained(folder)("some [MASK] words")["input_ids"]
 given = torch.load(inputs)
 with torch.inference_mode():
-    torch.save({"logits": model(**given).logits, "tokens": tokens}, outputs)
+    filled = pipeline("fill-mask", folder, trust_remote_code=trust == "trust")("some [MASK] words")
+    logits = model(**given).logits
+    torch.save({"filled": [guess["token"] for guess in filled], "logits": logits, "tokens": tokens}, outputs)
 """
 EXPORT = "from tests.models.test_other_versions import write; import sys; write(sys.argv[1], sys.argv[2])"
 
@@ -68,6 +70,6 @@ def test_export_of_one_version_loads_in_the_other(form: str, written_here: bool,
     for python in (sys.executable, OTHER):
         _run(python, LOAD, str(folder), trust, str(inputs), str(tmp_path / "out.pt"))
         found.append(torch.load(tmp_path / "out.pt"))
-    assert found[0]["tokens"] == found[1]["tokens"]
+    assert found[0]["tokens"] == found[1]["tokens"] and found[0]["filled"] == found[1]["filled"]
     difference = (found[0]["logits"] - found[1]["logits"])[mask.bool()].abs().max()
     assert difference < 1e-5

@@ -76,7 +76,7 @@ def test_every_second_of_the_last_steps_does_not_synchronise(ddp: DistributedDat
 def test_a_size_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeypatch, capsys):
     launched = []
 
-    def launch(number: int, settings: Path, log: Path) -> int:
+    def launch(module: str, number: int, settings: Path, log: Path) -> int:
         launched.append(number)
         log.write_text("a line\nerror: no such luck\n")
         if number == 2:
@@ -86,7 +86,7 @@ def test_a_size_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeyp
         (log.parent / MEASURED).write_text(json.dumps(measured))
         return 0
 
-    monkeypatch.setattr(throughput, "_launch", launch)
+    monkeypatch.setattr(throughput, "launch_ranks", launch)
     data, kept = write_data_set(tmp_path / "data"), tmp_path / "kept"
     arguments = ["throughput", "yamls/cram-cpu.yaml", "-n", "4,1,2,3", "--weak", *SMALL, f"data.local={data}"]
     arguments += ["train.batch_size=16", "--json", "--keep", str(kept)]

@@ -19,11 +19,12 @@ log = logging.getLogger(__name__)
 class FusedLayerNorm(Algorithm):
     """Replace every `torch.nn.LayerNorm` and `torch.nn.RMSNorm` by Liger's at the start of a run on a GPU.
 
-    Parameters are shared, not copied, so optimizers, state-dict keys and exports are unaffected. On other devices
-    torch's norms stay, which torch.compile fuses.
+    Parameters are shared, not copied, so optimizers, state-dict keys and exports are unaffected. On other devices and
+    in compiled layers torch's norms stay: torch.compile fuses them with the residual sum and the cast beside them,
+    which an opaque kernel prevents.
 
     Attributes:
-        kernel: "liger VERSION (triton)", or "torch" on other devices and, with a warning, if Liger cannot be imported.
+        kernel: "liger VERSION (triton)" or "torch".
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,9 @@ class FusedLayerNorm(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if state.device.name != "gpu":
             log.info("fused-layernorm: no GPU; using torch's norms, which torch.compile fuses")
+            return
+        if getattr(state.model, "compiled_regions", None):
+            log.info("fused-layernorm: the layers are compiled; using torch's norms, which torch.compile fuses")
             return
         try:
             layer_norm_kernels()

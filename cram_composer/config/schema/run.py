@@ -53,7 +53,12 @@ class TrainConfig(Settings):
     """One optimizer step and how it is computed."""
 
     batch_size: PositiveInt = key(8192, "rows per optimizer step over all devices, in whole microbatches", le=2**20)
-    device_train_microbatch_size: PositiveInt = key(128, "rows per forward pass and device", le=2**16, free=True)
+    device_train_microbatch_size: Annotated[int, Field(ge=1, le=2**16)] | Literal["auto"] = key(
+        128,
+        "rows per forward pass and device; auto: the largest power of two that fits into memory, tried before the "
+        "clock starts",
+        free=True,
+    )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest that the hardware supports")
     compile: Literal["auto", "regional", "full", "off"] = key("auto", "regional compiles layer by layer", free=True)
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = key(
@@ -70,6 +75,12 @@ class TrainConfig(Settings):
     profile: PositiveInt | None = key(
         None, "steps to train under torch's profiler after the budget; they change no result", le=1000, free=True
     )
+
+    @property
+    def microbatch(self) -> int:
+        """`device_train_microbatch_size` of a run for which it has been chosen."""
+        assert self.device_train_microbatch_size != "auto"
+        return self.device_train_microbatch_size
 
     @field_validator("compile", mode="before")
     @classmethod

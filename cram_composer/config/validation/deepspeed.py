@@ -10,7 +10,7 @@ from cram_composer.config.schema.scaleout import ScaleoutConfig
 from cram_composer.errors import ConfigError
 
 _KEY = "scaleout.deepspeed"
-_DEFAULT_STAGE = 2
+DEFAULT_STAGE = 2
 
 # Unsupported sections, which duplicate a setting of the run or do not work under Composer, with the reason.
 _REFUSED = {
@@ -49,14 +49,14 @@ _REFUSED_IN_ZERO = {
 def zero_stage(config: ScaleoutConfig) -> int:
     """Return the ZeRO stage of a run."""
     zero = config.deepspeed.get("zero_optimization")
-    return int(zero.get("stage", _DEFAULT_STAGE)) if isinstance(zero, Mapping) else _DEFAULT_STAGE
+    return int(zero.get("stage", DEFAULT_STAGE)) if isinstance(zero, Mapping) else DEFAULT_STAGE
 
 
 def engine_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration: the values implied by the run, merged with `scaleout.deepspeed`."""
     given = config.scaleout.deepspeed
     zero = {
-        "stage": _DEFAULT_STAGE,
+        "stage": DEFAULT_STAGE,
         **given.get("zero_optimization", {}),
     }
     return {
@@ -65,8 +65,8 @@ def engine_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW is as fast on a CPU and needs no compiler
         **given,
         "zero_optimization": zero,
-        "train_batch_size": config.train.device_train_microbatch_size * world_size,
-        "train_micro_batch_size_per_gpu": config.train.device_train_microbatch_size,
+        "train_batch_size": config.train.microbatch * world_size,
+        "train_micro_batch_size_per_gpu": config.train.microbatch,
         # Composer accumulates the gradients of the microbatches of a step.
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
@@ -83,13 +83,13 @@ def check_deepspeed(config: RunConfig, world_size: int) -> None:
             raise ConfigError(f"{_KEY}.{key}: {reason}; remove it")
     _check_zero(given.get("zero_optimization", {}))
     train = config.train
-    rows = train.device_train_microbatch_size * world_size
+    rows = train.device_train_microbatch_size
     implied: list[tuple[str, Any, str]] = [
         ("train_batch_size", train.batch_size, "train.batch_size"),
-        ("train_micro_batch_size_per_gpu", train.device_train_microbatch_size, "train.device_train_microbatch_size"),
+        ("train_micro_batch_size_per_gpu", rows, "train.device_train_microbatch_size"),
         (
             "gradient_accumulation_steps",
-            train.batch_size // rows,
+            "auto" if rows == "auto" else train.batch_size // (rows * world_size),
             f"train.batch_size / (train.device_train_microbatch_size x {world_size} device(s))",
         ),
         ("gradient_clipping", _clipping(config), "algorithms.gradient_clipping.clipping_threshold"),
@@ -105,7 +105,7 @@ def _check_zero(zero: Any) -> None:
     key = f"{_KEY}.zero_optimization"
     if not isinstance(zero, Mapping):
         raise ConfigError(f"{key}: must be a mapping such as {{stage: 2}}, got {zero!r}")
-    stage = zero.get("stage", _DEFAULT_STAGE)
+    stage = zero.get("stage", DEFAULT_STAGE)
     if stage not in (1, 2, 3):
         raise ConfigError(f"{key}.stage: must be 1, 2 or 3, got {stage}; without sharding use scaleout=ddp")
     for name, reason in _REFUSED_IN_ZERO.items():

@@ -44,7 +44,8 @@ def check_row_length(config: RunConfig, sequence_length: int) -> None:
 
 
 def _check_batches(config: RunConfig, world_size: int) -> None:
-    microbatch = config.train.device_train_microbatch_size
+    chosen = config.train.device_train_microbatch_size
+    microbatch = 1 if chosen == "auto" else chosen
     group = microbatch * world_size
     size = config.train.batch_size
     if size % group:

@@ -209,7 +209,8 @@ class SelfAttention(nn.Module):
         """Attend within the rows: `hidden` and `value_embedding` [B, L, H] -> [B, L, H]."""
         batch, length, width = hidden.shape
         qkv = self.qkv(hidden).view(batch, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, L, H / heads]
+        # Each [B, heads, L, H / heads]. Unbinding first lets the backward pass write the gradient of qkv contiguously.
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
         query, key = self.query_norm(query), self.key_norm(key)
         if context.rotary is not None:
             query, key = rotate(query, context.rotary), rotate(key, context.rotary)

@@ -120,6 +120,15 @@ def test_on_a_gpu_every_norm_is_replaced_and_keeps_its_parameters(monkeypatch):
     assert torch.equal(plain["block"][1].weight, model["block"][1].weight)
 
 
+def test_compiled_layers_keep_torchs_norms(monkeypatch, caplog):
+    kernels_there(monkeypatch)
+    model = make_model()
+    model.compiled_regions = [model["block"]]
+    with caplog.at_level("INFO"):
+        assert apply(model, "gpu").kernel == "torch"
+    assert type(model["last"]) is nn.LayerNorm and "the layers are compiled" in caplog.text
+
+
 def test_unsupported_norms_are_not_replaced():
     model = nn.Sequential(
         nn.LayerNorm(4, elementwise_affine=False), nn.LayerNorm((2, 4)), nn.RMSNorm((2, 4)), nn.LayerNorm(4)

@@ -26,7 +26,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def prepared(cache: Path, remote: Path | str, **settings) -> PreparedDataset:
-    settings = {"deadline": "2s", **settings}
+    settings = {"deadline": "20s", **settings}
     return prepare_dataset(DataConfig(local=str(cache), remote=str(remote), **settings), True, lambda: None)
 
 
@@ -161,7 +161,7 @@ def test_misconfigured_server_is_one_line(
         assert "the secret key is wrong" in refused(cache, uri)
     with monkeypatch.context() as other:
         other.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:1")
-        assert "cannot be reached" in refused(cache, uri)
+        assert "cannot be reached" in refused(cache, uri, deadline="2s")
 
 
 def test_index_and_manifest_agree_on_rows(source: Path, tmp_path: Path):

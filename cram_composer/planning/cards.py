@@ -1,0 +1,93 @@
+"""Speed of a training step on a GPU, estimated from the card's data sheet.
+
+Matrix products run at a share of the card's stated rate. Operations bound by memory run between them, at its stated
+bandwidth: docs/explanation/gpu-estimate.md has the arithmetic and published measurements beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from transformers import PreTrainedModel
+
+from cram_composer.config.messages import not_one_of
+from cram_composer.errors import CramError
+from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.crambert.stacks import PlainStack
+
+_GIB = 1 << 30
+# Bytes per hidden unit, layer and pass of a token: norms, residual sums and the gate, as a compiler fuses them, with
+# the residual stream in fp32 and the rest in bf16. Forward, and a backward of twice its bytes, make three passes.
+_LAYER_BYTES, _PASSES = 40, 3
+# Queries, keys, values and the output of attention, and their gradients, in bf16.
+_ATTENTION_BYTES = 24
+_LOGIT_BYTES = 12  # per element: written in bf16, read for the softmax, their gradient written and read twice
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its data sheet.
+
+    Attributes:
+        name: the vendor's name.
+        flops: dense products per second of 16-bit numbers with fp32 accumulation.
+        bandwidth: bytes per second of its memory.
+        memory: bytes.
+        products: share of `flops` that products of about a thousand columns reach.
+        capability: compute capability, 10 x major + minor.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: int
+    products: float
+    capability: int
+
+    @property
+    def precision(self) -> str:
+        """The fastest precision: bf16 from Ampere on, fp16 before."""
+        return "bf16" if self.capability >= 80 else "fp16"
+
+
+CARDS = {
+    "2080ti": Card("RTX 2080 Ti", 53.8e12, 616e9, 11 * _GIB, 0.8, 75),
+    "a4000": Card("RTX A4000", 76.7e12, 448e9, 16 * _GIB, 0.8, 86),
+    "3090": Card("RTX 3090", 71.2e12, 936e9, 24 * _GIB, 0.8, 86),
+    "4090": Card("RTX 4090", 165.2e12, 1008e9, 24 * _GIB, 0.8, 89),
+    "5090": Card("RTX 5090", 209.5e12, 1792e9, 32 * _GIB, 0.8, 120),
+    "a6000": Card("RTX A6000", 154.8e12, 768e9, 48 * _GIB, 0.8, 86),
+    "a100": Card("A100 SXM 80 GB", 312e12, 2039e9, 80 * _GIB, 0.8, 80),
+    "h100": Card("H100 SXM", 989.4e12, 3350e9, 80 * _GIB, 0.65, 90),
+    "h200": Card("H200 SXM", 989.4e12, 4800e9, 141 * _GIB, 0.65, 90),
+}
+
+
+def find_card(name: str) -> Card:
+    """Return a card by its short name. Raises CramError."""
+    if name not in CARDS:
+        raise CramError(f"--card: {not_one_of(name, CARDS)}")
+    return CARDS[name]
+
+
+def memory_bytes_per_token(model: PreTrainedModel, length: int, predicted: int) -> float:
+    """Estimate the bytes that operations bound by memory move per token, forward and backward.
+
+    Args:
+        model: the model; one of transformers must name its sizes like BERT.
+        length: tokens of a row.
+        predicted: tokens of a row whose logits are computed.
+    """
+    config = model.config
+    layers = config.num_hidden_layers
+    if isinstance(model, CramBertForMaskedLM):  # some stacks repeat layers, or shorten the row
+        layers = sum(tokens for _, tokens in cast(PlainStack, model.encoder.stack).passes(length)) / length
+    per_layer = config.hidden_size * (_LAYER_BYTES * _PASSES + _ATTENTION_BYTES)
+    return layers * per_layer + _LOGIT_BYTES * config.vocab_size * predicted / length
+
+
+def estimated_flops(card: Card, flops_per_token: float, bytes_per_token: float) -> float:
+    """Estimate the model FLOP/s of a card from the FLOPs and the memory traffic of a token."""
+    seconds = flops_per_token / (card.products * card.flops) + bytes_per_token / card.bandwidth
+    return flops_per_token / seconds
