@@ -7,6 +7,7 @@ PYTHON ?=
 BIN := .venv/bin
 READY := .venv/.complete
 OLDEST := .venv-oldest
+CRAM := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cram-gpu.yaml,cram-cpu.yaml)
 
 .PHONY: help setup cram test test-all test-oldest lint docs lock clean
 .DEFAULT_GOAL := help
@@ -19,8 +20,8 @@ $(READY): requirements.lock pyproject.toml scripts/setup.sh
 
 setup: $(READY) ## build .venv from requirements.lock, if it is missing or out of date
 
-cram: $(READY) ## train for ten minutes on two CPU cores, on embedded text; settings: make cram ARGS="budget=60s"
-	$(BIN)/cram train yamls/cram-cpu.yaml $(ARGS)
+cram: $(READY) ## train for ten minutes, on the GPU if there is one, on embedded text: make cram ARGS="budget=60s"
+	$(BIN)/cram train yamls/$(CRAM) $(ARGS)
 
 test: lint ## lint, types and tests; choose tests: make test PYTEST_ARGS="tests/budget -k ledger"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

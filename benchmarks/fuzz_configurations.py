@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -138,16 +139,19 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--first", type=int, default=0, help="number of the first configuration")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("data", help="data.local=DATA, and further overrides", nargs="+")
     options = parser.parse_args()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cram_composer.train.loop", "cram_composer.cli"])
     counts: Counter[str] = Counter()
-    for number in range(options.first, options.first + options.count):
-        overrides = draw(random.Random(f"{options.seed} {number}"))
-        outcome, text = _try(context, [*BASE, *options.data, *overrides])
-        counts[outcome] += 1
-        print(f"{number} {outcome}: {json.dumps(overrides, ensure_ascii=False)}\n    {text}", flush=True)
+    numbers = range(options.first, options.first + options.count)
+    drawn = [draw(random.Random(f"{options.seed} {number}")) for number in numbers]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        outcomes = pool.map(lambda overrides: _try(context, [*BASE, *options.data, *overrides]), drawn)
+        for number, overrides, (outcome, text) in zip(numbers, drawn, outcomes, strict=True):
+            counts[outcome] += 1
+            print(f"{number} {outcome}: {json.dumps(overrides, ensure_ascii=False)}\n    {text}", flush=True)
     print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
     return int(bool(counts.keys() - {"trained", "refused"}))
 

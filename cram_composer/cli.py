@@ -8,6 +8,7 @@ import getpass
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,10 +83,12 @@ def train(arguments: list[str]) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Keep libraries from warning about a missing GPU on a machine that has none."""
+    """Keep libraries from warning about a missing GPU on a machine that has none, and about what is intended."""
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed for every export
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # Norms with fp32 weights on a bf16 residual stream: torch has no fused kernel, and a compiled layer needs none.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
 
 def _name_user() -> None:

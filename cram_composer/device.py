@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import shutil
 import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,8 +21,11 @@ from cram_composer.errors import CramError
 
 if TYPE_CHECKING:
     from composer.core import Precision
+    from composer.devices import Device
 
 # Composer is imported on use: it takes seconds, during which background look-ups run (train/prewarm.py).
+
+log = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 _NO_LIMIT = 2**31 - 1
@@ -47,6 +54,13 @@ class DeviceChoice:
         return Precision.AMP_BF16 if self.precision == "bf16" else Precision.AMP_FP16
 
     @property
+    def composer_device(self) -> Device:
+        """Composer's device. Products of fp32 are not rounded to TF32, which Composer does by default on a GPU."""
+        from composer.devices import DeviceCPU, DeviceGPU
+
+        return DeviceCPU() if self.name == "cpu" else DeviceGPU(allow_tf32=self.precision != "fp32")
+
+    @property
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype to which the model's own forward autocasts; None for no autocast."""
         return torch.bfloat16 if self.name == "cpu" and self.precision == "bf16" else None
@@ -61,11 +75,11 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
         precision = fast_precision(kind)
     if precision == "fp16" and name == "cpu":
         raise CramError("train.precision: fp16 needs a GPU; set train.precision=bf16 or fp32")
-    compile_mode: str = config.train.compile
-    if compile_mode == "auto":
-        # Inductor writes C++ for a CPU, which needs a compiler.
-        compiler = name == "gpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
-        compile_mode = "regional" if compiler else "off"
+    if precision == "bf16" and name == "gpu" and fast_precision(kind) != "bf16":
+        raise CramError(
+            f"train.precision: {torch.cuda.get_device_name()} has no bf16; set train.precision=fp16 or auto"
+        )
+    compile_mode = _compile_mode(config.train.compile, name)
     if config.train.threads != "auto":
         return DeviceChoice(name, precision, compile_mode, config.train.threads, adapts_threads=False)
     threads = max(1, len(os.sched_getaffinity(0)) // local_world_size)
@@ -74,6 +88,39 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
     watches_load = any((budget.wall, budget.device_hours, budget.replay)) and sys.platform == "linux"
     adapts = name == "cpu" and local_world_size == 1 and threads > 1 and watches_load
     return DeviceChoice(name, precision, compile_mode, threads, adapts)
+
+
+def _compile_mode(requested: str, name: str) -> str:
+    """Resolve train.compile. Raises CramError if compilation is requested on a GPU, whose tools are missing."""
+    if requested == "off":
+        return "off"
+    missing = missing_compiler(name)
+    if missing is None:
+        return "regional" if requested == "auto" else requested
+    if requested == "auto":
+        if name == "gpu":
+            log.warning("train.compile: off, because %s", missing)
+        return "off"
+    if name == "gpu":
+        raise CramError(f"train.compile: {missing}; or set train.compile=off")
+    return requested
+
+
+def missing_compiler(name: str) -> str | None:
+    """Return what torch.compile lacks on the device `name`, with the remedy; None if nothing.
+
+    Inductor writes C++ for a CPU. For a GPU, Triton compiles a launcher in C for every kernel, with Python's headers.
+    """
+    if name == "cpu":
+        compiler = os.environ.get("CXX", "g++")
+        return None if shutil.which(compiler) else f"there is no C++ compiler ({compiler}); install g++"
+    if not any(compiler and shutil.which(compiler) for compiler in (os.environ.get("CC"), "gcc", "clang", "cc")):
+        return "Triton needs a C compiler; install gcc"
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    if not header.is_file():
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return f"Triton needs {header}, which is missing; install python{version}-dev"
+    return None
 
 
 def set_up_cpu(threads: int, trains_here: bool = True) -> None:
@@ -141,21 +188,41 @@ def _check_architecture() -> None:
 
 def _nvidia_driver() -> tuple[str, str] | None:
     """Return the versions of the NVIDIA driver and of its CUDA; None if there is no driver or no GPU to be seen."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or torch.version.cuda is None:
+    if torch.version.cuda is None:
         return None
+    with _nvml() as nvml:
+        if nvml is not None and nvml.nvmlDeviceGetCount():
+            cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
+            return str(nvml.nvmlSystemGetDriverVersion()), f"{cuda // 1000}.{cuda % 1000 // 10}"
+    return None
+
+
+def idle_gpu() -> str | None:
+    """Return the name of a GPU that a run on the CPU leaves idle, without touching it; None if there is none."""
+    with _nvml() as nvml:
+        if nvml is not None and nvml.nvmlDeviceGetCount():
+            return str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0)))
+    return None
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """Yield NVIDIA's management library, whose errors end the context; None without a driver or visible GPUs."""
     import pynvml
 
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        yield None
+        return
     try:
         pynvml.nvmlInit()
-        try:
-            if not pynvml.nvmlDeviceGetCount():
-                return None
-            cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-            return str(pynvml.nvmlSystemGetDriverVersion()), f"{cuda // 1000}.{cuda % 1000 // 10}"
-        finally:
-            pynvml.nvmlShutdown()
     except pynvml.NVMLError:
-        return None
+        yield None
+        return
+    try:
+        with suppress(pynvml.NVMLError):
+            yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def fast_precision(device: str) -> str:

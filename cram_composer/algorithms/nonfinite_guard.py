@@ -17,13 +17,16 @@ from cram_composer.optim.parameters import optimized_gradients
 
 log = logging.getLogger(__name__)
 
+_GRADIENT = "a gradient"
+
 
 class NonFiniteGuard(Algorithm):
     """Check loss and gradients between the backward pass and the optimizer step.
 
     Policies: `skip-step` drops the gradients of the step. `rollback` also restores weights and optimizer from the last
-    checkpoint, but continues in the data, so that the same batch is not repeated. `stop` ends the run. More than
-    `limit` bad steps in a row end the run under any policy. All ranks decide identically.
+    checkpoint, but continues in the data, so that the same batch is not repeated. `stop` ends the run. Gradients that
+    overflow in fp16 are left to the loss scaler, which skips the step. More than `limit` bad steps in a row end the run
+    in any case. All ranks decide identically.
 
     Args:
         policy: one of the above.
@@ -86,6 +89,9 @@ class NonFiniteGuard(Algorithm):
         cause = self._cause(state)
         if cause is None:
             return
+        if cause == _GRADIENT and state.precision == Precision.AMP_FP16:
+            self._count_overflow(state)
+            return
         # Optimizers skip parameters without a gradient, including their weight decay.
         for parameter in state.model.parameters():
             parameter.grad = None
@@ -94,23 +100,38 @@ class NonFiniteGuard(Algorithm):
     def step_was_skipped(self) -> None:
         """Handle a step that the optimizer skipped because of its gradients. Called on all ranks."""
         assert self._run is not None
-        self._handle_bad_step(self._cause(self._run[0]) or "a gradient", *self._run)
+        self._handle_bad_step(self._cause(self._run[0]) or _GRADIENT, *self._run)
 
-    def _handle_bad_step(self, cause: str, state: State, logger: Logger) -> None:
+    def _count_overflow(self, state: State) -> None:
+        """Count a step that fp16's loss scaler skips: it overflows by design, to find the largest scale that works."""
+        step = self._count(state)
+        if self._in_a_row > self._limit:
+            raise CramError(
+                f"step {step}: gradients overflowed in fp16 for {self._in_a_row} steps in a row, more than "
+                f"train.max_nonfinite = {self._limit}; none was applied; lower optimizer.lr, or set train.precision to "
+                "bf16 or fp32"
+            )
+
+    def _count(self, state: State) -> int:
+        """Count a bad step and return its number."""
         step = int(state.timestamp.batch)
         # Compare step numbers: under SAM, a good pass may precede a bad one in the same step.
         self._in_a_row = self._in_a_row + 1 if self._last_bad == step - 1 else 1
         self._last_bad = step
         self.skipped += 1
+        return step
+
+    def _handle_bad_step(self, cause: str, state: State, logger: Logger) -> None:
+        step = self._count(state)
         if self._policy == "stop":
             raise CramError(
                 f"step {step}: {cause} is not finite and train.on_nonfinite is stop; the step was not applied; "
-                "lower optimizer.lr, or set precision=fp32 or train.on_nonfinite=skip-step"
+                "lower optimizer.lr, or set train.precision=fp32 or train.on_nonfinite=skip-step"
             )
         if self._in_a_row > self._limit:
             raise CramError(
                 f"step {step}: {cause} was not finite for {self._in_a_row} steps in a row, more than "
-                f"train.max_nonfinite = {self._limit}; none was applied; lower optimizer.lr or set precision=fp32"
+                f"train.max_nonfinite = {self._limit}; none was applied; lower optimizer.lr or set train.precision=fp32"
             )
         action = "skipped the step"
         if self._policy == "rollback":
@@ -122,14 +143,12 @@ class NonFiniteGuard(Algorithm):
         log.warning("step %d: %s is not finite: %s", step, cause, action)
 
     def _cause(self, state: State) -> str | None:
-        """Return "the loss" or "a gradient" if it is not finite on any rank, else None. Collective."""
+        """Return "the loss" or _GRADIENT if it is not finite on any rank, else None. Collective."""
         # A sum is not finite if a term is not, so one number of each kind is enough to synchronize.
         loss_is_bad = bool(self._losses) and not math.isfinite(torch.stack(self._losses).sum())
         self._losses = []
         gradients = [] if self._optimizer_skips else self._gradients(state)
-        # Under fp16 the loss scaler overflows by design and skips those steps itself.
-        check_gradients = state.precision != Precision.AMP_FP16
-        norm = torch.nn.utils.get_total_norm(gradients) if check_gradients and gradients else None
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
         self.norm = norm if self._complete else None
         gradient_is_bad = norm is not None and not math.isfinite(norm)
         if dist.get_world_size() > 1:
@@ -139,7 +158,7 @@ class NonFiniteGuard(Algorithm):
             loss_is_bad, gradient_is_bad = flags.bool().tolist()
         if loss_is_bad:
             return "the loss"
-        return "a gradient" if gradient_is_bad else None
+        return _GRADIENT if gradient_is_bad else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of skipped steps."""

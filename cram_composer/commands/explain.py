@@ -10,6 +10,8 @@ from typing import Any
 from cram_composer.commands.arguments import Commands, add_command, add_json, add_yaml, print_json
 from cram_composer.config import Composed, compose_run
 from cram_composer.config.layers import flatten
+from cram_composer.config.native_forms import export_class, native_form
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import CramError
 
 
@@ -42,11 +44,14 @@ def run(options: argparse.Namespace) -> int:
         raise CramError(f"-n {options.devices}: must be >= 1")
     composed = compose_run(options.yaml, options.overrides, options.devices)
     if options.diff is None:
-        values = _explained(composed)
+        config: RunConfig = composed.config
+        values, as_class = _explained(composed), export_class(config.model, config.objective.shift)
         if options.json:
-            print_json({"config_hash": composed.hash, "values": values})
+            form, changes = native_form(config.model, config.objective.shift)
+            exported = {"native": not changes, "closest_class": form, "changes": changes}
+            print_json({"config_hash": composed.hash, "values": values, "export": exported})
         else:
-            print("\n".join([*_value_lines(values), "", f"hash {composed.hash}"]))
+            print("\n".join([*_value_lines(values), "", f"hash   {composed.hash}", f"export {as_class}"]))
     else:
         differences = _differences(composed, options.diff, options.devices)
         if options.json:

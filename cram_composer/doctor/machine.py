@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from composer.utils.collect_env import get_cpu_model
 
 from cram_composer.config.paths import expand
 from cram_composer.data.loading.preflight import format_bytes
+from cram_composer.device import missing_compiler
 from cram_composer.doctor.checks import Check, CheckContext
 from cram_composer.train.cpu_share import CpuMeter
 
@@ -59,24 +58,13 @@ def _device(context: CheckContext) -> Check:
 
 
 def _compiler(context: CheckContext) -> Check:
-    """Look for a C++ compiler, or on a GPU for the C compiler and Python.h with which Triton builds its launcher."""
-    if context.device.compile == "off" and context.device.name == "cpu":
-        return Check("compiler", "warn", "no C++ compiler: the run is not compiled, and several times slower")
-    if context.device.name == "cpu":
-        path = shutil.which(os.environ.get("CXX", "g++"))
-        return Check("compiler", "pass", str(path), {"compiler": path})
-    compiler = next(
-        (name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and shutil.which(name)), None
-    )
-    header = Path(sysconfig.get_paths()["include"], "Python.h")
-    values = {"compiler": compiler, "header": header.is_file()}
-    if compiler is None:
-        return Check("compiler", "fail", "no C compiler for Triton; install gcc, or set train.compile=off", values)
-    if not header.is_file():
-        version = ".".join(platform.python_version_tuple()[:2])
-        line = f"{header} is missing, which Triton needs; install python{version}-dev, or set train.compile=off"
-        return Check("compiler", "fail", line, values)
-    return Check("compiler", "pass", str(shutil.which(compiler)), values)
+    """Look for what torch.compile needs."""
+    missing = missing_compiler(context.device.name)
+    if missing is None:
+        return Check("compiler", "pass", "torch.compile has a compiler")
+    if context.composed.config.train.compile in ("auto", "off"):
+        return Check("compiler", "warn", f"{missing}; without it a run is not compiled, and slower")
+    return Check("compiler", "fail", missing)
 
 
 def _shared_memory() -> Check:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from cram_composer.config.native_forms import native_form
 
 Row = tuple[str, Any]
 
@@ -22,7 +25,7 @@ def model_card(record: dict[str, Any], manifest: Mapping[str, Any], custom_code:
         _front_matter(custom_code),
         f"# {record['run_name']}",
         _summary(record),
-        "## How to load\n\n" + _usage(custom_code),
+        "## How to load\n\n" + _usage(record["config"], custom_code),
         "## Results\n\n" + _table(("metric", "value"), _results(record, manifest)),
         "## Recipe\n\n" + _table(("setting", "value"), _recipe(record)),
         "## Data\n\n" + _data(manifest),
@@ -51,7 +54,7 @@ def _summary(record: dict[str, Any]) -> str:
     )
 
 
-def _usage(custom_code: bool) -> str:
+def _usage(config: Mapping[str, Any], custom_code: bool) -> str:
     trust = ", trust_remote_code=True" if custom_code else ""
     code = f"""```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
@@ -61,7 +64,12 @@ model = AutoModelForMaskedLM.from_pretrained(folder{trust})
 tokenizer = AutoTokenizer.from_pretrained(folder{trust})
 print(pipeline("fill-mask", model=model, tokenizer=tokenizer)(f"The river flows into the {{tokenizer.mask_token}}."))
 ```"""
-    note = "This folder contains the model's code; `trust_remote_code=True` allows transformers to run it."
+    changes = native_form(SimpleNamespace(**config["model"]), config["objective"].get("shift", False))[1]
+    reason = ", ".join(f"`{key}`" for key in changes) or "its architecture"
+    note = (
+        "This folder contains the model's code; `trust_remote_code=True` allows transformers to run it. No class of "
+        f"transformers computes the same because of {reason}."
+    )
     return f"{note}\n\n{code}" if custom_code else code
 
 

@@ -59,6 +59,7 @@ def export_model(
         with naming_full_disk(destination), no_progress_bars():
             # transformers 4's pipelines load no tokenizer for a class of model they don't know unless it is named.
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, **names)
+            tokenizer.model_max_length = longest_input(model) or tokenizer.model_max_length
             model.config.tokenizer_class = write_tokenizer_folder(tokenizer, temporary)
             model.save_pretrained(temporary)
             (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -71,6 +72,18 @@ def export_model(
     os.replace(temporary, destination)
     shutil.rmtree(previous, ignore_errors=True)
     return destination
+
+
+def longest_input(model: PreTrainedModel) -> int | None:
+    """Return the number of tokens that a model has positions for; None if its configuration does not say."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:
+        return None
+    for name, module in model.named_modules():
+        # RoBERTa and its kind number positions from behind the padding id.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return positions - module.padding_idx - 1
+    return positions
 
 
 def exported_form(model: PreTrainedModel) -> PreTrainedModel:

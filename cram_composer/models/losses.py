@@ -64,6 +64,7 @@ def liger_cross_entropy(
         bias=None if decoder.bias is None else decoder.bias.to(hidden.dtype) * head.logit_scale,
         label_smoothing=head.label_smoothing,
         softcap=head.softcap,
+        accum_dtype=torch.float32,  # of the gradients of weight and bias over its chunks of tokens
     )
     return loss, None
 

@@ -10,56 +10,38 @@ import torch
 import transformers  # classes are imported where they are used: ModernBERT takes two seconds
 from transformers import PreTrainedModel
 
+from cram_composer.config.native_forms import required_changes
 from cram_composer.errors import CramError
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 
 State = dict[str, torch.Tensor]
 
-# Values required by both classes.
-_PLAIN: dict[str, Any] = {
-    "shift": False,
-    "stack": "plain",
-    "ffn_every": 1,
-    "qk_norm": False,
-    "attention_gate": False,
-    "value_embeddings": 0,
-    "short_convolution": 0,
-    "logit_softcap": None,
-    "logit_scale": 1.0,
-    "norm": "layernorm",
-    "embedding_norm": True,
-    "head_transform": True,
-}
-_BERT: dict[str, Any] = {
-    "norm_position": "post",
-    "norm_bias": True,
-    "ffn": "gelu",
-    "positions": "learned",
-    "local_window": None,
-    "attention_bias": True,
-    "mlp_bias": True,
-    "head_bias": True,
-}
-_MODERN_BERT: dict[str, Any] = {
-    "norm_position": "pre",
-    "first_norm": False,
-    "final_norm": True,
-    "ffn": "geglu",
-    "positions": "rotary",
-}
+# A norm's weight this much smaller than its largest cannot be divided by.
+_LEAST_SHARE = 1e-3
 
 
 def to_native(model: CramBertForMaskedLM) -> PreTrainedModel | None:
-    """Convert to an equivalent class of transformers, in fp32 on the CPU; return None if there is no such class."""
+    """Convert to an equivalent class of transformers, in fp32 on the CPU; return None if there is no such class.
+
+    ModernBERT has no norm before the attention of its first layer, and always a transform before its decoder. A
+    CramBERT with that norm gets a layer in front that changes nothing. One without the transform gets a linear one that
+    undoes the weights of the final norm, and a norm that applies them again.
+    """
     config = model.config
     assert isinstance(config, CramBertConfig)
-    for wanted, build, rename in ((_BERT, _bert, _to_bert), (_MODERN_BERT, _modern_bert, _to_modern_bert)):
-        if all(getattr(config, key) == value for key, value in (_PLAIN | wanted).items()):
+    if config.shift or config.logit_scale != 1.0:
+        return None
+    builders = {"BertForMaskedLM": (_bert, _to_bert), "ModernBertForMaskedLM": (_modern_bert, _to_modern_bert)}
+    for form, (build, rename) in builders.items():
+        if not required_changes(form, config):
             state = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
             with torch.random.fork_rng():  # discards the initial values
                 native = build(config)
-            native.load_state_dict(rename(state, config))
+            found = rename(state, config)
+            if form == "ModernBertForMaskedLM":
+                found |= _constants(native.state_dict(), found, config)
+            native.load_state_dict(found)
             return native.eval()
     return None
 
@@ -92,12 +74,14 @@ def _modern_bert(config: CramBertConfig) -> PreTrainedModel:
     is_local = config.local_window is not None
     settings: dict[str, Any] = {
         **_shared(config),
+        "num_hidden_layers": config.num_hidden_layers + _layers_in_front(config),
         "intermediate_size": config.intermediate_size // 2,
         "norm_eps": config.norm_eps,
         "norm_bias": config.norm_bias,
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
-        "classifier_bias": config.mlp_bias,
+        "classifier_bias": config.mlp_bias if config.head_transform else config.norm_bias,
+        **({} if config.head_transform else {"classifier_activation": "linear"}),
         "decoder_bias": config.head_bias,
         "embedding_dropout": config.hidden_dropout_prob,
         "mlp_dropout": config.hidden_dropout_prob,
@@ -161,6 +145,11 @@ def _to_bert(state: State, config: CramBertConfig) -> State:
     return found
 
 
+def _layers_in_front(config: CramBertConfig) -> int:
+    """Return the number of layers of ModernBERT before the first one of CramBERT, which change nothing."""
+    return int(config.first_norm)
+
+
 def _to_modern_bert(state: State, config: CramBertConfig) -> State:
     found = _renamed(
         state, "encoder.embeddings.", "model.embeddings.", {"word_embeddings": "tok_embeddings", "norm": "norm"}
@@ -175,7 +164,7 @@ def _to_modern_bert(state: State, config: CramBertConfig) -> State:
             "feedforward.w_in": "mlp.Wi",
             "feedforward.w_out": "mlp.Wo",
         }
-        theirs = f"model.layers.{layer}."
+        theirs = f"model.layers.{layer + _layers_in_front(config)}."
         found |= _renamed(state, f"encoder.layers.{layer}.", theirs, names)
         for kind in ("weight", "bias"):  # ModernBERT has the gate first
             if f"{theirs}mlp.Wi.{kind}" in found:
@@ -183,6 +172,57 @@ def _to_modern_bert(state: State, config: CramBertConfig) -> State:
                 found[f"{theirs}mlp.Wi.{kind}"] = torch.cat((gate, value))
     found |= _renamed(state, "head.transform.", "head.", {"dense": "dense", "norm": "norm"})
     return found | _renamed(state, "head.", "", {"decoder": "decoder"})
+
+
+def _constants(native: State, found: State, config: CramBertConfig) -> State:
+    """Return the weights of ModernBERT that CramBERT lacks: of the layer in front and of the head.
+
+    Without a transform, the decoder reads g n + b, where n is the final norm before its weights g and b. The head's
+    linear layer recovers n, and its norm, which changes nothing else of n, applies g and b. If g is nearly zero
+    somewhere, the final norm returns n itself: the logits are the same, the encoder's output is not scaled.
+    """
+    made = {
+        name: torch.ones_like(tensor) if name.endswith("mlp_norm.weight") else torch.zeros_like(tensor)
+        for name, tensor in native.items()
+        if _layers_in_front(config) and name.startswith("model.layers.0.")
+    }
+    if config.head_transform:
+        return made
+    final = {name: found[name] for name in ("model.final_norm.weight", "model.final_norm.bias") if name in found}
+    made |= {name.replace("model.final_norm", "head.norm"): tensor.clone() for name, tensor in final.items()}
+    weight, bias = final["model.final_norm.weight"], final.get("model.final_norm.bias")
+    if float(weight.abs().min()) < _LEAST_SHARE * float(weight.abs().max()):
+        made["model.final_norm.weight"], weight = torch.ones_like(weight), torch.ones_like(weight)
+        if bias is not None:
+            made["model.final_norm.bias"], bias = torch.zeros_like(bias), torch.zeros_like(bias)
+    made["head.dense.weight"] = torch.diag(1.0 / weight)
+    if bias is not None:
+        made["head.dense.bias"] = -bias / weight
+    return made
+
+
+def _without_constants(native: State, config: CramBertConfig, where: str) -> State:
+    """Remove from ModernBERT's weights what `_constants` adds. Raises CramError if they differ from it."""
+    kept = dict(native)
+    if _layers_in_front(config):
+        for name in [name for name in kept if name.startswith("model.layers.0.")]:
+            expected = 1.0 if name.endswith("mlp_norm.weight") else 0.0
+            if not bool((kept.pop(name) == expected).all()):
+                raise CramError(f"{where}: its first layer has no norm before attention; set model.first_norm=false")
+    if config.head_transform:
+        return kept
+    head = {name: kept.pop(name) for name in list(kept) if name.startswith("head.")}
+    width = config.hidden_size
+    read = torch.stack((torch.zeros(width), torch.ones(width)))  # n = 0 and 1 tell an affine function of each element
+    for prefix in ("model.final_norm", "head.dense"):
+        weight = (kept | head)[f"{prefix}.weight"].float()
+        scale = weight if weight.ndim == 1 else weight.diagonal()
+        diagonal = weight.ndim == 1 or bool((weight == torch.diag(scale)).all())
+        bias = (kept | head).get(f"{prefix}.bias", torch.zeros(width)).float()
+        read = read * scale + bias if diagonal else torch.full_like(read, torch.nan)
+    if not torch.allclose(read, torch.tensor([[0.0], [1.0]]).expand_as(read), atol=1e-4):
+        raise CramError(f"{where}: has a transform before its decoder; set model.head_transform=true")
+    return kept | {name.replace("head.norm", "model.final_norm"): head[name] for name in head if "norm" in name}
 
 
 def from_native(native: PreTrainedModel, model: CramBertForMaskedLM, where: str) -> State:
@@ -200,14 +240,18 @@ def from_native(native: PreTrainedModel, model: CramBertForMaskedLM, where: str)
     """
     config = model.config
     assert isinstance(config, CramBertConfig)
-    forms = {"bert": (_BERT, _to_bert), "modernbert": (_MODERN_BERT, _to_modern_bert)}
+    forms = {"bert": ("BertForMaskedLM", _to_bert), "modernbert": ("ModernBertForMaskedLM", _to_modern_bert)}
     if native.config.model_type not in forms:
         raise CramError(
             f"{where}: CramBERT has no form equivalent to '{native.config.model_type}'; set model.architecture=hf and "
             f"model.hf_name={native.config.model_type}"
         )
-    wanted, rename = forms[native.config.model_type]
-    changes = [f"model.{k}={json.dumps(v)}" for k, v in (_PLAIN | wanted).items() if getattr(config, k) != v]
+    form, rename = forms[native.config.model_type]
+    linear = getattr(native.config, "classifier_activation", None) == "linear"
+    wanted = required_changes(form, config)
+    if form == "ModernBertForMaskedLM" and config.head_transform == linear:
+        wanted["head_transform"] = not linear
+    changes = [f"model.{key}={json.dumps(value)}" for key, value in wanted.items()]
     if changes:
         raise CramError(f"{where}: is a {type(native).__name__}, which CramBERT equals with {' '.join(changes)}")
     # Number every weight, see where `rename` puts the numbers, and fetch the native weights from there.
@@ -217,6 +261,8 @@ def from_native(native: PreTrainedModel, model: CramBertForMaskedLM, where: str)
         count += tensor.numel()
     values = torch.zeros(count)
     theirs, places = native.state_dict(), rename(numbers, config)
+    if form == "ModernBertForMaskedLM":
+        theirs = _without_constants(theirs, config, where)
     for name in places | theirs:
         if name not in places or name not in theirs or places[name].shape != theirs[name].shape:
             raise CramError(f"{where}: {name} does not fit the run's model; set the sizes of `model` to those of it")

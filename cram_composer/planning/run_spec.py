@@ -99,7 +99,7 @@ class RunSpec:
             tokens["sep"] if self.config.model.document_masking else None,
         )
 
-    def build_loader(self, microbatch: int | None = None) -> TrainLoader:
+    def build_loader(self, microbatch: int | None = None, pin_memory: bool = False) -> TrainLoader:
         """Build the loader of one device over random rows; `microbatch` sets the rows of its only microbatch."""
         stream = _RandomRowStream(self.facts)
         return TrainLoader(
@@ -110,6 +110,7 @@ class RunSpec:
             seq_length=self.facts.sequence_length,
             seed=self.config.seed,
             rank=0,
+            pin_memory=pin_memory,
         )
 
     def build_model(self, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> MaskedLMTrainingModel:

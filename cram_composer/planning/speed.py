@@ -66,7 +66,7 @@ def measure_speed(spec: RunSpec, device: DeviceChoice, steps: int) -> Speed:
     model.use_attention(config.model.attention_kernel, device.name, device.precision)
     optimizer = build_optimizer(config.optimizer, model, config.model.mup_base_width)
     microbatch = config.train.microbatch
-    loader = spec.build_loader(microbatch)
+    loader = spec.build_loader(microbatch, pin_memory=device.name == "gpu")
     budget = Budget(Limits(steps=1))
     steady = config.algorithms.model_copy(update={"batch_size_ramp": None, "seq_length_warmup": None})
     guard = NonFiniteGuard("skip-step", len(_MICROBATCHES) * (_WARM_UP + steps), lambda state, logger: False)
@@ -82,7 +82,7 @@ def measure_speed(spec: RunSpec, device: DeviceChoice, steps: int) -> Speed:
         callbacks=[timed],
         progress_bar=False,
         max_duration=f"{len(sizes)}ba",
-        device=device.name,
+        device=device.composer_device,
         precision=device.composer_precision,
         device_train_microbatch_size=microbatch,
         seed=config.seed,

@@ -60,7 +60,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     checkpoint = find_checkpoint(folder)
     if config.init_from is not None and checkpoint is None:
         init_from = load_initial_weights(setup.model.model, config.init_from, data)
-    batches = open_batches(config, data)
+    batches = open_batches(config, data, pin_memory=device.name == "gpu")
     flops = flops_per_full_row_token(setup, batches, data)
     guard = build_guard(config, folder, ledger, setup.strategy)
     algorithms = build_run_algorithms(

@@ -68,6 +68,9 @@ class RollingCheckpoints(Callback):
 
     A checkpoint is a `.pt` file and a `.json` file with its size and SHA-256. Both are written under a temporary name
     and renamed, the `.json` last, so a `.pt` file without a `.json` is an interrupted save.
+
+    Attributes:
+        last_seconds: duration of the last save on rank 0, 0 before the first.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class RollingCheckpoints(Callback):
         self._interval = interval
         self._keep = keep
         self._last_at: float | None = None
-        self._last_seconds = 0.0
+        self.last_seconds = 0.0
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save if a checkpoint is due and fits into the budget."""
@@ -100,7 +103,7 @@ class RollingCheckpoints(Callback):
         if self._last_at is None:
             self._last_at = elapsed
         due = elapsed - self._last_at >= self._interval or self._branch_points.is_due(self._budget.progress)
-        fits = limit is None or elapsed + 2.0 * self._last_seconds < limit
+        fits = limit is None or elapsed + 2.0 * self.last_seconds < limit
         if due and fits:
             self.save(state)
 
@@ -113,7 +116,7 @@ class RollingCheckpoints(Callback):
             seconds = torch.tensor([self._ledger.elapsed() - spent], dtype=torch.float64)
             seconds = state.device.tensor_to_device(seconds)
             dist.broadcast(seconds, src=0)
-            self._last_seconds = float(seconds)
+            self.last_seconds = float(seconds)
         self._last_at = self._budget.elapsed
         progress = self._budget.progress
         if self._branch_points.is_due(progress) and dist.get_global_rank() == 0:

@@ -68,14 +68,14 @@ def check_same_data(record: dict[str, Any], data: PreparedDataset, run: Path) ->
         )
 
 
-def open_batches(config: RunConfig, data: PreparedDataset) -> Batches:
-    """Open both splits for this rank.
+def open_batches(config: RunConfig, data: PreparedDataset, pin_memory: bool) -> Batches:
+    """Open both splits for this rank; `pin_memory` as for TrainLoader.
 
     Raises:
         CramError: the validation split is smaller than one batch per device.
     """
     in_loop, final, cached = _held_out_batches(config, data)
-    return Batches(_train_loader(config, data, cached), in_loop, final)
+    return Batches(_train_loader(config, data, cached, pin_memory), in_loop, final)
 
 
 def long_timeout_barrier() -> Callable[[], None]:
@@ -106,7 +106,7 @@ def _held_out_batches(config: RunConfig, data: PreparedDataset) -> tuple[list[Ba
     return in_loop, final, cached
 
 
-def _train_loader(config: RunConfig, data: PreparedDataset, cached: int) -> TrainLoader:
+def _train_loader(config: RunConfig, data: PreparedDataset, cached: int, pin_memory: bool) -> TrainLoader:
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
     words = config.objective.unit != "token"
     joins = word_joins(data.tokenizer, data.manifest["vocab_size"]) if words else None
@@ -119,6 +119,7 @@ def _train_loader(config: RunConfig, data: PreparedDataset, cached: int) -> Trai
         seq_length=data.manifest["sequence_length"],
         seed=config.seed,
         rank=rank,
+        pin_memory=pin_memory,
     )
 
 

@@ -41,9 +41,11 @@ def start(composed: Composed, path: Path, restart: bool = False) -> int:
     mirror = _mirror(folder, composed)
     if not restart and _is_finished(folder, composed, mirror, announce=is_rank_zero):
         return _complete(folder, mirror) if is_rank_zero else 0
-    from cram_composer.device import choose_device
+    from cram_composer.device import choose_device, idle_gpu
 
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if is_rank_zero and device.name == "cpu" and (gpu := idle_gpu()) is not None:
+        print(f"device: cpu, although this machine has a GPU ({gpu}); yamls/cram-gpu.yaml uses it", flush=True)
     if device.name == "cpu" and device.compile != "off":
         probe_vector_instructions()
     from cram_composer.train.loop import run  # imports Composer for seconds, while the probe runs

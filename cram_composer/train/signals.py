@@ -11,18 +11,19 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-_GRACE_SECONDS = 25.0
+_LEAST_GRACE_SECONDS = 25.0
 # submitit makes Slurm send SIGUSR2 90 s before the time limit of a job.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class Signals:
-    """Record the first of SIGTERM, SIGINT and SIGUSR2; exit if the step is not finished and saved within 25 s.
+    """Record the first of SIGTERM, SIGINT and SIGUSR2; exit if the step is not finished and saved in time.
 
     Args:
         on_abort: called before an exit without saving.
 
     Attributes:
+        grace_seconds: returns the seconds allowed, of which at least 25 are given; set once steps are timed.
         received: number of the signal, 0 if none.
     """
 
@@ -30,6 +31,8 @@ class Signals:
         self._on_abort = on_abort
         self._previous_handlers: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
+        self._allowed = _LEAST_GRACE_SECONDS
+        self.grace_seconds: Callable[[], float] = lambda: _LEAST_GRACE_SECONDS
         self.received = 0
 
     def install(self) -> None:
@@ -49,12 +52,13 @@ class Signals:
             return
         self.received = number
         print(f"\n{signal.Signals(number).name}: saving a checkpoint after this step", file=sys.stderr, flush=True)
-        self._timer = threading.Timer(_GRACE_SECONDS, self._abort)
+        self._allowed = max(_LEAST_GRACE_SECONDS, self.grace_seconds())
+        self._timer = threading.Timer(self._allowed, self._abort)
         self._timer.daemon = True
         self._timer.start()
 
     def _abort(self) -> None:
-        text = f"the step was not finished and saved within {_GRACE_SECONDS:.0f} s; resume from the last checkpoint"
+        text = f"the step was not finished and saved within {self._allowed:.0f} s; resume from the last checkpoint"
         print(text, file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):
             self._on_abort()

@@ -58,7 +58,7 @@ def build_trainer(
             loggers=build_loggers(config.logging, folder, budget),
             progress_bar=False,
             max_duration=_NO_END,
-            device=device.name,
+            device=device.composer_device,
             precision=precision,
             device_train_microbatch_size=config.train.microbatch,
             accumulate_train_batch_on_tokens=True,  # that have a label

@@ -82,14 +82,13 @@ def test_an_error_is_a_failed_check_and_the_exit_status(quick: None, monkeypatch
     assert lines[-1].startswith("1 of ") and lines[-1].endswith("checks failed: broken")
 
 
-def test_what_a_gpu_run_needs_of_the_compiler(monkeypatch, tmp_path: Path):
-    given = on_gpu(context(tmp_path))
+def test_a_missing_compiler_is_named(monkeypatch, tmp_path: Path):
+    given = context(tmp_path)
     assert machine._compiler(given).status == "pass"
-    monkeypatch.setattr(machine.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    assert "Python.h is missing, which Triton needs" in machine._compiler(given).line
-    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
-    found = machine._compiler(given)
-    assert found.status == "fail" and "install gcc, or set train.compile=off" in found.line
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    found = machine._compiler(context(tmp_path / "auto", "train.compile=auto"))
+    assert found.status == "warn" and "no C++ compiler (g++); install g++" in found.line
+    assert machine._compiler(on_gpu(context(tmp_path / "gpu", "train.compile=full"))).status == "fail"
 
 
 def test_a_small_shared_memory_and_a_slow_disk_are_named(monkeypatch, tmp_path: Path):

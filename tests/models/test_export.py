@@ -8,10 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    pipeline,
+)
 
 from cram_composer.errors import CramError
-from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
+from cram_composer.models.export import export_model, exported_form, fill_masks, longest_input, verify_export
 from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
 
 # A user of the export: torch and transformers in another directory, without cram_composer.
@@ -156,3 +164,26 @@ def test_fill_masks(tmp_path, tokenizer_dir):
     assert model.training
     with pytest.raises(CramError, match=r"no \[MASK\]"):
         fill_masks(model, tokenizer, ["a king was born."])
+
+
+@pytest.mark.parametrize("positions", [16, 100])
+def test_the_tokenizer_of_an_export_cuts_where_the_models_positions_end(positions, tmp_path, tokenizer_dir):
+    model = tiny_model(vocab_size=VOCAB_SIZE, max_position_embeddings=positions)
+    folder = export_model(exported_form(model), tokenizer_dir, tmp_path / "export", "")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.model_max_length == positions
+    text = "the river " * positions
+    inputs = tokenizer(text, truncation=True, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] == positions
+    loaded = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
+    assert loaded(**inputs).logits.shape == (1, positions, VOCAB_SIZE)
+    assert json.loads((folder / "config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    filled = pipeline("fill-mask", model=str(folder), trust_remote_code=True)("the [MASK] flows")
+    assert len(filled) == 5
+
+
+def test_positions_behind_the_padding_id_are_not_counted():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = RobertaForMaskedLM(RobertaConfig(**sizes, vocab_size=40, max_position_embeddings=34, pad_token_id=1))
+    assert longest_input(model) == 32
+    assert model(torch.randint(5, 40, (1, 32))).logits.shape == (1, 32, 40)

@@ -16,11 +16,16 @@ import torch
 
 from cram_composer.models.export import export_model, exported_form
 from tests.conftest import REPOSITORY
-from tests.models.test_native import BERT, MODERN_BERT
+from tests.models.test_native import BERT, CRAMMED, MODERN_BERT
 from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
 
 OTHER = os.environ.get("CRAM_OTHER_PYTHON")
-FORMS = {"crambert": {"positions": "rotary", "head_transform": True}, "bert": BERT, "modern-bert": MODERN_BERT}
+FORMS = {
+    "crambert": {"positions": "rotary", "qk_norm": True},
+    "bert": BERT,
+    "modern-bert": MODERN_BERT,
+    "crammed": CRAMMED,
+}
 pytestmark = pytest.mark.skipif(OTHER is None, reason="CRAM_OTHER_PYTHON names no Python with other versions")
 
 LOAD = """

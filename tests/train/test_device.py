@@ -6,12 +6,15 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cram_composer.device import device_kind
+from cram_composer import device
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.device import choose_device, device_kind, idle_gpu
 from cram_composer.errors import CramError
 
 BUILT = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100f", "compute_120"]
@@ -39,6 +42,50 @@ def test_architecture_without_kernels_is_refused(capability: tuple[int, int], gp
     assert device_kind("cpu", "") == "cpu"
 
 
+def configuration(**train: str) -> RunConfig:
+    return RunConfig.model_validate({"device": "cuda", "train": train})
+
+
+def test_bf16_is_refused_where_the_gpu_has_none(gpu: pytest.MonkeyPatch) -> None:
+    gpu.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    gpu.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert choose_device(configuration(), 1).precision == "fp16"
+    with pytest.raises(
+        CramError, match=r"train\.precision: NVIDIA Test has no bf16; set train\.precision=fp16 or auto"
+    ):
+        choose_device(configuration(precision="bf16"), 1)
+
+
+def test_fp32_is_not_rounded_to_tf32(gpu: pytest.MonkeyPatch) -> None:
+    gpu.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    gpu.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    gpu.setattr("composer.devices.DeviceGPU", lambda allow_tf32: allow_tf32)
+    for precision, allowed in (("fp32", False), ("bf16", True), ("auto", True)):
+        assert choose_device(configuration(precision=precision), 1).composer_device is allowed
+
+
+@pytest.mark.parametrize("there", ["nothing", "compiler", "both"])
+def test_a_gpu_without_the_tools_of_triton_is_not_compiled(
+    there: str, gpu: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    gpu.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    gpu.setattr(device.shutil, "which", lambda name: None if there == "nothing" else f"/usr/bin/{name}")
+    gpu.setattr(device.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    if there == "both":
+        (tmp_path / "Python.h").touch()
+        for mode, chosen in (("auto", "regional"), ("full", "full")):
+            assert choose_device(configuration(compile=mode), 1).compile == chosen
+        return
+    missing = {"nothing": "needs a C compiler; install gcc", "compiler": f"needs {tmp_path}/Python.h, which is missing"}
+    with caplog.at_level("WARNING"):
+        assert choose_device(configuration(), 1).compile == "off"
+    assert "train.compile: off, because Triton" in caplog.text and missing[there] in caplog.text
+    with pytest.raises(CramError, match=r"train\.compile: Triton needs .* set train\.compile=off"):
+        choose_device(configuration(compile="regional"), 1)
+    assert choose_device(configuration(compile="off"), 1).compile == "off"
+
+
 class _NvmlError(Exception):
     """Stands in for pynvml's."""
 
@@ -52,6 +99,8 @@ def _nvml(count: int) -> SimpleNamespace:
         nvmlInit=(lambda: None) if count >= 0 else no_driver,
         nvmlShutdown=lambda: None,
         nvmlDeviceGetCount=lambda: count,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: "NVIDIA Test",
         nvmlSystemGetDriverVersion=lambda: "470.57",
         nvmlSystemGetCudaDriverVersion_v2=lambda: 11040,
     )
@@ -67,6 +116,15 @@ def test_old_driver_is_named(requested: str, monkeypatch: pytest.MonkeyPatch) ->
         device_kind(requested, "advice")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert device_kind("auto", "advice") == "cpu"
+
+
+def test_a_gpu_that_is_left_idle_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for count, name in ((-1, None), (0, None), (1, "NVIDIA Test")):
+        monkeypatch.setitem(sys.modules, "pynvml", _nvml(count))
+        assert idle_gpu() == name
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert idle_gpu() is None
 
 
 @pytest.mark.parametrize("count", [-1, 0])

@@ -199,19 +199,28 @@ class CramBertForSequenceClassification(CramBertPreTrainedModel):
         Args:
             input_ids: int64 [B, L].
             attention_mask: [B, L], 0 at padding.
-            labels: [B], float for regression, else int64.
+            labels: [B] int64 for one class per sentence, float [B] or [B, num_labels] for regression, [B, num_labels]
+                of 0 and 1 for several classes per sentence.
 
         Returns:
-            loss and logits [B, num_labels]. The loss is the mean squared error if `config.problem_type` is
-            "regression", or None and `num_labels` is 1; otherwise the cross-entropy.
+            loss and logits [B, num_labels]. The loss is the mean squared error, the cross-entropy or the binary
+            cross-entropy, if `config.problem_type` is "regression", "single_label_classification" or
+            "multi_label_classification". If it is None, one label means regression, integers mean one class and other
+            numbers several, as for the models of transformers.
         """
         hidden = self.encoder(input_ids, attention_mask).last_hidden_state
         logits = self.classifier(hidden, attention_mask)
         if labels is None:
             return SequenceClassifierOutput(logits=logits)
-        kind = self.config.problem_type or ("regression" if self.config.num_labels == 1 else None)
+        kind = self.config.problem_type
+        if kind is None:
+            one_class = not labels.is_floating_point()
+            kind = "single_label_classification" if one_class else "multi_label_classification"
+            kind = "regression" if self.config.num_labels == 1 else kind
         if kind == "regression":
             loss = F.mse_loss(logits.float().view_as(labels), labels.float())
+        elif kind == "multi_label_classification":
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
         else:
             loss = F.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import (
@@ -146,6 +147,19 @@ def test_classifier_losses():
     scores = torch.tensor([0.5, 4.0])
     output = regressor(input_ids, labels=scores)
     torch.testing.assert_close(output.loss, ((output.logits[:, 0] - scores) ** 2).mean())
+
+
+@pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
+def test_several_classes_per_sentence_have_a_binary_loss_as_in_transformers(problem_type):
+    input_ids = torch.randint(5, 40, (2, 10), generator=torch.Generator().manual_seed(4))
+    config = tiny_config(num_labels=3, problem_type=problem_type)
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    output = CramBertForSequenceClassification(config).eval()(input_ids, labels=labels)
+    torch.testing.assert_close(output.loss, nn.BCEWithLogitsLoss()(output.logits, labels))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertForSequenceClassification(BertConfig(**sizes, num_labels=3, problem_type=problem_type)).eval()
+    expected = bert(input_ids, labels=labels)
+    torch.testing.assert_close(expected.loss, nn.BCEWithLogitsLoss()(expected.logits, labels))
 
 
 def several_documents() -> tuple[torch.Tensor, torch.Tensor]:
