@@ -61,6 +61,8 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
     record = read_reproducible_record(folder)
     name = f"{plain_name(record['run_name'], f'{folder / RECORD}: run_name')}-again"
     wanted = flatten(record["config"]) | {"run_name": name}
+    if "microbatch" in record:  # chosen by `auto`: another one would change sums in their last bits
+        wanted["train.device_train_microbatch_size"] = record["microbatch"]["rows"]
     if replay:
         steps = len(read_trace(folder))
         if record["status"] != "finished":

@@ -79,6 +79,13 @@ def test_changed_default_is_written_out(tmp_path: Path) -> None:
     assert compose(RunConfig, made.path, []).config.train.max_nonfinite == 7
 
 
+def test_chosen_microbatch_is_used_again(tmp_path: Path) -> None:
+    record(tmp_path / "first", ["train.device_train_microbatch_size=auto"], microbatch={"rows": 8, "device": "a card"})
+    made = reproduce(tmp_path / "first")
+    assert made.config_differences == []
+    assert compose(RunConfig, made.path, []).config.train.device_train_microbatch_size == 8
+
+
 def test_removed_key_is_listed(tmp_path: Path) -> None:
     values = record(tmp_path / "first", RUNS[0])
     values["config"]["train"]["speed"] = 3

@@ -148,7 +148,7 @@ class SoapConfig(_Adam):
     name: Literal["soap"] = "soap"
     betas: Betas = key((0.95, 0.95), "decay rates of the two moments")
     precondition_frequency: PositiveInt = key(10, "steps between two computations of the eigenbasis", le=10**9)
-    max_precondition_dim: PositiveInt = key(10000, "longest side of a matrix to precondition", le=2**16)
+    max_precondition_dim: PositiveInt = key(4096, "longest side of a matrix to precondition", le=2**16)
 
 
 class SophiaConfig(Optimizer):
