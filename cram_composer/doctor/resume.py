@@ -17,8 +17,8 @@ from cram_composer.doctor.checks import Check, CheckContext
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json
 
-_BUDGET = "10s"
-_SIGNAL_AT = 4  # steps
+_BUDGET = "1h"  # never spent
+_STEPS = 4  # after which a signal is sent
 _LIMIT_SECONDS = 300.0
 
 
@@ -43,40 +43,44 @@ def _interrupt_and_resume(context: CheckContext, folder: Path) -> Check:
         "eval.interval=0", f"eval.final_rows={context.config.eval.batch_size}", "export.enabled=false",
         "logging={}", "notify=null", "runs_remote=null", "run_name=doctor", f"runs_dir={folder}",
     ]  # fmt: skip
-    log = folder / "log.txt"
-    with open(log, "w") as file:
-        first = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603 - without a shell
-        try:
-            _wait_for_steps(folder / "doctor" / "trace.jsonl", first)
-            sent = time.perf_counter()
-            first.send_signal(signal.SIGTERM)
-            status = first.wait(_LIMIT_SECONDS)
-            stopped = time.perf_counter() - sent
-        finally:
-            first.kill()
-            first.wait()
-        if status != 128 + signal.SIGTERM:
-            raise CramError(f"a run ended by SIGTERM has exit status {status}: {_last_line(log)}")
-        saved = read_json(folder / "doctor" / "record.json")["steps"]
-        if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=_LIMIT_SECONDS).returncode:  # noqa: S603
-            raise CramError(f"the interrupted run did not resume: {_last_line(log)}")
-    record = read_json(folder / "doctor" / "record.json")
-    attempts = record["attempts"]
-    if record["status"] != "finished" or len(attempts) != 2 or attempts[1]["started_at_step"] != saved:
+    run = folder / "doctor"
+    seconds = _train_until_signal(command, run, _STEPS)
+    saved = read_json(run / "record.json")["steps"]
+    _train_until_signal(command, run, saved + _STEPS)
+    attempts = read_json(run / "record.json")["attempts"]
+    if len(attempts) != 2 or attempts[1]["started_at_step"] != saved:
         raise CramError(f"the interrupted run resumed at step {attempts[-1]['started_at_step']}, saved was {saved}")
-    line = f"SIGTERM saved step {saved} in {duration(stopped)}, and the same command went on from there"
-    return Check("resume", "pass", line, {"step": saved, "seconds": stopped})
+    line = f"SIGTERM saved step {saved} in {duration(seconds)}, and the same command went on from there"
+    return Check("resume", "pass", line, {"step": saved, "seconds": seconds})
 
 
-def _wait_for_steps(trace: Path, process: subprocess.Popen[bytes]) -> None:
+def _train_until_signal(command: list[str], run: Path, steps: int) -> float:
+    """Train until the run has more than `steps` steps, send SIGTERM, and return the seconds until it has ended."""
+    log = run.parent / "log.txt"
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603 - without a shell
+        try:
+            _wait_for_steps(run / "trace.jsonl", process, steps, log)
+            sent = time.perf_counter()
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(_LIMIT_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+    if status != 128 + signal.SIGTERM:
+        raise CramError(f"a run ended by SIGTERM has exit status {status}: {_last_line(log)}")
+    return time.perf_counter() - sent
+
+
+def _wait_for_steps(trace: Path, process: subprocess.Popen[bytes], steps: int, log: Path) -> None:
     until = time.monotonic() + _LIMIT_SECONDS
     while time.monotonic() < until:
-        if trace.is_file() and sum(1 for _ in trace.open("rb")) > _SIGNAL_AT:
+        if trace.is_file() and sum(1 for _ in trace.open("rb")) > steps:
             return
         if process.poll() is not None:
-            raise CramError(f"a run of {_BUDGET} ended early: {_last_line(trace.parent.parent / 'log.txt')}")
+            raise CramError(f"a run ended before step {steps}: {_last_line(log)}")
         time.sleep(0.05)
-    raise CramError(f"a run made no {_SIGNAL_AT} steps in {_LIMIT_SECONDS:.0f} s")
+    raise CramError(f"a run did not reach step {steps} in {_LIMIT_SECONDS:.0f} s: {_last_line(log)}")
 
 
 def _last_line(log: Path) -> str:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from composer.algorithms.sam.sam import SAMOptimizer
-from composer.core import Event
+from composer.core import Event, Precision
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -27,7 +27,12 @@ class Problem:
         self.model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
         self.rows = torch.randn(8, 3)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1, weight_decay=0.1)
-        self.state = SimpleNamespace(timestamp=SimpleNamespace(batch=0), optimizers=(self.optimizer,), model=self.model)
+        self.state = SimpleNamespace(
+            timestamp=SimpleNamespace(batch=0),
+            optimizers=(self.optimizer,),
+            model=self.model,
+            precision=Precision.FP32,
+        )
         self.seen: list[tuple[list[torch.Tensor], dict]] = []  # weights and arguments of each pass
         self.sam = SAM(SamConfig(**config))
         if wrap:

@@ -25,7 +25,6 @@ YAML = REPOSITORY / "yamls" / "cram-cpu.yaml"
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "_BUDGET", "3s")
     monkeypatch.setattr(machine, "_LOAD_SECONDS", 0.2)
     monkeypatch.setattr(machine, "_DISK_BYTES", 8 << 20)
     monkeypatch.setattr(precision, "_SECONDS", 0.05)
