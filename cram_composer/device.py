@@ -198,7 +198,7 @@ def _nvidia_driver() -> tuple[str, str] | None:
 
 
 def idle_gpu() -> str | None:
-    """Return the name of a GPU that a run on the CPU leaves idle, without touching it; None if there is none."""
+    """Return the name of the first GPU, without creating a CUDA context on it; None without a GPU."""
     with _nvml() as nvml:
         if nvml is not None and nvml.nvmlDeviceGetCount():
             return str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0)))

@@ -142,7 +142,7 @@ def _unknown_key(key: str, path: list[str], section: type[BaseModel] | None) -> 
 
 
 def not_one_of(value: Any, known: Iterable[str]) -> str:
-    """Word the error of a value that is none of `known`."""
+    """Return the error text for a value outside `known`, with the closest match."""
     known = list(known)
     return f"must be one of {', '.join(known)}, got '{value}'{did_you_mean(str(value), known)}"
 
