@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +16,12 @@ from cram_composer.data.loading.preflight import format_bytes
 from cram_composer.doctor.checks import Check, CheckContext
 from cram_composer.doctor.precision import card_of
 from cram_composer.errors import CramError
+from cram_composer.jobs.processes import last_error, run_module
 from cram_composer.planning.memory import measure_step_memory
 from cram_composer.planning.run_spec import fake_tensors
 from cram_composer.planning.speed import Speed, row_flops
 from cram_composer.planning.spending import simulate_budget
 from cram_composer.planning.strategies import estimate_memory
-from cram_composer.storage.files import write_json
 
 _TRIAL = "cram_composer.doctor.trial"
 
@@ -40,15 +38,10 @@ def check_training(context: CheckContext) -> Iterator[Check]:
 
 
 def _try_steps(context: CheckContext, folder: Path) -> dict[str, Any]:
-    settings = folder / "settings.json"
-    write_json(settings, context.config.model_dump(mode="json"))
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
-    done = subprocess.run(  # noqa: S603 - this interpreter, without a shell
-        [sys.executable, "-m", _TRIAL, str(settings)], env=os.environ | caches, capture_output=True, text=True
-    )
+    done = run_module(_TRIAL, context.config.model_dump(mode="json"), os.environ | caches)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise CramError(lines[-1].removeprefix("error: "))
+        raise CramError(last_error(done))
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cram_composer.errors import CramError
 
@@ -30,6 +33,28 @@ def available_cores() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
+
+
+def run_module(
+    module: str, settings: Mapping[str, Any], environment: Mapping[str, str], *options: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of this package on the path of a JSON file with `settings`; it ends with this process."""
+    with tempfile.TemporaryDirectory(prefix="cram-") as folder:
+        path = Path(folder) / "settings.json"
+        path.write_text(json.dumps(settings))
+        return subprocess.run(  # noqa: S603 - this interpreter, without a shell
+            [sys.executable, "-m", module, *options, str(path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda: end_with_parent(signal.SIGKILL),
+        )
+
+
+def last_error(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line of a failed process's errors, or its exit status."""
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return lines[-1].removeprefix("error: ")
 
 
 def run_command(command: Sequence[str], log: Path) -> None:

@@ -10,9 +10,7 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,12 @@ import torch
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.device import DeviceChoice, choose_device, out_of_memory
 from cram_composer.errors import CramError
-from cram_composer.jobs.processes import end_with_parent
+from cram_composer.jobs.processes import last_error, run_module
 from cram_composer.planning.memory import StepMemory, measure_step_memory
 from cram_composer.planning.run_spec import RunSpec, read_data_facts
 from cram_composer.planning.speed import measure_speed
 from cram_composer.planning.strategies import estimate_memory, strategy_name
-from cram_composer.storage.files import read_json, write_json
+from cram_composer.storage.files import read_json
 
 USABLE = 0.92  # share of the memory that a microbatch may use
 # Tokens in a microbatch beyond which a step gets no faster: its products are as large as the device needs.
@@ -119,20 +117,12 @@ def _nothing_fits(memory: float) -> CramError:
 
 def _try(config: RunConfig, devices: int, rows: int) -> float | None:
     """Train a few steps with microbatches of `rows` rows; return the share of the memory used, None if too little."""
-    with tempfile.TemporaryDirectory(prefix="cram-microbatch-") as folder:
-        settings = Path(folder) / "settings.json"
-        write_json(settings, {"config": with_microbatch(config, rows).model_dump(mode="json"), "devices": devices})
-        done = subprocess.run(  # noqa: S603 - this interpreter, without a shell
-            [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--try", str(settings)],
-            capture_output=True,
-            text=True,
-            preexec_fn=lambda: end_with_parent(signal.SIGKILL),
-        )
+    settings = {"config": with_microbatch(config, rows).model_dump(mode="json"), "devices": devices}
+    done = run_module(__spec__.name if __spec__ else __name__, settings, os.environ, "--try")
     if done.returncode in (_TOO_LARGE, -signal.SIGKILL):
         return None
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise CramError(f"train.device_train_microbatch_size=auto: {rows} rows: {lines[-1]}")
+        raise CramError(f"train.device_train_microbatch_size=auto: {rows} rows: {last_error(done)}")
     return float(done.stdout.splitlines()[-1])
 
 

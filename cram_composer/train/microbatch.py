@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +14,7 @@ from composer.utils.collect_env import get_cpu_model
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.device import DeviceChoice
 from cram_composer.errors import CramError
-from cram_composer.jobs.processes import end_with_parent
-from cram_composer.storage.files import write_json
+from cram_composer.jobs.processes import last_error, run_module
 
 _SEARCH = "cram_composer.planning.microbatch"
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -82,19 +76,9 @@ def _search(config: RunConfig, below: int | None) -> dict[str, Any]:
     """Search in another process, which leaves no memory in use on the device of this one."""
     settings = {"config": config.model_dump(mode="json"), "devices": dist.get_world_size(), "below": below}
     alone = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
-    with tempfile.TemporaryDirectory(prefix="cram-microbatch-") as folder:
-        path = Path(folder) / "settings.json"
-        write_json(path, settings)
-        done = subprocess.run(  # noqa: S603 - this interpreter, without a shell
-            [sys.executable, "-m", _SEARCH, str(path)],
-            env=alone,
-            capture_output=True,
-            text=True,
-            preexec_fn=lambda: end_with_parent(signal.SIGKILL),
-        )
+    done = run_module(_SEARCH, settings, alone)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise CramError(lines[-1].removeprefix("error: "))
+        raise CramError(last_error(done))
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
