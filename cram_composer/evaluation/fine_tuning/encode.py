@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from cram_composer.evaluation.fine_tuning.examples import Split
+from cram_composer.evaluation.tasks.examples import Split
 
 LENGTH_MULTIPLE = 8  # rows are padded to a multiple, which suits matrix kernels
 _POOLED_BATCHES = 50  # batches whose rows are sorted together; the order of such pools stays random

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cram_composer.config.schema.evaluation import ProtocolConfig
+from cram_composer.config.schema.evaluation import FineTuningConfig, FineTuningProtocol
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.encode import EncodedRows, collate, epoch_batches, scoring_batches, to_device
 from cram_composer.evaluation.fine_tuning.metrics import compute_metrics
-from cram_composer.evaluation.fine_tuning.tasks import Task
+from cram_composer.evaluation.tasks.task import Task
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
@@ -32,7 +32,7 @@ class Outcome:
     train_loss: float  # mean over the last tenth of the steps
 
 
-def task_settings(protocol: ProtocolConfig, task: str) -> ProtocolConfig:
+def task_settings(protocol: FineTuningProtocol, task: str) -> FineTuningProtocol:
     """Return the protocol with its overrides for one task."""
     own = protocol.overrides.get(task)
     return protocol.model_copy(update=own.model_dump(exclude_none=True) if own is not None else {})
@@ -42,7 +42,7 @@ def fine_tune(
     model: PreTrainedModel,
     task: Task,
     rows: dict[str, EncodedRows],
-    settings: ProtocolConfig,
+    settings: FineTuningConfig,
     seed: int,
     device: torch.device,
     precision: str,
@@ -98,7 +98,7 @@ def evaluate(
     model: PreTrainedModel,
     task: Task,
     rows: EncodedRows,
-    settings: ProtocolConfig,
+    settings: FineTuningConfig,
     device: torch.device,
     precision: str,
 ) -> dict[str, float]:
@@ -112,7 +112,7 @@ def evaluate(
     return compute_metrics(task, logits, rows)
 
 
-def lr_factor(settings: ProtocolConfig, step: int, steps: int) -> float:
+def lr_factor(settings: FineTuningConfig, step: int, steps: int) -> float:
     """Return the learning rate of `step` (from 0) of `steps` relative to its peak: linear warmup, then the schedule."""
     warmup = settings.warmup * steps
     if step < warmup:
@@ -131,7 +131,7 @@ def autocast(device: torch.device, precision: str) -> Any:
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _build_optimizer(model: PreTrainedModel, settings: ProtocolConfig, device: torch.device) -> torch.optim.AdamW:
+def _build_optimizer(model: PreTrainedModel, settings: FineTuningConfig, device: torch.device) -> torch.optim.AdamW:
     """Build AdamW without weight decay for biases and norms."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]

@@ -14,7 +14,7 @@ from torchmetrics.classification import (
 )
 
 from cram_composer.evaluation.fine_tuning.encode import EncodedRows
-from cram_composer.evaluation.fine_tuning.tasks import Task
+from cram_composer.evaluation.tasks.task import Task
 
 # Metrics of predictions and labels [N], by the number of labels.
 _ROW_METRICS: dict[str, Callable[[int], Metric]] = {
