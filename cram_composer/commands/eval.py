@@ -60,12 +60,12 @@ def add(commands: Commands) -> None:
         "minimal-pairs: folder with a .jsonl per paradigm; masked-words: text file or a folder of them",
     )
     own = evaluate.add_argument_group("your own data")
-    own.add_argument("--train", metavar="FILE", help="rows to fine-tune on: .csv, .tsv, .jsonl[.zst|.gz] or .parquet")
+    own.add_argument("--train", metavar="FILE", help="rows to train on: csv, tsv, jsonl, parquet; ner: CoNLL columns")
     own.add_argument("--validation", metavar="FILE", help="rows to score")
     own.add_argument("--text", metavar="COLUMN", help="column of the text (default: text)")
     own.add_argument("--text-pair", metavar="COLUMN", help="column of the second text of a pair")
     own.add_argument("--label", metavar="COLUMN", help="column of the label (default: label)")
-    own.add_argument("--type", metavar="NAME", help="classification or regression (default: classification)")
+    own.add_argument("--type", metavar="NAME", help="classification, regression or ner (default: classification)")
     evaluate.add_argument("--tasks", metavar="A,B", help="run only these tasks of the protocol")
     evaluate.add_argument("--seeds", type=int, metavar="N", help="seeds per task (default: the protocol's value)")
     evaluate.add_argument(

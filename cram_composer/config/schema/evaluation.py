@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from cram_composer.config.schema.base import Betas, FilePath, Rate, Settings, Share, key
 
@@ -50,14 +50,24 @@ class ProtocolConfig(FineTuningConfig):
 
 
 class OwnTaskConfig(Settings):
-    """A task made of files; .csv, .tsv, .jsonl[.gz|.zst] or .parquet with a row per text."""
+    """A task made of files: .csv, .tsv, .jsonl[.gz|.zst] or .parquet with a row per text; for ner, CoNLL columns."""
 
-    type: Literal["classification", "regression"] = key("classification", "classes, or numbers")
+    type: Literal["classification", "regression", "ner"] = key(
+        "classification", "classes, or numbers, of texts; ner: entities, tagged word by word"
+    )
     train: FilePath = key(..., "file of the rows to train on")
     validation: FilePath = key(..., "file of the rows to score; its classes are those of the train file")
     text: str = key("text", "column of the text")
     text_pair: str | None = key(None, "column of the second text of a pair")
     label: str = key("label", "column of the class, a text or an integer, or of the number")
+
+    @model_validator(mode="after")
+    def _columns_of_ner(self) -> OwnTaskConfig:
+        if self.type == "ner":
+            for name in ("text", "text_pair", "label"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"{name}: has no effect with type=ner, which reads the first and last column")
+        return self
 
 
 class OwnDataConfig(FineTuningConfig):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from cram_composer.errors import CramError
 from cram_composer.evaluation.tasks.examples import Split
 
 LENGTH_MULTIPLE = 8  # rows are padded to a multiple, which suits matrix kernels
@@ -22,9 +24,11 @@ class EncodedRows(NamedTuple):
     Attributes:
         ids: int32, all rows concatenated; row r is ids[starts[r]:starts[r + 1]].
         types: uint8 token types of `ids`; None if the model has no token types.
-        labels: int64 [N], or fp32 for a regression.
+        labels: int64 [N], or fp32 for a regression; of a task that tags words, int64 [W], all words concatenated.
         groups: int64 [N], group number of each example.
         credits: fp32 [N].
+        words: int64, index in `labels` of the word that an id begins, or -1; None if words have no labels.
+        sentences: int64 [N + 1]; row r has the words sentences[r] to sentences[r + 1].
     """
 
     ids: torch.Tensor
@@ -33,11 +37,13 @@ class EncodedRows(NamedTuple):
     labels: torch.Tensor
     groups: torch.Tensor
     credits: torch.Tensor
+    words: torch.Tensor | None = None
+    sentences: torch.Tensor | None = None
 
     @property
     def size(self) -> int:
         """Number of rows."""
-        return len(self.labels)
+        return len(self.starts) - 1
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -48,24 +54,82 @@ class EncodedRows(NamedTuple):
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool) -> EncodedRows:
     """Encode every example; in pairs that are too long, the longer text is truncated."""
     examples = split.examples
-    ids, types, lengths = [], [], []
-    for start in range(0, len(examples), _ROWS_PER_CALL):
-        texts = (example.texts for example in examples[start : start + _ROWS_PER_CALL])
-        columns = [list(column) for column in zip(*texts, strict=True)]
-        rows = tokenizer(*columns, truncation=True, max_length=max_length, return_token_type_ids=token_types)
-        lengths += [len(row) for row in rows["input_ids"]]
-        ids.append(torch.tensor(list(itertools.chain.from_iterable(rows["input_ids"])), dtype=torch.int32))
-        if token_types:
-            types.append(torch.tensor(list(itertools.chain.from_iterable(rows["token_type_ids"])), dtype=torch.uint8))
+    pieces = _tokenize([example.texts for example in examples], tokenizer, max_length, token_types)
     groups: dict[object, int] = {}
     return EncodedRows(
-        torch.cat(ids),
-        torch.cat(types) if token_types else None,
-        torch.tensor([0, *itertools.accumulate(lengths)]),
+        pieces.ids,
+        pieces.types,
+        pieces.starts,
         torch.tensor([example.label for example in examples]),
         torch.tensor([groups.setdefault(example.group, len(groups)) for example in examples]),
         torch.tensor([example.credit for example in examples]),
     )
+
+
+def encode_words(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool) -> EncodedRows:
+    """Encode sentences whose words have labels; words are joined with spaces, and the first piece stands for its word.
+
+    A word that is truncated, or that no piece begins, is in `labels` but not in `words`.
+
+    Raises:
+        CramError: the tokenizer does not tell which characters a piece covers.
+    """
+    if not tokenizer.is_fast:
+        raise CramError("words with labels need a fast tokenizer (tokenizer.json), which the model does not have")
+    examples = split.examples
+    texts = [(" ".join(example.texts),) for example in examples]
+    pieces = _tokenize(texts, tokenizer, max_length, token_types, offsets=True)
+    words: list[int] = []
+    sentences = [0]
+    for example, spans in zip(examples, pieces.spans, strict=True):
+        ends = list(itertools.accumulate(len(word) + 1 for word in example.texts))  # with the space after a word
+        last = -1
+        for start, end in spans:
+            # The last character tells the word: a piece may begin with the space before it, or be only that space.
+            word = bisect.bisect_right(ends, end - 1)
+            begins = start < end < ends[word] and word > last
+            words.append(sentences[-1] + word if begins else -1)
+            last = word if begins else last
+        sentences.append(sentences[-1] + len(ends))
+    labels = [label for example in examples for label in cast(tuple[int, ...], example.label)]
+    none = torch.zeros(len(examples))
+    return EncodedRows(
+        pieces.ids, pieces.types, pieces.starts, torch.tensor(labels), none.long(), none,
+        torch.tensor(words), torch.tensor(sentences),
+    )  # fmt: skip
+
+
+class _Pieces(NamedTuple):
+    ids: torch.Tensor
+    types: torch.Tensor | None
+    starts: torch.Tensor
+    spans: list[list[tuple[int, int]]]  # characters of every piece, row by row
+
+
+def _tokenize(
+    texts: Sequence[tuple[str, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    token_types: bool,
+    offsets: bool = False,
+) -> _Pieces:
+    ids, types, lengths, spans = [], [], [], []
+    for start in range(0, len(texts), _ROWS_PER_CALL):
+        columns = [list(column) for column in zip(*texts[start : start + _ROWS_PER_CALL], strict=True)]
+        rows = tokenizer(
+            *columns,
+            truncation=True,
+            max_length=max_length,
+            return_token_type_ids=token_types,
+            return_offsets_mapping=offsets,
+        )
+        lengths += [len(row) for row in rows["input_ids"]]
+        ids.append(torch.tensor(list(itertools.chain.from_iterable(rows["input_ids"])), dtype=torch.int32))
+        if token_types:
+            types.append(torch.tensor(list(itertools.chain.from_iterable(rows["token_type_ids"])), dtype=torch.uint8))
+        spans += rows["offset_mapping"] if offsets else []
+    starts = torch.tensor([0, *itertools.accumulate(lengths)])
+    return _Pieces(torch.cat(ids), torch.cat(types) if token_types else None, starts, spans)
 
 
 def training_batches(rows: EncodedRows, batch_size: int, generator: torch.Generator) -> list[torch.Tensor]:
@@ -83,19 +147,39 @@ def scoring_batches(rows: EncodedRows, batch_size: int) -> list[torch.Tensor]:
 
 
 def collate(rows: EncodedRows, batch: torch.Tensor, pad: int) -> dict[str, torch.Tensor]:
-    """Pad the rows of a batch: input_ids, attention_mask, token_type_ids if any, int64 [B, L]; labels [B]."""
-    starts, lengths = rows.starts[batch, None], rows.lengths[batch, None]
-    at = torch.arange(-(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-    inside = at < lengths
-    places = (starts + at).where(inside, 0)
+    """Pad the rows of a batch: input_ids, attention_mask, token_type_ids if any, int64 [B, L], and labels.
+
+    Labels are [B], or [B, L] for words, with -100 at every other token.
+    """
+    places, inside = _places(rows, batch)
     made = {
         "input_ids": rows.ids[places].long().where(inside, pad),
         "attention_mask": inside.long(),
-        "labels": rows.labels[batch],
+        "labels": rows.labels[batch] if rows.words is None else _word_labels(rows, batch),
     }
     if rows.types is not None:
         made["token_type_ids"] = rows.types[places].long().where(inside, 0)
     return made
+
+
+def words_at(rows: EncodedRows, batch: torch.Tensor) -> torch.Tensor:
+    """Return for every token of a collated batch the word that it begins, or -1; int64 [B, L]."""
+    assert rows.words is not None
+    places, inside = _places(rows, batch)
+    return rows.words[places].where(inside, -1)
+
+
+def _word_labels(rows: EncodedRows, batch: torch.Tensor) -> torch.Tensor:
+    words = words_at(rows, batch)
+    return rows.labels[words].where(words >= 0, -100)
+
+
+def _places(rows: EncodedRows, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places in `rows.ids` of a padded batch, int64 [B, L], and which of them are inside a row."""
+    starts, lengths = rows.starts[batch, None], rows.lengths[batch, None]
+    at = torch.arange(-(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    inside = at < lengths
+    return (starts + at).where(inside, 0), inside
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -14,11 +14,22 @@ from transformers import PreTrainedModel
 
 from cram_composer.config.schema.evaluation import FineTuningConfig, FineTuningProtocol
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.encode import EncodedRows, collate, epoch_batches, scoring_batches, to_device
-from cram_composer.evaluation.fine_tuning.metrics import compute_metrics
+from cram_composer.evaluation.fine_tuning.encode import (
+    EncodedRows,
+    collate,
+    epoch_batches,
+    scoring_batches,
+    to_device,
+    words_at,
+)
+from cram_composer.evaluation.fine_tuning.heads import WordTagger
+from cram_composer.evaluation.fine_tuning.metrics import compute_metrics, span_scores
 from cram_composer.evaluation.tasks.task import Task
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+
+
+Model = PreTrainedModel | WordTagger
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ def task_settings(protocol: FineTuningProtocol, task: str) -> FineTuningProtocol
 
 
 def fine_tune(
-    model: PreTrainedModel,
+    model: Model,
     task: Task,
     rows: dict[str, EncodedRows],
     settings: FineTuningConfig,
@@ -95,7 +106,7 @@ def fine_tune(
 
 @torch.inference_mode()
 def evaluate(
-    model: PreTrainedModel,
+    model: Model,
     task: Task,
     rows: EncodedRows,
     settings: FineTuningConfig,
@@ -104,12 +115,20 @@ def evaluate(
 ) -> dict[str, float]:
     """Compute every metric of `task` on `rows`, in percent."""
     model.eval()
-    logits = torch.empty(rows.size, task.num_labels)
+    if task.head == "words":
+        predicted = torch.zeros_like(rows.labels)  # class 0, which is O, for words without a piece
+    else:
+        logits = torch.empty(rows.size, task.num_labels)
     for batch in scoring_batches(rows, settings.eval_batch_size):
         with autocast(device, precision):
             inputs = to_device(collate(rows, batch, _pad_id(model)), device)
-            logits[batch] = model(**inputs).logits.float().cpu()
-    return compute_metrics(task, logits, rows)
+            found = model(**inputs).logits.float().cpu()
+        if task.head == "words":
+            words = words_at(rows, batch)
+            predicted[words[words >= 0]] = found.argmax(dim=-1)[words >= 0]
+        else:
+            logits[batch] = found
+    return compute_metrics(task, logits, rows) if task.head == "sequence" else span_scores(task, predicted, rows)
 
 
 def lr_factor(settings: FineTuningConfig, step: int, steps: int) -> float:
@@ -131,7 +150,7 @@ def autocast(device: torch.device, precision: str) -> Any:
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _build_optimizer(model: PreTrainedModel, settings: FineTuningConfig, device: torch.device) -> torch.optim.AdamW:
+def _build_optimizer(model: Model, settings: FineTuningConfig, device: torch.device) -> torch.optim.AdamW:
     """Build AdamW without weight decay for biases and norms."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
@@ -140,5 +159,5 @@ def _build_optimizer(model: PreTrainedModel, settings: FineTuningConfig, device:
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), eps=settings.eps, fused=True)
 
 
-def _pad_id(model: PreTrainedModel) -> int:
+def _pad_id(model: Model) -> int:
     return int(model.config.pad_token_id or 0)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from cram_composer.config.schema.evaluation import FineTuningProtocol, ProtocolConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode
-from cram_composer.evaluation.fine_tuning.fine_tune import evaluate, fine_tune, task_settings
+from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode, encode_words
+from cram_composer.evaluation.fine_tuning.fine_tune import Model, evaluate, fine_tune, task_settings
+from cram_composer.evaluation.fine_tuning.heads import WordTagger
 from cram_composer.evaluation.fine_tuning.results import Result, ResultKey, settings_hash
 from cram_composer.evaluation.model_source import ModelSource
 from cram_composer.evaluation.tasks.benchmarks import find_task, tasks_of
@@ -118,9 +120,10 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
     rows, sizes, partial = _rows(job.model, job.task, job.settings.max_length, job.data)
     torch.manual_seed(job.seed)
     source = job.model if job.init_from is None else replace(job.model, source=str(job.init_from), untrained=False)
-    model = source.load_classifier(job.task.num_labels, job.settings.dropout)
+    model = _load_model(source, job.task, job.settings.dropout)
     outcome = fine_tune(model, job.task, rows, job.settings, job.seed, device, job.precision, report)
     if job.save_to is not None:
+        assert isinstance(model, PreTrainedModel)
         model.save_pretrained(job.save_to)
     result = Result(
         model=job.model.name,
@@ -160,6 +163,13 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
     return results
 
 
+def _load_model(source: ModelSource, task: Task, dropout: float) -> Model:
+    """Load the encoder with a new head for the task, drawn from torch's generator. Raises CramError."""
+    if task.head == "words":
+        return WordTagger(source.load_encoder(dropout), task.num_labels, dropout)
+    return source.load_classifier(task.num_labels, dropout)
+
+
 def _digests(task: Task, data: Path | None) -> dict[str, str]:
     own = "own " if task.files else ""  # a user's task may have the name and the rows of a benchmark's
     return {f"{own}{task.name} {name}": read_split(task, name, data).digest for name in task.sizes}
@@ -174,7 +184,8 @@ def _rows(
     encoded, sizes, partial = {}, {}, []
     for part in task.sizes:
         split = read_split(task, part, data)
-        encoded[part] = encode(split, tokenizer, model.row_length(max_length), token_types=model.has_token_types)
+        encode_split = encode if task.head == "sequence" else encode_words
+        encoded[part] = encode_split(split, tokenizer, model.row_length(max_length), token_types=model.has_token_types)
         sizes[part] = split.rows
         if not split.is_complete:
             partial.append(part)

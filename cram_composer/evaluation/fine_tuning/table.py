@@ -18,6 +18,7 @@ from cram_composer.evaluation.tasks.task import Task
 _SHORT = {
     "validation": "", "validation_matched": "m", "validation_mismatched": "mm", "test": "",
     "matthews": "MCC", "accuracy": "acc", "f1": "F1", "macro_f1": "F1", "pearson": "r", "spearman": "rho",
+    "span_f1": "F1", "span_precision": "P", "span_recall": "R",
     "exact_match": "EM", "choice_accuracy": "EM", "choice_credit": "F1",
 }  # fmt: skip
 
@@ -145,7 +146,10 @@ def console_table(protocol: FineTuningProtocol, rows: Sequence[dict[str, Any]]) 
 
 def _legend(protocol: FineTuningProtocol) -> str:
     if not isinstance(protocol, ProtocolConfig):
-        return "acc: accuracy; F1: macro F1; r: Pearson's; rho: Spearman's correlation; all in percent"
+        return (
+            "in percent. acc: accuracy; F1: macro F1, or that of entities with precision P and recall R; "
+            "r: Pearson's, rho: Spearman's correlation"
+        )
     if protocol.benchmark != "glue":
         return "each task counts with the mean of its numbers"
     left_out = [GLUE[name].title for name in protocol.not_averaged]

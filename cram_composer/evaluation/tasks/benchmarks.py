@@ -18,7 +18,9 @@ BENCHMARKS: dict[str, dict[str, Task]] = {"glue": GLUE, "superglue": SUPERGLUE}
 def tasks_of(protocol: FineTuningProtocol) -> Mapping[str, Task]:
     """Return the tasks that a protocol chooses from. Raises CramError if a file of a user's own task is invalid."""
     if isinstance(protocol, OwnDataConfig):
-        return {name: own_task(name, files.model_dump_json()) for name, files in protocol.tasks.items()}
+        return {
+            name: own_task(name, files.model_dump_json(exclude_unset=True)) for name, files in protocol.tasks.items()
+        }
     return BENCHMARKS[protocol.benchmark]
 
 

@@ -16,7 +16,7 @@ from cram_composer.evaluation.tasks.task import Example, Task, class_label
 
 T = TypeVar("T")
 
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class Split(NamedTuple):
@@ -48,7 +48,7 @@ def read_split(task: Task, name: str, data: Path | None) -> Split:
         CramError: a missing file or column, a value that is not text, or a label out of range.
     """
     if task.files:
-        origin, rows = str(task.files[name]), read_table(task.files[name])
+        origin, rows = str(task.files[name]), (task.read or read_table)(task.files[name])
     else:
         origin, rows = _from_hub(task, name) if data is None else _from_files(task, name, data)
     examples: list[Example] = []
@@ -127,7 +127,7 @@ def read_jsonl_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line numbers and JSON objects of a .jsonl[.zst|.gz] file. Raises CramError for other lines."""
     import pyarrow
 
-    with pyarrow.input_stream(path, compression=_COMPRESSIONS.get(path.suffix)) as file:
+    with pyarrow.input_stream(path, compression=COMPRESSIONS.get(path.suffix)) as file:
         for number, line in enumerate(io.BufferedReader(file), start=1):
             if not line.strip():
                 continue

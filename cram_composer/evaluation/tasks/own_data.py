@@ -1,4 +1,4 @@
-"""Tasks made of a user's own files: classification of, or regression on, texts and pairs of texts."""
+"""Tasks made of a user's own files: texts or pairs of texts with classes or numbers, sentences with entities."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from cram_composer.config.paths import expand
 from cram_composer.config.schema.evaluation import OwnTaskConfig
 from cram_composer.errors import CramError
+from cram_composer.evaluation.tasks.conll import OUTSIDE, read_conll
 from cram_composer.evaluation.tasks.examples import read_table
 from cram_composer.evaluation.tasks.task import Example, Task
 
@@ -30,6 +31,8 @@ def own_task(name: str, settings: str) -> Task:
     """
     own = OwnTaskConfig.model_validate_json(settings)
     files = {"train": Path(expand(own.train)), "validation": Path(expand(own.validation))}
+    if own.type == "ner":
+        return _ner_task(name, files)
     texts = (own.text,) if own.text_pair is None else (own.text, own.text_pair)
     classifies = own.type == "classification"
     labels: tuple[str, ...] = ()
@@ -54,6 +57,37 @@ def own_task(name: str, settings: str) -> Task:
         make_examples=convert,
         files=files,
     )
+
+
+def _ner_task(name: str, files: dict[str, Path]) -> Task:
+    """Return the task of finding the types of entities of both files."""
+    types = {tag[2:] for file in files.values() for row in read_conll(file) for tag in row["tags"] if tag != OUTSIDE}
+    if not types:
+        raise CramError(f"{files['train']}: every tag is {OUTSIDE}, so there is nothing to learn")
+    labels = (OUTSIDE, *(f"{prefix}-{kind}" for kind in sorted(types) for prefix in "BI"))
+    return Task(
+        name,
+        name,
+        (),
+        labels,
+        ("span_f1", "span_precision", "span_recall"),
+        dict.fromkeys(files, 0),
+        other_columns=("words", "tags"),
+        make_examples=_Tagged(labels),
+        files=files,
+        read=read_conll,
+        head="words",
+    )
+
+
+@dataclass(frozen=True)
+class _Tagged:
+    """Converts a sentence to an example with the indices of its tags in `labels`."""
+
+    labels: tuple[str, ...]
+
+    def __call__(self, row: Mapping[str, Any], number: int) -> list[Example]:
+        return [Example(tuple(row["words"]), tuple(self.labels.index(tag) for tag in row["tags"]))]
 
 
 @dataclass(frozen=True)

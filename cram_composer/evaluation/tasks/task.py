@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Example(NamedTuple):
     """One or two texts as input of the model, with a label: a class, or a number for a regression.
 
+    For a task that tags words, `texts` are the words of a sentence and `label` has a class for each.
     Examples of one `group` are scored together, for example all answers of a question, several of which may be right.
     `credit`, from 0 to 1, is the value of choosing this example if it exceeds that of its label.
     """
 
     texts: tuple[str, ...]
-    label: int | float
+    label: int | float | tuple[int, ...]
     group: Hashable = None
     credit: float = 0.0
 
@@ -26,6 +27,7 @@ class Task:
     """A task on single texts or pairs.
 
     Attributes:
+        head: part of the input that the model labels: the whole, or every word.
         labels: names of the label ids 0, 1, ...; empty for a regression, within `score_range` in benchmarks.
         metrics: names in `metrics`; the first one is the task's main metric.
         sizes: official number of rows of every split in use; 0 if there is none.
@@ -34,6 +36,7 @@ class Task:
         other_columns: further columns, for tasks with `make_examples`.
         make_examples: converts a row and its number, from 0, to examples; raises ValueError for invalid values.
         files: file of every split, for a user's own data.
+        read: yields the rows of a file; None to choose by the file's name.
         hub: the data set on the hub.
         hub_name: its configuration; empty for the task's name.
     """
@@ -50,6 +53,8 @@ class Task:
     other_columns: tuple[str, ...] = ()
     make_examples: Callable[[Mapping[str, Any], int], list[Example]] | None = None
     files: dict[str, Path] = field(default_factory=dict, hash=False)
+    read: Callable[[Path], Iterator[Mapping[str, Any]]] | None = None
+    head: Literal["sequence", "words"] = "sequence"
     hub: str = "nyu-mll/glue"
     hub_revision: str | None = None
     hub_name: str = ""
