@@ -184,6 +184,7 @@ def _zero_shot(options: argparse.Namespace, protocol: Any) -> Evaluated:
 _EVALUATIONS: dict[str, Callable[[argparse.Namespace, Any], Evaluated]] = {
     "fine-tuning": _fine_tuning,
     "own-data": _fine_tuning,
+    "similarity": _fine_tuning,
     "minimal-pairs": _zero_shot,
     "masked-words": _zero_shot,
 }

@@ -79,7 +79,20 @@ class OwnDataConfig(FineTuningConfig):
     tasks: dict[str, OwnTaskConfig] = key(dict, "files by name of the task")
 
 
-FineTuningProtocol = ProtocolConfig | OwnDataConfig
+class SimilarityConfig(FineTuningConfig):
+    """Embeddings of texts after a short contrastive training on similar pairs."""
+
+    benchmark: ClassVar[str] = "similarity"
+    kind: Literal["similarity"] = "similarity"
+    name: str = key("similarity", "name of the protocol")
+    tasks: list[str] = key(["stsb", "mrpc", "qqp"], "tasks to train on and to score")
+    epochs: NonNegativeInt = key(1, "passes over the similar pairs of the train split; 0 for none", le=10_000)
+    batch_size: int = key(64, "pairs per step; each has the others' second texts as negatives", ge=2, le=2**16)
+    lr: NonNegativeFloat = key(5e-5, "peak learning rate", le=100.0)
+    temperature: float = key(0.05, "divides the cosines in the loss", ge=1e-3, le=100.0)
+
+
+FineTuningProtocol = ProtocolConfig | OwnDataConfig | SimilarityConfig
 
 
 class ZeroShotConfig(Settings):
@@ -118,6 +131,7 @@ class MaskedWordsConfig(ZeroShotConfig):
 PROTOCOLS: dict[str, type[Settings]] = {
     "fine-tuning": ProtocolConfig,
     "own-data": OwnDataConfig,
+    "similarity": SimilarityConfig,
     "minimal-pairs": MinimalPairsConfig,
     "masked-words": MaskedWordsConfig,
 }

@@ -19,16 +19,17 @@ _ROWS_PER_CALL = 8192  # rows tokenized per call: the tokenizer's lists take man
 
 
 class EncodedRows(NamedTuple):
-    """Unpadded rows of a split, one per example.
+    """Unpadded rows of a split, one per example, or two where the texts of a pair are embedded separately.
 
     Attributes:
         ids: int32, all rows concatenated; row r is ids[starts[r]:starts[r + 1]].
         types: uint8 token types of `ids`; None if the model has no token types.
         labels: int64 [N], or fp32 for a regression; of a task that tags words, int64 [W], all words concatenated.
-        groups: int64 [N], group number of each example.
+        groups: int64 [N], group number of each example; of embeddings [N, 2], numbers of the texts.
         credits: fp32 [N].
         words: int64, index in `labels` of the word that an id begins, or -1; None if words have no labels.
         sentences: int64 [N + 1]; row r has the words sentences[r] to sentences[r + 1].
+        texts: rows of each example.
     """
 
     ids: torch.Tensor
@@ -39,16 +40,17 @@ class EncodedRows(NamedTuple):
     credits: torch.Tensor
     words: torch.Tensor | None = None
     sentences: torch.Tensor | None = None
+    texts: int = 1
 
     @property
     def size(self) -> int:
-        """Number of rows."""
-        return len(self.starts) - 1
+        """Number of examples."""
+        return (len(self.starts) - 1) // self.texts
 
     @property
     def lengths(self) -> torch.Tensor:
-        """Tokens of every row, int64 [N]."""
-        return self.starts.diff()
+        """Tokens of the longest row of every example, int64 [N]."""
+        return self.starts.diff().view(-1, self.texts).amax(dim=1)
 
 
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool) -> EncodedRows:
@@ -97,6 +99,18 @@ def encode_words(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: i
         pieces.ids, pieces.types, pieces.starts, torch.tensor(labels), none.long(), none,
         torch.tensor(words), torch.tensor(sentences),
     )  # fmt: skip
+
+
+def encode_texts(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool) -> EncodedRows:
+    """Encode both texts of every pair, each in a row of its own."""
+    examples = split.examples
+    texts = [text for example in examples for text in example.texts]
+    pieces = _tokenize([(text,) for text in texts], tokenizer, max_length, token_types)
+    numbers: dict[str, int] = {}
+    groups = torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts]).view(-1, 2)
+    labels = torch.tensor([example.label for example in examples])
+    none = torch.zeros(len(examples))
+    return EncodedRows(pieces.ids, pieces.types, pieces.starts, labels, groups, none, texts=2)
 
 
 class _Pieces(NamedTuple):
@@ -149,13 +163,14 @@ def scoring_batches(rows: EncodedRows, batch_size: int) -> list[torch.Tensor]:
 def collate(rows: EncodedRows, batch: torch.Tensor, pad: int) -> dict[str, torch.Tensor]:
     """Pad the rows of a batch: input_ids, attention_mask, token_type_ids if any, int64 [B, L], and labels.
 
-    Labels are [B], or [B, L] for words, with -100 at every other token.
+    Labels are [B]; for words [B, L], with -100 at every other token; for embeddings the numbers of the texts, [B, 2],
+    and the two rows of a pair follow each other.
     """
     places, inside = _places(rows, batch)
     made = {
         "input_ids": rows.ids[places].long().where(inside, pad),
         "attention_mask": inside.long(),
-        "labels": rows.labels[batch] if rows.words is None else _word_labels(rows, batch),
+        "labels": _labels(rows, batch),
     }
     if rows.types is not None:
         made["token_type_ids"] = rows.types[places].long().where(inside, 0)
@@ -169,14 +184,19 @@ def words_at(rows: EncodedRows, batch: torch.Tensor) -> torch.Tensor:
     return rows.words[places].where(inside, -1)
 
 
-def _word_labels(rows: EncodedRows, batch: torch.Tensor) -> torch.Tensor:
+def _labels(rows: EncodedRows, batch: torch.Tensor) -> torch.Tensor:
+    if rows.texts > 1:
+        return rows.groups[batch]
+    if rows.words is None:
+        return rows.labels[batch]
     words = words_at(rows, batch)
     return rows.labels[words].where(words >= 0, -100)
 
 
 def _places(rows: EncodedRows, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the places in `rows.ids` of a padded batch, int64 [B, L], and which of them are inside a row."""
-    starts, lengths = rows.starts[batch, None], rows.lengths[batch, None]
+    numbers = (batch[:, None] * rows.texts + torch.arange(rows.texts)).flatten()
+    starts, lengths = rows.starts[numbers, None], rows.starts.diff()[numbers, None]
     at = torch.arange(-(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
     inside = at < lengths
     return (starts + at).where(inside, 0), inside

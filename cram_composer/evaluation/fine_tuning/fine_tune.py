@@ -22,14 +22,16 @@ from cram_composer.evaluation.fine_tuning.encode import (
     to_device,
     words_at,
 )
-from cram_composer.evaluation.fine_tuning.heads import WordTagger
+from cram_composer.evaluation.fine_tuning.heads import PairEmbedder, WordTagger
 from cram_composer.evaluation.fine_tuning.metrics import compute_metrics, span_scores
+from cram_composer.evaluation.fine_tuning.pairs import pair_scores
 from cram_composer.evaluation.tasks.task import Task
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
-Model = PreTrainedModel | WordTagger
+Model = PreTrainedModel | WordTagger | PairEmbedder
+_SCORES = {"sequence": compute_metrics, "words": span_scores, "embedding": pair_scores}
 
 
 @dataclass(frozen=True)
@@ -115,20 +117,20 @@ def evaluate(
 ) -> dict[str, float]:
     """Compute every metric of `task` on `rows`, in percent."""
     model.eval()
-    if task.head == "words":
-        predicted = torch.zeros_like(rows.labels)  # class 0, which is O, for words without a piece
-    else:
-        logits = torch.empty(rows.size, task.num_labels)
+    outputs: torch.Tensor | None = None  # of every example; of words, their classes: 0, which is O, without a piece
     for batch in scoring_batches(rows, settings.eval_batch_size):
+        inputs = to_device(collate(rows, batch, _pad_id(model)), device)
+        del inputs["labels"]
         with autocast(device, precision):
-            inputs = to_device(collate(rows, batch, _pad_id(model)), device)
             found = model(**inputs).logits.float().cpu()
         if task.head == "words":
             words = words_at(rows, batch)
-            predicted[words[words >= 0]] = found.argmax(dim=-1)[words >= 0]
-        else:
-            logits[batch] = found
-    return compute_metrics(task, logits, rows) if task.head == "sequence" else span_scores(task, predicted, rows)
+            batch, found = words[words >= 0], found.argmax(dim=-1)[words >= 0]
+        if outputs is None:
+            outputs = found.new_zeros(len(rows.labels), *found.shape[1:])
+        outputs[batch] = found
+    assert outputs is not None
+    return _SCORES[task.head](task, outputs, rows)
 
 
 def lr_factor(settings: FineTuningConfig, step: int, steps: int) -> float:

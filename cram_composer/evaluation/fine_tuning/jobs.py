@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from cram_composer.config.schema.evaluation import FineTuningProtocol, ProtocolConfig
+from cram_composer.config.schema.evaluation import FineTuningProtocol, ProtocolConfig, SimilarityConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode, encode_words
+from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode, encode_texts, encode_words
 from cram_composer.evaluation.fine_tuning.fine_tune import Model, evaluate, fine_tune, task_settings
-from cram_composer.evaluation.fine_tuning.heads import WordTagger
+from cram_composer.evaluation.fine_tuning.heads import PairEmbedder, WordTagger
 from cram_composer.evaluation.fine_tuning.results import Result, ResultKey, settings_hash
 from cram_composer.evaluation.model_source import ModelSource
 from cram_composer.evaluation.tasks.benchmarks import find_task, tasks_of
 from cram_composer.evaluation.tasks.examples import read_split
 from cram_composer.evaluation.tasks.task import Task
 
+_ENCODERS = {"sequence": encode, "words": encode_words, "embedding": encode_texts}
 _FROM_MNLI = ("rte", "mrpc", "stsb")
 
 
@@ -120,7 +121,7 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
     rows, sizes, partial = _rows(job.model, job.task, job.settings.max_length, job.data)
     torch.manual_seed(job.seed)
     source = job.model if job.init_from is None else replace(job.model, source=str(job.init_from), untrained=False)
-    model = _load_model(source, job.task, job.settings.dropout)
+    model = _load_model(source, job.task, job.settings)
     outcome = fine_tune(model, job.task, rows, job.settings, job.seed, device, job.precision, report)
     if job.save_to is not None:
         assert isinstance(model, PreTrainedModel)
@@ -163,11 +164,13 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
     return results
 
 
-def _load_model(source: ModelSource, task: Task, dropout: float) -> Model:
+def _load_model(source: ModelSource, task: Task, settings: FineTuningProtocol) -> Model:
     """Load the encoder with a new head for the task, drawn from torch's generator. Raises CramError."""
+    if isinstance(settings, SimilarityConfig):
+        return PairEmbedder(source.load_encoder(settings.dropout), settings.temperature)
     if task.head == "words":
-        return WordTagger(source.load_encoder(dropout), task.num_labels, dropout)
-    return source.load_classifier(task.num_labels, dropout)
+        return WordTagger(source.load_encoder(settings.dropout), task.num_labels, settings.dropout)
+    return source.load_classifier(task.num_labels, settings.dropout)
 
 
 def _digests(task: Task, data: Path | None) -> dict[str, str]:
@@ -184,7 +187,9 @@ def _rows(
     encoded, sizes, partial = {}, {}, []
     for part in task.sizes:
         split = read_split(task, part, data)
-        encode_split = encode if task.head == "sequence" else encode_words
+        if task.head == "embedding" and part == "train":
+            split = split.only_from(task.similar_from)
+        encode_split = _ENCODERS[task.head]
         encoded[part] = encode_split(split, tokenizer, model.row_length(max_length), token_types=model.has_token_types)
         sizes[part] = split.rows
         if not split.is_complete:

@@ -19,6 +19,7 @@ _SHORT = {
     "validation": "", "validation_matched": "m", "validation_mismatched": "mm", "test": "",
     "matthews": "MCC", "accuracy": "acc", "f1": "F1", "macro_f1": "F1", "pearson": "r", "spearman": "rho",
     "span_f1": "F1", "span_precision": "P", "span_recall": "R",
+    "cosine_spearman": "rho", "ndcg@10": "nDCG@10", "mrr@10": "MRR@10",
     "exact_match": "EM", "choice_accuracy": "EM", "choice_credit": "F1",
 }  # fmt: skip
 
@@ -148,7 +149,7 @@ def _legend(protocol: FineTuningProtocol) -> str:
     if not isinstance(protocol, ProtocolConfig):
         return (
             "in percent. acc: accuracy; F1: macro F1, or that of entities with precision P and recall R; "
-            "r: Pearson's, rho: Spearman's correlation"
+            "r: Pearson's, rho: Spearman's correlation; nDCG@10, MRR@10: retrieval, see the documentation"
         )
     if protocol.benchmark != "glue":
         return "each task counts with the mean of its numbers"

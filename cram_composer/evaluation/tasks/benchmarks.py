@@ -9,10 +9,11 @@ from cram_composer.config.schema.evaluation import FineTuningProtocol, OwnDataCo
 from cram_composer.errors import CramError
 from cram_composer.evaluation.tasks.glue import GLUE
 from cram_composer.evaluation.tasks.own_data import own_task
+from cram_composer.evaluation.tasks.similarity import SIMILARITY
 from cram_composer.evaluation.tasks.superglue import SUPERGLUE
 from cram_composer.evaluation.tasks.task import Task
 
-BENCHMARKS: dict[str, dict[str, Task]] = {"glue": GLUE, "superglue": SUPERGLUE}
+BENCHMARKS: dict[str, dict[str, Task]] = {"glue": GLUE, "superglue": SUPERGLUE, "similarity": SIMILARITY}
 
 
 def tasks_of(protocol: FineTuningProtocol) -> Mapping[str, Task]:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from cram_composer.errors import CramError
 from cram_composer.evaluation.tasks.task import Example, Task, class_label
@@ -31,6 +31,13 @@ class Split(NamedTuple):
     def is_complete(self) -> bool:
         """True if the split has the official number of rows, or there is no such number."""
         return not self.official or self.rows == self.official
+
+    def only_from(self, label: float) -> Split:
+        """Return the split with only the examples whose label is >= `label`. Raises CramError if there is none."""
+        examples = [example for example in self.examples if cast(float, example.label) >= label]
+        if not examples:
+            raise CramError(f"{self.name}: no pair has a label >= {label:g}, so there is nothing to learn")
+        return self._replace(examples=examples)
 
     @property
     def digest(self) -> str:

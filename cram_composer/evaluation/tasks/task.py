@@ -27,7 +27,8 @@ class Task:
     """A task on single texts or pairs.
 
     Attributes:
-        head: part of the input that the model labels: the whole, or every word.
+        head: output of the model: labels of the whole input or of every word, or an embedding of every text.
+        similar_from: for embeddings, the lowest label of similar texts.
         labels: names of the label ids 0, 1, ...; empty for a regression, within `score_range` in benchmarks.
         metrics: names in `metrics`; the first one is the task's main metric.
         sizes: official number of rows of every split in use; 0 if there is none.
@@ -54,7 +55,8 @@ class Task:
     make_examples: Callable[[Mapping[str, Any], int], list[Example]] | None = None
     files: dict[str, Path] = field(default_factory=dict, hash=False)
     read: Callable[[Path], Iterator[Mapping[str, Any]]] | None = None
-    head: Literal["sequence", "words"] = "sequence"
+    head: Literal["sequence", "words", "embedding"] = "sequence"
+    similar_from: float = 0.0
     hub: str = "nyu-mll/glue"
     hub_revision: str | None = None
     hub_name: str = ""
