@@ -48,6 +48,12 @@ def add(commands: Commands) -> None:
         metavar="NAME",
         help="estimate from the data sheet of a GPU, such as a6000; all: a table of those known",
     )
+    plan.add_argument(
+        "--price",
+        nargs="+",
+        metavar="NAME=AMOUNT",
+        help="price per hour of cards, such as a6000=0.5 h100=2.5, for what the run costs; with --card all",
+    )
     plan.add_argument("--calibrate", type=int, metavar="N", help="time 2 x N steps on this machine (default: N = 5)")
     plan.add_argument(
         "--memory", metavar="SIZE", help="memory per device, such as 24gb (default: that of this machine's GPU)"
@@ -61,22 +67,25 @@ def run(options: argparse.Namespace) -> int:
     if options.devices < 1:
         raise CramError(f"--devices {options.devices}: must be >= 1")
     flops = _given_flops(options)
+    if options.price and options.card != "all":
+        raise CramError("--price: has no effect without --card all")
     steps = _STEPS if options.calibrate is None else options.calibrate
     if steps < 1:
         raise CramError(f"--calibrate {steps}: must be >= 1")
     memory = None if options.memory is None else _bytes(options.memory)
     check_run(composed.config, options.devices)
     build_schedule(composed.config.schedule)
-    from cram_composer.planning.cards import find_card
+    from cram_composer.planning.cards import card_prices, find_card
     from cram_composer.planning.plan import cards_text, make_plan, plan_cards, plan_text
 
     if options.card == "all":
+        prices = card_prices(options.price or [])
         with messages_to_stderr(options.json):
             plans = plan_cards(composed.config, options.devices)
         if options.json:
             print_json({"format_version": 1, "cards": {name: plan.as_json() for name, plan in plans.items()}})
         else:
-            print(cards_text(composed.config, plans))
+            print(cards_text(composed.config, plans, prices))
         return 0
     card = None if options.card is None else find_card(options.card)
     with messages_to_stderr(options.json):

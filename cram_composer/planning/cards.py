@@ -6,6 +6,8 @@ bandwidth: docs/explanation/gpu-estimate.md has the arithmetic and published mea
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -69,6 +71,22 @@ def find_card(name: str) -> Card:
     if name not in CARDS:
         raise CramError(f"--card: {not_one_of(name, CARDS)}")
     return CARDS[name]
+
+
+def card_prices(items: Sequence[str]) -> dict[str, float]:
+    """Parse prices per hour, each as NAME=AMOUNT, by the short name of the card. Raises CramError."""
+    prices = {}
+    for item in items:
+        name, _, amount = item.partition("=")
+        if name not in CARDS:
+            raise CramError(f"--price {item}: {not_one_of(name, CARDS)}")
+        try:
+            prices[name] = float(amount)
+        except ValueError:
+            prices[name] = math.nan
+        if not 0.0 < prices[name] < math.inf:
+            raise CramError(f"--price {item}: must be an amount > 0, such as {name}=0.5")
+    return prices
 
 
 def memory_bytes_per_token(model: PreTrainedModel, length: int, predicted: int) -> float:

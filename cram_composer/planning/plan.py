@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
@@ -243,9 +244,10 @@ def plan_cards(config: RunConfig, devices: int) -> dict[str, Plan]:
     return {name: make_plan(config, devices, card=card) for name, card in CARDS.items()}
 
 
-def cards_text(config: RunConfig, plans: dict[str, Plan]) -> str:
-    """Format the plans of a run for several cards as a table."""
+def cards_text(config: RunConfig, plans: dict[str, Plan], prices: Mapping[str, float]) -> str:
+    """Format the plans of a run for several cards as a table; `prices` of some, per hour, give the cost of the run."""
     rows = [["--card", "tokens/s", "MFU", "microbatch", "memory", "tokens", "steps", "epochs"]]
+    rows[0] += ["per hour", "cost", "tokens per unit"] if prices else []
     for name, plan in plans.items():
         card = CARDS[name]
         used = next(row for row in plan.estimates if row.strategy == strategy_name(config))
@@ -260,6 +262,11 @@ def cards_text(config: RunConfig, plans: dict[str, Plan]) -> str:
             count(plan.spending.steps),
             "" if plan.spending.epochs is None else decimal(plan.spending.epochs, 2),
         ])  # fmt: skip
+        if name in prices:
+            cost = prices[name] * plan.device_hours
+            rows[-1] += [decimal(prices[name], 2), decimal(cost, 2), short_count(plan.spending.tokens / cost)]
+        elif prices:
+            rows[-1] += ["", "", ""]
     return "\n".join(table_lines(rows, right=range(1, len(rows[0]))))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cram_composer.cli import main
+from cram_composer.planning.cards import CARDS
 from tests.conftest import SMALL, Train
 from tests.data.data_sets import write_data_set
 from tests.tiny_runs import record
@@ -32,6 +33,19 @@ def test_a_plan_from_given_flops(tmp_path: Path, capsys):
     assert 16 % entry["largest_microbatch"] == 0 and entry["total"] > 0.9 * 2**20
 
 
+def test_prices_tell_what_the_run_costs_on_a_card(tmp_path: Path, capsys, monkeypatch):
+    for name in set(CARDS) - {"4090", "a6000"}:
+        monkeypatch.delitem(CARDS, name)
+    settings = [*SMALL, f"data.local={write_data_set(tmp_path / 'data')}", "--budget", "30m", "--devices", "2"]
+    assert main([*RUN, *settings, "--card", "all", "--price", "a6000=0.50"]) == 0
+    header, *cards = capsys.readouterr().out.splitlines()
+    assert header.split()[-5:] == ["hour", "cost", "tokens", "per", "unit"]
+    (priced,) = [line.split() for line in cards if line.startswith("a6000")]
+    assert priced[-4:-2] == ["0.50", "0.50"]  # half an hour on two cards
+    (other,) = [line for line in cards if line.startswith("4090")]
+    assert "0.50" not in other
+
+
 def test_calibration_trains_here_and_writes_nothing(tmp_path: Path, monkeypatch, capsys):
     data = write_data_set(tmp_path / "data")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -52,6 +66,10 @@ def test_calibration_trains_here_and_writes_nothing(tmp_path: Path, monkeypatch,
         (["--flops", "1e9", "--calibrate", "3"], "--flops and --calibrate"),
         (["--memory", "much"], "--memory: 'much' is not a size"),
         (["--budget", "soon"], "'soon' is not a duration"),
+        (["--price", "a6000=0.5"], "--price: has no effect without --card all"),
+        (["--card", "all", "--price", "a60=0.5"], "--price a60=0.5: must be one of"),
+        (["--card", "all", "--price", "a6000=free"], "--price a6000=free: must be an amount > 0, such as a6000=0.5"),
+        (["--card", "all", "--price", "a6000"], "--price a6000: must be an amount > 0"),
     ],
 )
 def test_mistakes_are_one_line(given, message, capsys):
