@@ -64,10 +64,7 @@ class ModelSource:
     def check_loadable(self) -> None:
         """Raise CramError if the tokenizer or the configuration cannot be loaded."""
         self.load_tokenizer()
-        try:
-            self._load_config()
-        except (OSError, ValueError) as error:
-            raise CramError(f"{self.name}: cannot be loaded: {_one_line(error)}") from None
+        self._config_with_dropout(0.0)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer. Raises CramError."""
@@ -96,7 +93,10 @@ class ModelSource:
         return model
 
     def _config_with_dropout(self, dropout: float) -> PretrainedConfig:
-        config = self._load_config()
+        try:
+            config = self._load_config()
+        except (OSError, ValueError) as error:
+            raise CramError(f"{self.name}: cannot be loaded: {_one_line(error)}") from None
         for key in _DROPOUT_KEYS:
             if getattr(config, key, None) is not None:
                 setattr(config, key, dropout)

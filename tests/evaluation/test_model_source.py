@@ -1,4 +1,4 @@
-"""Models of somebody else: their own code never runs."""
+"""Models of somebody else: their own code never runs, and their weights are loaded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from cram_composer.errors import CramError
 from cram_composer.evaluation.model_source import find_model
+from tests.evaluation.tiny_folders import save
 
 
 def test_code_of_a_model_folder_is_not_run(tmp_path: Path) -> None:
@@ -30,3 +32,16 @@ def test_code_of_a_model_folder_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(CramError, match="cannot be loaded"):
         model.check_loadable()
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["crambert", "bert", "modernbert", "roberta"])
+def test_an_encoder_has_the_weights_of_its_masked_lm(kind: str, tmp_path: Path):
+    source = find_model(str(save(tmp_path / "model", kind)))
+    whole, encoder = source.load_masked_lm(1), source.load_encoder(dropout=0.0)
+    weights = getattr(whole, whole.base_model_prefix).state_dict()
+    loaded = encoder.state_dict()
+    assert len(weights) > 20 and weights.keys() <= loaded.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+    torch.manual_seed(1)
+    untrained = find_model(f"untrained:{source.name}").load_encoder(dropout=0.0).state_dict()
+    assert not all(torch.equal(untrained[name], loaded[name]) for name in weights)

@@ -1,4 +1,4 @@
-"""examples/skypilot: SkyPilot accepts the file, and its script survives the loss of a machine, with a real S3 server."""
+"""examples/skypilot: SkyPilot accepts the file, and its script survives the loss of a machine, with an S3 server."""
 
 from __future__ import annotations
 

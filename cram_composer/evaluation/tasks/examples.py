@@ -152,7 +152,7 @@ def _read_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _read_tsv(path: Path) -> Iterator[Mapping[str, Any]]:
-    with open(path, encoding="utf-8", newline="") as file:  # GLUE's files have quotes in texts, but no quoting
+    with open(path, encoding="utf-8-sig", newline="") as file:  # GLUE's files have quotes in texts, but no quoting
         yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
