@@ -6,13 +6,16 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-# The class that each transformers Auto class loads from an exported folder. All four are always written, so that a
-# folder saved as a masked LM can also be loaded as a bare encoder or a classifier.
+# The class that each transformers Auto class loads from an exported folder. All are always written, so that a folder
+# saved as a masked LM can also be loaded as a bare encoder or a classifier.
 AUTO_MAP = {
     "AutoConfig": "configuration_crambert.CramBertConfig",
     "AutoModel": "modeling_crambert.CramBertModel",
     "AutoModelForMaskedLM": "modeling_crambert.CramBertForMaskedLM",
+    "AutoModelForMultipleChoice": "modeling_crambert.CramBertForMultipleChoice",
+    "AutoModelForQuestionAnswering": "modeling_crambert.CramBertForQuestionAnswering",
     "AutoModelForSequenceClassification": "modeling_crambert.CramBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_crambert.CramBertForTokenClassification",
 }
 
 
