@@ -27,12 +27,12 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, Trai
 from benchmarks.short_run import spread
 from cram_composer.config.schema.evaluation import ProtocolConfig
 from cram_composer.device import fast_precision
-from cram_composer.evaluation.fine_tuning.benchmarks import find_task
 from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode
-from cram_composer.evaluation.fine_tuning.examples import read_split
 from cram_composer.evaluation.fine_tuning.fine_tune import evaluate, fine_tune
-from cram_composer.evaluation.fine_tuning.tasks import Task
 from cram_composer.evaluation.model_source import ModelSource, find_model
+from cram_composer.evaluation.tasks.benchmarks import find_task
+from cram_composer.evaluation.tasks.examples import read_split
+from cram_composer.evaluation.tasks.task import Task
 
 
 def main() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cram_composer.commands.arguments import (
     Commands,
@@ -16,10 +19,13 @@ from cram_composer.commands.arguments import (
     print_json,
     slurm_parameters,
 )
+from cram_composer.config.messages import not_one_of
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json
 
-Evaluated = tuple[str, str, str, list[str]]  # protocol's name, results file, table, one line per failure
+_OWN_DATA_OPTIONS = ("train", "validation", "text", "text_pair", "label", "type")
+
+Evaluated = tuple[str, str, list[str]]  # results file, table, one line per failure
 
 
 def add(commands: Commands) -> None:
@@ -28,9 +34,10 @@ def add(commands: Commands) -> None:
         commands,
         "eval",
         run,
-        "Score models by fine-tuning them on GLUE or SuperGLUE, or without fine-tuning.",
+        "Score models by fine-tuning them on GLUE, SuperGLUE or your own files, or without fine-tuning.",
         [
             "cram eval runs/cram-1gpu --suite glue",
+            "cram eval runs/cram-1gpu --train train.csv --validation dev.csv --text review --label stars",
             "cram eval runs/cram-cpu untrained:runs/cram-cpu --suite minimal-pairs --data blimp --json",
         ],
     )
@@ -42,9 +49,8 @@ def add(commands: Commands) -> None:
     )
     evaluate.add_argument(
         "--suite",
-        default="glue",
         metavar="NAME",
-        help="protocol: name of a file in yamls/eval, or a YAML file (default: glue)",
+        help="protocol: name of a file in yamls/eval, or a YAML file (default: glue; own-data with --train)",
     )
     evaluate.add_argument(
         "--data",
@@ -53,6 +59,13 @@ def add(commands: Commands) -> None:
         help="glue: folder of TASK/SPLIT.jsonl[.zst], .tsv or .parquet (default: download from the hub); "
         "minimal-pairs: folder with a .jsonl per paradigm; masked-words: text file or a folder of them",
     )
+    own = evaluate.add_argument_group("your own data")
+    own.add_argument("--train", metavar="FILE", help="rows to train on: csv, tsv, jsonl, parquet; ner: CoNLL columns")
+    own.add_argument("--validation", metavar="FILE", help="rows to score")
+    own.add_argument("--text", metavar="COLUMN", help="column of the text (default: text)")
+    own.add_argument("--text-pair", metavar="COLUMN", help="column of the second text of a pair")
+    own.add_argument("--label", metavar="COLUMN", help="column of the label (default: label)")
+    own.add_argument("--type", metavar="NAME", help="classification, regression or ner (default: classification)")
     evaluate.add_argument("--tasks", metavar="A,B", help="run only these tasks of the protocol")
     evaluate.add_argument("--seeds", type=int, metavar="N", help="seeds per task (default: the protocol's value)")
     evaluate.add_argument(
@@ -79,11 +92,10 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate the models by the kind of the protocol and print the table."""
-    from cram_composer.config.protocols import protocol_kind
-
+    protocol = requested_protocol(options)
     with messages_to_stderr(options.json):
-        name, results, table, failures = _EVALUATIONS[protocol_kind(options.suite)](options)
-    rows = options.output / f"{name}.json"
+        results, table, failures = _EVALUATIONS[protocol.kind](options, protocol)
+    rows = options.output / f"{protocol.name}.json"
     if options.json:
         print_json(read_json(rows))
     else:
@@ -91,16 +103,61 @@ def run(options: argparse.Namespace) -> int:
     return exit_status(failures, "jobs failed; run the same command to retry them")
 
 
-def _fine_tuning(options: argparse.Namespace) -> Evaluated:
-    from cram_composer.config.protocols import compose_protocol
-    from cram_composer.evaluation.fine_tuning.suite import evaluate_models
+def requested_protocol(options: argparse.Namespace) -> Any:
+    """Compose the protocol that the options ask for, without looking at data. Raises CramError."""
+    from cram_composer.config.protocols import compose_protocol, protocol_kind
 
+    suite = options.suite or ("glue" if options.train is None else "own-data")
+    kind = protocol_kind(suite)
+    own = {name: value for name in _OWN_DATA_OPTIONS if (value := getattr(options, name)) is not None}
+    if own and kind != "own-data":
+        remedy = "add --train and --validation" if options.suite is None else f"remove --suite {suite}"
+        raise CramError(f"--{next(iter(own)).replace('_', '-')}: is for your own data; {remedy}")
+    if kind in ("minimal-pairs", "masked-words"):
+        for name in ("seeds", "tasks", "jobs", "slurm"):
+            if getattr(options, name) is not None:
+                raise CramError(f"--{name}: has no effect with a protocol of kind {kind}; remove it")
+    overrides = [*options.set, *overrides_from(seeds=options.seeds)]
+    if kind == "own-data":
+        return _own_data_protocol(suite, own, overrides, options.tasks)
     tasks = None if options.tasks is None else f"[{options.tasks}]"
-    overrides = [*options.set, *overrides_from(seeds=options.seeds, tasks=tasks)]
-    protocol = compose_protocol(options.suite, overrides).config
+    return compose_protocol(suite, [*overrides, *overrides_from(tasks=tasks)]).config
+
+
+def _own_data_protocol(suite: str, own: dict[str, str], overrides: list[str], names: str | None) -> Any:
+    from cram_composer.config.protocols import compose_protocol
+
+    if own:
+        if missing := [f"--{name}" for name in ("train", "validation") if name not in own]:
+            raise CramError(f"{missing[0]}: required for your own data")
+        name = _task_name(Path(own["train"]))
+        overrides = [f"name=own-data-{name}", f"tasks={json.dumps({name: own})}", *overrides]
+    protocol = compose_protocol(suite, overrides).config
+    if not protocol.tasks:
+        raise CramError(f"--suite {suite}: no tasks; add --train and --validation, or list files under tasks")
+    chosen = list(protocol.tasks) if names is None else names.split(",")
+    if unknown := [name for name in chosen if name not in protocol.tasks]:
+        raise CramError(f"--tasks: {not_one_of(unknown[0], protocol.tasks)}")
+    protocol.tasks = {name: protocol.tasks[name] for name in chosen}
+    return protocol
+
+
+def _task_name(train: Path) -> str:
+    """Return a name for the task of a train file: the file's, or its folder's if the file is only called train."""
+    name = train.name.partition(".")[0]
+    if name.lower() in ("train", "training"):
+        name = train.resolve().parent.name or name
+    return re.sub(r"\W+", "-", name).strip("-") or "own"
+
+
+def _fine_tuning(options: argparse.Namespace, protocol: Any) -> Evaluated:
     slurm = slurm_parameters(options.slurm)
     if options.jobs is not None and options.jobs < 1:
         raise CramError(f"--jobs {options.jobs}: must be >= 1")
+    if options.data is not None and protocol.kind == "own-data":
+        raise CramError("--data: has no effect with your own files; remove it")
+    from cram_composer.evaluation.fine_tuning.suite import evaluate_models
+
     table, failures = evaluate_models(
         options.models,
         protocol,
@@ -110,16 +167,10 @@ def _fine_tuning(options: argparse.Namespace) -> Evaluated:
         jobs=options.jobs,
         slurm=slurm,
     )
-    return protocol.name, "results.jsonl", table, failures
+    return "results.jsonl", table, failures
 
 
-def _zero_shot(options: argparse.Namespace) -> Evaluated:
-    from cram_composer.config.protocols import compose_protocol
-
-    protocol = compose_protocol(options.suite, list(options.set)).config
-    for name in ("seeds", "tasks", "jobs", "slurm"):
-        if getattr(options, name) is not None:
-            raise CramError(f"--{name}: has no effect with a protocol of kind {protocol.kind}; remove it")
+def _zero_shot(options: argparse.Namespace, protocol: Any) -> Evaluated:
     if options.data is None:
         raise CramError(f"--data: required by a protocol of kind {protocol.kind}; name the files to score")
     from cram_composer.evaluation.zero_shot.score import RESULTS_FILE, score_models
@@ -127,11 +178,13 @@ def _zero_shot(options: argparse.Namespace) -> Evaluated:
     table, failures = score_models(
         options.models, protocol, data=options.data, folder=options.output, device=options.device
     )
-    return protocol.name, RESULTS_FILE, table, failures
+    return RESULTS_FILE, table, failures
 
 
-_EVALUATIONS: dict[str, Callable[[argparse.Namespace], Evaluated]] = {
+_EVALUATIONS: dict[str, Callable[[argparse.Namespace, Any], Evaluated]] = {
     "fine-tuning": _fine_tuning,
+    "own-data": _fine_tuning,
+    "similarity": _fine_tuning,
     "minimal-pairs": _zero_shot,
     "masked-words": _zero_shot,
 }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -22,7 +23,11 @@ from cram_composer.data.tokenizer_files import has_tokenizer
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.encode import LENGTH_MULTIPLE
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
-from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM, CramBertForSequenceClassification
+from cram_composer.models.crambert.modeling_crambert import (
+    CramBertForMaskedLM,
+    CramBertForSequenceClassification,
+    CramBertModel,
+)
 from cram_composer.models.export import no_progress_bars
 from cram_composer.runs.folder import RECORD
 
@@ -77,19 +82,31 @@ class ModelSource:
 
     def load_classifier(self, num_labels: int, dropout: float) -> PreTrainedModel:
         """Load the encoder with a new head of `num_labels` outputs, drawn from torch's generator. Raises CramError."""
+        config = self._config_with_dropout(dropout)
+        config.num_labels = num_labels
+        config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+        model: PreTrainedModel = self._load(
+            CramBertForSequenceClassification, AutoModelForSequenceClassification, config
+        )
+        return model
+
+    def load_encoder(self, dropout: float) -> PreTrainedModel:
+        """Load the model without a head; torch's generator draws the weights of an untrained one. Raises CramError."""
+        model: PreTrainedModel = self._load(CramBertModel, AutoModel, self._config_with_dropout(dropout))
+        return model
+
+    def _config_with_dropout(self, dropout: float) -> PretrainedConfig:
+        config = self._load_config()
+        for key in _DROPOUT_KEYS:
+            if getattr(config, key, None) is not None:
+                setattr(config, key, dropout)
+        return config
+
+    def _load(self, crambert: Any, auto: Any, config: PretrainedConfig) -> Any:
+        model_class = crambert if isinstance(config, CramBertConfig) else auto
         try:
-            config = self._load_config()
-            config.num_labels = num_labels
-            config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
-            for key in _DROPOUT_KEYS:
-                if getattr(config, key, None) is not None:
-                    setattr(config, key, dropout)
-            model_class: Any = AutoModelForSequenceClassification
-            if isinstance(config, CramBertConfig):
-                model_class = CramBertForSequenceClassification
             if self.untrained:
-                draw = model_class if isinstance(config, CramBertConfig) else model_class.from_config
-                return draw(config)
+                return model_class(config) if model_class is crambert else model_class.from_config(config)
             # Discards the head of another task, such as that of a model fine-tuned on MNLI.
             with no_progress_bars():
                 return model_class.from_pretrained(self.source, config=config, ignore_mismatched_sizes=True)

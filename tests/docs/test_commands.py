@@ -19,9 +19,9 @@ import yaml
 
 from cram_composer.cli import build_parser
 from cram_composer.commands.arguments import overrides_from
+from cram_composer.commands.eval import requested_protocol
 from cram_composer.config import compose, compose_run, paths, recipes
 from cram_composer.config.paths import sweep_file
-from cram_composer.config.protocols import compose_protocol
 from cram_composer.config.schema.data_build import DataBuildConfig
 from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.errors import ConfigError
@@ -70,6 +70,7 @@ NOT_RUN = {
         "--data DIR",
         "--data blimp/data",
         "--data held-out.txt",
+        "--train ",
         "mine.yaml",
         "data.local=~/data/mine",
         "cram data inspect ~/data/mine",
@@ -167,11 +168,6 @@ def check_sweep(options: argparse.Namespace) -> None:
     compose_run(config.run, [])
 
 
-def check_eval(options: argparse.Namespace) -> None:
-    tasks = None if options.tasks is None else f"[{options.tasks}]"
-    compose_protocol(options.suite, [*options.set, *overrides_from(seeds=options.seeds, tasks=tasks)])
-
-
 def check_data_build(options: argparse.Namespace) -> None:
     overrides = [*options.overrides, *overrides_from(partitions=options.partitions)]
     compose(DataBuildConfig, options.yaml, overrides)
@@ -194,7 +190,7 @@ CONFIGURATIONS = {
     "throughput": check_run,
     "ablate": check_ablation,
     "sweep": check_sweep,
-    "eval": check_eval,
+    "eval": requested_protocol,
     "data build": check_data_build,
 }
 

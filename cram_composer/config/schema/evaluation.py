@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from cram_composer.config.schema.base import Betas, Rate, Settings, Share, key
+from cram_composer.config.schema.base import Betas, FilePath, Rate, Settings, Share, key
 
 
 class TaskSettingsConfig(Settings):
@@ -19,14 +19,9 @@ class TaskSettingsConfig(Settings):
     seeds: PositiveInt | None = key(None, "number of seeds", le=1000)
 
 
-class ProtocolConfig(Settings):
-    """Fine-tuning on the tasks of a benchmark."""
+class FineTuningConfig(Settings):
+    """Settings of protocols that fine-tune a model on every task."""
 
-    kind: Literal["fine-tuning"] = "fine-tuning"
-    name: str = key("glue", "name of the protocol")
-    benchmark: Literal["glue", "superglue"] = key("glue", "benchmark of the tasks")
-    tasks: list[str] = key(["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"], "tasks to train on")
-    not_averaged: list[str] = key(["wnli"], "tasks left out of the average")
     seeds: PositiveInt = key(5, "seeds per task, from 1; the result is the median", le=1000)
     epochs: PositiveInt = key(5, "passes over the train split", le=10_000)
     batch_size: PositiveInt = key(16, "rows per step", le=2**16)
@@ -38,10 +33,66 @@ class ProtocolConfig(Settings):
     eps: NonNegativeFloat = key(1e-6, "AdamW's epsilon", le=1.0)
     dropout: Rate = key(0.1, "dropout of the encoder and the head")
     max_length: int = key(128, "tokens of a text or pair of texts; longer ones are truncated", ge=8, le=131_072)
-    mnli_start: bool = key(False, "start RTE, MRPC and STS-B from the MNLI model; breaks the rules of a cram")
     overrides: dict[str, TaskSettingsConfig] = key(dict, "settings by task")
     eval_batch_size: PositiveInt = key(64, "rows per batch when scoring", le=2**16)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest that the hardware supports")
+
+
+class ProtocolConfig(FineTuningConfig):
+    """Fine-tuning on the tasks of a benchmark."""
+
+    kind: Literal["fine-tuning"] = "fine-tuning"
+    name: str = key("glue", "name of the protocol")
+    benchmark: Literal["glue", "superglue"] = key("glue", "benchmark of the tasks")
+    tasks: list[str] = key(["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"], "tasks to train on")
+    not_averaged: list[str] = key(["wnli"], "tasks left out of the average")
+    mnli_start: bool = key(False, "start RTE, MRPC and STS-B from the MNLI model; breaks the rules of a cram")
+
+
+class OwnTaskConfig(Settings):
+    """A task made of files: .csv, .tsv, .jsonl[.gz|.zst] or .parquet with a row per text; for ner, CoNLL columns."""
+
+    type: Literal["classification", "regression", "ner"] = key(
+        "classification", "classes, or numbers, of texts; ner: entities, tagged word by word"
+    )
+    train: FilePath = key(..., "file of the rows to train on")
+    validation: FilePath = key(..., "file of the rows to score; its classes are those of the train file")
+    text: str = key("text", "column of the text")
+    text_pair: str | None = key(None, "column of the second text of a pair")
+    label: str = key("label", "column of the class, a text or an integer, or of the number")
+
+    @model_validator(mode="after")
+    def _columns_of_ner(self) -> OwnTaskConfig:
+        if self.type == "ner":
+            for name in ("text", "text_pair", "label"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"{name}: has no effect with type=ner, which reads the first and last column")
+        return self
+
+
+class OwnDataConfig(FineTuningConfig):
+    """Fine-tuning on a user's own files."""
+
+    benchmark: ClassVar[str] = "own-data"
+    kind: Literal["own-data"] = "own-data"
+    name: str = key("own-data", "name of the protocol")
+    tasks: dict[str, OwnTaskConfig] = key(dict, "files by name of the task")
+
+
+class SimilarityConfig(FineTuningConfig):
+    """Embeddings of texts after a short contrastive training on similar pairs."""
+
+    benchmark: ClassVar[str] = "similarity"
+    kind: Literal["similarity"] = "similarity"
+    name: str = key("similarity", "name of the protocol")
+    tasks: list[str] = key(["stsb", "mrpc", "qqp"], "tasks to train on and to score")
+    epochs: NonNegativeInt = key(1, "passes over the similar pairs of the train split; 0 for none", le=10_000)
+    batch_size: int = key(64, "pairs per step; each has the others' second texts as negatives", ge=2, le=2**16)
+    lr: NonNegativeFloat = key(5e-5, "peak learning rate", le=100.0)
+    temperature: float = key(0.05, "divides the cosines in the loss", ge=1e-3, le=100.0)
+
+
+FineTuningProtocol = ProtocolConfig | OwnDataConfig | SimilarityConfig
 
 
 class ZeroShotConfig(Settings):
@@ -79,6 +130,8 @@ class MaskedWordsConfig(ZeroShotConfig):
 
 PROTOCOLS: dict[str, type[Settings]] = {
     "fine-tuning": ProtocolConfig,
+    "own-data": OwnDataConfig,
+    "similarity": SimilarityConfig,
     "minimal-pairs": MinimalPairsConfig,
     "masked-words": MaskedWordsConfig,
 }

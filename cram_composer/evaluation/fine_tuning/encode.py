@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from cram_composer.evaluation.fine_tuning.examples import Split
+from cram_composer.errors import CramError
+from cram_composer.evaluation.tasks.examples import Split
 
 LENGTH_MULTIPLE = 8  # rows are padded to a multiple, which suits matrix kernels
 _POOLED_BATCHES = 50  # batches whose rows are sorted together; the order of such pools stays random
@@ -17,14 +19,17 @@ _ROWS_PER_CALL = 8192  # rows tokenized per call: the tokenizer's lists take man
 
 
 class EncodedRows(NamedTuple):
-    """Unpadded rows of a split, one per example.
+    """Unpadded rows of a split, one per example, or two where the texts of a pair are embedded separately.
 
     Attributes:
         ids: int32, all rows concatenated; row r is ids[starts[r]:starts[r + 1]].
         types: uint8 token types of `ids`; None if the model has no token types.
-        labels: int64 [N], or fp32 for a regression.
-        groups: int64 [N], group number of each example.
+        labels: int64 [N], or fp32 for a regression; of a task that tags words, int64 [W], all words concatenated.
+        groups: int64 [N], group number of each example; of embeddings [N, 2], numbers of the texts.
         credits: fp32 [N].
+        words: int64, index in `labels` of the word that an id begins, or -1; None if words have no labels.
+        sentences: int64 [N + 1]; row r has the words sentences[r] to sentences[r + 1].
+        texts: rows of each example.
     """
 
     ids: torch.Tensor
@@ -33,39 +38,112 @@ class EncodedRows(NamedTuple):
     labels: torch.Tensor
     groups: torch.Tensor
     credits: torch.Tensor
+    words: torch.Tensor | None = None
+    sentences: torch.Tensor | None = None
+    texts: int = 1
 
     @property
     def size(self) -> int:
-        """Number of rows."""
-        return len(self.labels)
+        """Number of examples."""
+        return (len(self.starts) - 1) // self.texts
 
     @property
     def lengths(self) -> torch.Tensor:
-        """Tokens of every row, int64 [N]."""
-        return self.starts.diff()
+        """Tokens of the longest row of every example, int64 [N]."""
+        return self.starts.diff().view(-1, self.texts).amax(dim=1)
 
 
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool) -> EncodedRows:
     """Encode every example; in pairs that are too long, the longer text is truncated."""
     examples = split.examples
-    ids, types, lengths = [], [], []
-    for start in range(0, len(examples), _ROWS_PER_CALL):
-        texts = (example.texts for example in examples[start : start + _ROWS_PER_CALL])
-        columns = [list(column) for column in zip(*texts, strict=True)]
-        rows = tokenizer(*columns, truncation=True, max_length=max_length, return_token_type_ids=token_types)
-        lengths += [len(row) for row in rows["input_ids"]]
-        ids.append(torch.tensor(list(itertools.chain.from_iterable(rows["input_ids"])), dtype=torch.int32))
-        if token_types:
-            types.append(torch.tensor(list(itertools.chain.from_iterable(rows["token_type_ids"])), dtype=torch.uint8))
+    pieces = _tokenize([example.texts for example in examples], tokenizer, max_length, token_types)
     groups: dict[object, int] = {}
     return EncodedRows(
-        torch.cat(ids),
-        torch.cat(types) if token_types else None,
-        torch.tensor([0, *itertools.accumulate(lengths)]),
+        pieces.ids,
+        pieces.types,
+        pieces.starts,
         torch.tensor([example.label for example in examples]),
         torch.tensor([groups.setdefault(example.group, len(groups)) for example in examples]),
         torch.tensor([example.credit for example in examples]),
     )
+
+
+def encode_words(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool) -> EncodedRows:
+    """Encode sentences whose words have labels; words are joined with spaces, and the first piece stands for its word.
+
+    A word that is truncated, or that no piece begins, is in `labels` but not in `words`.
+
+    Raises:
+        CramError: the tokenizer does not tell which characters a piece covers.
+    """
+    if not tokenizer.is_fast:
+        raise CramError("words with labels need a fast tokenizer (tokenizer.json), which the model does not have")
+    examples = split.examples
+    texts = [(" ".join(example.texts),) for example in examples]
+    pieces = _tokenize(texts, tokenizer, max_length, token_types, offsets=True)
+    words: list[int] = []
+    sentences = [0]
+    for example, spans in zip(examples, pieces.spans, strict=True):
+        ends = list(itertools.accumulate(len(word) + 1 for word in example.texts))  # with the space after a word
+        last = -1
+        for start, end in spans:
+            # The last character tells the word: a piece may begin with the space before it, or be only that space.
+            word = bisect.bisect_right(ends, end - 1)
+            begins = start < end < ends[word] and word > last
+            words.append(sentences[-1] + word if begins else -1)
+            last = word if begins else last
+        sentences.append(sentences[-1] + len(ends))
+    labels = [label for example in examples for label in cast(tuple[int, ...], example.label)]
+    none = torch.zeros(len(examples))
+    return EncodedRows(
+        pieces.ids, pieces.types, pieces.starts, torch.tensor(labels), none.long(), none,
+        torch.tensor(words), torch.tensor(sentences),
+    )  # fmt: skip
+
+
+def encode_texts(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool) -> EncodedRows:
+    """Encode both texts of every pair, each in a row of its own."""
+    examples = split.examples
+    texts = [text for example in examples for text in example.texts]
+    pieces = _tokenize([(text,) for text in texts], tokenizer, max_length, token_types)
+    numbers: dict[str, int] = {}
+    groups = torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts]).view(-1, 2)
+    labels = torch.tensor([example.label for example in examples])
+    none = torch.zeros(len(examples))
+    return EncodedRows(pieces.ids, pieces.types, pieces.starts, labels, groups, none, texts=2)
+
+
+class _Pieces(NamedTuple):
+    ids: torch.Tensor
+    types: torch.Tensor | None
+    starts: torch.Tensor
+    spans: list[list[tuple[int, int]]]  # characters of every piece, row by row
+
+
+def _tokenize(
+    texts: Sequence[tuple[str, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    token_types: bool,
+    offsets: bool = False,
+) -> _Pieces:
+    ids, types, lengths, spans = [], [], [], []
+    for start in range(0, len(texts), _ROWS_PER_CALL):
+        columns = [list(column) for column in zip(*texts[start : start + _ROWS_PER_CALL], strict=True)]
+        rows = tokenizer(
+            *columns,
+            truncation=True,
+            max_length=max_length,
+            return_token_type_ids=token_types,
+            return_offsets_mapping=offsets,
+        )
+        lengths += [len(row) for row in rows["input_ids"]]
+        ids.append(torch.tensor(list(itertools.chain.from_iterable(rows["input_ids"])), dtype=torch.int32))
+        if token_types:
+            types.append(torch.tensor(list(itertools.chain.from_iterable(rows["token_type_ids"])), dtype=torch.uint8))
+        spans += rows["offset_mapping"] if offsets else []
+    starts = torch.tensor([0, *itertools.accumulate(lengths)])
+    return _Pieces(torch.cat(ids), torch.cat(types) if token_types else None, starts, spans)
 
 
 def training_batches(rows: EncodedRows, batch_size: int, generator: torch.Generator) -> list[torch.Tensor]:
@@ -83,19 +161,45 @@ def scoring_batches(rows: EncodedRows, batch_size: int) -> list[torch.Tensor]:
 
 
 def collate(rows: EncodedRows, batch: torch.Tensor, pad: int) -> dict[str, torch.Tensor]:
-    """Pad the rows of a batch: input_ids, attention_mask, token_type_ids if any, int64 [B, L]; labels [B]."""
-    starts, lengths = rows.starts[batch, None], rows.lengths[batch, None]
-    at = torch.arange(-(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-    inside = at < lengths
-    places = (starts + at).where(inside, 0)
+    """Pad the rows of a batch: input_ids, attention_mask, token_type_ids if any, int64 [B, L], and labels.
+
+    Labels are [B]; for words [B, L], with -100 at every other token; for embeddings the numbers of the texts, [B, 2],
+    and the two rows of a pair follow each other.
+    """
+    places, inside = _places(rows, batch)
     made = {
         "input_ids": rows.ids[places].long().where(inside, pad),
         "attention_mask": inside.long(),
-        "labels": rows.labels[batch],
+        "labels": _labels(rows, batch),
     }
     if rows.types is not None:
         made["token_type_ids"] = rows.types[places].long().where(inside, 0)
     return made
+
+
+def words_at(rows: EncodedRows, batch: torch.Tensor) -> torch.Tensor:
+    """Return for every token of a collated batch the word that it begins, or -1; int64 [B, L]."""
+    assert rows.words is not None
+    places, inside = _places(rows, batch)
+    return rows.words[places].where(inside, -1)
+
+
+def _labels(rows: EncodedRows, batch: torch.Tensor) -> torch.Tensor:
+    if rows.texts > 1:
+        return rows.groups[batch]
+    if rows.words is None:
+        return rows.labels[batch]
+    words = words_at(rows, batch)
+    return rows.labels[words].where(words >= 0, -100)
+
+
+def _places(rows: EncodedRows, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places in `rows.ids` of a padded batch, int64 [B, L], and which of them are inside a row."""
+    numbers = (batch[:, None] * rows.texts + torch.arange(rows.texts)).flatten()
+    starts, lengths = rows.starts[numbers, None], rows.starts.diff()[numbers, None]
+    at = torch.arange(-(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    inside = at < lengths
+    return (starts + at).where(inside, 0), inside
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -12,13 +12,26 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cram_composer.config.schema.evaluation import ProtocolConfig
+from cram_composer.config.schema.evaluation import FineTuningConfig, FineTuningProtocol
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.encode import EncodedRows, collate, epoch_batches, scoring_batches, to_device
-from cram_composer.evaluation.fine_tuning.metrics import compute_metrics
-from cram_composer.evaluation.fine_tuning.tasks import Task
+from cram_composer.evaluation.fine_tuning.encode import (
+    EncodedRows,
+    collate,
+    epoch_batches,
+    scoring_batches,
+    to_device,
+    words_at,
+)
+from cram_composer.evaluation.fine_tuning.heads import PairEmbedder, WordTagger
+from cram_composer.evaluation.fine_tuning.metrics import compute_metrics, span_scores
+from cram_composer.evaluation.fine_tuning.pairs import pair_scores
+from cram_composer.evaluation.tasks.task import Task
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+
+
+Model = PreTrainedModel | WordTagger | PairEmbedder
+_SCORES = {"sequence": compute_metrics, "words": span_scores, "embedding": pair_scores}
 
 
 @dataclass(frozen=True)
@@ -32,17 +45,17 @@ class Outcome:
     train_loss: float  # mean over the last tenth of the steps
 
 
-def task_settings(protocol: ProtocolConfig, task: str) -> ProtocolConfig:
+def task_settings(protocol: FineTuningProtocol, task: str) -> FineTuningProtocol:
     """Return the protocol with its overrides for one task."""
     own = protocol.overrides.get(task)
     return protocol.model_copy(update=own.model_dump(exclude_none=True) if own is not None else {})
 
 
 def fine_tune(
-    model: PreTrainedModel,
+    model: Model,
     task: Task,
     rows: dict[str, EncodedRows],
-    settings: ProtocolConfig,
+    settings: FineTuningConfig,
     seed: int,
     device: torch.device,
     precision: str,
@@ -95,24 +108,32 @@ def fine_tune(
 
 @torch.inference_mode()
 def evaluate(
-    model: PreTrainedModel,
+    model: Model,
     task: Task,
     rows: EncodedRows,
-    settings: ProtocolConfig,
+    settings: FineTuningConfig,
     device: torch.device,
     precision: str,
 ) -> dict[str, float]:
     """Compute every metric of `task` on `rows`, in percent."""
     model.eval()
-    logits = torch.empty(rows.size, task.num_labels)
+    outputs: torch.Tensor | None = None  # of every example; of words, their classes: 0, which is O, without a piece
     for batch in scoring_batches(rows, settings.eval_batch_size):
+        inputs = to_device(collate(rows, batch, _pad_id(model)), device)
+        del inputs["labels"]
         with autocast(device, precision):
-            inputs = to_device(collate(rows, batch, _pad_id(model)), device)
-            logits[batch] = model(**inputs).logits.float().cpu()
-    return compute_metrics(task, logits, rows)
+            found = model(**inputs).logits.float().cpu()
+        if task.head == "words":
+            words = words_at(rows, batch)
+            batch, found = words[words >= 0], found.argmax(dim=-1)[words >= 0]
+        if outputs is None:
+            outputs = found.new_zeros(len(rows.labels), *found.shape[1:])
+        outputs[batch] = found
+    assert outputs is not None
+    return _SCORES[task.head](task, outputs, rows)
 
 
-def lr_factor(settings: ProtocolConfig, step: int, steps: int) -> float:
+def lr_factor(settings: FineTuningConfig, step: int, steps: int) -> float:
     """Return the learning rate of `step` (from 0) of `steps` relative to its peak: linear warmup, then the schedule."""
     warmup = settings.warmup * steps
     if step < warmup:
@@ -131,7 +152,7 @@ def autocast(device: torch.device, precision: str) -> Any:
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _build_optimizer(model: PreTrainedModel, settings: ProtocolConfig, device: torch.device) -> torch.optim.AdamW:
+def _build_optimizer(model: Model, settings: FineTuningConfig, device: torch.device) -> torch.optim.AdamW:
     """Build AdamW without weight decay for biases and norms."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
@@ -140,5 +161,5 @@ def _build_optimizer(model: PreTrainedModel, settings: ProtocolConfig, device: t
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), eps=settings.eps, fused=True)
 
 
-def _pad_id(model: PreTrainedModel) -> int:
+def _pad_id(model: Model) -> int:
     return int(model.config.pad_token_id or 0)

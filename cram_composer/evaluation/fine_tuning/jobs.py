@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from cram_composer.config.schema.evaluation import ProtocolConfig
+from cram_composer.config.schema.evaluation import FineTuningProtocol, ProtocolConfig, SimilarityConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.benchmarks import find_task
-from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode
-from cram_composer.evaluation.fine_tuning.examples import read_split
-from cram_composer.evaluation.fine_tuning.fine_tune import evaluate, fine_tune, task_settings
+from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode, encode_texts, encode_words
+from cram_composer.evaluation.fine_tuning.fine_tune import Model, evaluate, fine_tune, task_settings
+from cram_composer.evaluation.fine_tuning.heads import PairEmbedder, WordTagger
 from cram_composer.evaluation.fine_tuning.results import Result, ResultKey, settings_hash
-from cram_composer.evaluation.fine_tuning.tasks import Task
 from cram_composer.evaluation.model_source import ModelSource
+from cram_composer.evaluation.tasks.benchmarks import find_task, tasks_of
+from cram_composer.evaluation.tasks.examples import read_split
+from cram_composer.evaluation.tasks.task import Task
 
+_ENCODERS = {"sequence": encode, "words": encode_words, "embedding": encode_texts}
 _FROM_MNLI = ("rte", "mrpc", "stsb")
 
 
@@ -37,7 +40,7 @@ class Job:
     task: Task
     diagnostics: tuple[Task, ...]
     seed: int
-    settings: ProtocolConfig
+    settings: FineTuningProtocol
     data: Path | None
     precision: str
     hashes: dict[str, str]
@@ -58,7 +61,7 @@ class Job:
 
 
 def plan_jobs(
-    models: Sequence[ModelSource], protocol: ProtocolConfig, data: Path | None, precision: str, folder: Path
+    models: Sequence[ModelSource], protocol: FineTuningProtocol, data: Path | None, precision: str, folder: Path
 ) -> list[Job]:
     """Plan all jobs of the protocol; a job that starts from the model of another comes after it.
 
@@ -74,26 +77,28 @@ def plan_jobs(
     Raises:
         CramError: an unknown task, or data that cannot be read.
     """
-    tasks = [find_task(name, f"tasks of {protocol.name}", protocol.benchmark) for name in protocol.tasks]
+    known = tasks_of(protocol)
+    tasks = [find_task(name, f"tasks of {protocol.name}", known) for name in protocol.tasks]
     for name in protocol.overrides:
-        find_task(name, f"overrides of {protocol.name}", protocol.benchmark)
+        find_task(name, f"overrides of {protocol.name}", known)
     names = [task.name for task in tasks]
     for task in tasks:
         if task.trained_on and task.trained_on not in names:
             raise CramError(f"tasks: {task.name} is scored with the model of {task.trained_on}; add {task.trained_on}")
-    from_mnli = [name for name in names if name in _FROM_MNLI and protocol.mnli_start]
+    mnli_start = isinstance(protocol, ProtocolConfig) and protocol.mnli_start
+    from_mnli = [name for name in names if name in _FROM_MNLI and mnli_start]
     if from_mnli and "mnli" not in names:
         raise CramError(f"mnli_start: {', '.join(from_mnli)} start from the MNLI model; add mnli to tasks")
     mnli_hash = ""  # hash of the settings of MNLI
     if from_mnli:
-        mnli_hash = settings_hash(
-            task_settings(protocol, "mnli"), _digests(find_task("mnli", "tasks"), data), precision
-        )
+        mnli_hash = settings_hash(task_settings(protocol, "mnli"), _digests(known["mnli"], data), precision)
     jobs = []
     for task in sorted(tasks, key=lambda task: task.name in from_mnli):
         if task.trained_on:
             continue
-        settings = task_settings(protocol, task.name).model_copy(update={"mnli_start": task.name in from_mnli})
+        settings = task_settings(protocol, task.name)
+        if mnli_start:
+            settings = settings.model_copy(update={"mnli_start": task.name in from_mnli})
         diagnostics = tuple(diagnostic for diagnostic in tasks if diagnostic.trained_on == task.name)
         digests = _digests(task, data)
         if task.name in from_mnli:
@@ -113,12 +118,13 @@ def plan_jobs(
 
 def run_job(job: Job, device: torch.device, report: Callable[[float], None] = lambda progress: None) -> list[Result]:
     """Run a job on `device`; calls `report` with the share of its steps that are done. Raises CramError."""
-    rows, sizes, partial = _rows(job.model, job.settings.benchmark, job.task.name, job.settings.max_length, job.data)
+    rows, sizes, partial = _rows(job.model, job.task, job.settings.max_length, job.data)
     torch.manual_seed(job.seed)
     source = job.model if job.init_from is None else replace(job.model, source=str(job.init_from), untrained=False)
-    model = source.load_classifier(job.task.num_labels, job.settings.dropout)
+    model = _load_model(source, job.task, job.settings)
     outcome = fine_tune(model, job.task, rows, job.settings, job.seed, device, job.precision, report)
     if job.save_to is not None:
+        assert isinstance(model, PreTrainedModel)
         model.save_pretrained(job.save_to)
     result = Result(
         model=job.model.name,
@@ -140,9 +146,7 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
     )
     results = [result]
     for diagnostic in job.diagnostics:
-        rows, sizes, partial = _rows(
-            job.model, job.settings.benchmark, diagnostic.name, job.settings.max_length, job.data
-        )
+        rows, sizes, partial = _rows(job.model, diagnostic, job.settings.max_length, job.data)
         scores = {
             split: evaluate(model, diagnostic, rows[split], job.settings, device, job.precision)
             for split in diagnostic.scored
@@ -160,20 +164,33 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
     return results
 
 
+def _load_model(source: ModelSource, task: Task, settings: FineTuningProtocol) -> Model:
+    """Load the encoder with a new head for the task, drawn from torch's generator. Raises CramError."""
+    if isinstance(settings, SimilarityConfig):
+        return PairEmbedder(source.load_encoder(settings.dropout), settings.temperature)
+    if task.head == "words":
+        return WordTagger(source.load_encoder(settings.dropout), task.num_labels, settings.dropout)
+    return source.load_classifier(task.num_labels, settings.dropout)
+
+
 def _digests(task: Task, data: Path | None) -> dict[str, str]:
-    return {f"{task.name} {name}": read_split(task, name, data).digest for name in task.sizes}
+    own = "own " if task.files else ""  # a user's task may have the name and the rows of a benchmark's
+    return {f"{own}{task.name} {name}": read_split(task, name, data).digest for name in task.sizes}
 
 
 @functools.lru_cache(maxsize=4)  # the seeds of a task run one after another
 def _rows(
-    model: ModelSource, benchmark: str, name: str, max_length: int, data: Path | None
+    model: ModelSource, task: Task, max_length: int, data: Path | None
 ) -> tuple[dict[str, EncodedRows], dict[str, int], list[str]]:
     """Return the encoded splits of a task, their sizes, and the names of those without the official size."""
-    task, tokenizer = find_task(name, "job", benchmark), model.load_tokenizer()
+    tokenizer = model.load_tokenizer()
     encoded, sizes, partial = {}, {}, []
     for part in task.sizes:
         split = read_split(task, part, data)
-        encoded[part] = encode(split, tokenizer, model.row_length(max_length), token_types=model.has_token_types)
+        if task.head == "embedding" and part == "train":
+            split = split.only_from(task.similar_from)
+        encode_split = _ENCODERS[task.head]
+        encoded[part] = encode_split(split, tokenizer, model.row_length(max_length), token_types=model.has_token_types)
         sizes[part] = split.rows
         if not split.is_complete:
             partial.append(part)

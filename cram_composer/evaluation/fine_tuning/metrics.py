@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,7 @@ from torchmetrics.classification import (
 )
 
 from cram_composer.evaluation.fine_tuning.encode import EncodedRows
-from cram_composer.evaluation.fine_tuning.tasks import Task
+from cram_composer.evaluation.tasks.task import Task
 
 # Metrics of predictions and labels [N], by the number of labels.
 _ROW_METRICS: dict[str, Callable[[int], Metric]] = {
@@ -79,6 +80,28 @@ def compute_metrics(task: Task, logits: torch.Tensor, rows: EncodedRows) -> dict
         else:
             found[name] = 100.0 * float(_GROUP_METRICS[name](logits, rows))
     return found
+
+
+def span_scores(task: Task, predicted: torch.Tensor, rows: EncodedRows) -> dict[str, float]:
+    """Compute precision, recall and F1 in percent of the entities found: those with the right words and type.
+
+    Args:
+        task: whose labels are O, B-TYPE and I-TYPE.
+        predicted: int64 [W], classes of all words.
+        rows: with the expected classes.
+    """
+    from nervaluate import Evaluator
+
+    assert rows.sentences is not None
+    spans = rows.sentences.tolist()
+    tags = [
+        [[task.labels[number] for number in classes[start:end]] for start, end in itertools.pairwise(spans)]
+        for classes in (rows.labels.tolist(), predicted.tolist())
+    ]
+    types = sorted({label[2:] for label in task.labels if label != "O"})
+    found = Evaluator(*tags, tags=types, loader="list").evaluate()["overall"]["strict"]
+    values = {"span_f1": found.f1, "span_precision": found.precision, "span_recall": found.recall}
+    return {metric: 100.0 * float(values[metric]) for metric in task.metrics}
 
 
 def _group_minimum(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:

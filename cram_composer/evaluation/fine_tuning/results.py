@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from cram_composer.config.schema.evaluation import ProtocolConfig
+from cram_composer.config.schema.evaluation import FineTuningConfig, FineTuningProtocol, ProtocolConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.benchmarks import BENCHMARKS
+from cram_composer.evaluation.tasks.benchmarks import tasks_of
 
 # Protocol settings that do not affect a score.
 IRRELEVANT_TO_SCORES = ("kind", "name", "benchmark", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")
@@ -48,7 +48,7 @@ class Result:
         return self.model_hash, self.settings_hash, self.task, self.seed
 
 
-def settings_hash(settings: ProtocolConfig, digests: dict[str, str], precision: str) -> str:
+def settings_hash(settings: FineTuningConfig, digests: dict[str, str], precision: str) -> str:
     """Hash everything that determines a task's scores except model and seed; `digests` are those of the splits."""
     values = {key: value for key, value in settings.model_dump(mode="json").items() if key not in IRRELEVANT_TO_SCORES}
     text = json.dumps([values, digests, precision], sort_keys=True)
@@ -109,17 +109,19 @@ def read_result_lines(path: Path, kind: type[R]) -> list[R]:
     return list(found.values())
 
 
-def averages(results: Iterable[Result], protocol: ProtocolConfig) -> dict[str, dict[str, Any]]:
+def averages(results: Iterable[Result], protocol: FineTuningProtocol) -> dict[str, dict[str, Any]]:
     """Compute named averages of medians over seeds: `mean` (None without results) and `missing`, tasks without results.
 
     GLUE has two. "nine-number mean" is the paper's (Geiping and Goldstein 2022, arXiv 2212.14034, table 3): one number
     per task, its first metric, and two for MNLI. "eight-task mean" uses the mean of a task's numbers. Other benchmarks
-    have only the latter, as "mean of tasks".
+    have only the latter, as "mean of tasks"; a user's own tasks have none.
     """
+    if not isinstance(protocol, ProtocolConfig):
+        return {}
     by_task: dict[str, list[Result]] = {}
     for result in results:
         by_task.setdefault(result.task, []).append(result)
-    tasks = [task for task in BENCHMARKS[protocol.benchmark].values() if task.name not in protocol.not_averaged]
+    tasks = [task for task in tasks_of(protocol).values() if task.name not in protocol.not_averaged]
     found = [task for task in tasks if task.name in by_task]
     missing = [task.name for task in tasks if task.name not in by_task]
     firsts = [

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cram_composer.config.schema.evaluation import ProtocolConfig
+from cram_composer.config.schema.evaluation import FineTuningProtocol
 from cram_composer.config.units import format_duration
 from cram_composer.device import device_kind, fast_precision
 from cram_composer.errors import CramError
@@ -29,7 +29,7 @@ _LINE_EVERY_SECONDS = 30.0
 
 def evaluate_models(
     names: Sequence[str],
-    protocol: ProtocolConfig,
+    protocol: FineTuningProtocol,
     *,
     data: Path | None = None,
     folder: Path = Path("runs/eval"),

@@ -7,22 +7,25 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cram_composer.analysis.console import table_lines
-from cram_composer.config.schema.evaluation import ProtocolConfig
-from cram_composer.evaluation.fine_tuning.benchmarks import BENCHMARKS
+from cram_composer.config.schema.evaluation import FineTuningProtocol, ProtocolConfig
 from cram_composer.evaluation.fine_tuning.fine_tune import task_settings
 from cram_composer.evaluation.fine_tuning.published import PUBLISHED
 from cram_composer.evaluation.fine_tuning.results import IRRELEVANT_TO_SCORES, Result, averages
-from cram_composer.evaluation.fine_tuning.tasks import Task
+from cram_composer.evaluation.tasks.benchmarks import tasks_of
+from cram_composer.evaluation.tasks.glue import GLUE
+from cram_composer.evaluation.tasks.task import Task
 
 _SHORT = {
     "validation": "", "validation_matched": "m", "validation_mismatched": "mm", "test": "",
     "matthews": "MCC", "accuracy": "acc", "f1": "F1", "macro_f1": "F1", "pearson": "r", "spearman": "rho",
+    "span_f1": "F1", "span_precision": "P", "span_recall": "R",
+    "cosine_spearman": "rho", "ndcg@10": "nDCG@10", "mrr@10": "MRR@10",
     "exact_match": "EM", "choice_accuracy": "EM", "choice_credit": "F1",
 }  # fmt: skip
 
 
 def model_row(
-    protocol: ProtocolConfig, name: str, model_hash: str, results: Sequence[Result], row_length: int
+    protocol: FineTuningProtocol, name: str, model_hash: str, results: Sequence[Result], row_length: int
 ) -> dict[str, Any]:
     """Build a model's row of the table.
 
@@ -74,7 +77,7 @@ def model_row(
 _REPORTED_ELSEWHERE = (*IRRELEVANT_TO_SCORES, "mnli_start", "precision")
 
 
-def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int) -> list[str]:
+def _notes(protocol: FineTuningProtocol, results: Sequence[Result], row_length: int) -> list[str]:
     """List deviations from the protocol and from the rules of a cram."""
     notes = _differences_from_paper(protocol)
     by_task = {task.name: [r for r in results if r.task == task.name] for task in _tasks(protocol)}
@@ -88,7 +91,7 @@ def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int)
     ]
     if few:
         notes.append(f"seeds that failed or have not run: {', '.join(few)}")
-    partial = sorted({f"{BENCHMARKS[r.benchmark][r.task].title} {split}" for r in results for split in r.partial})
+    partial = sorted({f"{tasks_of(protocol)[r.task].title} {split}" for r in results for split in r.partial})
     if partial:
         notes.append(f"without the official number of rows: {', '.join(partial)}")
     if row_length < protocol.max_length:
@@ -98,9 +101,9 @@ def _notes(protocol: ProtocolConfig, results: Sequence[Result], row_length: int)
     return notes
 
 
-def _differences_from_paper(protocol: ProtocolConfig) -> list[str]:
+def _differences_from_paper(protocol: FineTuningProtocol) -> list[str]:
     """For GLUE, list in one line the settings that differ from the defaults, which published results use."""
-    if protocol.benchmark != "glue":
+    if not isinstance(protocol, ProtocolConfig) or protocol.benchmark != "glue":
         return []
     papers = ProtocolConfig()
     names = [name for name in ProtocolConfig.model_fields if name not in _REPORTED_ELSEWHERE]
@@ -111,7 +114,7 @@ def _differences_from_paper(protocol: ProtocolConfig) -> list[str]:
     ]
     for task, own in protocol.overrides.items():
         if own_settings := [f"{name} {_format_value(value)}" for name, value in own if value is not None]:
-            changed.append(f"for {BENCHMARKS['glue'][task].title} {', '.join(own_settings)}")
+            changed.append(f"for {GLUE[task].title} {', '.join(own_settings)}")
     return [f"fine-tuned differently from the published rows: {'; '.join(changed)}"] if changed else []
 
 
@@ -119,7 +122,7 @@ def _format_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> str:
+def console_table(protocol: FineTuningProtocol, rows: Sequence[dict[str, Any]]) -> str:
     """Format the rows as text; for GLUE, add published rows and how they differ."""
     titles = list(dict.fromkeys(number["title"] for row in rows for number in row["numbers"]))
     names = list(dict.fromkeys(name for row in rows for name in row["averages"]))
@@ -142,10 +145,15 @@ def console_table(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> s
     return "\n".join([*table_lines(cells, right=range(1, len(cells[0]))), "", legend + _legend(protocol), *notes])
 
 
-def _legend(protocol: ProtocolConfig) -> str:
+def _legend(protocol: FineTuningProtocol) -> str:
+    if not isinstance(protocol, ProtocolConfig):
+        return (
+            "in percent. acc: accuracy; F1: macro F1, or that of entities with precision P and recall R; "
+            "r: Pearson's, rho: Spearman's correlation; nDCG@10, MRR@10: retrieval, see the documentation"
+        )
     if protocol.benchmark != "glue":
         return "each task counts with the mean of its numbers"
-    left_out = [BENCHMARKS["glue"][name].title for name in protocol.not_averaged]
+    left_out = [GLUE[name].title for name in protocol.not_averaged]
     without = f"; without {', '.join(left_out)}" if left_out else ""
     return (
         "nine-number mean: as in the paper, with both splits of MNLI and the first metric of every task; "
@@ -153,7 +161,7 @@ def _legend(protocol: ProtocolConfig) -> str:
     )
 
 
-def _published_notes(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -> list[str]:
+def _published_notes(protocol: FineTuningProtocol, rows: Sequence[dict[str, Any]]) -> list[str]:
     """Describe the published rows and how they differ from these."""
     lines = [f"{one.name} ({one.mean:.1f}): {one.source}" for one in PUBLISHED]
     lines.append("published rows: all eight tasks, the median of 5 seeds")
@@ -163,7 +171,7 @@ def _published_notes(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -
     for one in PUBLISHED:
         shared = [key for key in one.numbers if key in scored]
         if shared and len(shared) < len(one.numbers):
-            tasks = ", ".join(dict.fromkeys(BENCHMARKS["glue"][key.split()[0]].title for key in shared))
+            tasks = ", ".join(dict.fromkeys(GLUE[key.split()[0]].title for key in shared))
             mean = statistics.fmean(one.numbers[key] for key in shared)
             lines.append(f"{one.name}: {mean:.1f} on {tasks}, the tasks scored here ({one.mean:.1f} on all)")
     return lines
@@ -171,7 +179,7 @@ def _published_notes(protocol: ProtocolConfig, rows: Sequence[dict[str, Any]]) -
 
 def _published_key(number: dict[str, Any]) -> str:
     """Return the key of a number in PUBLISHED; only the first metric of a task has one."""
-    task = BENCHMARKS["glue"][number["task"]]
+    task = GLUE[number["task"]]
     if number["metric"] != task.metrics[0]:
         return ""
     return f"{task.name} {number['split']}" if len(task.scored) > 1 else task.name
@@ -191,5 +199,5 @@ def _mean(row: dict[str, Any], name: str) -> str:
     return f"{average['mean']:.1f}" + (f" ({len(average['missing'])} missing)" if average["missing"] else "")
 
 
-def _tasks(protocol: ProtocolConfig) -> Iterable[Task]:
-    return [BENCHMARKS[protocol.benchmark][name] for name in protocol.tasks]
+def _tasks(protocol: FineTuningProtocol) -> Iterable[Task]:
+    return [tasks_of(protocol)[name] for name in protocol.tasks]

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cram_composer.config.schema.evaluation import MinimalPairsConfig
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.examples import read_file, read_jsonl_objects
+from cram_composer.evaluation.tasks.examples import read_file, read_jsonl_objects
 from cram_composer.evaluation.zero_shot.masked_scoring import MaskedRow, MaskedScorer
 
 _SENTENCES = ("sentence_good", "sentence_bad")

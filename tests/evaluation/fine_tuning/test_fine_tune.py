@@ -14,12 +14,13 @@ from cram_composer.config.paths import shared_dir
 from cram_composer.config.schema.evaluation import ProtocolConfig, TaskSettingsConfig
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.encode import EncodedRows, collate, encode, scoring_batches, training_batches
-from cram_composer.evaluation.fine_tuning.examples import Split
 from cram_composer.evaluation.fine_tuning.fine_tune import fine_tune, lr_factor, task_settings
 from cram_composer.evaluation.fine_tuning.metrics import compute_metrics
-from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
-from cram_composer.evaluation.fine_tuning.tasks import GLUE, Example
 from cram_composer.evaluation.model_source import find_model
+from cram_composer.evaluation.tasks.examples import Split
+from cram_composer.evaluation.tasks.glue import GLUE
+from cram_composer.evaluation.tasks.superglue import SUPERGLUE
+from cram_composer.evaluation.tasks.task import Example
 from tests.models.tiny_models import save_tokenizer, tiny_model
 
 

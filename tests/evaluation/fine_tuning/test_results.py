@@ -9,7 +9,7 @@ import pytest
 from cram_composer.config.schema.evaluation import ProtocolConfig
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.results import Result, append_result, averages, read_results, settings_hash
-from cram_composer.evaluation.fine_tuning.tasks import GLUE
+from cram_composer.evaluation.tasks.glue import GLUE
 
 
 def result(task: str, seed: int = 1, value: float = 50.0, **scores: float) -> Result:

@@ -12,11 +12,11 @@ from cram_composer.config.schema.evaluation import ProtocolConfig, TaskSettingsC
 from cram_composer.evaluation.fine_tuning.jobs import plan_jobs
 from cram_composer.evaluation.fine_tuning.results import Result, read_results
 from cram_composer.evaluation.fine_tuning.suite import _pending_jobs
-from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
 from cram_composer.evaluation.fine_tuning.table import console_table, model_row
-from cram_composer.evaluation.fine_tuning.tasks import GLUE
 from cram_composer.evaluation.model_source import find_model
-from tests.evaluation.fine_tuning.superglue_rows import superglue_rows
+from cram_composer.evaluation.tasks.glue import GLUE
+from cram_composer.evaluation.tasks.superglue import SUPERGLUE
+from tests.evaluation.tasks.superglue_rows import superglue_rows
 from tests.models.tiny_models import save_tokenizer, tiny_model
 
 _ROWS = 12

@@ -9,18 +9,18 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.tasks import Example, Task, class_label
+from cram_composer.evaluation.tasks.task import Example, Task, class_label
 
 T = TypeVar("T")
 
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class Split(NamedTuple):
-    """Examples of a split in order, its number of rows, and the `official` (published) number of rows."""
+    """Examples of a split in order, its number of rows, and the `official` (published) number of rows, 0 if none."""
 
     name: str
     examples: list[Example]
@@ -29,8 +29,15 @@ class Split(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """True if the split has the official number of rows."""
-        return self.rows == self.official
+        """True if the split has the official number of rows, or there is no such number."""
+        return not self.official or self.rows == self.official
+
+    def only_from(self, label: float) -> Split:
+        """Return the split with only the examples whose label is >= `label`. Raises CramError if there is none."""
+        examples = [example for example in self.examples if cast(float, example.label) >= label]
+        if not examples:
+            raise CramError(f"{self.name}: no pair has a label >= {label:g}, so there is nothing to learn")
+        return self._replace(examples=examples)
 
     @property
     def digest(self) -> str:
@@ -42,12 +49,15 @@ class Split(NamedTuple):
 
 
 def read_split(task: Task, name: str, data: Path | None) -> Split:
-    """Read a split from `data`/TASK/SPLIT.jsonl[.zst|.gz], .tsv or .parquet, or from the hub without `data`.
+    """Read a split from the task's own file, `data`/TASK/SPLIT.jsonl[.zst|.gz], .tsv or .parquet, or the hub.
 
     Raises:
         CramError: a missing file or column, a value that is not text, or a label out of range.
     """
-    origin, rows = _from_hub(task, name) if data is None else _from_files(task, name, data)
+    if task.files:
+        origin, rows = str(task.files[name]), (task.read or read_table)(task.files[name])
+    else:
+        origin, rows = _from_hub(task, name) if data is None else _from_files(task, name, data)
     examples: list[Example] = []
     count = 0
     for row in rows:
@@ -89,6 +99,14 @@ def _example_of_texts(task: Task, row: Mapping[str, Any]) -> list[Example]:
     return [Example(texts, number)]
 
 
+def read_table(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a file whose name ends as one of `_READERS`. Raises CramError."""
+    for suffix, read in _READERS.items():
+        if path.name.lower().endswith(suffix):
+            return read_file(path, read)
+    raise CramError(f"{path}: unknown type of file; use one of {', '.join(_READERS)}")
+
+
 def _from_files(task: Task, name: str, data: Path) -> tuple[str, Iterator[Mapping[str, Any]]]:
     folder = data / task.name
     for suffix, read in _READERS.items():
@@ -116,7 +134,7 @@ def read_jsonl_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line numbers and JSON objects of a .jsonl[.zst|.gz] file. Raises CramError for other lines."""
     import pyarrow
 
-    with pyarrow.input_stream(path, compression=_COMPRESSIONS.get(path.suffix)) as file:
+    with pyarrow.input_stream(path, compression=COMPRESSIONS.get(path.suffix)) as file:
         for number, line in enumerate(io.BufferedReader(file), start=1):
             if not line.strip():
                 continue
@@ -138,6 +156,11 @@ def _read_tsv(path: Path) -> Iterator[Mapping[str, Any]]:
         yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
+def _read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
+    with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte order mark
+        yield from csv.DictReader(file, strict=True)
+
+
 def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     import pyarrow.parquet
 
@@ -151,6 +174,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
     ".jsonl.zst": _read_jsonl,
     ".jsonl.gz": _read_jsonl,
     ".tsv": _read_tsv,
+    ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
+from cram_composer.evaluation.tasks.superglue import SUPERGLUE
 
 
 def superglue_rows(task: str, count: int = 4) -> list[dict[str, Any]]:

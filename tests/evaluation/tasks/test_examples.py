@@ -11,11 +11,12 @@ import pyarrow.parquet
 import pytest
 
 from cram_composer.errors import CramError
-from cram_composer.evaluation.fine_tuning.benchmarks import find_task
-from cram_composer.evaluation.fine_tuning.examples import read_split
-from cram_composer.evaluation.fine_tuning.superglue import SUPERGLUE
-from cram_composer.evaluation.fine_tuning.tasks import GLUE, Example
-from tests.evaluation.fine_tuning.superglue_rows import superglue_rows
+from cram_composer.evaluation.tasks.benchmarks import find_task
+from cram_composer.evaluation.tasks.examples import read_split
+from cram_composer.evaluation.tasks.glue import GLUE
+from cram_composer.evaluation.tasks.superglue import SUPERGLUE
+from cram_composer.evaluation.tasks.task import Example
+from tests.evaluation.tasks.superglue_rows import superglue_rows
 
 
 def rows(task: str, count: int = 4) -> list[dict]:

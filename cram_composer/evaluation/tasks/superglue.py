@@ -13,7 +13,7 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from cram_composer.evaluation.fine_tuning.tasks import Example, Task, class_label
+from cram_composer.evaluation.tasks.task import Example, Task, class_label
 
 _FALSE_TRUE = ("false", "true")
 _ENTAILMENT = ("entailment", "not_entailment")

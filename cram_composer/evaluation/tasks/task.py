@@ -1,21 +1,23 @@
-"""The tasks of GLUE (Wang et al. 2018, arXiv 1804.07461): columns and labels of the hub, official sizes, metrics."""
+"""A task to fine-tune on: its input texts, labels, metrics and data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 
 class Example(NamedTuple):
     """One or two texts as input of the model, with a label: a class, or a number for a regression.
 
+    For a task that tags words, `texts` are the words of a sentence and `label` has a class for each.
     Examples of one `group` are scored together, for example all answers of a question, several of which may be right.
     `credit`, from 0 to 1, is the value of choosing this example if it exceeds that of its label.
     """
 
     texts: tuple[str, ...]
-    label: int | float
+    label: int | float | tuple[int, ...]
     group: Hashable = None
     credit: float = 0.0
 
@@ -25,13 +27,17 @@ class Task:
     """A task on single texts or pairs.
 
     Attributes:
-        labels: names of the label ids 0, 1, ...; empty for a regression within `score_range`.
+        head: output of the model: labels of the whole input or of every word, or an embedding of every text.
+        similar_from: for embeddings, the lowest label of similar texts.
+        labels: names of the label ids 0, 1, ...; empty for a regression, within `score_range` in benchmarks.
         metrics: names in `metrics`; the first one is the task's main metric.
-        sizes: official number of rows of every split in use.
+        sizes: official number of rows of every split in use; 0 if there is none.
         scored: splits that are scored, in the order of tables.
         trained_on: a task without training rows is scored with the model fine-tuned on this task.
         other_columns: further columns, for tasks with `make_examples`.
         make_examples: converts a row and its number, from 0, to examples; raises ValueError for invalid values.
+        files: file of every split, for a user's own data.
+        read: yields the rows of a file; None to choose by the file's name.
         hub: the data set on the hub.
         hub_name: its configuration; empty for the task's name.
     """
@@ -41,12 +47,16 @@ class Task:
     texts: tuple[str, ...]
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
-    sizes: dict[str, int]
+    sizes: dict[str, int] = field(hash=False)
     scored: tuple[str, ...] = ("validation",)
     score_range: tuple[float, float] = field(default=(0.0, 0.0))
     trained_on: str = ""
     other_columns: tuple[str, ...] = ()
     make_examples: Callable[[Mapping[str, Any], int], list[Example]] | None = None
+    files: dict[str, Path] = field(default_factory=dict, hash=False)
+    read: Callable[[Path], Iterator[Mapping[str, Any]]] | None = None
+    head: Literal["sequence", "words", "embedding"] = "sequence"
+    similar_from: float = 0.0
     hub: str = "nyu-mll/glue"
     hub_revision: str | None = None
     hub_name: str = ""
@@ -77,73 +87,3 @@ def class_label(value: Any, names: Sequence[str]) -> int:
         known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
         raise ValueError(f"label must be one of {known}, got {value!r}")
     return int(number)
-
-
-_ENTAILMENT = ("entailment", "not_entailment")
-_PAIR = ("sentence1", "sentence2")
-
-GLUE: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            "cola",
-            "CoLA",
-            ("sentence",),
-            ("unacceptable", "acceptable"),
-            ("matthews",),
-            {"train": 8551, "validation": 1043},
-        ),
-        Task(
-            "sst2",
-            "SST-2",
-            ("sentence",),
-            ("negative", "positive"),
-            ("accuracy",),
-            {"train": 67349, "validation": 872},
-        ),
-        Task(
-            "mrpc",
-            "MRPC",
-            _PAIR,
-            ("not_equivalent", "equivalent"),
-            ("f1", "accuracy"),
-            {"train": 3668, "validation": 408},
-        ),
-        Task(
-            "stsb",
-            "STS-B",
-            _PAIR,
-            (),
-            ("pearson", "spearman"),
-            {"train": 5749, "validation": 1500},
-            score_range=(0.0, 5.0),
-        ),
-        Task(
-            "qqp",
-            "QQP",
-            ("question1", "question2"),
-            ("not_duplicate", "duplicate"),
-            ("f1", "accuracy"),
-            {"train": 363846, "validation": 40430},
-        ),
-        Task(
-            "mnli",
-            "MNLI",
-            ("premise", "hypothesis"),
-            ("entailment", "neutral", "contradiction"),
-            ("accuracy",),
-            {"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
-            scored=("validation_matched", "validation_mismatched"),
-        ),
-        Task(
-            "qnli",
-            "QNLI",
-            ("question", "sentence"),
-            _ENTAILMENT,
-            ("accuracy",),
-            {"train": 104743, "validation": 5463},
-        ),
-        Task("rte", "RTE", _PAIR, _ENTAILMENT, ("accuracy",), {"train": 2490, "validation": 277}),
-        Task("wnli", "WNLI", _PAIR, _ENTAILMENT[::-1], ("accuracy",), {"train": 635, "validation": 71}),
-    )
-}
