@@ -133,3 +133,11 @@ def test_differences_from_another_yaml_and_from_a_run(capsys, tmp_path: Path):
     assert lines[-1].split()[1] == "absent"
     assert main(["explain", CPU, "--diff", CPU]) == 0
     assert capsys.readouterr().out == f"no differences from {CPU}\n"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "yamls").glob("cram-*gpu*.yaml")), ids=lambda path: path.stem)
+def test_the_runs_for_gpus_export_a_class_of_transformers_without_an_extra_layer(path, capsys):
+    assert main(["explain", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "export ModernBertForMaskedLM, without code" in said
+    assert "model.first_norm " in said and "no-first-norm" in said, "else the export has a layer in front"

@@ -20,7 +20,9 @@ from transformers import (
 
 from cram_composer.errors import CramError
 from cram_composer.models.export import export_model, exported_form, fill_masks, longest_input, verify_export
+from tests.models.test_native import CRAMMED
 from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
+from tests.models.uses_of_exports import use
 
 # A user of the export: torch and transformers in another directory, without cram_composer.
 READER = """
@@ -101,12 +103,17 @@ def test_weights_are_fp32_and_tied_ones_stored_once(tmp_path, tokenizer_dir):
         "encoder.embeddings.word_embeddings.weight"
     ]
     config = json.loads((folder / "config.json").read_text())
-    assert set(config["auto_map"]) == {
-        "AutoConfig",
-        "AutoModel",
-        "AutoModelForMaskedLM",
-        "AutoModelForSequenceClassification",
-    }
+    tasks = ("MaskedLM", "MultipleChoice", "QuestionAnswering", "SequenceClassification", "TokenClassification")
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", *(f"AutoModelFor{task}" for task in tasks)}
+    (tmp_path / "any").touch()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "any").stat().st_mode}
+
+
+@pytest.mark.parametrize("changes", [{"qk_norm": True}, CRAMMED], ids=["crambert", "modern-bert"])
+def test_pipelines_and_the_trainer_take_an_export(changes, tmp_path, tokenizer_dir):
+    model = exported_form(tiny_model(vocab_size=VOCAB_SIZE, **changes))
+    folder = export_model(model, tokenizer_dir, tmp_path / "export-v1.5", "")
+    use(folder, trust="qk_norm" in changes, workspace=tmp_path)
 
 
 def test_exporting_draws_no_random_numbers_and_verification_rejects_another_model(tmp_path, tokenizer_dir):
