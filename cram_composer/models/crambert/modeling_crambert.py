@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
 
-from .attention import DENSE, AttentionKernel, SelfAttention, contexts
+from .attention import DENSE, AttentionKernel, SelfAttention, compute_dtype, contexts
 from .configuration_crambert import CramBertConfig
 
 # transformers copies the files that this one imports, but not their imports; hence the unused ones below.
@@ -77,9 +77,12 @@ class CramBertModel(CramBertPreTrainedModel):
 
     Attributes:
         attention_kernel: computes attention in training; evaluation uses torch's scaled_dot_product_attention.
+        residual_in_fp32: keep the residual stream in fp32 in training under autocast, else in autocast's dtype; the
+            norms compute in fp32 either way. Evaluation keeps it in fp32.
     """
 
     attention_kernel: AttentionKernel = DENSE
+    residual_in_fp32: bool = True
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__(config)
@@ -119,6 +122,8 @@ class CramBertModel(CramBertPreTrainedModel):
             last_hidden_state [B, L, H].
         """
         hidden = self.embeddings(input_ids)
+        if self.training and not self.residual_in_fp32:
+            hidden = hidden.to(compute_dtype(hidden))
         config = cast(CramBertConfig, self.config)
         layers = cast(Sequence[CramBertLayer], self.layers)
         kernel = self.attention_kernel if self.training else DENSE
