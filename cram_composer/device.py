@@ -79,6 +79,10 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
         raise CramError(
             f"train.precision: {torch.cuda.get_device_name()} has no bf16; set train.precision=fp16 or auto"
         )
+    if precision == "fp32" and not config.model.residual_in_fp32:
+        raise CramError(
+            "model.residual_in_fp32: false needs bf16, which this CPU lacks; set model.residual_in_fp32=true"
+        )
     compile_mode = _compile_mode(config.train.compile, name)
     if config.train.threads != "auto":
         return DeviceChoice(name, precision, compile_mode, config.train.threads, adapts_threads=False)

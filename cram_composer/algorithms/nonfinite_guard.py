@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -144,18 +143,17 @@ class NonFiniteGuard(Algorithm):
 
     def _cause(self, state: State) -> str | None:
         """Return "the loss" or _GRADIENT if it is not finite on any rank, else None. Collective."""
-        # A sum is not finite if a term is not, so one number of each kind is enough to synchronize.
-        loss_is_bad = bool(self._losses) and not math.isfinite(torch.stack(self._losses).sum())
+        # A sum is not finite if a term is not, so one number of each kind is enough.
+        zero = state.device.tensor_to_device(torch.zeros(1)).squeeze()
+        loss = torch.stack(self._losses).sum().float() if self._losses else zero
         self._losses = []
         gradients = [] if self._optimizer_skips else self._gradients(state)
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
         self.norm = norm if self._complete else None
-        gradient_is_bad = norm is not None and not math.isfinite(norm)
+        bad = torch.stack((loss, zero if norm is None else norm.float())).isfinite().logical_not().float()
         if dist.get_world_size() > 1:
-            flags = torch.tensor([float(loss_is_bad), float(gradient_is_bad)])
-            flags = state.device.tensor_to_device(flags)
-            dist.all_reduce(flags, reduce_operation="MAX")
-            loss_is_bad, gradient_is_bad = flags.bool().tolist()
+            dist.all_reduce(bad, reduce_operation="MAX")
+        loss_is_bad, gradient_is_bad = bad.bool().tolist()  # the only wait of a step for the device
         if loss_is_bad:
             return "the loss"
         return _GRADIENT if gradient_is_bad else None

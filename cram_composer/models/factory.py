@@ -37,7 +37,9 @@ def build_model(
             setattr(config, f"{key}_token_id", value)
     if isinstance(config, CramBertConfig):
         config.shift = shift
-        return CramBertForMaskedLM(config)
+        model = CramBertForMaskedLM(config)
+        model.encoder.residual_in_fp32 = settings.residual_in_fp32
+        return model
     model_class: Any = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
     return AutoModelForMaskedLM.from_config(
         config, attn_implementation="sdpa" if model_class._supports_sdpa else "eager"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -45,6 +46,7 @@ class MaskedLMTrainingModel(ComposerModel):
         loss_kernel: description of the kernel of the training loss.
         attention: description of the attention kernel used in training.
         precompiles: compile the backward before the trainer runs it; False if weights are sharded.
+        wait_for_ranks: barrier with a long timeout, called on all ranks after they compiled for new shapes.
     """
 
     def __init__(self, model: PreTrainedModel, autocast_dtype: torch.dtype | None = None, compile: str = "off") -> None:
@@ -60,11 +62,12 @@ class MaskedLMTrainingModel(ComposerModel):
         self.attention = f"transformers {model.config._attn_implementation}"
         self.precompiles = True
         self._precompiled: set[tuple[torch.Size, ...]] = set()
+        self.wait_for_ranks: Callable[[], None] = lambda: None
 
     def forward(self, batch: Batch) -> MaskedLMOutput:
         """Return the loss (mean nats over labels != -100) and logits, [B, K, V] of CramBERT, else [B, L, V]."""
         try:
-            if self.compiled_regions and self.precompiles and torch.is_grad_enabled():
+            if self.precompiles and torch.is_grad_enabled():
                 self._precompile(batch)
             return self._forward(batch)
         except TorchDynamoException as error:
@@ -88,18 +91,27 @@ class MaskedLMTrainingModel(ComposerModel):
             self.model.encoder.attention_kernel, self.attention = choose_attention(kernel, device, precision)
 
     def _precompile(self, batch: Batch) -> None:
-        """Run forward and backward once and discard the result if the batch's shapes are new.
+        """Compile for new shapes of a batch, then wait for the other ranks, whose shapes are the same.
 
-        torch compiles a backward pass when it first runs, which is in the trainer, where an error cannot be caught.
+        Forward and backward run once, and the result is discarded: torch compiles a backward pass when it first runs,
+        which is in the trainer, where an error cannot be caught. Ranks compile for minutes, at different speeds, and
+        collectives time out.
         """
         shapes = tuple(tensor.shape for tensor in batch.values())
         if shapes in self._precompiled:
             return
+        self._precompiled.add(shapes)
+        try:
+            if self.compiled_regions:
+                self._run_once(batch)
+        finally:  # also without compilation or after its failure, which the other ranks do not know of
+            self.wait_for_ranks()
+
+    def _run_once(self, batch: Batch) -> None:
         device = batch["input_ids"].device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             loss = self.loss(self._forward(batch), batch)["total"]
         torch.autograd.grad(loss, [p for p in self.parameters() if p.requires_grad], allow_unused=True)
-        self._precompiled.add(shapes)
 
     def _forward(self, batch: Batch) -> MaskedLMOutput:
         inputs = batch if self.predicts_positions else _with_dense_labels(batch)

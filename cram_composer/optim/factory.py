@@ -112,6 +112,7 @@ def muon(model: nn.Module, settings: schema.MuonConfig, groups: Groups) -> torch
         groups(options=options),
         momentum=settings.momentum,
         ns_steps=settings.ns_steps,
+        ns_coeffs=settings.ns_coeffs,
         use_adjusted_lr=True,
         adamw_betas=settings.betas,
         adamw_eps=settings.eps,

@@ -126,13 +126,18 @@ class RunSpec:
 class _RandomRowStream:
     """Endless rows of random tokens; the cost of a step does not depend on the text."""
 
+    shares = (1.0,)
+
     def __init__(self, facts: DataFacts) -> None:
         self._facts = facts
         self._random = np.random.default_rng(0)
 
-    def take(self, rows: int) -> NDArray[np.int64]:
+    def peek(self, rows: int) -> NDArray[np.int64]:
         """Return rows [rows, sequence_length]."""
         return self._random.integers(0, self._facts.vocab_size, (rows, self._facts.sequence_length))
+
+    def advance(self, rows: int) -> None:
+        """Do nothing: every call of `peek` returns other rows."""
 
 
 def fake_tensors() -> FakeTensorMode:

@@ -58,12 +58,14 @@ class BranchPointSaver:
         """Return True if `progress` has reached a point that has no checkpoint yet."""
         return bool(self._pending) and progress >= self._pending[0]
 
-    def drop_passed(self, progress: float) -> None:
-        """Remove the points up to `progress` from the pending ones."""
-        self._pending = [point for point in self._pending if point > progress]
+    def take_due(self, progress: float) -> float | None:
+        """Remove the points up to `progress` from the pending ones; return the last of them, None if there is none."""
+        due = [point for point in self._pending if point <= progress]
+        self._pending = self._pending[len(due) :]
+        return due[-1] if due else None
 
-    def save(self, checkpoint: Path, progress: float, elapsed: float, tokens: int) -> None:
-        """Keep a newly saved checkpoint, as a hard link if possible."""
+    def save(self, checkpoint: Path, point: float, progress: float, elapsed: float, tokens: int) -> None:
+        """Keep a newly saved checkpoint for a point, as a hard link if possible."""
         self._folder.mkdir(exist_ok=True)
         kept = self._folder / checkpoint.name
         temporary = self._folder / f".{checkpoint.name}.tmp"
@@ -71,7 +73,6 @@ class BranchPointSaver:
         link_or_copy(checkpoint, temporary)
         os.replace(temporary, kept)
         metadata = read_json(checkpoint.with_suffix(".json"))
-        point = max(point for point in self._pending if point <= progress)
         write_json(
             kept.with_suffix(".json"),
             {**metadata, "point": point, "progress": progress, "elapsed": elapsed, "tokens": tokens},

@@ -47,7 +47,8 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     data = prepare_data(config, folder)
     if previous is not None:
         check_same_data(previous, data, folder.path)
-    config, microbatch = choose_microbatch(config, device, previous, long_timeout_barrier())
+    barrier = long_timeout_barrier()
+    config, microbatch = choose_microbatch(config, device, previous, barrier)
     composed = dataclasses.replace(composed, config=config)
     if config.export.enabled:
         check_sentences(config.export.sentences, data, config.model.max_position_embeddings)
@@ -56,6 +57,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
 
     reproducibility.seed_all(config.seed)  # the same weights on every rank
     setup = set_up_model(config, device, data.manifest)
+    setup.model.wait_for_ranks = barrier
     init_from = (previous or {}).get("init_from")
     checkpoint = find_checkpoint(folder)
     if config.init_from is not None and checkpoint is None:

@@ -92,7 +92,7 @@ def build_callbacks(
     cpu_share = CpuShare(device.threads, device.adapts_threads, budget.replay)
     trace = TraceWriter(folder, budget, clock, ledger, loader, cpu_share)
     # A step of 8,192 rows takes half a minute on a slow card.
-    signals.grace_seconds = lambda: 2.0 * (trace.last_step_seconds or 0.0) + checkpoints.last_seconds
+    signals.grace_seconds = lambda: 2.0 * (trace.last_step_seconds or 0.0) + checkpoints.full_seconds
     early_stop = None
     if config.train.early_stop:
         early_stop = EarlyStop(config.train.early_stop, budget, lambda: trace.recent_losses)

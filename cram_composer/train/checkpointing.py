@@ -7,6 +7,8 @@ import os
 import pickle
 import pydoc
 import re
+import threading
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -67,10 +69,12 @@ class RollingCheckpoints(Callback):
     """Save every `interval` seconds of budget and keep the newest `keep` checkpoints.
 
     A checkpoint is a `.pt` file and a `.json` file with its size and SHA-256. Both are written under a temporary name
-    and renamed, the `.json` last, so a `.pt` file without a `.json` is an interrupted save.
+    and renamed, the `.json` last, so a `.pt` file without a `.json` is an interrupted save. The loop goes on when the
+    `.pt` file is written; a thread syncs it to the disk, computes its hash and renames it.
 
     Attributes:
-        last_seconds: duration of the last save on rank 0, 0 before the first.
+        last_seconds: seconds for which the last save held up the loop of rank 0, 0 before the first.
+        full_seconds: seconds until the last save of rank 0 was complete.
     """
 
     def __init__(
@@ -94,7 +98,9 @@ class RollingCheckpoints(Callback):
         self._interval = interval
         self._keep = keep
         self._last_at: float | None = None
+        self._completion: _Completion | None = None  # of the last save
         self.last_seconds = 0.0
+        self.full_seconds = 0.0
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save if a checkpoint is due and fits into the budget."""
@@ -105,54 +111,100 @@ class RollingCheckpoints(Callback):
         due = elapsed - self._last_at >= self._interval or self._branch_points.is_due(self._budget.progress)
         fits = limit is None or elapsed + 2.0 * self.last_seconds < limit
         if due and fits:
-            self.save(state)
+            self._begin(state)
 
     def save(self, state: State) -> None:
-        """Save now; counted as checkpoint time if the clock is running. Collective."""
-        spent = self._ledger.elapsed()  # as stored in the checkpoint
+        """Save now and wait until the checkpoint is complete. Collective."""
+        self._begin(state)
         with self._ledger.during("checkpoint"):
-            self._write(state)
+            self.wait()
+        if dist.get_global_rank() == 0:
+            self._folder.write_clock(self._ledger, int(state.timestamp.batch), clean=True)
+
+    def wait(self) -> None:
+        """Wait for a save in progress; raise its error."""
+        completion, self._completion = self._completion, None
+        if completion is not None:
+            completion.result()
+
+    def _begin(self, state: State) -> None:
+        """Write the file, which counts as checkpoint time if the clock is running, and let a thread complete it."""
+        started, before = time.monotonic(), self._ledger.elapsed()
+        step = int(state.timestamp.batch)
+        final = self._folder.checkpoints / f"step-{step:08d}.pt"
+        temporary = final.with_name(f"{SAVING}{final.name}")  # Composer requires the suffix
+        with self._ledger.during("checkpoint"):
+            self.wait()
+            spent = self._ledger.elapsed()  # as stored in the checkpoint
+            self._write(state, temporary, final)
             # Rank 0 writes the file, so all ranks use its time.
-            seconds = torch.tensor([self._ledger.elapsed() - spent], dtype=torch.float64)
+            seconds = torch.tensor([self._ledger.elapsed() - before], dtype=torch.float64)
             seconds = state.device.tensor_to_device(seconds)
             dist.broadcast(seconds, src=0)
             self.last_seconds = float(seconds)
         self._last_at = self._budget.elapsed
-        progress = self._budget.progress
-        if self._branch_points.is_due(progress) and dist.get_global_rank() == 0:
-            self._branch_points.save(self._path(state), progress, spent, int(state.timestamp.token))
-        self._branch_points.drop_passed(progress)
-        if dist.get_global_rank() == 0:
-            self._folder.write_clock(self._ledger, int(state.timestamp.batch), clean=True)
+        progress, tokens = self._budget.progress, int(state.timestamp.token)
+        branch_point = self._branch_points.take_due(progress)
+        if dist.get_global_rank() != 0:
+            return
+        self._folder.write_clock(self._ledger, step, clean=False)
+
+        def complete() -> None:
+            self._complete(temporary, final, step)
+            if branch_point is not None:
+                self._branch_points.save(final, branch_point, progress, spent, tokens)
             if self._on_saved is not None:
-                self._on_saved(self._path(state))
+                self._on_saved(final)
+            self.full_seconds = time.monotonic() - started
 
-    def _path(self, state: State) -> Path:
-        return self._folder.checkpoints / f"step-{int(state.timestamp.batch):08d}.pt"
+        self._completion = _Completion(complete)
 
-    def _write(self, state: State) -> None:
-        step = int(state.timestamp.batch)
-        final = self._path(state)
-        directory = final.parent
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f"{SAVING}{final.name}"  # Composer requires the suffix
+    def _write(self, state: State, temporary: Path, final: Path) -> None:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             with naming_full_disk(final):
                 self._strategy.save(state, temporary)
         except BaseException:
             temporary.unlink(missing_ok=True)  # the space is needed to record the failure
             raise
-        if dist.get_global_rank() == 0:
-            with open(temporary, "rb") as file:
+
+    def _complete(self, temporary: Path, final: Path, step: int) -> None:
+        """Sync a written file to the disk, record its hash, give it its name and remove older checkpoints."""
+        try:
+            with naming_full_disk(final), open(temporary, "rb") as file:
                 os.fsync(file.fileno())
                 digest = sha256(file)
-            os.replace(temporary, final)
-            write_json(final.with_suffix(".json"), {"step": step, "bytes": final.stat().st_size, "sha256": digest})
-            # A file with a higher step is a damaged checkpoint that this run skipped when it resumed.
-            valid = [path for path in checkpoint_files(directory) if path.name <= final.name]
-            for old in set(checkpoint_files(directory)) - set(valid[: self._keep]):
-                old.with_suffix(".json").unlink(missing_ok=True)
-                old.unlink(missing_ok=True)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        os.replace(temporary, final)
+        write_json(final.with_suffix(".json"), {"step": step, "bytes": final.stat().st_size, "sha256": digest})
+        # A file with a higher step is a damaged checkpoint that this run skipped when it resumed.
+        valid = [path for path in checkpoint_files(final.parent) if path.name <= final.name]
+        for old in set(checkpoint_files(final.parent)) - set(valid[: self._keep]):
+            old.with_suffix(".json").unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
+
+
+class _Completion:
+    """A function that runs in a thread. The process does not exit before it, unless it is killed."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(function,), name="checkpoint")
+        self._thread.start()
+
+    def _run(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except Exception as error:
+            self._error = error
+
+    def result(self) -> None:
+        """Wait for the thread; raise its error."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
 
 
 def find_checkpoint(folder: RunFolder) -> SavedCheckpoint | None:
@@ -230,6 +282,9 @@ def restore_weights(state: State, logger: Logger, directory: Path, strategy: Str
     Returns:
         The checkpoint's state; None if there is no checkpoint.
     """
+    for callback in state.callbacks:
+        if isinstance(callback, RollingCheckpoints):
+            callback.wait()
     saved = newest_checkpoint(directory)
     if saved is None:
         return None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
+import torch
 from composer import Trainer
 from composer.core import Algorithm, Callback, Engine, Event
 from composer.core.engine import Traces
+from composer.devices import Device
 from composer.loggers import LoggerDestination
-from composer.utils import reproducibility
+from composer.utils import dist, reproducibility
 
 from cram_composer.budget.budget import Budget
 from cram_composer.config.schema.run import RunConfig
@@ -77,12 +81,42 @@ def build_trainer(
 
 
 class LowOverheadTrainer(Trainer):
-    """Composer's Trainer with a `LowOverheadEngine`; takes the Trainer's arguments."""
+    """Composer's Trainer with a `LowOverheadEngine`; takes the Trainer's arguments.
+
+    A single process waits for its GPU once per step, in the non-finite guard, after the backward pass. Composer sends
+    counts to the device to add them over ranks, and reads them, and the loss, when the optimizer's kernels are queued.
+    """
 
     def __init__(self, **arguments: Any) -> None:
         # The Trainer has no argument for its engine and constructs it by this name (Composer 0.32).
         with mock.patch("composer.trainer.trainer.Engine", LowOverheadEngine):
             super().__init__(**arguments)
+        if dist.get_world_size() == 1:
+            _keep_numbers_on_host(self.state.device)
+
+    def _train_microbatches(
+        self, microbatches: Sequence[Any], total_loss_dict: dict[str, torch.Tensor], ddp_sync: bool = True
+    ) -> torch.Tensor:
+        """Run forward and backward passes and read the losses."""
+        total = super()._train_microbatches(microbatches, total_loss_dict, ddp_sync)
+        if dist.get_world_size() > 1:  # the sum over ranks follows
+            return total
+        total_loss_dict.update({name: loss.cpu() for name, loss in total_loss_dict.items()})
+        return total_loss_dict["loss/train/total"]
+
+    def _accumulate_time_across_ranks(
+        self, num_samples: int | float, num_tokens: int, batch_time: datetime.timedelta
+    ) -> tuple[int, int, datetime.timedelta]:
+        """Add samples and tokens over all ranks."""
+        if dist.get_world_size() > 1:
+            return super()._accumulate_time_across_ranks(num_samples, num_tokens, batch_time)
+        return int(num_samples), num_tokens, batch_time
+
+
+def _keep_numbers_on_host(device: Device) -> None:
+    """Do not move single numbers to `device`: Composer counts the labels of a step there and reads them back."""
+    move = device.tensor_to_device
+    device.tensor_to_device = lambda tensor: tensor if tensor.ndim == 0 else move(tensor)  # type: ignore[method-assign]
 
 
 class LowOverheadEngine(Engine):

@@ -64,6 +64,15 @@ def test_fp32_is_not_rounded_to_tf32(gpu: pytest.MonkeyPatch) -> None:
         assert choose_device(configuration(precision=precision), 1).composer_device is allowed
 
 
+def test_a_cpu_without_bf16_keeps_no_residual_stream_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig.model_validate({"device": "cpu", "model": {"residual_in_fp32": False}})
+    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: True)
+    assert choose_device(config, 1).precision == "bf16"
+    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: False)
+    with pytest.raises(CramError, match=r"model\.residual_in_fp32: false needs bf16, which this CPU lacks"):
+        choose_device(config, 1)
+
+
 @pytest.mark.parametrize("there", ["nothing", "compiler", "both"])
 def test_a_gpu_without_the_tools_of_triton_is_not_compiled(
     there: str, gpu: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture

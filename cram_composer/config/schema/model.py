@@ -76,6 +76,9 @@ class ModelConfig(Settings):
     attention_kernel: Literal["auto", "sdpa", "eager", "flex", "flash"] = key(
         "auto", "attention in training; flex and flash need CUDA; auto: eager on a CPU, else sdpa"
     )
+    residual_in_fp32: bool = key(
+        True, "residual stream in fp32 in training; false: in bf16 or fp16, as `train.precision`"
+    )
     loss_kernel: Literal["full", "chunked", "liger"] = key(
         "full", "chunked and liger never hold all logits; liger needs CUDA"
     )

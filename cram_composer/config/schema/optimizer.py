@@ -101,6 +101,10 @@ class MuonConfig(Optimizer):
     name: Literal["muon"] = "muon"
     momentum: Beta = key(0.95, "decay rate of the momentum of matrices")
     ns_steps: PositiveInt = key(5, "Newton-Schulz iterations", le=100)
+    ns_coeffs: Literal["original", "quintic", "polar_express", "polar_express_safer"] = key(
+        "original",
+        "coefficients of the iterations: Jordan's; sequences, the last two of Polar Express (arXiv 2505.16932)",
+    )
     betas: Betas = key((0.9, 0.95), "decay rates of AdamW's moments")
     eps: NonNegativeFloat = key(1e-8, f"of AdamW: {_EPS}", le=1.0)
     weight_decay: NonNegativeFloat = key(0.1, "decoupled, multiplied by the learning rate", le=1e4)

@@ -7,8 +7,9 @@ that of the whole run, exact to the row: it depends neither on those sizes nor o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,18 +74,32 @@ class RowStream:
         return sum(self.plan.next) / self.rows_per_epoch
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """Proportions of the orders in a step."""
+        return tuple(self.plan.shares)
+
+    @property
     def rows_per_epoch(self) -> int:
         """Rows of one epoch of every order."""
         return sum(order.rows_per_epoch for order in self.plan.orders)
 
     def take(self, rows: int) -> NDArray:
         """Return this rank's part of the next step, [rows, sequence_length]. Raises CramError."""
-        spans, counts = self.plan.step(rows)
+        taken = self.peek(rows)
+        self.advance(rows)
+        return taken
+
+    def peek(self, rows: int) -> NDArray:
+        """Return what `take` would, without changing the position."""
+        spans, _ = self.plan.step(rows)
         parts = [self._get_block(key)[first:last] for key, first, last in spans]
-        self.plan.advance(rows, counts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def advance(self, rows: int) -> None:
+        """Move the position past a step."""
+        self.plan.advance(rows, self.plan.step(rows)[1])
         for key in [key for key in self._blocks_read if self.plan.is_consumed(key)]:
             del self._blocks_read[key]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the whole run: identical on all ranks, valid for any number of them."""
@@ -172,6 +187,41 @@ class _RequestSampler:
         return tuple(shard for shard in shards if self._blocks.is_remote(shard))
 
 
+class _BatchSettings(NamedTuple):
+    """All that decides the content of the batch of a step."""
+
+    step: int
+    rows: int
+    seq_length: int
+    truncate: bool
+    mlm_probability: float
+    shares: tuple[float, ...]
+
+
+class _BatchAhead:
+    """A batch that a thread prepares."""
+
+    def __init__(self, prepare: Callable[[_BatchSettings], Batch], settings: _BatchSettings) -> None:
+        self._settings = settings
+        self._batch: Batch | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(prepare,), daemon=True)
+        self._thread.start()
+
+    def _run(self, prepare: Callable[[_BatchSettings], Batch]) -> None:
+        try:
+            self._batch = prepare(self._settings)
+        except Exception as error:
+            self._error = error
+
+    def wait(self, settings: _BatchSettings) -> Batch | None:
+        """Wait for the thread; return its batch, or None if it was prepared with other settings. Raises its error."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._batch if settings == self._settings else None
+
+
 class TrainLoader:
     """The endless training dataloader of one rank.
 
@@ -180,7 +230,8 @@ class TrainLoader:
     its head only. Masks depend on the step and the row's position in it, not on the number of ranks.
 
     Args:
-        pin_memory: put batches into page-locked memory, from which they reach a GPU faster.
+        pin_memory: for a GPU. Batches are put into page-locked memory, and a thread prepares the next one while the GPU
+            computes. A batch whose settings have changed since is prepared again.
     """
 
     def __init__(
@@ -207,19 +258,36 @@ class TrainLoader:
         self._random = RowRandom((seed, _MASK_SEED))
         self._rank = rank
         self._pins = pin_memory
+        self._ahead: _BatchAhead | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            batch = self._next_batch()
-            yield {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pins else batch
+            yield self._next_batch()
 
     def _next_batch(self) -> Batch:
-        rows = self.stream.take(self.rows)
-        if self.seq_length < self.data_seq_length:
-            rows = rows[:, : self.seq_length] if self.truncate else rows.reshape(-1, self.seq_length)
-        random = self._random.seek(self.step, self._rank * len(rows))
+        ahead, self._ahead = self._ahead, None
+        settings = self._settings()
+        batch = ahead.wait(settings) if ahead is not None else None
+        if batch is None:
+            batch = self._prepare(settings)
+        self.stream.advance(settings.rows)
         self.step += 1
-        return self.collator(rows, self.mlm_probability, random)
+        if self._pins:
+            self._ahead = _BatchAhead(self._prepare, self._settings())
+        return batch
+
+    def _settings(self) -> _BatchSettings:
+        row = self.seq_length, self.truncate, self.mlm_probability
+        return _BatchSettings(self.step, self.rows, *row, self.stream.shares)
+
+    def _prepare(self, settings: _BatchSettings) -> Batch:
+        rows = self.stream.peek(settings.rows)
+        if settings.seq_length < self.data_seq_length:
+            length = settings.seq_length
+            rows = rows[:, :length] if settings.truncate else rows.reshape(-1, length)
+        random = self._random.seek(settings.step, self._rank * len(rows))
+        batch = self.collator(rows, settings.mlm_probability, random)
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pins else batch
 
     def split_batch(self, batch: Batch, microbatch_size: int | float) -> list[Batch]:
         """Split a batch into microbatches; rows that do not fill one are split into its largest common divisor.
@@ -239,6 +307,7 @@ class TrainLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the position that `state_dict` reported, on any number of ranks."""
+        self._ahead = None
         self.stream.load_state_dict(state["stream"])
         self.step = state["step"]
 

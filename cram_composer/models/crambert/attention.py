@@ -170,6 +170,12 @@ def is_local(config: CramBertConfig, layer: int) -> bool:
     return config.local_window is not None and layer % config.global_every != 0
 
 
+def compute_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """Return the dtype of matrix products with `hidden`: that of autocast, if enabled on its device."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
 def contexts(
     config: CramBertConfig,
     kernel: AttentionKernel,
@@ -189,8 +195,7 @@ def contexts(
         causal: see Rows.
     """
     batch, length, width = hidden.shape
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    dtype = compute_dtype(hidden)
 
     def of(local: bool) -> Context:
         rows = Rows(config, local, batch, length, hidden.device, dtype, attention_mask, document_ids, causal)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .attention import DENSE, AttentionKernel, ExplicitAttention, contexts
+from .attention import DENSE, AttentionKernel, ExplicitAttention, compute_dtype, contexts
 from .configuration_crambert import CramBertConfig
 from .embeddings import Embeddings
 from .initialization import init_weights, set_init_scales
@@ -48,9 +48,12 @@ class CramBertModel(CramBertPreTrainedModel):
     Attributes:
         attention_kernel: computes attention in training; evaluation uses torch's scaled_dot_product_attention. With
             `attn_implementation="eager"` or `output_attentions`, both compute the weights explicitly.
+        residual_in_fp32: keep the residual stream in fp32 in training under autocast, else in autocast's dtype; the
+            norms compute in fp32 either way. Evaluation keeps it in fp32.
     """
 
     attention_kernel: AttentionKernel = DENSE
+    residual_in_fp32: bool = True
 
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__(config)
@@ -115,6 +118,8 @@ class CramBertModel(CramBertPreTrainedModel):
         if wants_weights or config._attn_implementation == "eager":
             kernel = ExplicitAttention(weights)
         hidden = self.embeddings(input_ids, inputs_embeds)
+        if self.training and not self.residual_in_fp32:
+            hidden = hidden.to(compute_dtype(hidden))
         layers = cast(Sequence[CramBertLayer], self.layers)
         known = contexts(config, kernel, hidden, attention_mask, document_ids, causal)
         values = [embedding(input_ids) for embedding in self.value_embeddings]

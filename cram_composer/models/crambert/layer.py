@@ -22,7 +22,7 @@ class CramBertLayer(GradientCheckpointingLayer):
     - "post": norm(x + f(x)) (Vaswani et al. 2017)
     - "sandwich": x + norm(f(norm(x))) (Ding et al. 2021, arXiv 2105.13290, section 2.3)
 
-    With `short_convolution`, the input of f includes neighbouring tokens.
+    With `short_convolution`, the input of f includes neighbouring tokens. The residual stream x keeps its dtype.
     """
 
     def __init__(self, config: CramBertConfig, index: int) -> None:
@@ -49,18 +49,18 @@ class CramBertLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden: torch.Tensor, context: Context, value_embedding: torch.Tensor | None = None
     ) -> torch.Tensor:
-        near = context.neighbours
+        near, residual = context.neighbours, hidden.dtype
         if self.is_post:
             attended = self.attention(self.attention_convolution(hidden, near), context, value_embedding)
-            hidden = self.attention_norm(hidden + self.dropout(attended))
+            hidden = self.attention_norm(hidden + self.dropout(attended)).to(residual)
             if self.has_feedforward:
                 changed = self.feedforward(self.feedforward_convolution(hidden, near))
-                hidden = self.feedforward_norm(hidden + self.dropout(changed))
+                hidden = self.feedforward_norm(hidden + self.dropout(changed)).to(residual)
             return hidden
         read = self.attention_convolution(self.attention_norm(hidden), near)
         attended = self.attention(read, context, value_embedding)
-        hidden = hidden + self.dropout(self.attention_out_norm(attended))
+        hidden = hidden + self.dropout(self.attention_out_norm(attended)).to(residual)
         if self.has_feedforward:
             read = self.feedforward_convolution(self.feedforward_norm(hidden), near)
-            hidden = hidden + self.dropout(self.feedforward_out_norm(self.feedforward(read)))
+            hidden = hidden + self.dropout(self.feedforward_out_norm(self.feedforward(read))).to(residual)
         return hidden

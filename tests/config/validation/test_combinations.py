@@ -28,6 +28,10 @@ def check(*overrides: str, path: Path = REPOSITORY / "yamls" / "cram-cpu.yaml") 
             "algorithms: fused_layernorm and low_precision_layernorm exclude each other",
         ),
         (
+            ["model.residual_in_fp32=false", "train.precision=fp32"],
+            "model.residual_in_fp32: false needs train.precision=bf16, fp16 or auto",
+        ),
+        (
             ["recipes=[crammed-bert,schedule-free]", "algorithms.swa={}"],
             "algorithms.swa: optimizer schedule-free averages the weights itself",
         ),

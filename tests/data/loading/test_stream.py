@@ -43,11 +43,10 @@ def stream(root: Path, rank: int = 0, ranks: int = 1, seed: int = 7, **settings)
     return open_train(data, config, seed=seed, rank=rank, world_size=ranks)
 
 
-def loader(root: Path, rank: int = 0, ranks: int = 1, rows: int = 32) -> TrainLoader:
+def loader(root: Path, rank: int = 0, ranks: int = 1, rows: int = 32, **others) -> TrainLoader:
     collator = MaskedLMCollator(200, (0, 1, 2, 3, 4), 4)
-    return TrainLoader(
-        stream(root, rank, ranks), collator, rows=rows, microbatch=rows // 2, seq_length=LENGTH, seed=5, rank=rank
-    )
+    sizes = {"rows": rows, "microbatch": rows // 2, "seq_length": LENGTH}
+    return TrainLoader(stream(root, rank, ranks), collator, **sizes, seed=5, rank=rank, **others)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -317,3 +316,33 @@ def test_shuffling_gives_no_warnings(root: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stream(root).take(ROWS)
+
+
+def test_batches_prepared_ahead_are_those_of_the_settings_at_their_step(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    plain, ahead = loader(root), loader(root, pin_memory=True)
+    prepared = []
+    monkeypatch.setattr(
+        ahead, "_prepare", lambda settings: prepared.append(settings) or TrainLoader._prepare(ahead, settings)
+    )
+    for changes in ({}, {}, {"rows": 24}, {}, {"mlm_probability": 0.1}, {"seq_length": LENGTH // 2}, {}):
+        for one in (plain, ahead):
+            for name, value in changes.items():
+                setattr(one, name, value)
+        expected, found = next(iter(plain)), next(iter(ahead))
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+        assert plain.state_dict() == ahead.state_dict()  # the batch in preparation does not count
+    ahead._ahead._thread.join()
+    assert len(prepared) == 1 + 7 + 3  # the first, one ahead of every step, and one after every change
+
+
+def test_a_failure_ahead_ends_the_step_that_needs_the_batch(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    reader = loader(root, pin_memory=True)
+    batches = iter(reader)
+    next(batches)
+    reader._ahead._thread.join()
+    monkeypatch.setattr(reader.stream, "peek", lambda rows: (_ for _ in ()).throw(CramError("no rows")))
+    next(batches)  # prepared before
+    with pytest.raises(CramError, match="no rows"):
+        next(batches)
