@@ -7,11 +7,12 @@ import inspect
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -33,6 +34,7 @@ def export_model(
     tokenizer_dir: Path,
     destination: Path,
     card: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write fp32 safetensors, config, tokenizer, README.md, and CramBERT's code if the model needs it.
 
@@ -43,6 +45,7 @@ def export_model(
         tokenizer_dir: a tokenizer folder.
         destination: the folder to write; replaced if it exists.
         card: text of README.md.
+        metadata: texts for the header of the safetensors files.
 
     Returns:
         `destination`.
@@ -62,6 +65,8 @@ def export_model(
             tokenizer.model_max_length = longest_input(model) or tokenizer.model_max_length
             model.config.tokenizer_class = write_tokenizer_folder(tokenizer, temporary)
             model.save_pretrained(temporary)
+            for weights in temporary.glob("*.safetensors"):  # save_pretrained takes no metadata
+                save_file(load_file(weights), weights, {"format": "pt", **(metadata or {})})
             (temporary / "README.md").write_text(card, encoding="utf-8")
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -107,6 +108,13 @@ def test_weights_are_fp32_and_tied_ones_stored_once(tmp_path, tokenizer_dir):
         "AutoModelForMaskedLM",
         "AutoModelForSequenceClassification",
     }
+
+
+def test_the_weights_file_names_run_and_configuration(tmp_path, tokenizer_dir):
+    identity = {"run_name": "mine", "config_hash": "e5cd6ef7"}
+    folder = export_model(exported_form(trained_model()), tokenizer_dir, tmp_path / "export", "", identity)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", **identity}
 
 
 def test_exporting_draws_no_random_numbers_and_verification_rejects_another_model(tmp_path, tokenizer_dir):
