@@ -62,7 +62,7 @@ NOT_RUN = {
         "cram extend runs/cram-1gpu",
         "cram status runs/cram-1gpu-extended",
     ],
-    "needs a network": ["fineweb-edu.yaml", "google-bert/bert-base-uncased", "uv venv", "pip install", "pip download"],
+    "needs a network": ["fineweb-edu.yaml", "google-bert/bert-base-uncased", "uv venv", "pip install", "pip download", "cram push"],
     "needs Slurm": ["executor=slurm", "SLURM_"],
     "needs data that is not in the repository": [
         "DATA",
@@ -91,6 +91,7 @@ NOT_RUN = {
         "benchmarks.data_build_memory",
         "benchmarks.recipe_effects",
         "tests.scaleout.table",
+        "tests.uses.table",
     ],
     "installs": ["sudo apt", "python3 -m venv"],
 }
