@@ -161,29 +161,35 @@ def no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+Guesses = list[tuple[str, float]]
+
+
 def fill_masks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], k: int = 3
-) -> list[list[tuple[str, float]]]:
+) -> list[Guesses]:
     """Predict the `k` most likely tokens, with probabilities, for the first mask of each sentence.
 
     Raises:
         CramError: a sentence contains no mask token, or only beyond the length of the model or the tokenizer.
     """
-    device = model.device
+    return [fill_every_mask(model, tokenizer, sentence, k)[0] for sentence in sentences]
+
+
+def fill_every_mask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence: str, k: int) -> list[Guesses]:
+    """Predict as `fill_masks` for each mask of a sentence, given the text with all of them masked."""
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
+    encoded = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=limit)
+    positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
+    if not len(positions):
+        raise CramError(f"sentence '{sentence}': contains no {tokenizer.mask_token} in the first {limit} tokens")
     training = model.training
     model.eval()
-    answers = []
-    for sentence in sentences:
-        encoded = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=limit)
-        position = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
-        if not len(position):
-            raise CramError(f"sentence '{sentence}': contains no {tokenizer.mask_token} in the first {limit} tokens")
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-            inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
-            probabilities = model(**inputs).logits[0, position[0]].float().softmax(dim=-1)
-        best = probabilities.topk(k)
-        words = [str(tokenizer.decode([token])).strip() for token in best.indices.tolist()]
-        answers.append(list(zip(words, best.values.tolist(), strict=True)))
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        inputs = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        probabilities = model(**inputs).logits[0, positions].float().softmax(dim=-1)
     model.train(training)
-    return answers
+    best = probabilities.topk(k)
+    return [
+        [(str(tokenizer.decode([token])).strip(), value) for token, value in zip(tokens, values, strict=True)]
+        for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

@@ -62,7 +62,14 @@ NOT_RUN = {
         "cram extend runs/cram-1gpu",
         "cram status runs/cram-1gpu-extended",
     ],
-    "needs a network": ["fineweb-edu.yaml", "google-bert/bert-base-uncased", "uv venv", "pip install", "pip download", "cram push"],
+    "needs a network": [
+        "fineweb-edu.yaml",
+        "google-bert/bert-base-uncased",
+        "uv venv",
+        "pip install",
+        "pip download",
+        "cram push",
+    ],
     "needs Slurm": ["executor=slurm", "SLURM_"],
     "needs data that is not in the repository": [
         "DATA",

@@ -41,9 +41,7 @@ def test_the_code_of_the_page_runs(form: str, tmp_path: Path) -> None:
     script = re.sub(r'"runs/[^"]*"', repr(str(export)), first) + "\n".join(rest)
     assert str(export) in script
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{page_name(PAGE)}: {done.stderr[-3000:]}"
     assert (tmp_path / "model.onnx").stat().st_size > 0
 

@@ -145,7 +145,7 @@ def onnx(export: Export) -> float:
     import onnxruntime
 
     model, batch = export.load("AutoModelForMaskedLM"), export.batch()
-    rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens")
+    rows, tokens = torch.export.Dim("rows", max=4096), torch.export.Dim("tokens", max=4096)  # torch 2.7 needs max
     names = list(batch)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         file = f"{folder}/model.onnx"
