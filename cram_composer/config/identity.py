@@ -28,6 +28,12 @@ def learnt_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]
     return [*(key for key, value in new.items() if old.get(key, _ABSENT) != value), *dropped]
 
 
+def non_default_values(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the fixed values of a configuration that differ from the defaults, by dotted key."""
+    defaults = _defaults()
+    return {key: value for key, value in learnt_values(config).items() if defaults.get(key, _ABSENT) != value}
+
+
 def free_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the old and new value, "before" and "after", of each free key whose value differs; None if absent."""
     old, new = flatten(before), flatten(now)

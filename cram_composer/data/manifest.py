@@ -42,11 +42,12 @@ class SplitCounts(TypedDict):
     bytes: int
 
 
-class _Hashes(TypedDict, total=False):
+class _Optional(TypedDict, total=False):
     file_sha256: dict[str, str]  # of every index.json and tokenizer file, by name; absent in older data sets
+    language: str  # code of the text's language, if the build's configuration states it
 
 
-class Manifest(_Hashes):
+class Manifest(_Optional):
     """manifest.json. It contains no time, host or output path: the same input gives the same bytes."""
 
     format_version: int
@@ -97,7 +98,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
 
 def fingerprint(summary: Mapping[str, Any]) -> str:
     """Hash a manifest or its summary, apart from the versions of the libraries that wrote it."""
-    left_out = ("config", "created_with", "file_sha256", "sources")  # file_sha256: a record does not have it
+    left_out = ("config", "created_with", "file_sha256", "language", "sources")  # a record has no file_sha256
     content = {key: value for key, value in summary.items() if key not in left_out}
     content["sources"] = [{k: v for k, v in source.items() if k != "files"} for source in summary["sources"]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,11 +6,12 @@ import copy
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -32,6 +33,7 @@ def export_model(
     tokenizer_dir: Path,
     destination: Path,
     card: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write fp32 safetensors, config, tokenizer, README.md, and CramBERT's code if the model needs it.
 
@@ -42,6 +44,7 @@ def export_model(
         tokenizer_dir: a tokenizer folder.
         destination: the folder to write; replaced if it exists.
         card: text of README.md.
+        metadata: texts for the header of the safetensors files.
 
     Returns:
         `destination`.
@@ -61,6 +64,8 @@ def export_model(
             tokenizer.model_max_length = longest_input(model) or tokenizer.model_max_length
             model.config.tokenizer_class = write_tokenizer_folder(tokenizer, temporary)
             model.save_pretrained(temporary)
+            for weights in temporary.glob("*.safetensors"):  # save_pretrained takes no metadata
+                save_file(load_file(weights), weights, {"format": "pt", **(metadata or {})})
             readme = temporary / "README.md"
             readme.write_text(card, encoding="utf-8")
             for file in temporary.iterdir():
@@ -158,29 +163,35 @@ def no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+Guesses = list[tuple[str, float]]
+
+
 def fill_masks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], k: int = 3
-) -> list[list[tuple[str, float]]]:
+) -> list[Guesses]:
     """Predict the `k` most likely tokens, with probabilities, for the first mask of each sentence.
 
     Raises:
         CramError: a sentence contains no mask token, or only beyond the length of the model or the tokenizer.
     """
-    device = model.device
+    return [fill_every_mask(model, tokenizer, sentence, k)[0] for sentence in sentences]
+
+
+def fill_every_mask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence: str, k: int) -> list[Guesses]:
+    """Predict as `fill_masks` for each mask of a sentence, given the text with all of them masked."""
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
+    encoded = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=limit)
+    positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
+    if not len(positions):
+        raise CramError(f"sentence '{sentence}': contains no {tokenizer.mask_token} in the first {limit} tokens")
     training = model.training
     model.eval()
-    answers = []
-    for sentence in sentences:
-        encoded = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=limit)
-        position = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
-        if not len(position):
-            raise CramError(f"sentence '{sentence}': contains no {tokenizer.mask_token} in the first {limit} tokens")
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-            inputs = {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
-            probabilities = model(**inputs).logits[0, position[0]].float().softmax(dim=-1)
-        best = probabilities.topk(k)
-        words = [str(tokenizer.decode([token])).strip() for token in best.indices.tolist()]
-        answers.append(list(zip(words, best.values.tolist(), strict=True)))
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        inputs = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        probabilities = model(**inputs).logits[0, positions].float().softmax(dim=-1)
     model.train(training)
-    return answers
+    best = probabilities.topk(k)
+    return [
+        [(str(tokenizer.decode([token])).strip(), value) for token, value in zip(tokens, values, strict=True)]
+        for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

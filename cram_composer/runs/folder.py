@@ -25,6 +25,7 @@ RECORD_FORMAT = 2
 FINISHED = ("finished", "stopped-early")  # statuses of a run whose training is complete
 CLOCK = "clock.json"
 METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.json"
 DISTURBED_SHARE = 0.05  # of the CPU time, taken by other processes, from which a run says so
 SAVING = ".saving-"  # begins the name of a checkpoint that is being saved
 _LEFTOVERS = (
@@ -212,6 +213,12 @@ def read_record(path: Path) -> dict[str, Any]:
         )
     read_checked(file, _Record, remedy)
     return _upgrade_record(record) if version == 1 else record
+
+
+def read_evaluations(run: Path) -> dict[str, Any]:
+    """Return the rows that `cram eval` wrote for a run, by protocol. Raises CramError if the file is damaged."""
+    path, remedy = run / EVALUATIONS, "restore it, or delete it and evaluate again"
+    return dict(read_checked(path, dict[str, dict[str, Any]], remedy)) if path.is_file() else {}
 
 
 def _upgrade_record(record: dict[str, Any]) -> dict[str, Any]:

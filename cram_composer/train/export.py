@@ -19,7 +19,7 @@ from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
 from cram_composer.models.factory import build_model
 from cram_composer.runs.checkpoints import damaged_checkpoints, newest_checkpoint
-from cram_composer.runs.folder import RECORD, RunFolder
+from cram_composer.runs.folder import FINISHED, RECORD, RunFolder, read_evaluations
 from cram_composer.storage.files import read_json
 from cram_composer.train.checkpointing import load_state
 from cram_composer.train.session import Session
@@ -39,7 +39,10 @@ def export_run(path: Path, destination: Path | None) -> Path:
     if record is None:
         raise CramError(f"{path}: not a run folder, because it has no {RECORD}; give RUNS_DIR/RUN_NAME")
     network = load_network(path, record)
-    return _write_export(network, record, record["data"], path / "tokenizer", destination or path / "export")
+    evaluations = read_evaluations(path) if record["status"] in FINISHED else {}  # else of an earlier step
+    return _write_export(
+        network, record, record["data"], path / "tokenizer", destination or path / "export", evaluations
+    )
 
 
 def export_session(session: Session) -> list[dict[str, Any]]:
@@ -55,7 +58,7 @@ def export_session(session: Session) -> list[dict[str, Any]]:
         network = load_network(path, record)  # the weights are sharded; the checkpoint is complete
     for average in averages:
         average.swap_in(session.trainer.state.model)
-    _write_export(network, record, session.data.manifest, tokenizer, path / "export")
+    _write_export(network, record, session.data.manifest, tokenizer, path / "export", evaluations={})
     predictions = _fill_masks(network, tokenizer, session.config.export.sentences)
     for average in averages:
         average.swap_out(session.trainer.state.model)
@@ -63,11 +66,17 @@ def export_session(session: Session) -> list[dict[str, Any]]:
 
 
 def _write_export(
-    network: PreTrainedModel, record: dict[str, Any], manifest: Mapping[str, Any], tokenizer: Path, destination: Path
+    network: PreTrainedModel,
+    record: dict[str, Any],
+    manifest: Mapping[str, Any],
+    tokenizer: Path,
+    destination: Path,
+    evaluations: Mapping[str, Any],
 ) -> Path:
     form = exported_form(network)
-    card = model_card(record, manifest, custom_code=isinstance(form, CramBertForMaskedLM))
-    target = export_model(form, tokenizer, destination, card)
+    card = model_card(record, manifest, isinstance(form, CramBertForMaskedLM), evaluations)
+    identity = {"run_name": record["run_name"], "config_hash": record["config_hash"]}
+    target = export_model(form, tokenizer, destination, card, identity)
     verify_export(target, network)
     return target
 

@@ -60,7 +60,16 @@ def commands(path: Path) -> list[Command]:
 
 def yaml_blocks(path: Path) -> list[str]:
     """Texts of the YAML blocks of a page."""
-    return [block[2] for block in _BLOCK.finditer(path.read_text(encoding="utf-8")) if block[1] == "yaml"]
+    return _blocks(path, "yaml")
+
+
+def python_blocks(path: Path) -> list[str]:
+    """Texts of the Python blocks of a page."""
+    return _blocks(path, "python")
+
+
+def _blocks(path: Path, language: str) -> list[str]:
+    return [block[2] for block in _BLOCK.finditer(path.read_text(encoding="utf-8")) if block[1] == language]
 
 
 def prose(path: Path) -> list[tuple[int, str]]:

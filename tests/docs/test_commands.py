@@ -69,6 +69,7 @@ NOT_RUN = {
         "uv venv",
         "pip install",
         "pip download",
+        "cram push",
     ],
     "needs Slurm": ["executor=slurm", "SLURM_"],
     "needs data that is not in the repository": [
@@ -99,6 +100,7 @@ NOT_RUN = {
         "benchmarks.data_build_memory",
         "benchmarks.recipe_effects",
         "tests.scaleout.table",
+        "tests.uses.table",
     ],
     "installs": ["sudo apt", "python3 -m venv"],
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -114,6 +115,13 @@ def test_pipelines_and_the_trainer_take_an_export(changes, tmp_path, tokenizer_d
     model = exported_form(tiny_model(vocab_size=VOCAB_SIZE, **changes))
     folder = export_model(model, tokenizer_dir, tmp_path / "export-v1.5", "")
     use(folder, trust="qk_norm" in changes, workspace=tmp_path)
+
+
+def test_the_weights_file_names_run_and_configuration(tmp_path, tokenizer_dir):
+    identity = {"run_name": "mine", "config_hash": "e5cd6ef7"}
+    folder = export_model(exported_form(trained_model()), tokenizer_dir, tmp_path / "export", "", identity)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", **identity}
 
 
 def test_exporting_draws_no_random_numbers_and_verification_rejects_another_model(tmp_path, tokenizer_dir):

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from cram_composer.analysis.html.formatting import is_number
 from cram_composer.budget.trace import TRACE
 from cram_composer.errors import CramError
-from cram_composer.runs.folder import METRICS, read_clock, read_record
-from cram_composer.storage.files import parse_json, read_checked
+from cram_composer.runs.folder import METRICS, read_clock, read_evaluations, read_record
+from cram_composer.storage.files import parse_json
 
 TRACE_COLUMNS = (
     "step", "elapsed", "progress", "tokens", "batch_size", "seq_length", "mlm_probability", "lr", "loss",
@@ -103,7 +103,7 @@ def load_run(path: Path, curves: bool = True) -> RunData:
         record=_add_present_progress(record, trace, path) if record.get("status") == "running" else record,
         trace=trace,
         metrics=metric_lines,
-        evaluated=_read_evaluations(path / "evaluations.json"),
+        evaluated=read_evaluations(path),
         unreadable_lines=trace_bad + metrics_bad,
     )
 
@@ -117,11 +117,6 @@ def load_runs(paths: Sequence[Path], curves: bool = True) -> tuple[list[RunData]
         except CramError as error:
             problems.append(str(error))
     return runs, problems
-
-
-def _read_evaluations(path: Path) -> dict[str, Any]:
-    remedy = "restore it, or delete it and evaluate again"
-    return dict(read_checked(path, dict[str, dict[str, Any]], remedy)) if path.is_file() else {}
 
 
 def _add_present_progress(record: dict[str, Any], trace: dict[str, Array], path: Path) -> dict[str, Any]:

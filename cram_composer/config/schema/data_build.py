@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag
+from pydantic import AfterValidator, Discriminator, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag
 
 from cram_composer.config.schema.base import Settings, Share, key
 
@@ -170,6 +171,15 @@ class PackingConfig(Settings):
     block_rows: PositiveInt = key(256, "rows in a block, which is read as one record", le=2**20)
 
 
+def _checked_language(code: str) -> str:
+    if re.fullmatch("[a-z]{2,3}|multilingual", code) is None:
+        raise ValueError(f"must be an ISO 639 code such as en, or multilingual, got {code!r}")
+    return code
+
+
+Language = Annotated[str, AfterValidator(_checked_language)]
+
+
 class DataBuildConfig(Settings):
     """A data build."""
 
@@ -178,6 +188,7 @@ class DataBuildConfig(Settings):
     overwrite: bool = key(False, "replace a finished data set at `output`")
     seed: int = key(0, "seed of the validation split and the shuffle", ge=0, le=2**63 - 1)
     sources: list[SourceConfig] = key(list, "sources of text")
+    language: Language | None = key(None, "of the text, for the model card: an ISO 639 code or multilingual")
     stages: StagesConfig = key(StagesConfig, "processing of documents")
     normalise: NormaliseConfig = key(NormaliseConfig, "normalisation inside the tokenizer")
     tokenizer: TokenizerConfig = key(TokenizerConfig, "the tokenizer")

@@ -33,7 +33,7 @@ from cram_composer.errors import CramError
 from cram_composer.storage.client import Storage, is_remote
 
 # Settings that do not change the content of a data set.
-_NOT_CONTENT = ("output", "overwrite", "jobs", "executor", "slurm", "work")
+_NOT_CONTENT = ("language", "output", "overwrite", "jobs", "executor", "slurm", "work")
 
 REMOTE_DEADLINE_SECONDS = 120.0  # for a single request, retries included
 

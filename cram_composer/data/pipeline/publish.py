@@ -129,6 +129,8 @@ def write_manifest(work: Workspace, build_config: dict[str, Any], identity: str)
             for path in [*sorted(work.tokenizer.iterdir()), *(work.out / split / "index.json" for split in work.splits)]
         },
     }
+    if config.language is not None:
+        manifest["language"] = config.language
     if not is_remote(config.output):
         verify_dataset(work.out, manifest, full=False)
     write_json(work.out / MANIFEST, manifest)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cram_composer.config import compose
+from cram_composer.config.schema.data_build import DataBuildConfig
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.units import parse_bytes
 from cram_composer.config.validation.run import check_run
@@ -71,3 +72,10 @@ def test_what_cannot_be_is_refused(overrides: list[str], message: str):
 @pytest.mark.parametrize(("text", "size"), [("1kb", 1024), ("50gb", 50 << 30), ("1.5 TB", 3 << 39), ("7b", 7)])
 def test_sizes(text: str, size: int):
     assert parse_bytes(text) == size
+
+
+def test_the_language_of_a_text_is_a_code():
+    path = RUN.parent / "data" / "starter.yaml"
+    assert compose(DataBuildConfig, path, ["language=en"]).config.language == "en"
+    with pytest.raises(ConfigError, match="language: must be an ISO 639 code such as en, or multi.*, got 'English'"):
+        compose(DataBuildConfig, path, ["language=English"])

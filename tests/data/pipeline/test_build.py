@@ -166,15 +166,16 @@ def test_shuffle_in_many_buckets_keeps_every_row(built, config, monkeypatch):
 def test_finished_data_set_is_kept(config, capsys):
     root = build(config, progress=False)
     before = (root / "manifest.json").stat().st_mtime_ns
-    assert build(config) == root
+    assert build(config.model_copy(update={"language": "en"})) == root
     assert "is already finished" in capsys.readouterr().err
     assert (root / "manifest.json").stat().st_mtime_ns == before
     changed = config.model_copy(update={"validation_fraction": 0.2})
     with pytest.raises(CramError, match=r"another configuration .*overwrite=true"):
         build(changed, progress=False)
     assert (root / "manifest.json").stat().st_mtime_ns == before
-    build(changed.model_copy(update={"overwrite": True}), progress=False)
+    build(changed.model_copy(update={"overwrite": True, "language": "en"}), progress=False)
     assert load_manifest(root)["config"]["validation_fraction"] == 0.2
+    assert load_manifest(root)["language"] == "en"
     assert build(changed, progress=False) == root
     assert sorted(path.name for path in root.parent.iterdir()) == [".out.lock", "out"]
 
