@@ -39,7 +39,7 @@ def try_steps(config: RunConfig) -> dict[str, Any]:
         "compile_seconds": speed.compile_seconds,
         "graphs": first,
         "graph_breaks": sum(counters["graph_break"].values()),
-        "recompilations": _recompilations(),
+        "recompilations": recompilations(),
         "peak_bytes": _peak(device),
     }
     if device.name == "gpu":
@@ -47,10 +47,13 @@ def try_steps(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def _recompilations() -> int:
-    """Return the graphs compiled because a guard failed, of all frames."""
-    failures = torch._dynamo.utils.guard_failures
-    return sum(len(reasons) for reasons in failures.values())
+def recompilations() -> list[str]:
+    """Return the reasons for which torch compiled a further graph of a function, one for each graph.
+
+    A further graph has one reason for each earlier one that it cannot use, which torch puts before it as FRAME/GRAPH.
+    """
+    failures = [reason for reasons in torch._dynamo.utils.guard_failures.values() for reason in reasons]
+    return [reason.partition(": ")[2] for reason in failures if reason.partition(":")[0].endswith("/0")]
 
 
 def _peak(device: DeviceChoice) -> int:
