@@ -57,7 +57,7 @@ def _compilation(context: CheckContext, cold: dict[str, Any], warm: dict[str, An
         return Check("compilation", "skip", "train.compile is off", values)
     line = (
         f"{duration(cold['compile_seconds'])} cold, {duration(warm['compile_seconds'])} warm; {warm['graphs']} graphs, "
-        f"{warm['graph_breaks']} graph breaks, {len(warm['recompilations'])} recompilations"
+        f"{warm['graph_breaks']} graph breaks, {len(warm['recompilations'])} recompilations after the first step"
     )
     if not warm["graphs"]:
         return Check("compilation", "fail", "nothing was compiled; see the warnings of `cram train`", values)

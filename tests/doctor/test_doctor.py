@@ -104,6 +104,7 @@ def test_recompilations_are_counted_and_explained(tmp_path: Path):
             return x + x
 
     torch._dynamo.reset()
+    compiled = trial.Recompilations()
     layers = [Doubled(), Doubled()]
     for layer in layers:
         layer.compile(dynamic=False, backend="eager")
@@ -112,18 +113,18 @@ def test_recompilations_are_counted_and_explained(tmp_path: Path):
         for size in sizes:
             for layer in layers:
                 layer(torch.ones(size))
-        return trial.recompilations()
+        return compiled.reasons()
 
     assert run(2, 2) == [], "two layers share a graph"
-    assert len(run(3, 2, 3)) == 1
-    found = run(5)
-    assert len(found) == 2, "one graph more, although two earlier ones do not fit"
-    assert "expected 2, actual 3" in found[0]
-    counts = {"graphs": 3, "graph_breaks": 0, "recompilations": found, "compile_seconds": 1.0}
+    (reason,) = run(3, 2, 3)
+    assert "expected 2, actual 3" in reason and "\n" not in reason
+    assert len(run(5)) == 2, "one graph more, although two earlier ones do not fit"
+    compiled.expect_no_more()
+    assert run(2, 3) == [] and len(run(7)) == 1
+    counts = {"graphs": 3, "graph_breaks": 0, "recompilations": [reason], "compile_seconds": 1.0}
     check = training._compilation(on_gpu(context(tmp_path)), counts, counts)
-    assert check.status == "warn" and check.values["recompilations"] == 2 and found[0] in check.line
+    assert check.status == "warn" and check.values["recompilations"] == 1 and reason in check.line
     torch._dynamo.reset()
-    assert trial.recompilations() == []
 
 
 def test_data_that_are_not_built_are_skipped(tmp_path: Path):
