@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def try_steps(config: RunConfig) -> dict[str, Any]:
     """Train a few steps on random rows; return seconds in `speed`, counts of graphs, and bytes of memory."""
     device = choose_device(config, 1)
     spec = RunSpec(config, read_data_facts(config.data), 1)
-    speed = measure_speed(spec, device, _STEPS)
+    compiled = Recompilations()
+    speed = measure_speed(spec, device, _STEPS, compiled.expect_no_more)
     first = int(counters["stats"]["unique_graphs"])
     found: dict[str, Any] = {
         "microbatch_seconds": speed.microbatch_seconds,
@@ -39,7 +41,7 @@ def try_steps(config: RunConfig) -> dict[str, Any]:
         "compile_seconds": speed.compile_seconds,
         "graphs": first,
         "graph_breaks": sum(counters["graph_break"].values()),
-        "recompilations": _recompilations(),
+        "recompilations": compiled.reasons(),
         "peak_bytes": _peak(device),
     }
     if device.name == "gpu":
@@ -47,10 +49,26 @@ def try_steps(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def _recompilations() -> int:
-    """Return the graphs compiled because a guard failed, of all frames."""
-    failures = torch._dynamo.utils.guard_failures
-    return sum(len(reasons) for reasons in failures.values())
+class Recompilations:
+    """Graphs that torch compiles although it has graphs of the same functions, because a guard of each fails."""
+
+    def __init__(self) -> None:
+        self._expected = Counter(self._all())
+
+    def expect_no_more(self) -> None:
+        """Forget those so far: layers of different kinds need a graph each."""
+        self._expected = Counter(self._all())
+
+    def reasons(self) -> list[str]:
+        """Return one reason for each graph compiled since."""
+        return list((Counter(self._all()) - self._expected).elements())
+
+    @staticmethod
+    def _all() -> list[str]:
+        # A graph has one reason for each earlier one of its function, which torch puts before it as FRAME/GRAPH.
+        failures = [reason for reasons in torch._dynamo.utils.guard_failures.values() for reason in reasons]
+        split = [reason.splitlines()[0].partition(": ") for reason in failures]
+        return [reason for graph, _, reason in split if graph.endswith("/0")]
 
 
 def _peak(device: DeviceChoice) -> int:

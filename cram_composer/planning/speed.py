@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from composer.core import Callback, State
@@ -51,7 +52,9 @@ def row_flops(spec: RunSpec, network: PreTrainedModel, length: int) -> float:
     return length * flops_per_token(network, length, spec.collator.capacity(length))
 
 
-def measure_speed(spec: RunSpec, device: DeviceChoice, steps: int) -> Speed:
+def measure_speed(
+    spec: RunSpec, device: DeviceChoice, steps: int, after_first_step: Callable[[], None] = lambda: None
+) -> Speed:
     """Time `steps` steps of each of two sizes on random rows through Composer's trainer, without writing anything.
 
     A step of k microbatches takes a + k b seconds, so steps of one and of three microbatches determine a and b. The
@@ -73,7 +76,7 @@ def measure_speed(spec: RunSpec, device: DeviceChoice, steps: int) -> Speed:
     context = AlgorithmContext(budget, loader, 1, config.seed, lambda: guard.norm)
     sizes = [count for count in _MICROBATCHES for _ in range(_WARM_UP)]
     sizes += [count for _ in range(steps) for count in _MICROBATCHES]
-    timed = _StepTimer(loader, sizes)
+    timed = _StepTimer(loader, sizes, after_first_step)
     trainer = LowOverheadTrainer(
         model=model,
         optimizers=optimizer,
@@ -108,9 +111,10 @@ def measure_speed(spec: RunSpec, device: DeviceChoice, steps: int) -> Speed:
 class _StepTimer(Callback):
     """Time step s with `sizes[s]` microbatches, until the device has finished, into `seconds`."""
 
-    def __init__(self, loader: TrainLoader, sizes: list[int]) -> None:
+    def __init__(self, loader: TrainLoader, sizes: list[int], after_first_step: Callable[[], None]) -> None:
         self._loader = loader
         self._sizes = sizes
+        self._after_first_step = after_first_step
         self._since = 0.0
         self.seconds: list[float] = []
 
@@ -123,3 +127,5 @@ class _StepTimer(Callback):
         """Stop the timer once the loss, which is read here, is available."""
         float((state.total_loss_dict or {})["loss/train/total"])
         self.seconds.append(time.perf_counter() - self._since)
+        if len(self.seconds) == 1:
+            self._after_first_step()

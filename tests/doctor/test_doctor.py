@@ -13,7 +13,7 @@ from cram_composer.cli import main
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.device import choose_device
-from cram_composer.doctor import checks, doctor, link, machine, numerics, precision, resume
+from cram_composer.doctor import checks, doctor, link, machine, numerics, precision, resume, training, trial
 from cram_composer.doctor.checks import Check, CheckContext
 from cram_composer.models.attention_kernels import EagerAttention
 from cram_composer.planning.run_spec import RunSpec, read_data_facts
@@ -96,6 +96,35 @@ def test_a_small_shared_memory_and_a_slow_disk_are_named(monkeypatch, tmp_path: 
     assert machine._shared_memory().status == "fail" and "--shm-size" in machine._shared_memory().line
     monkeypatch.setattr(machine, "_SLOW_DISK", 1e15)
     assert machine._disk(context(tmp_path)).status == "warn"
+
+
+def test_recompilations_are_counted_and_explained(tmp_path: Path):
+    class Doubled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x
+
+    torch._dynamo.reset()
+    compiled = trial.Recompilations()
+    layers = [Doubled(), Doubled()]
+    for layer in layers:
+        layer.compile(dynamic=False, backend="eager")
+
+    def run(*sizes: int) -> list[str]:
+        for size in sizes:
+            for layer in layers:
+                layer(torch.ones(size))
+        return compiled.reasons()
+
+    assert run(2, 2) == [], "two layers share a graph"
+    (reason,) = run(3, 2, 3)
+    assert "expected 2, actual 3" in reason and "\n" not in reason
+    assert len(run(5)) == 2, "one graph more, although two earlier ones do not fit"
+    compiled.expect_no_more()
+    assert run(2, 3) == [] and len(run(7)) == 1
+    counts = {"graphs": 3, "graph_breaks": 0, "recompilations": [reason], "compile_seconds": 1.0}
+    check = training._compilation(on_gpu(context(tmp_path)), counts, counts)
+    assert check.status == "warn" and check.values["recompilations"] == 1 and reason in check.line
+    torch._dynamo.reset()
 
 
 def test_data_that_are_not_built_are_skipped(tmp_path: Path):
