@@ -14,6 +14,7 @@ import xxhash
 from typing_extensions import TypedDict
 
 from cram_composer.data.manifest_checks import manifest_problem
+from cram_composer.data.tokenizer_files import id_count
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_checked
 from cram_composer.storage.paths import plain_name, resolve_inside
@@ -130,11 +131,11 @@ def check_tokenizer(path: Path, manifest: Manifest) -> None:
     if hashlib.sha256(content).hexdigest() != manifest["tokenizer_sha256"]:
         raise _damage_error(path, "not the tokenizer that the data set was made with")
     try:
-        entries = Tokenizer.from_buffer(content).get_vocab_size()
+        ids = id_count(Tokenizer.from_buffer(content))
     except Exception as error:  # the library raises plain exceptions
         raise _damage_error(path, f"not a tokenizer ({' '.join(str(error).split())})") from None
-    if entries != manifest["vocab_size"]:
-        raise _damage_error(path, f"has {entries} entries, but vocab_size in {MANIFEST} is {manifest['vocab_size']}")
+    if ids != manifest["vocab_size"]:
+        raise _damage_error(path, f"has {ids} ids, but vocab_size in {MANIFEST} is {manifest['vocab_size']}")
 
 
 def check_hash(root: Path, name: str, manifest: Manifest) -> None:

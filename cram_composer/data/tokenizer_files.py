@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cram_composer.storage.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Return False for a folder without vocabulary, for which transformers 5 invents a tokenizer from config.json."""
     return any(any(folder.glob(pattern)) for pattern in ("tokenizer.json", "vocab*", "*.model", "tokenizer.model*"))
+
+
+def id_count(backend: Tokenizer) -> int:
+    """Return the largest id and 1: the rows of an embedding, more than the entries if the ids have holes."""
+    return max(backend.get_vocab().values(), default=-1) + 1
 
 
 def write_tokenizer_folder(tokenizer: Any, folder: Path) -> str:

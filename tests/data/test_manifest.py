@@ -130,7 +130,7 @@ def edit_index(root: Path, **changes: object) -> None:
 TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 99999}
 COUNTS = dict.fromkeys(SplitCounts.__required_keys__, 1) | {"rows": 64, "tokens": 64 * 16, "blocks": 8}
 FOREIGN: dict[str, tuple[dict[str, object], str]] = {
-    "vocabulary": ({"vocab_size": 10}, "tokenizer.json: has 200 entries, but vocab_size in manifest.json is 10"),
+    "vocabulary": ({"vocab_size": 10}, "tokenizer.json: has 200 ids, but vocab_size in manifest.json is 10"),
     "vocabulary of nothing": ({"vocab_size": 0}, "vocab_size: must be a whole number >= 1, got 0"),
     "vocabulary as text": ({"vocab_size": "200"}, "damaged .vocab_size has a wrong type."),
     "vocabulary beyond the dtype": ({"vocab_size": 70000}, "dtype: 'uint16' cannot hold the ids of 70000 tokens"),

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from cram_composer.config.schema.base import Settings, Share, key
 
@@ -18,24 +26,48 @@ class Source(Settings):
     stream: str | None = key(None, "name of a separate train stream, for data.mixture; null: the shared stream")
 
 
+class TextColumns(Settings):
+    """The columns of a table that hold the text; `meta.text` names the key `text` in the column `meta`."""
+
+    text_column: str = key("text", "column that holds the text; a.b names the key b in the column a")
+    text_columns: list[str] | None = key(
+        None, "columns to join, with an empty line between them, in the place of text_column", min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        if self.text_columns is not None and self.text_column != "text":
+            raise ValueError("text_column: has no effect with text_columns; remove one of them")
+        return self
+
+
 class StarterConfig(Source):
     """English text included in the installation, 17 MB."""
 
     kind: Literal["starter"] = "starter"
 
 
-class FilesConfig(Source):
+class FilesConfig(TextColumns, Source):
     """Text files on this machine."""
 
     kind: Literal["files"] = "files"
     name: str | None = key(None, "name in the manifest; null: the kind")
     licence: str | None = key(None, "for the manifest")
-    paths: list[str] = key(..., "files, globs or folders of .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet")
-    text_column: str = key("text", "column of .jsonl and .parquet files")
+    paths: list[str] = key(
+        ...,
+        "files, globs or folders: .txt .jsonl .json .csv .tsv (also .gz .zst .bz2) .parquet .arrow .zip, MDS",
+    )
     document: Literal["file", "line", "blank-line"] = key("file", "part of a .txt file that makes a document")
 
 
-class HubConfig(Source):
+class ValidationConfig(TextColumns):
+    """Text files whose documents are the validation split, in the place of a share of the sources."""
+
+    paths: list[str] = key(..., "files, globs or folders, as of a source")
+    document: Literal["file", "line", "blank-line"] = key("file", "part of a .txt file that makes a document")
+
+
+class HubConfig(TextColumns, Source):
     """A data set of the Hugging Face hub, streamed."""
 
     kind: Literal["hub"] = "hub"
@@ -45,7 +77,6 @@ class HubConfig(Source):
     subset: str | None = key(None, "configuration of the data set")
     split: str = key("train", "split of the data set")
     revision: str | None = key(None, "commit or tag; null: the newest, recorded in the manifest")
-    text_column: str = key("text", "column that holds the text")
 
 
 def _kind(source: Any) -> Any:
@@ -189,6 +220,10 @@ class DataBuildConfig(Settings):
     seed: int = key(0, "seed of the validation split and the shuffle", ge=0, le=2**63 - 1)
     sources: list[SourceConfig] = key(list, "sources of text")
     language: Language | None = key(None, "of the text, for the model card: an ISO 639 code or multilingual")
+    on_bad_record: Literal["fail", "skip"] = key(
+        "fail", "record or file that cannot be read: stop, or skip and count it"
+    )
+    max_bad_records: int = key(1000, "bad records to skip before the build fails", ge=1, le=10**12)
     stages: StagesConfig = key(StagesConfig, "processing of documents")
     normalise: NormaliseConfig = key(NormaliseConfig, "normalisation inside the tokenizer")
     tokenizer: TokenizerConfig = key(TokenizerConfig, "the tokenizer")
@@ -198,6 +233,7 @@ class DataBuildConfig(Settings):
     )
     compression: Literal["none", "zstd"] = key("none", "compression of the shards")
     validation_fraction: float = key(0.01, "fraction of documents held out for validation", ge=1e-9, le=0.5)
+    validation: ValidationConfig | None = key(None, "files for validation, instead of validation_fraction of `sources`")
     shuffle_memory_mib: PositiveInt = key(256, "MiB of rows shuffled in memory at a time", le=2**24)
     partitions: int = key(1, "number of tasks to split the work into; determines the shards", ge=1, le=4096)
     jobs: PositiveInt | None = key(None, "parallel partitions on this machine; null: one per core", le=4096)

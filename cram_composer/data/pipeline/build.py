@@ -33,7 +33,17 @@ from cram_composer.errors import CramError
 from cram_composer.storage.client import Storage, is_remote
 
 # Settings that do not change the content of a data set.
-_NOT_CONTENT = ("language", "output", "overwrite", "jobs", "executor", "slurm", "work")
+_NOT_CONTENT = (
+    "language",
+    "output",
+    "overwrite",
+    "jobs",
+    "executor",
+    "slurm",
+    "work",
+    "on_bad_record",
+    "max_bad_records",
+)
 
 REMOTE_DEADLINE_SECONDS = 120.0  # for a single request, retries included
 
@@ -64,7 +74,14 @@ def config_hash(config: DataBuildConfig) -> str:
 
 def described(config: DataBuildConfig) -> dict[str, Any]:
     """Return the configuration as nested dicts, without settings that do not change the data set."""
-    return {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_CONTENT}
+    found = {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_CONTENT}
+    # Data sets from before there were these keys keep their hash.
+    if found["validation"] is None:
+        del found["validation"]
+    for source in found["sources"]:
+        if source.get("text_columns") is None:
+            source.pop("text_columns", None)
+    return found
 
 
 def _check(config: DataBuildConfig) -> None:
@@ -76,6 +93,10 @@ def _check(config: DataBuildConfig) -> None:
         raise CramError(
             "tokenizer.path: an existing tokenizer is used unchanged; remove the other keys of tokenizer and normalise"
         )
+    if config.on_bad_record == "fail" and config.max_bad_records != 1000:
+        raise CramError("max_bad_records: has no effect with on_bad_record=fail; set on_bad_record=skip or remove it")
+    if config.validation is not None and config.validation_fraction != 0.01:
+        raise CramError("validation_fraction: has no effect with validation; remove one of them")
     for source in config.sources:
         if source.stream is not None and not source.stream.replace("-", "").replace("_", "").isalnum():
             raise CramError(f"sources: stream '{source.stream}' must consist of letters, digits, '-' and '_'")

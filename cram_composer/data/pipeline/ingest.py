@@ -13,14 +13,16 @@ from cram_composer.config.schema.data_build import DataBuildConfig, StagesConfig
 from cram_composer.data.pipeline.document_store import Chunk
 from cram_composer.data.pipeline.partition import expected_bytes, partition_pieces
 from cram_composer.data.pipeline.progress import Progress
-from cram_composer.data.pipeline.sources import Source, open_sources
+from cram_composer.data.pipeline.sources import Source, open_sources, source_configs, validation_share
 from cram_composer.data.pipeline.stages.clean import Cleaner
 from cram_composer.data.pipeline.stages.counts import StageCounts
 from cram_composer.data.pipeline.stages.examples import Examples
 from cram_composer.data.pipeline.stages.filters import FILTERS
 from cram_composer.data.pipeline.text import PIECE_CHARACTERS, Piece, assign_split, join_pieces
+from cram_composer.errors import CramError
 
 CHUNK_CHARACTERS = 1 << 20
+BAD_EXAMPLES = 20  # problems of bad records to keep for each source
 DUPLICATE_STAGES = ("exact_duplicates", "near_duplicates")
 
 
@@ -79,10 +81,17 @@ def example_priority(text: str) -> int:
 
 @dataclass
 class SourceCounts:
-    """Documents and characters read from a source, with white space collapsed, before any stage."""
+    """Documents and characters read from a source, with white space collapsed, before any stage; skipped records."""
 
     documents: int = 0
     characters: int = 0
+    bad_records: int = 0
+    bad_examples: list[str] = field(default_factory=list)
+
+
+def bad_records_error(limit: int, problem: str) -> CramError:
+    """Return the error about more bad records than `limit`."""
+    return CramError(f"more than {limit} bad records, such as {problem}; mend the text or raise max_bad_records")
 
 
 class PartitionReader:
@@ -93,9 +102,11 @@ class PartitionReader:
         self._partition = partition
         self.statistics = StageStatistics()
         # One entry may open as several sources: the starter text is two packages.
-        self.opened_sources = [
-            (i, source) for i, entry in enumerate(config.sources) for source in open_sources([entry])
-        ]
+        skip = config.on_bad_record == "skip"
+        entries = list(enumerate(source_configs(config)))
+        if config.validation is not None:  # first, so that it keeps documents that are also in the train text
+            entries = [entries[-1], *entries[:-1]]
+        self.opened_sources = [(i, source) for i, entry in entries for source in open_sources([entry], skip)]
         self.source_counts = [SourceCounts() for _ in self.opened_sources]
         stages = config.stages
         self._cleaner = None if stages.clean is None else Cleaner(stages.clean)
@@ -121,20 +132,30 @@ class PartitionReader:
     def _chunks(self, source: int, pieces: Iterator[Piece], counts: SourceCounts) -> Iterator[tuple[Chunk, int]]:
         """Yield the chunks of a source, each with its number of bytes before cleaning."""
         split: int | None = None
+        share = validation_share(self._config, source)
         for piece in join_pieces(pieces, self._characters):
+            if piece.problem is not None:
+                self._count_bad_record(piece.problem, counts)
             text = piece.text if self._cleaner is None else self._clean(piece.text)
             collapsed = " ".join(text.split())
             first = split is None
             if split is None:
                 if not collapsed:
                     continue  # no text of the document yet
-                split = assign_split(collapsed, self._config.validation_fraction, self._config.seed)
+                split = assign_split(collapsed, share, self._config.seed)
             counts.documents += first
             counts.characters += len(collapsed)
             kept = bool(collapsed) and self._passes_filters(text)
             yield Chunk(source, split, first, piece.last, collapsed if kept else None), len(piece.text.encode())
             if piece.last:
                 split = None
+
+    def _count_bad_record(self, problem: str, counts: SourceCounts) -> None:
+        counts.bad_records += 1
+        if len(counts.bad_examples) < BAD_EXAMPLES:
+            counts.bad_examples.append(problem)
+        if sum(each.bad_records for each in self.source_counts) > self._config.max_bad_records:
+            raise bad_records_error(self._config.max_bad_records, problem)
 
     def _clean(self, text: str) -> str:
         assert self._cleaner is not None
@@ -163,7 +184,7 @@ def clean_sources(sources: list[Source], config: StagesConfig) -> list[Source]:
     cleaner = Cleaner(config.clean)
 
     def rewritten(pieces: Callable[[], Iterator[Piece]]) -> Iterator[Piece]:
-        return (Piece(cleaner(piece.text), piece.last) for piece in pieces())
+        return (piece._replace(text=cleaner(piece.text)) for piece in pieces())
 
     return [
         replace(source, parts=[replace(part, pieces=partial(rewritten, part.pieces)) for part in source.parts])

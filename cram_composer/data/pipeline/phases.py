@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from cram_composer.config.schema.data_build import DataBuildConfig, HubConfig, SourceConfig
+from cram_composer.config.schema.data_build import DataBuildConfig, FilesConfig, HubConfig, SourceConfig
 from cram_composer.data.manifest import MANIFEST
 from cram_composer.data.pipeline.deduplicate import DUPLICATE_STAGES, bucket_count
 from cram_composer.data.pipeline.executors import SLURM_FOLDER, Executor
 from cram_composer.data.pipeline.ingest import clean_sources, needs_all_documents
 from cram_composer.data.pipeline.progress import Progress, print_status
-from cram_composer.data.pipeline.publish import check_splits, merge_indexes, upload_manifest, write_manifest
+from cram_composer.data.pipeline.publish import (
+    check_bad_records,
+    check_splits,
+    merge_indexes,
+    print_counts,
+    upload_manifest,
+    write_manifest,
+)
 from cram_composer.data.pipeline.rows.ordering import ORDERINGS
-from cram_composer.data.pipeline.sources import Source, open_sources
+from cram_composer.data.pipeline.sources import Source, open_sources, source_configs, validation_share
+from cram_composer.data.pipeline.sources.formats import is_txt
+from cram_composer.data.pipeline.tokenizer.coverage import SAMPLE_BYTES, check_coverage
 from cram_composer.data.pipeline.tokenizer.sample import write_sample
 from cram_composer.data.pipeline.tokenizer.tokenizer import BuiltTokenizer, adopt_tokenizer, save_tokenizer
 from cram_composer.data.pipeline.tokenizer.vocabulary import train_tokenizer
@@ -40,7 +51,10 @@ def run_pipeline(
 ) -> None:
     """Build the data set in `work.out` or, if the output is in object storage, there. Raises CramError and OSError."""
     key = [identity, config.output]
-    sources = open_sources(_pin_revisions(config, work.read_plan(), key).sources)
+    entries = source_configs(_pin_revisions(config, work.read_plan(), key))
+    sources = open_sources(entries, config.on_bad_record == "skip")
+    _check_documents(config, sources)
+    _print_left_out(sources, progress)
     # All tasks read the same commit of a data set on the hub.
     config = config.model_copy(update={"sources": [*_with_revisions(config, sources)]})
     if cancelled := cancel_left_over(work.root / SLURM_FOLDER):
@@ -57,6 +71,7 @@ def run_pipeline(
         if needs_all_documents(config.stages):
             _compare_documents(work, config, sources, executor)
         _run(work, "encode", executor)
+        check_bad_records(work, progress)
         check_splits(work)
         if config.ordering in ORDERINGS:
             _run(work, "sample", executor)
@@ -66,8 +81,30 @@ def run_pipeline(
         _run(work, "write", executor)
     merge_indexes(work)
     write_manifest(work, described, identity)
+    print_counts(work, progress)
     if remote:
         upload_manifest(work)
+
+
+def _check_documents(config: DataBuildConfig, sources: list[Source]) -> None:
+    """Raise CramError for one document, which leaves nothing for the other split."""
+    parts = [part for source in sources for part in source.parts]
+    (entry, *others) = config.sources
+    if len(parts) == 1 and not others and isinstance(entry, FilesConfig) and entry.document == "file":
+        path = parts[0].path
+        if path is not None and is_txt(path):
+            raise CramError(
+                f"{path}: the only file makes one document, which cannot be split into training and validation text; "
+                "set document: line or document: blank-line in sources, or add validation: {paths: [FILE]}"
+            )
+
+
+def _print_left_out(sources: list[Source], progress: bool) -> None:
+    for source in sources:
+        if source.left_out:
+            by_suffix = ", ".join(f"{count} {suffix}" for suffix, count in Counter(source.left_out).most_common(8))
+            total = sum(source.left_out.values())
+            print_status(progress, f"{source.name}: reading {len(source.parts)} files; left out {total}: {by_suffix}")
 
 
 def _pin_revisions(config: DataBuildConfig, plan: dict[str, Any] | None, key: list[Any]) -> DataBuildConfig:
@@ -135,20 +172,28 @@ def _check_disk(work: Workspace, sources: list[Source]) -> None:
 
 
 def _build_tokenizer(work: Workspace, config: DataBuildConfig, sources: list[Source], progress: bool) -> BuiltTokenizer:
-    if config.tokenizer.path is not None:
-        return adopt_tokenizer(config.tokenizer, work.tokenizer)
+    adopted = None if config.tokenizer.path is None else adopt_tokenizer(config.tokenizer, work.tokenizer)
+    sources = sources if config.validation is None else sources[:-1]
+    share = validation_share(config, 0)
     sample = work.root / "sample.txt"
     size, how = config.tokenizer.sample_bytes, config.tokenizer.sample
+    if adopted is not None:
+        size, how = SAMPLE_BYTES, "head"
     with Progress("sample for the tokenizer", None, progress) as bar:
-        write_sample(
-            clean_sources(sources, config.stages), sample, size, config.validation_fraction, config.seed, bar, how
-        )
+        write_sample(clean_sources(sources, config.stages), sample, size, share, config.seed, bar, how)
+    built = adopted or _train_tokenizer(sample, work.tokenizer, config, progress)
+    check_coverage(sample, built, config, progress)
+    sample.unlink()
+    return built
+
+
+def _train_tokenizer(sample: Path, folder: Path, config: DataBuildConfig, progress: bool) -> BuiltTokenizer:
     print_status(progress, f"training a {config.tokenizer.kind} vocabulary of {config.tokenizer.vocab_size}")
     trained = train_tokenizer(sample, config.tokenizer, config.normalise, progress and sys.stderr.isatty())
-    sample.unlink()
-    built = save_tokenizer(trained, work.tokenizer)
+    built = save_tokenizer(trained, folder)
     if built.vocab_size < config.tokenizer.vocab_size:
+        limit = "" if config.tokenizer.kind == "byte-bpe" else f" with limit_alphabet={config.tokenizer.limit_alphabet}"
         print_status(
-            progress, f"the text yields only {built.vocab_size} of {config.tokenizer.vocab_size} vocabulary entries"
+            progress, f"the text yields only {built.vocab_size} of {config.tokenizer.vocab_size} entries{limit}"
         )
     return built

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import re
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,20 @@ from cram_composer.data.manifest import (
     verify_dataset,
 )
 from cram_composer.data.manifest_checks import SPLIT_NAME
-from cram_composer.data.pipeline.ingest import PartitionReader, StageStatistics, enabled_stages, needs_all_documents
+from cram_composer.data.pipeline.ingest import (
+    BAD_EXAMPLES,
+    PartitionReader,
+    StageStatistics,
+    bad_records_error,
+    enabled_stages,
+    needs_all_documents,
+)
+from cram_composer.data.pipeline.progress import print_status
 from cram_composer.data.pipeline.rows.packing import unigram_nats
 from cram_composer.data.pipeline.sources import Source
+from cram_composer.data.pipeline.sources.formats import is_txt
 from cram_composer.data.pipeline.text import SPLITS
+from cram_composer.data.pipeline.tokenizer.coverage import characters_per_token_problem
 from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
 from cram_composer.storage.client import Storage, is_remote
@@ -38,17 +49,82 @@ _LIBRARIES = ("numpy", "tokenizers", "transformers", "mosaicml-streaming", "rens
 
 
 def check_splits(work: Workspace) -> None:
-    """Raise CramError if a split has no row."""
+    """Raise CramError if a split has no row, or hardly any text that the tokenizer knows."""
     results = work.results("encode")
+    tokenizer = work.result("tokenizer")
+    assert tokenizer is not None
+    special = tokenizer["special_tokens"]
     for split in work.splits:
         if not sum(result[split]["rows"] for result in results):
             documents = sum(result[split]["documents"] for result in results)
             everything = sum(result[name]["documents"] for result in results for name in work.splits)
             tokens = sum(result[split]["dropped_tokens"] for result in results)
             raise CramError(
-                f"the {split} split is empty: {documents} of {everything} documents, {tokens} tokens; add text or "
-                "change validation_fraction"
+                f"the {split} split is empty: {documents} of {everything} documents, {tokens} tokens; "
+                f"{_remedy_for_empty_split(work, everything)}"
             )
+        counts = work.token_counts("encode", split)
+        known = counts.sum() - sum(counts[token] for token in {*special.values()})
+        if (unknown := counts[special["unk"]]) > known:
+            raise CramError(
+                f"the {split} split is mostly [UNK]: {unknown} of {unknown + known} tokens; set tokenizer.kind=byte-bpe"
+            )
+
+
+def _remedy_for_empty_split(work: Workspace, kept: int) -> str:
+    """Return what to change: the stage that dropped most documents, or the part of a file that makes a document."""
+    counts = _statistics(work).counts.values()
+    worst = max(counts, key=lambda stage: stage.documents_in - stage.documents_out, default=None)
+    if worst is not None and (dropped := worst.documents_in - worst.documents_out) > kept:
+        reasons = ", ".join(f"{reason} {times}" for reason, times in Counter(worst.reasons).most_common(4))
+        return (
+            f"stage '{worst.name}' dropped {dropped} of {worst.documents_in} documents ({reasons}); change its limits "
+            f"or set stages.{worst.name}=null"
+        )
+    change = "change validation_fraction" if work.config.validation is None else "change validation.paths"
+    opened = PartitionReader(work.config, 0).opened_sources
+    paths = [part.path for _, source in opened for part in source.parts if part.path is not None]
+    whole = any(getattr(entry, "document", None) == "file" for entry in work.config.sources)
+    if whole and any(map(is_txt, paths)):
+        return f"each .txt file is one document: set document: line or blank-line, add text or {change}"
+    return f"add text or {change}"
+
+
+def _statistics(work: Workspace) -> StageStatistics:
+    """Return the counts and examples of all stages."""
+    statistics = StageStatistics()
+    for phase in ("read", "encode") if needs_all_documents(work.config.stages) else ("encode",):
+        for result in work.results(phase):
+            statistics.merge(result["judgements"])
+    return statistics
+
+
+def check_bad_records(work: Workspace, progress: bool) -> None:
+    """Print the number of skipped records. Raises CramError for more than `max_bad_records` in all partitions."""
+    counts = [source for result in work.results(_reading_phase(work)) for source in result["sources"]]
+    bad = sum(source["bad_records"] for source in counts)
+    if bad > work.config.max_bad_records:
+        example = next(example for source in counts for example in source["bad_examples"])
+        raise bad_records_error(work.config.max_bad_records, example)
+    if bad:
+        print_status(progress, f"warning: skipped {bad} bad records; {MANIFEST} has examples")
+
+
+def _reading_phase(work: Workspace) -> str:
+    return "read" if needs_all_documents(work.config.stages) else "encode"
+
+
+def print_counts(work: Workspace, progress: bool) -> None:
+    """Print the characters per token and the share of [UNK] of the finished data set."""
+    splits = load_manifest(work.out)["splits"].values()
+    characters, unknown = (sum(counts[key] for counts in splits) for key in ("characters", "unk_tokens"))
+    # Characters of tokens that fill no row or block count too.
+    tokens = sum(counts["tokens"] + counts["dropped_tokens"] - counts["padding_tokens"] for counts in splits)
+    print_status(
+        progress, f"{tokens:,} tokens, {characters / tokens:.2f} characters per token, {unknown / tokens:.2%} [UNK]"
+    )
+    if (problem := characters_per_token_problem(characters, tokens)) is not None:
+        print_status(progress, f"warning: tokenizer: {problem}")
 
 
 def merge_indexes(work: Workspace) -> None:
@@ -90,10 +166,7 @@ def write_manifest(work: Workspace, build_config: dict[str, Any], identity: str)
     tokenizer = work.result("tokenizer")
     assert tokenizer is not None
     special = tokenizer["special_tokens"]
-    statistics = StageStatistics()
-    for phase in ("read", "encode") if needs_all_documents(config.stages) else ("encode",):
-        for result in work.results(phase):
-            statistics.merge(result["judgements"])
+    statistics = _statistics(work)
     write_json(work.out / EXAMPLES, statistics.examples.as_dict())
     splits = {split: _split_counts(work, split, special) for split in work.splits}
     train = sum((work.token_counts("write", split) for split in work.streams), np.zeros(1, np.int64))
@@ -157,11 +230,15 @@ def _split_counts(work: Workspace, split: str, special: dict[str, int]) -> Split
 
 
 def _source_entries(work: Workspace) -> list[dict[str, Any]]:
-    phase = "read" if needs_all_documents(work.config.stages) else "encode"
-    by_partition = [result["sources"] for result in work.results(phase)]
+    by_partition = [result["sources"] for result in work.results(_reading_phase(work))]
     entries = []
     for (index, source), *counts in zip(PartitionReader(work.config, 0).opened_sources, *by_partition, strict=True):
-        totals = {key: sum(each[key] for each in counts) for key in ("documents", "characters")}
+        totals: dict[str, Any] = {key: sum(each[key] for each in counts) for key in ("documents", "characters")}
+        if work.config.on_bad_record == "skip":
+            examples = sorted(example for each in counts for example in each["bad_examples"])
+            folders = {f"{part.path.parent}/" for part in source.parts if part.path is not None}
+            short = (next((e.removeprefix(f) for f in folders if e.startswith(f)), e) for e in examples[:BAD_EXAMPLES])
+            totals |= {"bad_records": sum(each["bad_records"] for each in counts), "bad_record_examples": [*short]}
         entries.append({**_source_entry(source), "stream": work.stream_name(index), **totals})
     return entries
 

@@ -18,10 +18,14 @@ _SPLIT_CHARACTERS = 1 << 11
 
 
 class Piece(NamedTuple):
-    """A document, or a part of a long one; `last` marks the end of the document."""
+    """A document, or a part of a long one; `last` marks the end of the document.
+
+    `problem` says why a record, or the rest of a file, cannot be read; the piece has no text and ends the document.
+    """
 
     text: str
     last: bool
+    problem: str | None = None
 
 
 class SplitPiece(NamedTuple):
@@ -67,7 +71,7 @@ def join_pieces(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
         texts.append(piece.text)
         size += len(piece.text)
         if piece.last or size >= characters:
-            yield Piece("".join(texts), piece.last)
+            yield Piece("".join(texts), piece.last, piece.problem)
             texts, size = [], 0
 
 

@@ -95,6 +95,8 @@ class Workspace:
 
     def stream_name(self, source: int) -> str:
         """Return the train split of a source by its index in the configuration."""
+        if source == len(self.config.sources):  # the files of `validation`
+            return SPLITS[1]
         name = self.config.sources[source].stream
         return SPLITS[0] if name is None else f"{SPLITS[0]}-{name}"
 

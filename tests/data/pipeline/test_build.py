@@ -309,12 +309,12 @@ def file_in_the_way(config: DataBuildConfig, tmp_path: Path) -> None:
 
 def no_text(config: DataBuildConfig, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
-    config.sources = [FilesConfig(paths=[str(tmp_path / "empty.txt")])]
+    config.sources = [FilesConfig(paths=[str(tmp_path / "empty.txt")], document="line")]
 
 
 def one_document(config: DataBuildConfig, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("one document " * 100)
-    config.sources = [FilesConfig(paths=[str(tmp_path / "one.txt")])]
+    config.sources = [FilesConfig(paths=[str(tmp_path / "one.txt")], document="line")]
     config.validation_fraction = 1e-9
 
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from cram_composer.data.pipeline.sources.readers import DOCUMENT_ENDS, document_pieces
+from cram_composer.data.pipeline.sources.columns import DOCUMENT_ENDS, document_pieces
 from cram_composer.data.pipeline.text import PIECE_CHARACTERS, SPLITS, Piece, read_pieces, split_documents
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -28,7 +28,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """A named text source with its licence; `origin` is recorded in the manifest beside its files."""
+    """A named text source with its licence; `origin` is recorded in the manifest beside its files.
+
+    `left_out` counts files of other types in its folders by suffix.
+    """
 
     name: str
     kind: str
@@ -36,6 +39,7 @@ class Source:
     parts: list[Part]
     origin: dict[str, str | None]
     max_characters: int | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def expected_bytes(self) -> int | None:

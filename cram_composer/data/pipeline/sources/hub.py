@@ -8,7 +8,8 @@ from functools import partial
 from cram_composer.config.paths import expand
 from cram_composer.config.schema.data_build import HubConfig
 from cram_composer.data.pipeline.sources.base import Part, Source
-from cram_composer.data.pipeline.sources.readers import column_text, document_pieces
+from cram_composer.data.pipeline.sources.columns import column_names, has_column, missing_column, record_pieces
+from cram_composer.data.pipeline.sources.folders import saved_files
 from cram_composer.data.pipeline.text import Piece
 from cram_composer.errors import CramError
 
@@ -21,6 +22,8 @@ def open_hub(config: HubConfig) -> list[Source]:
         raise CramError("source kind 'hub' needs the datasets library; run: pip install 'cram-composer[hub]'") from None
     folder = expand(config.dataset)
     local = folder.is_dir()
+    if local and saved_files(folder) is not None:
+        raise CramError(f"{folder}: saved by datasets with save_to_disk; set kind: files and paths: [{folder}]")
     dataset = str(folder) if local else config.dataset
     revision = config.revision or (None if local else _newest_commit(dataset))
     part = Part(dataset, partial(_stream_pieces, dataset, revision, config))
@@ -40,16 +43,18 @@ def _newest_commit(dataset: str) -> str | None:
 def _stream_pieces(dataset: str, revision: str | None, config: HubConfig) -> Iterator[Piece]:
     import datasets
 
-    where = f"hub data set '{dataset}'"
+    where, columns = f"hub data set '{dataset}'", column_names(config)
     try:
         stream = iter(
             datasets.load_dataset(dataset, config.subset, split=config.split, revision=revision, streaming=True)
         )
+        number = 0
         while (row := next(stream, None)) is not None:
-            if config.text_column not in row:
-                found = ", ".join(list(row)[:8])
-                raise CramError(f"{where}: no column '{config.text_column}' (found: {found}); set text_column")
-            yield from document_pieces(column_text(row[config.text_column], config.text_column, where))
+            number += 1
+            for column in columns:
+                if not has_column(row, column):
+                    raise CramError(f"{where}: {missing_column(column, row)}")
+            yield from record_pieces(row, columns, f"{where}, row {number}")
     except CramError:
         raise
     except Exception as error:  # errors of network, archives and formats from many libraries
@@ -58,6 +63,8 @@ def _stream_pieces(dataset: str, revision: str | None, config: HubConfig) -> Ite
 
 def _read_error(dataset: str, error: Exception) -> CramError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if expand(dataset).is_dir():
+        return CramError(f"hub data set '{dataset}' cannot be read: {reason}; or name its files (kind: files)")
     return CramError(
         f"hub data set '{dataset}' cannot be read: {reason}; check its name and the network, or use local files "
         "(kind: files)"

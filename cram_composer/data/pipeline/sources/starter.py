@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from cram_composer.config.schema.data_build import StarterConfig
 from cram_composer.data.pipeline.sources.base import Part, Source
-from cram_composer.data.pipeline.sources.readers import document_pieces, read_txt
+from cram_composer.data.pipeline.sources.columns import ReadOptions, document_pieces
+from cram_composer.data.pipeline.sources.readers import read_txt
 from cram_composer.data.pipeline.text import Piece
 from cram_composer.errors import CramError
 
@@ -50,7 +51,8 @@ def _open(package: _Package, max_characters: int | None) -> Source:
 
 
 def _read_speech(path: Path) -> Iterator[Piece]:
-    return read_txt(path, text_column="", document="file")
+    with open(path, "rb") as file:
+        yield from read_txt(file, str(path), ReadOptions(()))
 
 
 def _read_summaries(path: Path) -> Iterator[Piece]:

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, processors
 from cram_composer.config.paths import expand
 from cram_composer.config.schema.data_build import TokenizerConfig
 from cram_composer.data.pipeline.tokenizer.common import SPECIAL_TOKENS
-from cram_composer.data.tokenizer_files import has_tokenizer, write_tokenizer_folder
+from cram_composer.data.tokenizer_files import has_tokenizer, id_count, write_tokenizer_folder
 from cram_composer.errors import CramError
 
 MODEL_MAX_LENGTH = 512
@@ -72,14 +72,38 @@ def adopt_tokenizer(config: TokenizerConfig, folder: Path) -> BuiltTokenizer:
     try:
         loaded = AutoTokenizer.from_pretrained(source, local_files_only=True)
     except Exception as error:  # from_pretrained raises many types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _wrap_hint(source) or (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise CramError(f"tokenizer.path: {source} cannot be loaded: {reason}") from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise CramError(f"tokenizer.path: {source} has no fast tokenizer (tokenizer.json)")
     missing = [role for role in SPECIAL_TOKENS if getattr(loaded, f"{role}_token_id") is None]
     if missing:
-        raise CramError(f"tokenizer.path: {source} has no {', '.join(missing)} token, which masked LM training needs")
+        hint = _wrap_hint(source) or "masked LM training needs all of them"
+        raise CramError(f"tokenizer.path: {source} names no {', '.join(missing)} token; {hint}")
+    roles: dict[int, list[str]] = {}
+    for role in SPECIAL_TOKENS:
+        roles.setdefault(getattr(loaded, f"{role}_token_id"), []).append(role)
+    for same in roles.values():
+        if len(same) > 1:  # such as padding that hides every [SEP]
+            raise CramError(
+                f"tokenizer.path: {source} uses one token, '{getattr(loaded, f'{same[0]}_token')}', as "
+                f"{' and '.join(same)}; add a token of its own for each with add_special_tokens and save_pretrained"
+            )
     return _save(loaded, folder)
+
+
+def _wrap_hint(source: Path) -> str | None:
+    """Return how to complete a folder that has a vocabulary but no configuration; None for other folders."""
+    if any((source / name).is_file() for name in ("tokenizer_config.json", "special_tokens_map.json")):
+        return None
+    if (file := source / "tokenizer.json").is_file():
+        names = ", ".join(f"{role}_token='{token}'" for role, token in SPECIAL_TOKENS.items())
+        wrapped = f"PreTrainedTokenizerFast(tokenizer_file='{file}', {names})"
+        return f"name them once in Python: {wrapped}.save_pretrained('FOLDER'), then set tokenizer.path=FOLDER"
+    if (source / "vocab.txt").is_file():
+        wrapped = f"BertTokenizerFast.from_pretrained('{source}')"
+        return f"convert vocab.txt once in Python: {wrapped}.save_pretrained('FOLDER'), then set tokenizer.path=FOLDER"
+    return None
 
 
 def _save(wrapped: Any, folder: Path) -> BuiltTokenizer:
@@ -87,7 +111,8 @@ def _save(wrapped: Any, folder: Path) -> BuiltTokenizer:
     write_tokenizer_folder(wrapped, folder)
     digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     roles = {role: getattr(wrapped, f"{role}_token_id") for role in SPECIAL_TOKENS}
-    return BuiltTokenizer(open_backend(folder), len(wrapped), roles, digest)
+    backend = open_backend(folder)
+    return BuiltTokenizer(backend, id_count(backend), roles, digest)
 
 
 def open_backend(folder: Path) -> Tokenizer:

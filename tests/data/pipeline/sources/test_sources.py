@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
+import io
 import json
 import re
 import sys
+import zipfile
+from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from streaming import MDSWriter
 
 from cram_composer.config import compose
 from cram_composer.config.schema.data_build import DataBuildConfig, FilesConfig, HubConfig, StarterConfig
 from cram_composer.data.pipeline.sources import open_sources
+from cram_composer.data.pipeline.sources.formats import format_names
 from cram_composer.errors import CramError
 
 TEXTS = ["The first document.", "", 'A "second" one,\nof two lines – ünïcode.', "third " * 2000]
@@ -38,19 +46,142 @@ def zstd(content: bytes) -> bytes:
     return pa.compress(content, codec="zstd", asbytes=True)
 
 
+def csv_table(delimiter=",") -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter).writerows([["id", "text"], *enumerate(TEXTS)])
+    return text.getvalue().encode()
+
+
+def zip_file(path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("deep/b.JSONL.gz", gzip.compress(json_lines(TEXTS[3:])))
+        archive.writestr("a.csv", csv_table().replace(TEXTS[3].encode(), b""))
+        archive.writestr("notes.pdf", b"not text")
+        archive.mkdir("empty")
+
+
+def arrow_stream(path, texts=TEXTS) -> None:
+    table = pa.table({"text": texts, "id": range(len(texts))})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def arrow_file(path) -> None:
+    table = pa.table({"text": pa.array(TEXTS).dictionary_encode(), "id": range(4)})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+
+
+def saved_by_datasets(path, texts=TEXTS) -> None:
+    """Write what Dataset.save_to_disk writes, and the cache of a later map."""
+    path.mkdir()
+    arrow_stream(path / "data-00000-of-00002.arrow", texts[:2])
+    arrow_stream(path / "data-00001-of-00002.arrow", texts[2:])
+    arrow_stream(path / "cache-0123.arrow", ["of a map"])
+    names = [f"data-0000{number}-of-00002.arrow" for number in range(2)]
+    (path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (path / "dataset_info.json").write_text('{"features": {}}')
+
+
+def mds(path, compression=None, column="str") -> None:
+    columns = {"id": "int", "text": column}
+    with MDSWriter(out=str(path), columns=columns, compression=compression, hashes=["xxh64"], size_limit=200) as writer:
+        for number, text in enumerate(TEXTS):
+            writer.write({"id": number, "text": text if column != "bytes" else text.encode()})
+
+
+def skippable(content: bytes) -> bytes:
+    return b"\x50\x2a\x4d\x18" + len(content).to_bytes(4, "little") + content
+
+
+LINES = json_lines().splitlines(keepends=True)
 WRITERS = {
     "a.jsonl": lambda path: path.write_bytes(json_lines()),
+    "a.NDJSON": lambda path: path.write_bytes(b"\xef\xbb\xbf" + json_lines()),
     "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(json_lines())),
-    # Two frames, as written by parallel compressors.
-    "a.jsonl.zst": lambda path: path.write_bytes(zstd(json_lines(TEXTS[:1])) + zstd(json_lines(TEXTS[1:]))),
+    # Several frames or members, as written by parallel compressors.
+    "a.jsonl.zst": lambda path: path.write_bytes(b"".join(map(zstd, LINES))),
+    "b.jsonl.zst": lambda path: path.write_bytes(skippable(b"index") + zstd(json_lines()) + skippable(b"index")),
+    "several.jsonl.gz": lambda path: path.write_bytes(b"".join(map(gzip.compress, LINES))),
+    "a.jsonl.bz2": lambda path: path.write_bytes(b"".join(map(bz2.compress, LINES))),
+    "c4-train.00000.json.gz": lambda path: path.write_bytes(gzip.compress(json_lines())),
+    "lines.json": lambda path: path.write_bytes(b"\n" + json_lines()),
+    "list.json": lambda path: path.write_text(json.dumps([{"text": text} for text in TEXTS], indent=1)),
+    "list-with-mark.json": lambda path: path.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps([{"text": text} for text in TEXTS]).encode()
+    ),
+    "a.csv": lambda path: path.write_bytes(csv_table()),
+    "a.csv.gz": lambda path: path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + csv_table())),
+    "a.tsv": lambda path: path.write_bytes(csv_table("\t")),
     "a.parquet": lambda path: pq.write_table(pa.table({"text": TEXTS, "id": range(4)}), path, row_group_size=3),
+    "bytes.parquet": lambda path: pq.write_table(pa.table({"text": [text.encode() for text in TEXTS]}), path),
+    "stream.arrow": arrow_stream,
+    "file.ARROW": arrow_file,
+    "a.zip": zip_file,
+    "saved_to_disk": saved_by_datasets,
+    "mds": mds,
+    "mds-bytes": partial(mds, column="bytes"),
+    "mds-zstd": partial(mds, compression="zstd:3"),
 }
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_files_of_every_format_give_back_their_documents(tmp_path, name):
+def test_every_kind_of_file_gives_back_its_documents(tmp_path, name):
     WRITERS[name](tmp_path / name)
-    assert read(FilesConfig(paths=[str(tmp_path / name)])) == TEXTS
+    expected = [*TEXTS[:3], "", TEXTS[3]] if name == "a.zip" else TEXTS
+    assert read(FilesConfig(paths=[str(tmp_path / name)])) == expected
+    assert read(FilesConfig(paths=[str(tmp_path)])) == expected, "found in its folder"
+
+
+def test_the_documentation_lists_every_kind_of_file():
+    page = (Path(__file__).parents[4] / "docs" / "reference" / "data-builds.md").read_text()
+    table = page.partition("| file | documents |")[2].partition("\n\n")[0]
+    listed = {
+        suffix for row in table.splitlines() for suffix in re.findall(r"`(\.\w+)`", row.partition("|")[2].split("|")[0])
+    }
+    read_by_name = {f".{word}" for word in re.findall(r"\.(\w+)", format_names())}
+    assert listed == read_by_name
+    tested = {suffix for name in [*WRITERS, "a.txt.gz"] for suffix in Path(name.lower()).suffixes}
+    assert read_by_name <= tested
+
+
+def test_one_json_object_over_several_lines_is_a_document(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"text": "x", "id": 1}, indent=2))
+    assert read(FilesConfig(paths=[str(tmp_path)])) == ["x"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "A.TXT", "a.txt.gz", "a.txt.zst", "a.txt.bz2"])
+def test_compressed_text(tmp_path, name):
+    compress = {".gz": gzip.compress, ".zst": zstd, ".bz2": bz2.compress}.get(name[5:], bytes)
+    (tmp_path / name).write_bytes(compress("one\ntwo – ü\n".encode()))
+    assert read(FilesConfig(paths=[str(tmp_path / name)], document="line")) == ["one\n", "two – ü\n"]
+
+
+NESTED = [{"meta": {"text": text, "id": 1}} for text in TEXTS]
+NESTED_WRITERS = {
+    "a.jsonl": lambda path: path.write_text("".join(json.dumps(record) + "\n" for record in NESTED)),
+    "a.parquet": lambda path: pq.write_table(pa.Table.from_pylist(NESTED), path),
+    "flat.parquet": lambda path: pq.write_table(pa.table({"meta.text": TEXTS}), path),
+    "flat.csv": lambda path: path.write_bytes(csv_table().replace(b"id,text", b"id,meta.text")),
+}
+
+
+@pytest.mark.parametrize("name", NESTED_WRITERS)
+def test_nested_columns(tmp_path, name):
+    NESTED_WRITERS[name](tmp_path / name)
+    assert read(FilesConfig(paths=[str(tmp_path)], text_column="meta.text")) == TEXTS
+    with pytest.raises(CramError, match=r"no column '(meta.)?body' \(found: "):
+        read(FilesConfig(paths=[str(tmp_path)], text_column="meta.body" if name[0] == "a" else "body"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_several_columns_are_joined(tmp_path, name):
+    table = pa.table({"title": ["A", None, "C"], "body": ["a", "b", ""]})
+    if name == "a.jsonl":
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        pq.write_table(table, tmp_path / name)
+    assert read(FilesConfig(paths=[str(tmp_path)], text_columns=["title", "body"])) == ["A\n\na", "b", "C"]
 
 
 def test_txt(tmp_path):
@@ -71,6 +202,56 @@ def test_folders_globs_and_overlaps(tmp_path, monkeypatch):
     assert read(FilesConfig(paths=[f"{tmp_path}/**/c.txt"])) == in_folder[2:]
     monkeypatch.setenv("CORPUS_HOME", str(tmp_path))
     assert read(FilesConfig(paths=["$CORPUS_HOME/b.txt"])) == ["b.txt"]
+    monkeypatch.chdir(tmp_path)
+    assert read(FilesConfig(paths=["*.txt"])) == in_folder[:2]
+
+
+def test_linked_folders_are_followed_and_each_file_is_read_once(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a")
+    (tmp_path / "elsewhere" / "b.txt").write_text("b")
+    (tmp_path / "in" / "more").symlink_to("../elsewhere")
+    (tmp_path / "in" / "again.txt").symlink_to("a.txt")
+    (tmp_path / "elsewhere" / "back").symlink_to("../in")
+    assert read(FilesConfig(paths=[str(tmp_path / "in")])) == ["a", "b"]
+
+
+def test_brackets_in_names_are_no_glob(tmp_path):
+    folder = tmp_path / "web [2024]"
+    folder.mkdir()
+    for name in ("a[1].txt", "b.txt"):
+        (folder / name).write_text(name)
+    assert read(FilesConfig(paths=[str(folder / "a[1].txt")])) == ["a[1].txt"]
+    assert read(FilesConfig(paths=[str(folder / "*.txt")])) == ["a[1].txt", "b.txt"]
+
+
+def test_files_that_a_folder_leaves_out_are_counted(tmp_path):
+    for name in ("a.txt", "b.pdf", "c.PDF", "LICENSE", "._a.txt"):
+        (tmp_path / name).write_text("x")
+    (source,) = open_sources([FilesConfig(paths=[str(tmp_path)])])
+    assert source.left_out == {".pdf": 2, "without suffix": 1, ".txt": 1}
+
+
+def test_splits_saved_by_datasets_are_not_mixed(tmp_path):
+    for split in ("train", "test"):
+        saved_by_datasets(tmp_path / split, [split] * 4)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(CramError, match=r"several splits; name the ones to read: .*/train, .*/test$"):
+        read(FilesConfig(paths=[str(tmp_path)]))
+    assert read(FilesConfig(paths=[str(tmp_path / "train")])) == ["train"] * 4
+
+
+def test_mds_that_would_run_code_or_leave_its_folder(tmp_path):
+    mds(tmp_path / "mds")
+    index = tmp_path / "mds" / "index.json"
+    text = index.read_text()
+    index.write_text(text.replace('"int"', '"pkl"'))
+    with pytest.raises(CramError, match="cannot be read: Column id contains an unsafe type: pkl"):
+        read(FilesConfig(paths=[str(tmp_path / "mds")]))
+    index.write_text(text.replace("shard.00000.mds", "../secret.mds"))
+    with pytest.raises(CramError, match="may lead out of its folder"):
+        read(FilesConfig(paths=[str(tmp_path / "mds")]))
 
 
 def test_another_column(tmp_path):
@@ -158,6 +339,13 @@ BROKEN = {
     "short zst": ("a.jsonl.zst", zstd(json_lines())[:-3], r"a\.jsonl\.zst: cannot be read: Truncated"),
     "corrupt parquet": ("a.parquet", b"PAR1 hello", r"a\.parquet: cannot be read"),
     "not utf-8": ("a.txt", b"caf\xe9", r"a\.txt: not UTF-8 text"),
+    "csv without the column": ("a.csv", b"a,b\n1,2\n", r"a\.csv: no column 'text' \(found: a, b\)"),
+    "short csv row": ("a.csv", b"id,text\n1\n", r"a\.csv:2: 1 fields, but 2 columns"),
+    "csv quotes": ("a.csv", b'id,text\n1,"a" b\n', r"a\.csv:2: ',' expected after"),
+    "not utf-8 csv": ("a.csv", b"text\ncaf\xe9\n", r"a\.csv:2: not UTF-8 text"),
+    "bad json list": ("a.json", b'[{"text": "x"},\n', r"a\.json:1: not valid JSON"),
+    "corrupt zip": ("a.zip", b"PK hello", r"a\.zip: cannot be read: File is not a zip file"),
+    "corrupt arrow": ("a.arrow", b"ARROW1 hello", r"a\.arrow: cannot be read"),
     "unknown kind of file": ("a.doc", b"x", r"a\.doc: unsupported type of file; use \.txt"),
 }
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -276,5 +279,45 @@ def test_existing_tokenizer_that_cannot_be_used(folder, tmp_path):
     assert "\n" not in str(error.value)
     no_mask = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), unk_token="[UNK]")
     no_mask.save_pretrained(tmp_path / "no-mask")
-    with pytest.raises(CramError, match="has no pad, cls, sep, mask token"):
+    with pytest.raises(CramError, match="names no pad, cls, sep, mask token"):
         adopt_tokenizer(TokenizerConfig(path=str(tmp_path / "no-mask")), tmp_path / "copy")
+
+
+def test_existing_tokenizer_whose_ids_have_holes(folder, tmp_path):
+    state = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = state["model"]["vocab"]
+    size = len(vocabulary)
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    vocabulary[last] = size + 10
+    shutil.copytree(folder, tmp_path / "holes")
+    (tmp_path / "holes" / "tokenizer.json").write_text(json.dumps(state))
+    built = adopt_tokenizer(TokenizerConfig(path=str(tmp_path / "holes")), tmp_path / "copy")
+    assert built.vocab_size == size + 11
+    assert built.backend.get_vocab_size() == size
+
+
+@pytest.mark.parametrize(("first", "second"), [("pad", "sep"), ("pad", "unk"), ("unk", "mask"), ("cls", "sep")])
+def test_existing_tokenizer_whose_roles_coincide(folder, tmp_path, first, second):
+    names = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
+    names[f"{first}_token"] = names[f"{second}_token"]
+    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **names).save_pretrained(tmp_path / "same")
+    with pytest.raises(CramError, match=rf"'\[{second.upper()}\]', as {first} and {second}; add a token"):
+        adopt_tokenizer(TokenizerConfig(path=str(tmp_path / "same")), tmp_path / "copy")
+
+
+def test_folder_of_a_bare_vocabulary_says_how_to_complete_it(folder, tmp_path):
+    """The line is Python that works, after the name of the class is imported."""
+    (tmp_path / "json").mkdir()
+    shutil.copy(folder / "tokenizer.json", tmp_path / "json")
+    (tmp_path / "txt").mkdir()
+    pieces = AutoTokenizer.from_pretrained(folder).get_vocab()
+    (tmp_path / "txt" / "vocab.txt").write_text("\n".join(sorted(pieces, key=pieces.__getitem__)))
+    for name in ("json", "txt"):
+        with pytest.raises(CramError, match=r"once in Python: .* set tokenizer.path=FOLDER$") as error:
+            adopt_tokenizer(TokenizerConfig(path=str(tmp_path / name)), tmp_path / "copy")
+        assert len(str(error.value)) < 500
+        line = str(error.value).split("in Python: ")[1].split(", then set")[0]
+        call = line.replace("FOLDER", str(tmp_path / f"{name}-whole"))
+        exec(f"from transformers import {re.match(r'[A-Za-z]+', call)[0]}; {call}")
+        built = adopt_tokenizer(TokenizerConfig(path=str(tmp_path / f"{name}-whole")), tmp_path / f"{name}-copy")
+        assert built.special_tokens == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}

@@ -1,0 +1,100 @@
+"""The validation split: a user's own files, and text that leaves a split empty."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from streaming import LocalDataset
+from transformers import AutoTokenizer
+
+from cram_composer.config.schema.data_build import (
+    ExactDuplicatesConfig,
+    FilesConfig,
+    LengthConfig,
+    StagesConfig,
+    ValidationConfig,
+)
+from cram_composer.data.manifest import load_manifest
+from cram_composer.data.pipeline.build import build, config_hash
+from cram_composer.errors import CramError
+from tests.data.conftest import synthetic_documents
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    documents = synthetic_documents(60, seed=9)
+    (tmp_path / "held-out.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in documents))
+    return documents
+
+
+def text_of(root, split: str) -> str:
+    rows = np.concatenate([sample["rows"] for sample in LocalDataset(str(root / split))])
+    return " ".join(AutoTokenizer.from_pretrained(root / "tokenizer").batch_decode(rows))
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_files_for_validation_take_the_place_of_a_share(config, held_out, documents, tmp_path, partitions):
+    config.validation_fraction = 0.01
+    config.validation = ValidationConfig(paths=[str(tmp_path / "held-out.jsonl")], text_column="body")
+    config.partitions, config.jobs = partitions, 1
+    root = build(config, progress=False)
+    manifest = load_manifest(root)
+    assert manifest["splits"]["validation"]["documents"] == len(held_out)
+    assert manifest["splits"]["train"]["documents"] == len(documents)
+    assert [(source["name"], source["stream"]) for source in manifest["sources"]] == [
+        ("validation", "validation"),
+        ("files", "train"),
+    ]
+    word = max(" ".join(held_out).split(), key=len)
+    assert word in text_of(root, "validation")
+    assert word not in text_of(root, "train")
+
+
+def test_a_document_in_both_stays_in_the_validation_split(config, held_out, documents, tmp_path):
+    (tmp_path / "held-out.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents[:50]))
+    config.validation_fraction = 0.01
+    config.validation = ValidationConfig(paths=[str(tmp_path / "held-out.jsonl")])
+    config.stages = StagesConfig(exact_duplicates=ExactDuplicatesConfig())
+    splits = load_manifest(build(config, progress=False))["splits"]
+    assert splits["validation"]["documents"] == 50
+    assert splits["train"]["documents"] == len(documents) - 50
+
+
+def test_a_fraction_beside_the_files_is_refused(config, held_out, tmp_path):
+    config.validation = ValidationConfig(paths=[str(tmp_path / "held-out.jsonl")])
+    with pytest.raises(CramError, match="validation_fraction: has no effect with validation"):
+        build(config, progress=False)
+
+
+def test_data_sets_from_before_these_keys_keep_their_hash(config):
+    """The hash of this configuration, before `text_columns`, `validation` and `on_bad_record` existed."""
+    fixed = config.model_copy(update={"sources": [FilesConfig(paths=["a.jsonl"])]})
+    assert config_hash(fixed) == "08d0328a13d4a453"
+
+
+def test_one_txt_file_says_how_to_cut_it(config, tmp_path):
+    (tmp_path / "wiki.txt").write_text("\n\n".join(synthetic_documents(100)))
+    config.sources = [FilesConfig(paths=[str(tmp_path / "wiki.txt")])]
+    with pytest.raises(CramError, match=r"wiki\.txt: the only file makes one document.*document: blank-line"):
+        build(config, progress=False)
+    assert not (tmp_path / "out.partial").exists()
+    config.sources = [FilesConfig(paths=[str(tmp_path / "wiki.txt")], document="blank-line")]
+    assert load_manifest(build(config, progress=False))["splits"]["validation"]["documents"] > 1
+
+
+def test_a_few_txt_files_say_how_to_cut_them(config, tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"{name} and more words " * 200)
+    config.sources, config.validation_fraction = [FilesConfig(paths=[str(tmp_path / "*.txt")])], 1e-9
+    with pytest.raises(CramError, match="split is empty: .*each .txt file is one document: set document: line"):
+        build(config, progress=False)
+
+
+def test_the_stage_that_dropped_everything_is_named(config):
+    config.stages = StagesConfig(length=LengthConfig(min_characters=10**6))
+    message = "stage 'length' dropped 400 of 400 documents (too-short 400); change its limits or set stages.length=null"
+    with pytest.raises(CramError, match=re.escape(message)):
+        build(config, progress=False)
