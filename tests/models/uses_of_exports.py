@@ -1,4 +1,4 @@
-"""What users do with an export, with transformers alone: this file runs under other versions too."""
+"""Uses of an export with transformers alone; this file runs under other versions too."""
 
 from __future__ import annotations
 
