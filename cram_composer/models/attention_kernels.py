@@ -15,7 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from cram_composer.models.crambert.attention import DENSE, AttentionKernel, DenseAttention, Rows
+from cram_composer.models.crambert.attention import (
+    DENSE,
+    AttentionKernel,
+    DenseAttention,
+    Rows,
+    attention_weights,
+)
 from cram_composer.models.crambert.positions import alibi_slopes
 
 log = logging.getLogger(__name__)
@@ -49,10 +55,7 @@ class EagerAttention(DenseAttention):
         """Attend: [B, heads, L, D] -> [B, heads, L, D]."""
         if key.shape[-2] > self.longest:
             return super().attend(query, key, value, mask, dropout)
-        scores = torch.matmul(query, key.transpose(-2, -1)).float() * query.shape[-1] ** -0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        weights = F.dropout(scores.softmax(dim=-1), dropout)
+        weights = F.dropout(attention_weights(query, key, mask), dropout)
         return torch.matmul(weights.to(value.dtype), value)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import os
 import shutil
@@ -55,8 +54,8 @@ def export_model(
     """
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    # The model takes no token types, so a tokenizer that returns them would make every call fail.
-    has_types = "token_type_ids" in inspect.signature(model.forward).parameters
+    # Without types in the model, a tokenizer that returns them would make every call fail, or for nothing larger.
+    has_types = getattr(model.config, "type_vocab_size", 0) > 1
     names = {} if has_types else {"model_input_names": ["input_ids", "attention_mask"]}
     try:
         with naming_full_disk(destination), no_progress_bars():
@@ -67,7 +66,10 @@ def export_model(
             model.save_pretrained(temporary)
             for weights in temporary.glob("*.safetensors"):  # save_pretrained takes no metadata
                 save_file(load_file(weights), weights, {"format": "pt", **(metadata or {})})
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+            readme = temporary / "README.md"
+            readme.write_text(card, encoding="utf-8")
+            for file in temporary.iterdir():
+                file.chmod(readme.stat().st_mode)  # those of weights and copied code differ by version of the libraries
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

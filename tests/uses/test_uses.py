@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -20,23 +19,14 @@ from tests.uses.uses import USES
 
 PAGE = REPOSITORY / "docs" / "how-to" / "use-your-model.md"
 _NO_OPTIMUM = "ONNX (optimum)"  # supports no transformers 5
-_TAGGER = "AutoModelForTokenClassification"
 _ALL_PACKAGES = all(find_spec(name) for name in ("sentence_transformers", "onnxruntime", "onnxscript"))
-
-
-def has_class(export: Path, auto: str) -> bool:
-    """Return False if an export with its own code has no such class."""
-    return auto in json.loads((export / "config.json").read_text()).get("auto_map", {auto})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_an_export_works_with_every_tool(form: str, tmp_path: Path) -> None:
     export = write_export(form, tmp_path)
-    left_out = {_NO_OPTIMUM}
-    if not has_class(export, _TAGGER):
-        left_out.add("token classification")
-    found = run_uses(export, tmp_path, [use for use in USES if use not in left_out])["uses"]
+    found = run_uses(export, tmp_path, [use for use in USES if use != _NO_OPTIMUM])["uses"]
     missing = {use for use, outcome in found.items() if str(outcome).startswith("not tested")}
     assert not (missing and _ALL_PACKAGES)
     failed = {use: v for use, v in found.items() if use not in missing and not (isinstance(v, float) and v <= 1e-4)}
@@ -48,8 +38,6 @@ def test_an_export_works_with_every_tool(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_code_of_the_page_runs(form: str, tmp_path: Path) -> None:
     export = write_export(form, tmp_path)
-    if not has_class(export, _TAGGER):
-        pytest.skip(f"has no {_TAGGER}")
     first, *rest = python_blocks(PAGE)
     script = re.sub(r'"runs/[^"]*"', repr(str(export)), first) + "\n".join(rest)
     assert str(export) in script

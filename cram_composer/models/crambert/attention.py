@@ -98,6 +98,39 @@ class DenseAttention:
 DENSE = DenseAttention()
 
 
+def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return softmax(Q K^T / sqrt(D)) in fp32: [B, heads, L, D] -> [B, heads, L, L]; `mask` as in DenseAttention."""
+    scores = torch.matmul(query, key.transpose(-2, -1)).float() * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(dim=-1)
+
+
+class ExplicitAttention(DenseAttention):
+    """Attention by two matrix products, for transformers' `output_attentions` and its implementation "eager".
+
+    Args:
+        kept: a list to append the weights [B, heads, L, L] of each call to; None discards them.
+    """
+
+    def __init__(self, kept: list[torch.Tensor] | None = None) -> None:
+        self.kept = kept
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        dropout: float,
+    ) -> torch.Tensor:
+        """Attend: [B, heads, L, D] -> [B, heads, L, D]."""
+        weights = attention_weights(query, key, mask).to(value.dtype)
+        if self.kept is not None:
+            self.kept.append(weights)
+        return torch.matmul(F.dropout(weights, dropout), value)
+
+
 class Context(NamedTuple):
     """Inputs of attention besides the hidden states; shared by all global or all local layers.
 

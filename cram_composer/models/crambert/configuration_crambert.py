@@ -1,18 +1,34 @@
-"""Configuration of CramBERT. This file travels with exported models: it imports only transformers."""
+"""Configuration of CramBERT. This file travels with exported models: it needs only transformers."""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from transformers import PretrainedConfig
 
-# The class that each transformers Auto class loads from an exported folder. All four are always written, so that a
-# folder saved as a masked LM can also be loaded as a bare encoder or a classifier.
+_PACKAGE = __name__.rpartition(".")[0]
+try:
+    importlib.import_module(_PACKAGE)
+except ImportError:
+    # transformers 4.53 names the package after the folder of the export. Python reads a dot in it as a package
+    # within a package, which does not exist, so that the relative imports of the other files fail.
+    sys.modules[_PACKAGE] = ModuleType(_PACKAGE)
+    sys.modules[_PACKAGE].__path__ = [str(Path(__file__).parent)]
+
+# The class that each transformers Auto class loads from an exported folder. All are always written, so that a folder
+# saved as a masked LM can also be loaded as a bare encoder or a classifier.
 AUTO_MAP = {
     "AutoConfig": "configuration_crambert.CramBertConfig",
     "AutoModel": "modeling_crambert.CramBertModel",
     "AutoModelForMaskedLM": "modeling_crambert.CramBertForMaskedLM",
+    "AutoModelForMultipleChoice": "modeling_crambert.CramBertForMultipleChoice",
+    "AutoModelForQuestionAnswering": "modeling_crambert.CramBertForQuestionAnswering",
     "AutoModelForSequenceClassification": "modeling_crambert.CramBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_crambert.CramBertForTokenClassification",
 }
 
 

@@ -20,8 +20,10 @@ class Embeddings(nn.Module):
         self.norm = norm_if(config.embedding_norm, config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        embedded = self.word_embeddings(input_ids)
+    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None) -> torch.Tensor:
+        """Embed `input_ids`, or complete token embeddings `inputs_embeds` [B, L, H]."""
+        embedded = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.positions is not None:
-            embedded = embedded + self.positions(input_ids.shape[1])
+            # transformers keeps fixed positions in fp32 when it loads the weights in another dtype
+            embedded = embedded + self.positions(embedded.shape[1]).to(embedded.dtype)
         return self.dropout(self.norm(embedded))

@@ -1,9 +1,8 @@
-"""Heads of the encoder: masked LM and sentence classification. This file travels with exported models."""
+"""Heads of the encoder and their losses: masked LM, texts and tokens. This file travels with exported models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,14 +98,43 @@ POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]]
 class ClassificationHead(nn.Module):
     """Pooling, tanh layer, dropout and linear layer, [B, L, H] -> [B, num_labels]; as in the cramming code."""
 
-    def __init__(self, config: CramBertConfig) -> None:
+    def __init__(self, config: CramBertConfig, num_labels: int) -> None:
         super().__init__()
         self.pool = POOLINGS[config.classifier_pooling]
         self.dense = nn.Linear(config.hidden_size, config.classifier_hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        num_labels: Any = config.num_labels
         self.out = nn.Linear(config.classifier_hidden_size, num_labels)
 
     def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         pooled = self.pool(hidden, attention_mask)
         return self.out(self.dropout(torch.tanh(self.dense(pooled))))
+
+
+class TokenHead(nn.Module):
+    """Dropout and linear layer, [B, L, H] -> [B, L, num_labels]."""
+
+    def __init__(self, config: CramBertConfig, num_labels: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.out = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.out(self.dropout(hidden))
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """Return the mean loss of `logits` [B, num_labels] by problem type.
+
+    The mean squared error for "regression", the binary cross-entropy for "multi_label_classification", the
+    cross-entropy for "single_label_classification". If `problem_type` is None, one label means regression, integers
+    mean one class and other numbers several, as for the models of transformers.
+    """
+    if problem_type is None:
+        one_class = not labels.is_floating_point()
+        problem_type = "single_label_classification" if one_class else "multi_label_classification"
+        problem_type = "regression" if logits.shape[-1] == 1 else problem_type
+    if problem_type == "regression":
+        return F.mse_loss(logits.float().view_as(labels), labels.float())
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+    return F.cross_entropy(logits.float(), labels)

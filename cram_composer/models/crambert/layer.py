@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Context, SelfAttention, is_local
 from .configuration_crambert import CramBertConfig
@@ -12,7 +13,7 @@ from .feedforward import FEEDFORWARDS
 from .norms import norm_if
 
 
-class CramBertLayer(nn.Module):
+class CramBertLayer(GradientCheckpointingLayer):
     """Attention and, in every `ffn_every`-th layer, a feed-forward block: [B, L, H] -> [B, L, H].
 
     `norm_position` selects how a block f is applied:
