@@ -69,8 +69,9 @@ NOT_RUN = {
         "uv venv",
         "pip install",
         "pip download",
-        "cram push",
     ],
+    "needs a token of the hub": ["cram push"],
+    "serves a page until Ctrl-C": ["cram demo"],
     "needs Slurm": ["executor=slurm", "SLURM_"],
     "needs data that is not in the repository": [
         "DATA",

@@ -32,7 +32,7 @@ LOAD = """
 import sys, torch
 from pathlib import Path
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
-folder, trust, inputs, outputs = sys.argv[1:]
+folder, trust, inputs, outputs, uses = sys.argv[1:]
 model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=trust == "trust").eval()
 tokens = AutoTokenizer.from_pretrained(folder)("some [MASK] words")["input_ids"]
 given = torch.load(inputs)
@@ -40,8 +40,9 @@ with torch.inference_mode():
     filled = pipeline("fill-mask", folder, trust_remote_code=trust == "trust")("some [MASK] words")
     logits = model(**given).logits
     torch.save({"filled": [guess["token"] for guess in filled], "logits": logits, "tokens": tokens}, outputs)
-from tests.models.uses_of_exports import use
-use(Path(folder), trust == "trust", Path(outputs).parent)
+if uses == "uses":
+    from tests.models.uses_of_exports import use
+    use(Path(folder), trust == "trust", Path(outputs).parent)
 """
 EXPORT = "from tests.models.test_other_versions import write; import sys; write(sys.argv[1], sys.argv[2])"
 
@@ -76,7 +77,8 @@ def test_export_of_one_version_loads_in_the_other(form: str, written_here: bool,
     trust = "trust" if form == "crambert" else "no"
     found = []
     for python in (sys.executable, OTHER):
-        _run(python, LOAD, str(folder), trust, str(inputs), str(tmp_path / "out.pt"))
+        uses = "uses" if (python == OTHER) == written_here else "loads"  # those of the own version: test_export.py
+        _run(python, LOAD, str(folder), trust, str(inputs), str(tmp_path / "out.pt"), uses)
         found.append(torch.load(tmp_path / "out.pt"))
     assert found[0]["tokens"] == found[1]["tokens"] and found[0]["filled"] == found[1]["filled"]
     difference = (found[0]["logits"] - found[1]["logits"])[mask.bool()].abs().max()

@@ -25,7 +25,8 @@ _ALL_PACKAGES = all(find_spec(name) for name in ("sentence_transformers", "onnxr
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_an_export_works_with_every_tool(form: str, tmp_path: Path) -> None:
-    found = run_uses(write_export(form, tmp_path), tmp_path, [use for use in USES if use != _NO_OPTIMUM])["uses"]
+    export = write_export(form, tmp_path)
+    found = run_uses(export, tmp_path, [use for use in USES if use != _NO_OPTIMUM])["uses"]
     missing = {use for use, outcome in found.items() if str(outcome).startswith("not tested")}
     assert not (missing and _ALL_PACKAGES)
     failed = {use: v for use, v in found.items() if use not in missing and not (isinstance(v, float) and v <= 1e-4)}

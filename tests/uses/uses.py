@@ -1,4 +1,4 @@
-"""What users do with an exported model, each with a difference that should be nearly zero.
+"""Uses of an exported model, each with a difference that should be nearly zero.
 
 Runs as `python uses.py FOLDER REFERENCE [USE ...]` with any Python that has transformers, without cram_composer, and
 prints a JSON object: by use, the largest difference, or the reason why it fails.

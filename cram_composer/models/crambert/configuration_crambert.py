@@ -14,7 +14,7 @@ _PACKAGE = __name__.rpartition(".")[0]
 try:
     importlib.import_module(_PACKAGE)
 except ImportError:
-    # transformers before 4.54 names the package after the folder of the export. Python reads a dot in it as a package
+    # transformers 4.53 names the package after the folder of the export. Python reads a dot in it as a package
     # within a package, which does not exist, so that the relative imports of the other files fail.
     sys.modules[_PACKAGE] = ModuleType(_PACKAGE)
     sys.modules[_PACKAGE].__path__ = [str(Path(__file__).parent)]

@@ -24,5 +24,6 @@ class Embeddings(nn.Module):
         """Embed `input_ids`, or complete token embeddings `inputs_embeds` [B, L, H]."""
         embedded = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.positions is not None:
-            embedded = embedded + self.positions(embedded.shape[1])
+            # transformers keeps fixed positions in fp32 when it loads the weights in another dtype
+            embedded = embedded + self.positions(embedded.shape[1]).to(embedded.dtype)
         return self.dropout(self.norm(embedded))

@@ -79,9 +79,8 @@ def test_hidden_states_and_attentions(model):
     for weights in made.attentions:
         assert torch.allclose(weights.sum(-1), torch.ones(()))
         assert not weights.transpose(-1, -2)[~visible & visible.transpose(-1, -2)].any(), "tokens see padding"
-    assert torch.equal(made.hidden_states[-1], model.base_model(**flat(given)).last_hidden_state) or torch.allclose(
-        made.hidden_states[-1], model.base_model(**flat(given)).last_hidden_state, atol=1e-5
-    )
+    last = model.base_model(**{name: tensor.flatten(0, -2) for name, tensor in given.items()}).last_hidden_state
+    assert torch.allclose(made.hidden_states[-1], last, atol=1e-5)
     plain = model(**given)
     assert plain.hidden_states is plain.attentions is None
     assert torch.allclose(plain[0], made[0], atol=1e-5), "outputs must not depend on what else is returned"
@@ -91,10 +90,6 @@ def test_hidden_states_and_attentions(model):
         kept.retain_grad()
     made[0].flatten()[0].backward()
     assert made.hidden_states[0].grad.any() and made.attentions[0].grad is not None
-
-
-def flat(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.flatten(0, -2) for name, tensor in given.items()}
 
 
 def test_tuples_hold_what_dictionaries_hold(model):
@@ -238,12 +233,12 @@ def test_eager_attention_and_half_precision(architecture, tmp_path):
         CramBertModel.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_models_compile_as_one_graph(name):
-    for architecture in ARCHITECTURES if name == "ForMaskedLM" else ("crammed",):
-        model = build(name, architecture)
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(**inputs(model))[0], model(**inputs(model))[0])
+@pytest.mark.parametrize(("name", "architecture"), [("ForMaskedLM", "modern"), ("ForTokenClassification", "unusual")])
+def test_models_compile_as_one_graph(name, architecture):
+    model = build(name, architecture)
+    torch._dynamo.reset()  # all models of transformers share a limit
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(**inputs(model))[0], model(**inputs(model))[0])
 
 
 def test_models_export_with_dynamic_shapes(architecture):

@@ -8,7 +8,10 @@ from transformers import BertConfig, BertForSequenceClassification
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import (
     CramBertForMaskedLM,
+    CramBertForMultipleChoice,
+    CramBertForQuestionAnswering,
     CramBertForSequenceClassification,
+    CramBertForTokenClassification,
     CramBertModel,
 )
 from tests.models.tiny_models import tiny_config, tiny_model, training_batch
@@ -160,6 +163,23 @@ def test_several_classes_per_sentence_have_a_binary_loss_as_in_transformers(prob
     bert = BertForSequenceClassification(BertConfig(**sizes, num_labels=3, problem_type=problem_type)).eval()
     expected = bert(input_ids, labels=labels)
     torch.testing.assert_close(expected.loss, nn.BCEWithLogitsLoss()(expected.logits, labels))
+
+
+def test_losses_of_tokens_answers_and_choices_by_hand():
+    input_ids = torch.randint(5, 40, (2, 10), generator=torch.Generator().manual_seed(4))
+    loss_of, pick = nn.functional.cross_entropy, torch.tensor([[True] * 10, [True] * 6 + [False] * 4])
+    tags = input_ids % 3
+    made = CramBertForTokenClassification(tiny_config(num_labels=3)).eval()(input_ids, labels=tags.where(pick, -100))
+    torch.testing.assert_close(made.loss, loss_of(made.logits[pick], tags[pick]))
+    start, end = torch.tensor([2, 10]), torch.tensor([[4], [6]])  # the first token of the second answer was cut off
+    model = CramBertForQuestionAnswering(tiny_config()).eval()
+    made = model(input_ids, start_positions=start, end_positions=end)
+    halves = loss_of(made.start_logits[:1], start[:1]), loss_of(made.end_logits, end[:, 0])
+    torch.testing.assert_close(made.loss, (halves[0] + halves[1]) / 2)
+    chooser, right = CramBertForMultipleChoice(tiny_config()).eval(), torch.tensor([1])
+    made = chooser(input_ids[None], labels=right)
+    torch.testing.assert_close(made.loss, loss_of(made.logits, right))
+    torch.testing.assert_close(made.logits[0, 1:], chooser(input_ids[None, 1:]).logits[0])
 
 
 def several_documents() -> tuple[torch.Tensor, torch.Tensor]:
