@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from cram_composer.config.messages import not_one_of
@@ -19,12 +20,16 @@ from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.crambert.stacks import PlainStack
 
 _GIB = 1 << 30
-# Bytes per hidden unit, layer and pass of a token: norms, residual sums and the gate, as a compiler fuses them, with
-# the residual stream in fp32 and the rest in bf16. Forward, and a backward of twice its bytes, make three passes.
-_LAYER_BYTES, _PASSES = 40, 3
-# Queries, keys, values and the output of attention, and their gradients, in bf16.
+# Bytes per token that generated kernels read and write in forward and backward of a layer, with the residual stream in
+# fp32 and the rest in bf16, as Inductor lowers it for a GPU (benchmarks/gpu_lowering; tests/lowering compares).
+_LAYER_BYTES = 86  # per hidden unit: norms, residual sums, layouts of gradients
+_ROTARY_BYTES = 10  # per hidden unit
+# Per unit of `intermediate_size`, the width of the product before the activation.
+_GATED_BYTES, _MLP_BYTES = 8, 10
+_CAST_BYTES = 12  # per weight and microbatch: weights to bf16, and their gradients to fp32
+# Per hidden unit and layer: queries, keys, values and the output of attention, and their gradients, in bf16.
 _ATTENTION_BYTES = 24
-_LOGIT_BYTES = 12  # per element: written in bf16, read for the softmax, their gradient written and read twice
+_LOGIT_BYTES = 8  # per element: read twice for the softmax, and in the backward replaced by the gradient, in bf16
 
 
 @dataclass(frozen=True)
@@ -89,20 +94,28 @@ def card_prices(items: Sequence[str]) -> dict[str, float]:
     return prices
 
 
-def memory_bytes_per_token(model: PreTrainedModel, length: int, predicted: int) -> float:
+def memory_bytes_per_token(model: PreTrainedModel, length: int, predicted: int, microbatch: int) -> float:
     """Estimate the bytes that operations bound by memory move per token, forward and backward.
 
     Args:
         model: the model; one of transformers must name its sizes like BERT.
         length: tokens of a row.
         predicted: tokens of a row whose logits are computed.
+        microbatch: rows of a microbatch.
     """
     config = model.config
-    layers = config.num_hidden_layers
+    layers = blocks = float(config.num_hidden_layers)
+    gated = rotary = False
     if isinstance(model, CramBertForMaskedLM):  # some stacks repeat layers, or shorten the row
-        layers = sum(tokens for _, tokens in cast(PlainStack, model.encoder.stack).passes(length)) / length
-    per_layer = config.hidden_size * (_LAYER_BYTES * _PASSES + _ATTENTION_BYTES)
-    return layers * per_layer + _LOGIT_BYTES * config.vocab_size * predicted / length
+        passes = cast(PlainStack, model.encoder.stack).passes(length)
+        layers = sum(tokens for _, tokens in passes) / length
+        blocks = sum(tokens for layer, tokens in passes if (layer + 1) % config.ffn_every == 0) / length
+        gated, rotary = config.ffn in ("geglu", "swiglu"), config.positions == "rotary"
+    per_layer = config.hidden_size * (_LAYER_BYTES + _ATTENTION_BYTES + (_ROTARY_BYTES if rotary else 0))
+    per_block = config.intermediate_size * (_GATED_BYTES if gated else _MLP_BYTES)
+    casts = _CAST_BYTES * sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
+    logits = _LOGIT_BYTES * config.vocab_size * predicted / length
+    return layers * per_layer + blocks * per_block + logits + casts / (microbatch * length)
 
 
 def estimated_flops(card: Card, flops_per_token: float, bytes_per_token: float) -> float:

@@ -99,6 +99,7 @@ NOT_RUN = {
         ".ci/run",
         "python -m pytest",
         "benchmarks.data_build_memory",
+        "benchmarks.gpu_lowering",
         "benchmarks.recipe_effects",
         "tests.scaleout.table",
         "tests.uses.table",

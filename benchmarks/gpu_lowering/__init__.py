@@ -1,0 +1,1 @@
+"""Lowering of a training step's compiled graphs for a GPU, on a machine without one."""
