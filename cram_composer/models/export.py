@@ -24,6 +24,7 @@ from cram_composer.data.tokenizer_files import write_tokenizer_folder
 from cram_composer.errors import CramError
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.factory import longest_input
 from cram_composer.models.native import to_native
 from cram_composer.storage.files import naming_full_disk
 
@@ -81,18 +82,6 @@ def export_model(
     return destination
 
 
-def longest_input(model: PreTrainedModel) -> int | None:
-    """Return the number of tokens that a model has positions for; None if its configuration does not say."""
-    positions: int | None = getattr(model.config, "max_position_embeddings", None)
-    if positions is None or positions <= 0:
-        return None
-    for name, module in model.named_modules():
-        # RoBERTa and its kind number positions from behind the padding id.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return positions - module.padding_idx - 1
-    return positions
-
-
 def exported_form(model: PreTrainedModel) -> PreTrainedModel:
     """Convert a masked LM for export: to an equivalent class of transformers if there is one, else to a plain copy.
 
@@ -136,7 +125,7 @@ def verify_export(destination: Path, model: PreTrainedModel, tolerance: float = 
         loaded = AutoModelForMaskedLM.from_pretrained(destination, trust_remote_code=True).eval()
     original = copy.deepcopy(model).float().cpu().eval()
     config = model.config
-    length = min(128, config.max_position_embeddings)
+    length = min(128, longest_input(model) or 128)
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(config.vocab_size, (2, length), generator=generator)
     attention_mask = torch.ones_like(input_ids)
@@ -179,7 +168,7 @@ def fill_masks(
 
 def fill_every_mask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence: str, k: int) -> list[Guesses]:
     """Predict as `fill_masks` for each mask of a sentence, given the text with all of them masked."""
-    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
+    limit = min(tokenizer.model_max_length, longest_input(model) or math.inf)
     encoded = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=limit)
     positions = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
     if not len(positions):

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from cram_composer.config.schema.model import SIZES, ModelConfig
+from cram_composer.errors import CramError
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 
@@ -27,7 +29,7 @@ def build_model(
         shift: CramBERT predicts a token at the position before it.
 
     Raises:
-        CramError: unknown model type or config key, or sizes that do not divide.
+        CramError: sizes that the model type rejects.
     """
     config = BUILDERS[settings.architecture](settings)
     config.vocab_size = vocab_size
@@ -41,9 +43,59 @@ def build_model(
         model.encoder.residual_in_fp32 = settings.residual_in_fp32
         return model
     model_class: Any = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
-    return AutoModelForMaskedLM.from_config(
-        config, attn_implementation="sdpa" if model_class._supports_sdpa else "eager"
-    )
+    attention = "sdpa" if model_class._supports_sdpa else "eager"
+    generator = torch.get_rng_state()
+    try:
+        model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
+        if (reserved := reserved_positions(model)) and "max_position_embeddings" not in settings.hf_overrides:
+            config.max_position_embeddings = settings.max_position_embeddings + reserved
+            torch.set_rng_state(generator)
+            model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
+    except Exception as error:  # of many kinds, by model type
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CramError(f"model.hf_name: '{settings.hf_name}' rejects these sizes: {problem}") from None
+    return model
+
+
+def reserved_positions(model: PreTrainedModel) -> int:
+    """Return the positions before that of the first token: RoBERTa and its kind start behind the padding id."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
+
+
+def longest_input(model: PreTrainedModel) -> int | None:
+    """Return the number of tokens that a model has positions for; None if its configuration does not say."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    return None if positions is None or positions <= 0 else positions - reserved_positions(model)
+
+
+def check_rows(model: PreTrainedModel, length: int) -> None:
+    """Run a row of `length` tokens through a model of transformers.
+
+    Raises:
+        CramError: it has no positions for them, or is no masked LM of text alone.
+    """
+    name = model.config.model_type
+    limit = longest_input(model)
+    if limit is not None and limit < length:
+        raise CramError(
+            f"model.hf_overrides.max_position_embeddings: {model.config.max_position_embeddings} leaves '{name}' "
+            f"positions for {limit} tokens, but the rows of the data have {length}; raise or remove it"
+        )
+    row = torch.full((1, length), model.config.vocab_size - 1)
+    training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            found = model(input_ids=row, labels=row)
+            problem = None if found.logits.shape[:2] == row.shape and found.loss.ndim == 0 else "it predicts no tokens"
+    except Exception as error:  # of many kinds, by model type
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    model.train(training)
+    if problem is not None:
+        raise CramError(f"model.hf_name: '{name}' cannot be trained on rows of {length} tokens: {problem}")
 
 
 def _crambert(settings: ModelConfig) -> PretrainedConfig:

@@ -15,7 +15,7 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.data.loading.prepare import PreparedDataset
 from cram_composer.device import DeviceChoice
 from cram_composer.errors import CramError
-from cram_composer.models.factory import build_model
+from cram_composer.models.factory import build_model, check_rows
 from cram_composer.models.flops import flops_per_token
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
@@ -48,12 +48,14 @@ def set_up_model(config: RunConfig, device: DeviceChoice, manifest: Mapping[str,
     """Build the model with fresh weights, drawn from torch's global generator, and its optimizer.
 
     Raises:
-        CramError: the model cannot fit into the memory of this machine.
+        CramError: the model cannot fit into the memory of this machine, or be trained on the rows of the data.
     """
     _check_memory(config.model, manifest["vocab_size"], device)
     network = build_model(
         config.model, manifest["vocab_size"], manifest["special_tokens"], shift=config.objective.shift
     )
+    if config.model.architecture == "hf":
+        check_rows(network, manifest["sequence_length"])
     strategy = build_strategy(config, device, dist.get_world_size())
     _, autocast_dtype = strategy.precision()
     compile_mode, changed = strategy.compile_mode()

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from cram_composer.errors import CramError
-from cram_composer.models.export import export_model, exported_form, fill_masks, longest_input, verify_export
+from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
+from cram_composer.models.factory import longest_input
 from tests.models.test_native import CRAMMED
 from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
 from tests.models.uses_of_exports import use

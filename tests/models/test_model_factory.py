@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from cram_composer.config.schema.model import ModelConfig
+from cram_composer.errors import CramError
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
-from cram_composer.models.factory import build_model
+from cram_composer.models.factory import build_model, check_rows, longest_input
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import SPECIAL, training_batch
 
@@ -51,6 +53,53 @@ def test_hugging_face_architectures_train(name):
     loss = MaskedLMTrainingModel(model)(training_batch()).loss
     loss.backward()
     assert loss.isfinite()
+
+
+# The masked LMs of transformers that are trained on text alone; a type is skipped where the version lacks it.
+# fmt: off
+MASKED_LMS = [
+    "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert",
+    "electra", "ernie", "esm", "esmc", "eurobert", "flaubert", "fnet", "gte", "ibert", "jina_embeddings_v3", "layoutlm",
+    "longformer", "megatron-bert", "modernbert", "mpnet", "mra", "nomic_bert", "nystromformer", "rembert", "roberta",
+    "roberta-prelayernorm", "roformer", "tapas", "ultrabert", "xlm", "xlm-roberta", "xlm-roberta-xl", "yoso",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("name", MASKED_LMS)
+def test_any_masked_lm_reads_rows_of_full_length(name):
+    """RoBERTa and its kind number positions from behind the padding id, so they need more of them."""
+    if name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        pytest.skip("not in this version of transformers")
+    model = build_model(ModelConfig(architecture="hf", hf_name=name, **SMALL, max_position_embeddings=32), 40, SPECIAL)
+    assert longest_input(model) in (32, None)
+    check_rows(model, 32)
+    loss = MaskedLMTrainingModel(model)(training_batch(length=32)).loss
+    loss.backward()
+    assert loss.isfinite()
+
+
+def test_rows_that_a_model_has_no_positions_for():
+    model = build_model(hf("roberta", **SMALL, max_position_embeddings=32), 40, SPECIAL)
+    check_rows(model, 31)
+    with pytest.raises(CramError, match="max_position_embeddings: 32 leaves 'roberta' positions for 31 tokens, .* 32;"):
+        check_rows(model, 32)
+
+
+def test_sizes_that_a_model_type_rejects_are_one_line():
+    with pytest.raises(
+        CramError, match="model.hf_name: 'squeezebert' rejects these sizes: AssertionError: If you want"
+    ):
+        build_model(hf("squeezebert", **SMALL), 40, SPECIAL)
+
+
+def test_a_model_that_fails_on_rows_is_one_line():
+    model = build_model(hf("bert", **SMALL), 40, SPECIAL)
+    del model.bert.embeddings
+    with pytest.raises(CramError, match="'bert' cannot be trained on rows of 16 tokens: AttributeError") as error:
+        check_rows(model, 16)
+    assert "\n" not in str(error.value)
+    assert model.training
 
 
 def test_hugging_face_defaults_and_overrides():

@@ -93,9 +93,9 @@ def _check(config: DataBuildConfig) -> None:
         raise CramError(
             "tokenizer.path: an existing tokenizer is used unchanged; remove the other keys of tokenizer and normalise"
         )
-    if config.on_bad_record == "fail" and config.max_bad_records != 1000:
+    if config.on_bad_record == "fail" and config.max_bad_records != DataBuildConfig().max_bad_records:
         raise CramError("max_bad_records: has no effect with on_bad_record=fail; set on_bad_record=skip or remove it")
-    if config.validation is not None and config.validation_fraction != 0.01:
+    if config.validation is not None and config.validation_fraction != DataBuildConfig().validation_fraction:
         raise CramError("validation_fraction: has no effect with validation; remove one of them")
     for source in config.sources:
         if source.stream is not None and not source.stream.replace("-", "").replace("_", "").isalnum():

@@ -13,7 +13,7 @@ from cram_composer.config.schema.data_build import DataBuildConfig, StagesConfig
 from cram_composer.data.pipeline.document_store import Chunk
 from cram_composer.data.pipeline.partition import expected_bytes, partition_pieces
 from cram_composer.data.pipeline.progress import Progress
-from cram_composer.data.pipeline.sources import Source, open_sources, source_configs, validation_share
+from cram_composer.data.pipeline.sources import Source, open_build_sources, source_configs, validation_share
 from cram_composer.data.pipeline.stages.clean import Cleaner
 from cram_composer.data.pipeline.stages.counts import StageCounts
 from cram_composer.data.pipeline.stages.examples import Examples
@@ -102,11 +102,10 @@ class PartitionReader:
         self._partition = partition
         self.statistics = StageStatistics()
         # One entry may open as several sources: the starter text is two packages.
-        skip = config.on_bad_record == "skip"
         entries = list(enumerate(source_configs(config)))
         if config.validation is not None:  # first, so that it keeps documents that are also in the train text
             entries = [entries[-1], *entries[:-1]]
-        self.opened_sources = [(i, source) for i, entry in entries for source in open_sources([entry], skip)]
+        self.opened_sources = [(i, source) for i, entry in entries for source in open_build_sources(config, [entry])]
         self.source_counts = [SourceCounts() for _ in self.opened_sources]
         stages = config.stages
         self._cleaner = None if stages.clean is None else Cleaner(stages.clean)

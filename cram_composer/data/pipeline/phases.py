@@ -24,8 +24,8 @@ from cram_composer.data.pipeline.publish import (
     write_manifest,
 )
 from cram_composer.data.pipeline.rows.ordering import ORDERINGS
-from cram_composer.data.pipeline.sources import Source, open_sources, source_configs, validation_share
-from cram_composer.data.pipeline.sources.formats import is_txt
+from cram_composer.data.pipeline.sources import Source, open_build_sources, source_configs, validation_share
+from cram_composer.data.pipeline.sources.formats import count_txt
 from cram_composer.data.pipeline.tokenizer.coverage import SAMPLE_BYTES, check_coverage
 from cram_composer.data.pipeline.tokenizer.sample import write_sample
 from cram_composer.data.pipeline.tokenizer.tokenizer import BuiltTokenizer, adopt_tokenizer, save_tokenizer
@@ -51,8 +51,7 @@ def run_pipeline(
 ) -> None:
     """Build the data set in `work.out` or, if the output is in object storage, there. Raises CramError and OSError."""
     key = [identity, config.output]
-    entries = source_configs(_pin_revisions(config, work.read_plan(), key))
-    sources = open_sources(entries, config.on_bad_record == "skip")
+    sources = open_build_sources(config, source_configs(_pin_revisions(config, work.read_plan(), key)))
     _check_documents(config, sources)
     _print_left_out(sources, progress)
     # All tasks read the same commit of a data set on the hub.
@@ -92,7 +91,7 @@ def _check_documents(config: DataBuildConfig, sources: list[Source]) -> None:
     (entry, *others) = config.sources
     if len(parts) == 1 and not others and isinstance(entry, FilesConfig) and entry.document == "file":
         path = parts[0].path
-        if path is not None and is_txt(path):
+        if path is not None and count_txt(path) == 1:
             raise CramError(
                 f"{path}: the only file makes one document, which cannot be split into training and validation text; "
                 "set document: line or document: blank-line in sources, or add validation: {paths: [FILE]}"

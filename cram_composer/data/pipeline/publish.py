@@ -36,7 +36,7 @@ from cram_composer.data.pipeline.ingest import (
 from cram_composer.data.pipeline.progress import print_status
 from cram_composer.data.pipeline.rows.packing import unigram_nats
 from cram_composer.data.pipeline.sources import Source
-from cram_composer.data.pipeline.sources.formats import is_txt
+from cram_composer.data.pipeline.sources.formats import count_txt
 from cram_composer.data.pipeline.text import SPLITS
 from cram_composer.data.pipeline.tokenizer.coverage import characters_per_token_problem
 from cram_composer.data.pipeline.workspace import Workspace
@@ -85,7 +85,7 @@ def _remedy_for_empty_split(work: Workspace, kept: int) -> str:
     opened = PartitionReader(work.config, 0).opened_sources
     paths = [part.path for _, source in opened for part in source.parts if part.path is not None]
     whole = any(getattr(entry, "document", None) == "file" for entry in work.config.sources)
-    if whole and any(map(is_txt, paths)):
+    if whole and any(map(count_txt, paths)):
         return f"each .txt file is one document: set document: line or blank-line, add text or {change}"
     return f"add text or {change}"
 

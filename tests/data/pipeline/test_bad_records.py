@@ -25,8 +25,9 @@ def damaged(corpus, config, tmp_path):
 
 
 def test_a_bad_record_ends_the_build_with_its_place(damaged, tmp_path):
-    with pytest.raises(CramError, match=re.escape(f"{tmp_path}/a.jsonl:101: not valid JSON")):
+    with pytest.raises(CramError, match=re.escape(f"{tmp_path}/a.jsonl:101: not valid JSON")) as error:
         build(damaged, progress=False)
+    assert str(error.value).endswith("; mend it, or set on_bad_record=skip")
 
 
 @pytest.mark.parametrize("partitions", [1, 3])

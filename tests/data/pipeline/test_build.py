@@ -264,7 +264,7 @@ def test_failure_names_the_work_folder_and_a_restart_succeeds(config, monkeypatc
 def test_failed_overwrite_keeps_the_old_data_set(config, monkeypatch):
     root = build(config, progress=False)
     before = files_of(root)
-    monkeypatch.setattr("cram_composer.data.pipeline.phases.open_sources", lambda configs: 1 / 0)
+    monkeypatch.setattr("cram_composer.data.pipeline.phases.open_build_sources", lambda *configs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build(config.model_copy(update={"overwrite": True}), progress=False)
     assert files_of(root) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -81,7 +82,12 @@ def test_one_txt_file_says_how_to_cut_it(config, tmp_path):
     with pytest.raises(CramError, match=r"wiki\.txt: the only file makes one document.*document: blank-line"):
         build(config, progress=False)
     assert not (tmp_path / "out.partial").exists()
-    config.sources = [FilesConfig(paths=[str(tmp_path / "wiki.txt")], document="blank-line")]
+    with zipfile.ZipFile(tmp_path / "wiki.zip", "w") as archive:
+        archive.write(tmp_path / "wiki.txt", "wiki.txt")
+    config.sources = [FilesConfig(paths=[str(tmp_path / "wiki.zip")])]
+    with pytest.raises(CramError, match=r"wiki\.zip: the only file makes one document"):
+        build(config, progress=False)
+    config.sources = [FilesConfig(paths=[str(tmp_path / "wiki.zip")], document="blank-line")]
     assert load_manifest(build(config, progress=False))["splits"]["validation"]["documents"] > 1
 
 

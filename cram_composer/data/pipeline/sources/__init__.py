@@ -15,7 +15,7 @@ from cram_composer.data.pipeline.sources.starter import open_starter
 from cram_composer.data.pipeline.text import Piece
 from cram_composer.errors import CramError
 
-__all__ = ["OPENERS", "Part", "Source", "open_sources", "source_configs", "validation_share"]
+__all__ = ["OPENERS", "Part", "Source", "open_build_sources", "open_sources", "source_configs", "validation_share"]
 
 OPENERS: dict[str, Callable[[Any], list[Source]]] = {"starter": open_starter, "files": open_files, "hub": open_hub}
 
@@ -32,23 +32,28 @@ def validation_share(config: DataBuildConfig, source: int) -> float:
     return config.validation_fraction if config.validation is None else float(source == len(config.sources))
 
 
-def open_sources(configs: Iterable[SourceConfig], skip_bad_records: bool = False) -> list[Source]:
+def open_sources(configs: Iterable[SourceConfig], skip_bad_records: bool = False, advice: str = "") -> list[Source]:
     """Open every source without reading its text. Raises CramError for one that cannot be opened.
 
-    Reading it raises CramError for a record that cannot be read; with `skip_bad_records` it yields a piece with the
-    problem instead.
+    Reading it raises CramError with `advice` for a record that cannot be read; with `skip_bad_records` it yields a
+    piece with the problem instead.
     """
     opened = [source for config in configs for source in OPENERS[config.kind](config)]
     if skip_bad_records:
         return opened
     return [
-        replace(source, parts=[replace(part, pieces=partial(_checked, part)) for part in source.parts])
+        replace(source, parts=[replace(part, pieces=partial(_checked, part, advice)) for part in source.parts])
         for source in opened
     ]
 
 
-def _checked(part: Part) -> Iterator[Piece]:
+def open_build_sources(config: DataBuildConfig, configs: Iterable[SourceConfig]) -> list[Source]:
+    """Open sources of a build, which can skip bad records."""
+    return open_sources(configs, config.on_bad_record == "skip", "; mend it, or set on_bad_record=skip")
+
+
+def _checked(part: Part, advice: str) -> Iterator[Piece]:
     for piece in part.pieces():
         if piece.problem is not None:
-            raise CramError(piece.problem)
+            raise CramError(f"{piece.problem}{advice}")
         yield piece

@@ -39,10 +39,14 @@ def format_of(path: Path) -> Format | None:
     return Format(partial(_read_stream, reader=reader, codec=codec), _COMPRESSED if codec else 1.0)
 
 
-def is_txt(path: Path) -> bool:
-    """Return True for plain text, compressed or not."""
-    found = _stream_format(path.name.lower())
-    return found is not None and found[0] is READERS[".txt"]
+def count_txt(path: Path) -> int:
+    """Return the number of .txt files that a file holds, each a document by default; 0 if it holds others too."""
+    names = [path.name]
+    if path.name.lower().endswith(".zip") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+    found = [_stream_format(name.lower()) for name in names]
+    return len(found) if all(each is not None and each[0] is READERS[".txt"] for each in found) else 0
 
 
 def format_names() -> str:

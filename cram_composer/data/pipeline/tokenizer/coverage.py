@@ -64,8 +64,8 @@ def _advice(found: Coverage, config: DataBuildConfig, problem: str) -> Iterator[
         yield f"tokenizer: {problem}"
     if (accents := found.accents / max(found.characters, 1)) > _NOTICEABLE_ACCENTS and config.tokenizer.path is None:
         yield (
-            f"normalise.strip_accents: removes {100 * accents:.1f} accents or vowel signs per 100 characters, as is "
-            "usual for English; if they distinguish words of this language, set normalise.strip_accents=false"
+            f"normalise.strip_accents: removes {100 * accents:.1f} accents or vowel signs per 100 characters, which "
+            "suits English; if they distinguish words of this language, set normalise.strip_accents=false"
         )
     if found.tokens and found.characters / found.tokens < _FEW_CHARACTERS:
         yield f"tokenizer: {characters_per_token_problem(found.characters, found.tokens)}"

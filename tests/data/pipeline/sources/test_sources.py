@@ -312,6 +312,14 @@ def test_hub_reads_what_datasets_reads(tmp_path):
         read(HubConfig(dataset=str(tmp_path), split="nowhere"))
 
 
+def test_a_folder_saved_to_disk_is_no_data_set_of_the_hub(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "saved")
+    assert read(FilesConfig(paths=[str(tmp_path / "saved")])) == TEXTS
+    with pytest.raises(CramError, match=r"saved by datasets with save_to_disk; set kind: files and paths: .*saved"):
+        open_sources([HubConfig(dataset=str(tmp_path / "saved"))])
+
+
 def test_hub_without_network(monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
