@@ -136,7 +136,7 @@ def make_plan(
 
 
 def _with_any_microbatch(config: RunConfig) -> RunConfig:
-    """Return the configuration with a number of rows per microbatch, whose effect on memory is measured anyway."""
+    """Return the configuration with a few rows per microbatch; the memory of others follows from them."""
     return with_microbatch(config, FEW_ROWS) if config.train.device_train_microbatch_size == "auto" else config
 
 
