@@ -32,7 +32,7 @@ USABLE = 0.92  # share of the memory that a microbatch may use
 # Tokens in a microbatch beyond which a step gets no faster: its products are as large as the device needs.
 _ENOUGH_TOKENS = {"cpu": 1 << 13, "gpu": 1 << 18}
 _TOO_LARGE = 3  # exit status of a process that ran out of memory
-_FEW_ROWS = 8  # of the microbatch whose memory is measured with fake tensors
+FEW_ROWS = 8  # of the microbatch whose memory is measured; with fewer, the peak is elsewhere in the step
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def find_largest(config: RunConfig, devices: int, below: int | None = None) -> L
         CramError: not even one row fits.
     """
     device = choose_device(config, devices)
-    spec = RunSpec(with_microbatch(config, _FEW_ROWS), read_data_facts(config.data), devices)
+    spec = RunSpec(with_microbatch(config, FEW_ROWS), read_data_facts(config.data), devices)
     sizes = candidates(config, devices, spec.facts.sequence_length, device.name, below)
     memory = _memory(device)
     shares = estimated_shares(config, measure_step_memory(spec, device.precision), devices, sizes, memory)

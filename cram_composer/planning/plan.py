@@ -18,7 +18,7 @@ from cram_composer.device import DeviceChoice, choose_device
 from cram_composer.errors import CramError
 from cram_composer.planning.cards import CARDS, Card, estimated_flops, memory_bytes_per_token
 from cram_composer.planning.memory import StepMemory, measure_step_memory
-from cram_composer.planning.microbatch import USABLE, candidates, estimated_shares, with_microbatch
+from cram_composer.planning.microbatch import FEW_ROWS, USABLE, candidates, estimated_shares, with_microbatch
 from cram_composer.planning.run_spec import DataFacts, RunSpec, divisors, fake_tensors, read_data_facts
 from cram_composer.planning.speed import Speed, measure_speed, row_flops, speed_from_flops
 from cram_composer.planning.spending import Spending, simulate_budget
@@ -137,8 +137,8 @@ def make_plan(
 
 
 def _with_any_microbatch(config: RunConfig) -> RunConfig:
-    """Return the configuration with a number of rows per microbatch, whose effect on memory is measured anyway."""
-    return with_microbatch(config, 1) if config.train.device_train_microbatch_size == "auto" else config
+    """Return the configuration with a few rows per microbatch; the memory of others follows from them."""
+    return with_microbatch(config, FEW_ROWS) if config.train.device_train_microbatch_size == "auto" else config
 
 
 def _choose_microbatch(

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from cram_composer.cli import main
+from cram_composer.config import compose
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.planning.cards import CARDS
+from cram_composer.planning.memory import measure_step_memory
+from cram_composer.planning.microbatch import with_microbatch
+from cram_composer.planning.plan import make_plan
+from cram_composer.planning.run_spec import RunSpec
 from tests.conftest import SMALL, Train
 from tests.data.data_sets import write_data_set
 from tests.tiny_runs import record
@@ -44,6 +50,16 @@ def test_prices_tell_what_the_run_costs_on_a_card(tmp_path: Path, capsys, monkey
     assert priced[-4:-2] == ["0.50", "0.50"]  # half an hour on two cards
     (other,) = [line for line in cards if line.startswith("4090")]
     assert "0.50" not in other
+
+
+def test_an_automatic_microbatch_is_planned_with_its_own_memory(tmp_path: Path):
+    settings = [*SMALL, f"data.local={write_data_set(tmp_path / 'data')}", "train.device_train_microbatch_size=auto"]
+    config = compose(RunConfig, "yamls/cram-cpu.yaml", settings).config
+    plan = make_plan(config, 1, card=CARDS["2080ti"])
+    spec = RunSpec(with_microbatch(config, plan.microbatch), plan.facts, 1)
+    assert plan.microbatch == 32
+    expected = measure_step_memory(spec, plan.precision).activations(plan.microbatch)
+    assert plan.estimates[0].activations == pytest.approx(expected, rel=0.01)
 
 
 def test_calibration_trains_here_and_writes_nothing(tmp_path: Path, monkeypatch, capsys):
