@@ -160,6 +160,9 @@ def test_an_export_replaces_the_previous_one(tmp_path, tokenizer_dir):
 
 @pytest.mark.parametrize("types", [1, 2])
 def test_a_native_architecture_needs_no_code(types, tmp_path, tokenizer_dir):
+    settings = json.loads((tokenizer_dir / "tokenizer_config.json").read_text())
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]  # those of BERT
+    (tokenizer_dir / "tokenizer_config.json").write_text(json.dumps(settings))
     sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = AutoModelForMaskedLM.from_config(
         AutoConfig.for_model("bert", intermediate_size=32, type_vocab_size=types, **sizes)

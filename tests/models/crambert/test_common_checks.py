@@ -217,7 +217,7 @@ def test_decoders_are_tied_only_as_configured(architecture, tmp_path):
         assert torch.equal(model.head.decoder.weight, loaded.head.decoder.weight)
 
 
-def test_eager_attention_and_half_precision(architecture, tmp_path):
+def test_attention_by_name_devices_and_half_precision(architecture, tmp_path):
     model = build("Model", architecture)
     model.save_pretrained(tmp_path)
     given = inputs(model)
@@ -225,6 +225,8 @@ def test_eager_attention_and_half_precision(architecture, tmp_path):
     eager = CramBertModel.from_pretrained(tmp_path, attn_implementation="eager")
     assert eager.config._attn_implementation == "eager" and model.config._attn_implementation == "sdpa"
     torch.testing.assert_close(result(eager, **given), expected, rtol=1e-4, atol=1e-5)
+    placed = CramBertModel.from_pretrained(tmp_path, device_map="auto")  # only for classes that name their layers
+    torch.testing.assert_close(result(placed, **given), expected)
     half = CramBertModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     made = result(half, **given)
     assert made.dtype == torch.bfloat16
