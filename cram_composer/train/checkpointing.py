@@ -69,7 +69,7 @@ class RollingCheckpoints(Callback):
     """Save every `interval` seconds of budget and keep the newest `keep` checkpoints.
 
     A checkpoint is a `.pt` file and a `.json` file with its size and SHA-256. Both are written under a temporary name
-    and renamed, the `.json` last, so a `.pt` file without a `.json` is an interrupted save. The loop goes on when the
+    and renamed, the `.json` last, so a `.pt` file without a `.json` is an interrupted save. Training continues when the
     `.pt` file is written; a thread syncs it to the disk, computes its hash and renames it.
 
     Attributes:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 from unittest import mock
 
 import torch
 from composer import Trainer
-from composer.core import Algorithm, Callback, Engine, Event
+from composer.core import Algorithm, Callback, Engine, Event, TrainerMode
 from composer.core.engine import Traces
 from composer.devices import Device
 from composer.loggers import LoggerDestination
@@ -94,6 +94,16 @@ class LowOverheadTrainer(Trainer):
         if dist.get_world_size() == 1:
             _keep_numbers_on_host(self.state.device)
 
+    def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[Any]:
+        """Iterate over batches."""
+        if trainer_mode != TrainerMode.TRAIN or dist.get_world_size() > 1:
+            yield from super()._iter_dataloader(trainer_mode)
+            return
+        batches = iter(cast(Any, self.state.dataloader))  # endless, so no end need be looked up on the device
+        while True:
+            self.engine.run_event(Event.BEFORE_DATALOADER)
+            yield next(batches)
+
     def _train_microbatches(
         self, microbatches: Sequence[Any], total_loss_dict: dict[str, torch.Tensor], ddp_sync: bool = True
     ) -> torch.Tensor:
@@ -101,7 +111,8 @@ class LowOverheadTrainer(Trainer):
         total = super()._train_microbatches(microbatches, total_loss_dict, ddp_sync)
         if dist.get_world_size() > 1:  # the sum over ranks follows
             return total
-        total_loss_dict.update({name: loss.cpu() for name, loss in total_loss_dict.items()})
+        for name, loss in total_loss_dict.items():
+            total_loss_dict[name] = loss.cpu()
         return total_loss_dict["loss/train/total"]
 
     def _accumulate_time_across_ranks(

@@ -1,4 +1,4 @@
-"""Checkpoints that a thread completes while the loop goes on."""
+"""Checkpoints that a thread completes while training continues."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     made.go.set()
 
 
-def test_the_loop_goes_on_while_a_checkpoint_is_completed(run: Run) -> None:
+def test_training_continues_while_a_checkpoint_is_completed(run: Run) -> None:
     run.step()
     run.checkpoints.wait()
     assert run.newest() == 2
