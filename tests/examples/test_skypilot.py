@@ -53,8 +53,8 @@ def start(machine: Path, bucket: Bucket, overrides: str = "", doctor: int = 0) -
 @pytest.mark.slow
 def test_a_run_resumes_on_another_machine_after_a_preemption(s3: Bucket, tiny_data: Path, tmp_path: Path):
     s3.upload_folder(tiny_data, "cram/data")
-    steps = ["budget={wall: 100s, steps: 100}", "checkpoint.interval=0.3s", "export.enabled=true"]
-    overrides = " ".join(item.replace(" ", "") for item in [*SMALL, *steps])
+    steps = ["budget=100s", "budget.steps=100", "checkpoint.interval=0.3s", "export.enabled=true"]
+    overrides = " ".join([*SMALL, *steps])
     first = start(tmp_path / "first", s3, overrides)
     copies = "cram/runs/cram-1gpu/checkpoints/"
     wait_until(lambda: any(key.endswith(".json") for key in s3.keys(copies)), first)
