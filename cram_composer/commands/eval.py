@@ -38,7 +38,6 @@ def add(commands: Commands) -> None:
         [
             "cram eval runs/cram-1gpu --suite glue",
             "cram eval runs/cram-1gpu --train train.csv --validation dev.csv --text review --label stars",
-            "cram eval runs/cram-cpu untrained:runs/cram-cpu --suite minimal-pairs --data blimp --json",
         ],
     )
     evaluate.add_argument(

@@ -155,7 +155,7 @@ def test_json_is_all_that_stdout_has(arguments: list[str], tiny_data: Path, tmp_
 
 def test_every_command_that_prints_results_has_json():
     with_json = {parser.prog for parser in PARSERS if "--json" in parser._option_string_actions}
-    others = "train|schema|export|report|branch|extend|completion|data|data build"
+    others = "train|schema|export|push|demo|report|branch|extend|completion|data|data build"
     assert {parser.prog for parser in PARSERS} - with_json == {"cram", *(f"cram {name}" for name in others.split("|"))}
 
 
