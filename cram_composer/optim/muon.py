@@ -74,7 +74,8 @@ class ProjectionMuon(Muon):
         parts = group["parts"]
         pieces = [piece for param in params for piece in param.chunk(parts)]
         updates = _orthogonal(group, [piece for grad in grads for piece in grad.chunk(parts)])
-        torch._foreach_add_(pieces, updates, alpha=-get_adjusted_lr(group["lr"], pieces[0].shape, use_adjusted_lr=True))
+        lr = float(get_adjusted_lr(group["lr"], pieces[0].shape, use_adjusted_lr=True))
+        torch._foreach_add_(pieces, updates, alpha=-lr)
 
     @staticmethod
     def _orthogonalize(group: dict[str, Any], updates: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -65,7 +65,9 @@ def test_every_recipe_trains_for_ten_steps(recipe, ten_steps: TinyRuns):
         return
     listed = [recipe.name] if recipe.card.kind == "preset" else with_needs(recipe)
     layers = "model.num_hidden_layers=6"  # a funnel needs at least five
-    found = record(ten_steps(recipe.name, f"recipes=[{','.join(listed)}]", layers, "checkpoint.interval=10m"))
+    precision = f"train.precision={'bf16' if recipe.name == 'bf16-residual' else 'fp32'}"
+    settings = [layers, precision, "checkpoint.interval=10m"]
+    found = record(ten_steps(recipe.name, f"recipes=[{','.join(listed)}]", *settings))
     assert found["status"] == "finished"
     assert found["steps"] == 10
     assert found["metrics"]["validation_loss"] is not None

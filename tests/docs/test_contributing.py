@@ -54,6 +54,7 @@ def _exists(name: str) -> bool:
 def test_tests_mirror_the_package():
     loose = {path.name for path in (REPOSITORY / "tests").glob("*.py")}
     assert not [name for name in loose if name.startswith("test_")]
-    others = {"docs", "examples", "faults", "scripts", "uses"}  # of what stands beside the package or all of it
+    # of what stands beside the package, or of all of it
+    others = {"docs", "examples", "faults", "lowering", "scripts", "uses"}
     folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
     assert folders - others <= {path.name for path in PACKAGE.iterdir()}

@@ -16,6 +16,7 @@ LAYERS = "model.num_hidden_layers=6"  # a funnel needs at least five
 NEEDS_CUDA = {"adamw-8bit"}
 # Settings that make the effect of a recipe visible within six steps.
 SHORT = {
+    "bf16-residual": ["train.precision=bf16"],
     "lawa": ["algorithms.lawa.k=3"],
     "layer-freezing": ["algorithms.layer_freezing.freeze_start=0.1"],
     "seq-length-warmup": ["algorithms.seq_length_warmup.min_seq_length=4"],

@@ -127,7 +127,8 @@ def _tokenize(
     token_types: bool,
     offsets: bool = False,
 ) -> _Pieces:
-    ids, types, lengths, spans = [], [], [], []
+    ids, types, lengths = [], [], []
+    spans: list[list[tuple[int, int]]] = []
     for start in range(0, len(texts), _ROWS_PER_CALL):
         columns = [list(column) for column in zip(*texts[start : start + _ROWS_PER_CALL], strict=True)]
         rows = tokenizer(
