@@ -85,6 +85,7 @@ def limited(config: RunConfig, settings: Path, gigabytes: float) -> subprocess.C
     )
 
 
+@pytest.mark.slow  # five processes that each train steps
 def test_memory_that_is_too_small_for_the_batch_halves_the_microbatch(tmp_path: Path):
     config = configuration(write_data_set(tmp_path / "data"), *WIDE)
     done = limited(config, tmp_path / "settings.json", 3.0)
