@@ -19,6 +19,7 @@ YAMLS = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for pattern in ("recipes/*.yaml", "yamls/*.yaml", "yamls/*/*.yaml", "benchmarks/*.yaml", "examples/*/*.yaml")
     for path in REPOSITORY.glob(pattern)
+    if path.parent.name != "skypilot"  # a file of SkyPilot's
 )
 
 

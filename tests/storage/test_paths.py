@@ -169,9 +169,13 @@ GUARDS = {
     "data/loading/block_dataset.py": "plain_name(",
     "data/pipeline/shard_writer.py": "MDSWriter(",  # the names that it has just written
     "data/pipeline/publish.py": "read_index(",
+    "data/pipeline/sources/files.py": "resolve_inside(",
+    "data/pipeline/sources/tables.py": '"basename": name',  # the name of a file that files.py found
     "analysis/dataset/read.py": "read_index_entries(",
     "analysis/dataset/page.py": 'manifest["splits"]',  # text of a page
     "models/card.py": 'manifest["splits"]',  # text of a page
+    "models/card_metadata.py": 'model_name=record["run_name"]',  # text of a page
+    "train/export.py": '"run_name": record["run_name"]',  # text in the header of the weights
     "planning/run_spec.py": 'manifest["splits"]',  # counts
     "data/loading/open_dataset.py": 'manifest["splits"]',  # counts of selected streams
     "runs/mirror.py": "resolve_inside(",
