@@ -13,6 +13,7 @@ from cram_composer.data.pipeline.document_store import Chunk, DocumentStore, Doc
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow  # half a minute; test_pages_of_read_text_are_freed is a quick part of it
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_below_the_stated_bound_and_below_the_text():
     program = ["-m", "benchmarks.data_build_memory", "--megabytes", "24", "--sample-mib", "4", "--shuffle-mib", "1"]
