@@ -39,6 +39,7 @@ def start(machine: Path, bucket: Bucket, overrides: str = "", doctor: int = 0) -
     own = {"BUCKET": f"{bucket.uri}/cram", "RUN": str(REPOSITORY / "yamls" / "cram-cpu.yaml"), "OVERRIDES": overrides}
     values = {name: str(value) for name, value in (TASK["envs"] | own).items()}
     environment = {"DOCTOR": str(doctor), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment["CRAM_CACHE"] = str(machine / "cache")
     return subprocess.Popen(
         ["bash", "-c", TASK["run"]],
         cwd=machine,
