@@ -83,8 +83,9 @@ def build_trainer(
 class LowOverheadTrainer(Trainer):
     """Composer's Trainer with a `LowOverheadEngine`; takes the Trainer's arguments.
 
-    A single process waits for its GPU once per step, in the non-finite guard, after the backward pass. Composer sends
-    counts to the device to add them over ranks, and reads them, and the loss, when the optimizer's kernels are queued.
+    A single process waits for its GPU after the backward pass only: for the losses, and in the non-finite guard.
+    Composer sends counts to the device to add them over ranks, and reads them, and the loss, when the optimizer's
+    kernels are queued.
     """
 
     def __init__(self, **arguments: Any) -> None:

@@ -44,19 +44,19 @@ class ReadPlan:
         self.next, self._owed = list(state["rows"]), list(state["owed"])
         self._step = None
 
-    def step(self, rows: int) -> tuple[list[RowSpan], list[int]]:
-        """Return this rank's spans of the next step and the step's rows by order, without changing the position."""
+    def step(self, rows: int) -> list[RowSpan]:
+        """Return this rank's spans of the next step, without changing the position."""
         if self._step != (rows, self.shares):
             # The look-ahead assumed another step size or other shares.
             self._step = (rows, list(self.shares))
             self._upcoming.clear()
             self._generator = self._upcoming_blocks(rows)
         counts, _ = self._apportion_rows(rows, self._owed)
-        return list(self._rank_spans(rows, self.next, counts)), counts
+        return list(self._rank_spans(rows, self.next, counts))
 
-    def advance(self, rows: int, counts: list[int]) -> None:
+    def advance(self, rows: int) -> None:
         """Move the position past a step."""
-        _, self._owed = self._apportion_rows(rows, self._owed)
+        counts, self._owed = self._apportion_rows(rows, self._owed)
         self.next = [row + count for row, count in zip(self.next, counts, strict=True)]
         for order, row in zip(self.orders, self.next, strict=True):
             order.discard_before(row)

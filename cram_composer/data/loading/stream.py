@@ -91,13 +91,12 @@ class RowStream:
 
     def peek(self, rows: int) -> NDArray:
         """Return what `take` would, without changing the position."""
-        spans, _ = self.plan.step(rows)
-        parts = [self._get_block(key)[first:last] for key, first, last in spans]
+        parts = [self._get_block(key)[first:last] for key, first, last in self.plan.step(rows)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def advance(self, rows: int) -> None:
         """Move the position past a step."""
-        self.plan.advance(rows, self.plan.step(rows)[1])
+        self.plan.advance(rows)
         for key in [key for key in self._blocks_read if self.plan.is_consumed(key)]:
             del self._blocks_read[key]
 
