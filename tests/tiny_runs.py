@@ -49,12 +49,7 @@ class TinyRuns:
 
     def resume(self, whole: Path, at: int, *overrides: str) -> Path:
         """Resume from step `at` of the finished run `whole`, as if killed there; return the new folder."""
-        killed = whole.with_name(f"{whole.name}-killed")
-        shutil.copytree(whole, killed)
-        for file in (killed / "checkpoints").iterdir():
-            if int(file.stem.split("-")[1]) > at:
-                file.unlink()
-        (killed / "record.json").write_text(json.dumps(record(killed) | {"status": "running"}))
+        killed = interrupted_copy(whole, whole.with_name(f"{whole.name}-killed"), at)
         self(killed.name, *overrides)
         assert record(killed)["attempts"][-1]["started_at_step"] == at
         return killed
@@ -112,6 +107,16 @@ def saved(folder: Path, step: int = 10) -> dict[str, Any]:
     state = torch.load(folder / "checkpoints" / f"step-{step:08d}.pt", weights_only=False)["state"]
     algorithms = {name: {k: v for k, v in held.items() if k != "repr"} for name, held in state["algorithms"]}
     return {"model": state["model"], "optimizers": state["optimizers"], "algorithms": algorithms}
+
+
+def interrupted_copy(whole: Path, copy: Path, at: int = 4) -> Path:
+    """Copy a finished run to `copy` as if it had been killed at step `at`."""
+    shutil.copytree(whole, copy)
+    for file in (copy / "checkpoints").iterdir():
+        if int(file.stem.split("-")[1]) > at:
+            file.unlink()
+    (copy / "record.json").write_text(json.dumps(record(copy) | {"status": "running"}))
+    return copy
 
 
 def record(folder: Path) -> dict[str, Any]:

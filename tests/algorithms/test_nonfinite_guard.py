@@ -138,6 +138,7 @@ def test_the_norm_is_provided_for_clipping_if_it_covers_all_gradients(whole: boo
 # The loss of step 5 is NaN, and the newest checkpoint is the one after three steps.
 WHOLE_RUN = """
 import sys
+import threading
 from pathlib import Path
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.tiny_runs import compose_tiny, run_tiny
@@ -160,6 +161,9 @@ def loss(self, outputs, batch, *arguments, **options):
         kept = weights(self)
     if step == 5 and microbatch == 1:
         assert any(not tensor.equal(kept[name]) for name, tensor in weights(self).items())
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint":  # it completes the newest one
+                thread.join()
         for file in (folder / "checkpoints").iterdir():
             if int(file.stem.split("-")[1]) > 3:
                 file.unlink()

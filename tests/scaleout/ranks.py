@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import math
 import multiprocessing
 import os
-import shutil
 import socket
 import time
 import traceback
@@ -19,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
-from tests.tiny_runs import record
+from tests.tiny_runs import interrupted_copy, record
 
 _MODULES = ["cram_composer.train.loop", "composer.distributed.fsdp2", "pytorch_optimizer", "tests.conftest"]
 STEPS = 6
@@ -87,12 +85,7 @@ class Ranks:
 
     def resume(self, whole: Path, at: int, name: str, ranks: int, *overrides: str) -> Path:
         """Resume from step `at` of the finished run `whole` on `ranks` ranks, as if killed there."""
-        killed = self._runs / name
-        shutil.copytree(whole, killed)
-        for file in (killed / "checkpoints").iterdir():
-            if int(file.stem.split("-")[1]) > at:
-                file.unlink()
-        (killed / "record.json").write_text(json.dumps(record(killed) | {"status": "running"}))
+        killed = interrupted_copy(whole, self._runs / name, at)
         self(name, ranks, *overrides)
         assert record(killed)["attempts"][-1]["started_at_step"] == at
         return killed

@@ -21,7 +21,7 @@ from cram_composer.errors import CramError
 from cram_composer.train.export import export_run
 from cram_composer.train.launch import check_same
 from tests.conftest import REPOSITORY
-from tests.tiny_runs import TinyRuns, compose_tiny, losses, record, run_tiny
+from tests.tiny_runs import TinyRuns, compose_tiny, interrupted_copy, losses, record, run_tiny
 
 # The batch ramp moves in whole microbatches.
 COMMON = ["algorithms.batch_size_ramp=null", "algorithms.ema={}", "eval.interval=0.5"]
@@ -42,16 +42,6 @@ def free_keys() -> set[str]:
     config = RunConfig().model_dump(mode="json")
     config["train"]["early_stop"] = EarlyStopConfig().model_dump()
     return {key for key in flatten(config) if is_free_key(RunConfig, key.split("."))}
-
-
-def interrupted_copy(whole: Path, copy: Path, at: int = 4) -> Path:
-    """Copy a finished run to `copy` as if it had been killed at step `at`."""
-    shutil.copytree(whole, copy)
-    for file in (copy / "checkpoints").iterdir():
-        if int(file.stem.split("-")[1]) > at:
-            file.unlink()
-    (copy / "record.json").write_text(json.dumps(record(copy) | {"status": "running"}))
-    return copy
 
 
 def resume_with_loggers(composed: Composed, path: Path) -> None:
