@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from composer import Trainer
 from composer.core import Algorithm, Precision, State
 from composer.loggers import Logger
-from composer.utils.checkpoint import save_checkpoint
+from composer.utils import reproducibility
 
 from cram_composer.config.schema.algorithms import AlgorithmsConfig
 from cram_composer.config.schema.run import RunConfig
@@ -80,9 +79,12 @@ class Strategy:
     def on_step_skipped(self, callback: Callable[[], None]) -> None:
         """Register a function to call on all ranks after a skipped step, if `skips_steps` is True."""
 
-    def save(self, state: State, path: Path) -> None:
-        """Write a complete checkpoint, from which any number of ranks can resume. Collective."""
-        save_checkpoint(state, str(path))
+    def checkpoint(self, state: State) -> dict[str, Any]:
+        """Return the contents of a checkpoint, from which any number of ranks can resume. Collective.
+
+        They are complete on rank 0; their tensors may be those that training changes.
+        """
+        return {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
 
     def restore(self, state: State, loaded: dict[str, Any], logger: Logger) -> None:
         """Restore weights and optimizer of a running `state` from a checkpoint. Collective."""

@@ -13,7 +13,6 @@ import importlib.metadata
 import logging
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,7 +20,6 @@ import torch
 from composer import Trainer
 from composer.core import Precision, State
 from composer.loggers import Logger
-from composer.utils.checkpoint import save_checkpoint
 from torch import nn
 
 from cram_composer.config.schema.algorithms import AlgorithmsConfig
@@ -117,7 +115,7 @@ class DeepSpeedZero(Strategy):
         self._optimizer = EngineOptimizer(self._engine, optimizer)
         state.model = self._engine
         state.optimizers = self._optimizer
-        # `save` gathers these by name.
+        # `checkpoint` gathers these by name.
         state.serialized_attributes = [
             name for name in state.serialized_attributes if name not in ("model", "optimizers")
         ]
@@ -126,10 +124,11 @@ class DeepSpeedZero(Strategy):
         assert self._optimizer is not None
         self._optimizer.on_skipped = callback
 
-    def save(self, state: State, path: Path) -> None:
+    def checkpoint(self, state: State) -> dict[str, Any]:
         assert self._state is not None
-        gathered = {"model": self._state.weights(), "optimizers": self._state.optimizer()}
-        save_checkpoint(state, str(path), ignore_keys=lambda contents: contents["state"].update(gathered))
+        contents = super().checkpoint(state)
+        contents["state"].update(model=self._state.weights(), optimizers=self._state.optimizer())
+        return contents
 
     def restore(self, state: State, loaded: dict[str, Any], logger: Logger) -> None:
         assert self._state is not None

@@ -42,6 +42,7 @@ from cram_composer.runs.checkpoints import (
 from cram_composer.runs.folder import SAVING, RunFolder
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.storage.files import naming_full_disk, write_json
+from cram_composer.train.snapshot import snapshot
 
 # Besides tensors, numbers and containers: Composer's times, the state of numpy's generator, torch's version.
 _SAFE_GLOBALS: list[Any] = [
@@ -70,7 +71,7 @@ class RollingCheckpoints(Callback):
 
     A checkpoint is a `.pt` file and a `.json` file with its size and SHA-256. Both are written under a temporary name
     and renamed, the `.json` last, so a `.pt` file without a `.json` is an interrupted save. Training continues when the
-    `.pt` file is written; a thread syncs it to the disk, computes its hash and renames it.
+    state is copied to host memory; a thread writes the copy.
 
     Attributes:
         last_seconds: seconds for which the last save held up the loop of rank 0, 0 before the first.
@@ -112,6 +113,8 @@ class RollingCheckpoints(Callback):
         fits = limit is None or elapsed + 2.0 * self.last_seconds < limit
         if due and fits:
             self._begin(state)
+        elif self._completion is not None and self._completion.failed:
+            self.wait()
 
     def save(self, state: State) -> None:
         """Save now and wait until the checkpoint is complete. Collective."""
@@ -128,16 +131,18 @@ class RollingCheckpoints(Callback):
             completion.result()
 
     def _begin(self, state: State) -> None:
-        """Write the file, which counts as checkpoint time if the clock is running, and let a thread complete it."""
+        """Copy the state, which counts as checkpoint time if the clock is running, and let a thread write it."""
         started, before = time.monotonic(), self._ledger.elapsed()
         step = int(state.timestamp.batch)
         final = self._folder.checkpoints / f"step-{step:08d}.pt"
-        temporary = final.with_name(f"{SAVING}{final.name}")  # Composer requires the suffix
+        temporary = final.with_name(f"{SAVING}{final.name}")
         with self._ledger.during("checkpoint"):
             self.wait()
             spent = self._ledger.elapsed()  # as stored in the checkpoint
-            self._write(state, temporary, final)
-            # Rank 0 writes the file, so all ranks use its time.
+            contents = self._strategy.checkpoint(state)
+            if dist.get_global_rank() == 0:
+                contents = snapshot(contents)
+            # Rank 0 copies and writes, so all ranks use its time.
             seconds = torch.tensor([self._ledger.elapsed() - before], dtype=torch.float64)
             seconds = state.device.tensor_to_device(seconds)
             dist.broadcast(seconds, src=0)
@@ -150,7 +155,7 @@ class RollingCheckpoints(Callback):
         self._folder.write_clock(self._ledger, step, clean=False)
 
         def complete() -> None:
-            self._complete(temporary, final, step)
+            self._write(contents, temporary, final, step)
             if branch_point is not None:
                 self._branch_points.save(final, branch_point, progress, spent, tokens)
             if self._on_saved is not None:
@@ -159,23 +164,18 @@ class RollingCheckpoints(Callback):
 
         self._completion = _Completion(complete)
 
-    def _write(self, state: State, temporary: Path, final: Path) -> None:
+    def _write(self, contents: dict[str, Any], temporary: Path, final: Path, step: int) -> None:
+        """Write the contents to the disk, record their hash, and remove older checkpoints."""
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with naming_full_disk(final):
-                self._strategy.save(state, temporary)
-        except BaseException:
-            temporary.unlink(missing_ok=True)  # the space is needed to record the failure
-            raise
-
-    def _complete(self, temporary: Path, final: Path, step: int) -> None:
-        """Sync a written file to the disk, record its hash, give it its name and remove older checkpoints."""
-        try:
-            with naming_full_disk(final), open(temporary, "rb") as file:
+            with naming_full_disk(final), open(temporary, "w+b") as file:
+                torch.save(contents, file)
+                file.flush()
                 os.fsync(file.fileno())
+                file.seek(0)
                 digest = sha256(file)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)  # the space is needed to record the failure
             raise
         os.replace(temporary, final)
         write_json(final.with_suffix(".json"), {"step": step, "bytes": final.stat().st_size, "sha256": digest})
@@ -199,6 +199,11 @@ class _Completion:
             function()
         except Exception as error:
             self._error = error
+
+    @property
+    def failed(self) -> bool:
+        """True if the function has raised an error."""
+        return self._error is not None
 
     def result(self) -> None:
         """Wait for the thread; raise its error."""

@@ -24,7 +24,7 @@ from cram_composer.models.export import export_model, exported_form, fill_masks,
 from cram_composer.models.factory import longest_input
 from tests.models.test_native import CRAMMED
 from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
-from tests.models.uses_of_exports import use
+from tests.uses.uses import Export, answer_questions, choose, label_words_with_trainer, other_pipelines, pretrain_on
 
 # A user of the export: torch and transformers in another directory, without cram_composer.
 READER = """
@@ -117,7 +117,10 @@ def test_weights_are_fp32_and_tied_ones_stored_once(tmp_path, tokenizer_dir):
 def test_pipelines_and_the_trainer_take_an_export(changes, tmp_path, tokenizer_dir):
     model = exported_form(tiny_model(vocab_size=VOCAB_SIZE, **changes))
     folder = export_model(model, tokenizer_dir, tmp_path / "export-v1.5", "")
-    use(folder, trust="qk_norm" in changes, workspace=tmp_path)
+    export = Export(str(folder))
+    assert bool(export.trust) == ("qk_norm" in changes)
+    for use in (other_pipelines, pretrain_on, label_words_with_trainer, answer_questions, choose):
+        assert use(export) < 1e-5
 
 
 def test_the_weights_file_names_run_and_configuration(tmp_path, tokenizer_dir):

@@ -18,6 +18,7 @@ from cram_composer.models.export import export_model, exported_form
 from tests.conftest import REPOSITORY
 from tests.models.test_native import BERT, CRAMMED, MODERN_BERT
 from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
+from tests.uses.exports import run_uses
 
 OTHER = os.environ.get("CRAM_OTHER_PYTHON")
 FORMS = {
@@ -26,13 +27,21 @@ FORMS = {
     "modern-bert": MODERN_BERT,
     "crammed": CRAMMED,
 }
+# The uses that need no package besides transformers, and not the original model.
+ALONE = [
+    "other pipelines",
+    "continued pretraining (Trainer)",
+    "token classification (Trainer)",
+    "question answering",
+    "multiple choice",
+]
+NO_CHOICE = "transformers has no AutoModelForMultipleChoice of this kind"  # ModernBERT before transformers 4.57
 pytestmark = pytest.mark.skipif(OTHER is None, reason="CRAM_OTHER_PYTHON names no Python with other versions")
 
 LOAD = """
 import sys, torch
-from pathlib import Path
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
-folder, trust, inputs, outputs, uses = sys.argv[1:]
+folder, trust, inputs, outputs = sys.argv[1:]
 model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=trust == "trust").eval()
 tokens = AutoTokenizer.from_pretrained(folder)("some [MASK] words")["input_ids"]
 given = torch.load(inputs)
@@ -40,9 +49,6 @@ with torch.inference_mode():
     filled = pipeline("fill-mask", folder, trust_remote_code=trust == "trust")("some [MASK] words")
     logits = model(**given).logits
     torch.save({"filled": [guess["token"] for guess in filled], "logits": logits, "tokens": tokens}, outputs)
-if uses == "uses":
-    from tests.models.uses_of_exports import use
-    use(Path(folder), trust == "trust", Path(outputs).parent)
 """
 EXPORT = "from tests.models.test_other_versions import write; import sys; write(sys.argv[1], sys.argv[2])"
 
@@ -77,9 +83,10 @@ def test_export_of_one_version_loads_in_the_other(form: str, written_here: bool,
     trust = "trust" if form == "crambert" else "no"
     found = []
     for python in (sys.executable, OTHER):
-        uses = "uses" if (python == OTHER) == written_here else "loads"  # those of the own version: test_export.py
-        _run(python, LOAD, str(folder), trust, str(inputs), str(tmp_path / "out.pt"), uses)
+        _run(python, LOAD, str(folder), trust, str(inputs), str(tmp_path / "out.pt"))
         found.append(torch.load(tmp_path / "out.pt"))
     assert found[0]["tokens"] == found[1]["tokens"] and found[0]["filled"] == found[1]["filled"]
     difference = (found[0]["logits"] - found[1]["logits"])[mask.bool()].abs().max()
     assert difference < 1e-5
+    uses = run_uses(folder, tmp_path, ALONE, OTHER if written_here else sys.executable)["uses"]
+    assert {use: outcome for use, outcome in uses.items() if outcome not in (NO_CHOICE, 0.0)} == {}

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import torch
 from composer.core import Timestamp
 from composer.devices import DeviceCPU
 
@@ -24,12 +23,12 @@ from cram_composer.train.checkpointing import RollingCheckpoints, restore_weight
 
 
 class Saves:
-    """A strategy that writes the step."""
+    """A strategy whose checkpoints hold the step."""
 
     restored = -1
 
-    def save(self, state: Any, path: Path) -> None:
-        torch.save({"state": {"step": int(state.timestamp.batch), "algorithms": []}}, path)
+    def checkpoint(self, state: Any) -> dict[str, Any]:
+        return {"state": {"step": int(state.timestamp.batch), "algorithms": []}}
 
     def restore(self, state: Any, loaded: dict[str, Any], logger: Any) -> None:
         self.restored = loaded["step"]
@@ -120,14 +119,22 @@ def test_a_save_on_request_is_complete_when_it_returns(run: Run) -> None:
     assert clock is not None and (clock["step"], clock["clean"]) == (1, True)
 
 
-@pytest.mark.parametrize("later", ["step", "save"])
-def test_a_failure_ends_the_run_at_the_next_save(run: Run, later: str) -> None:
+@pytest.mark.parametrize("later", ["due", "not-due", "save"])
+def test_a_failure_ends_the_run_at_the_next_step_or_save(run: Run, later: str) -> None:
     run.step()
     run.checkpoints.wait()
     run.error = OSError(errno.ENOSPC, "No space left on device")
     run.step()
     with pytest.raises(DiskFullError, match="step-00000003.pt: the disk is full"):
-        run.step() if later == "step" else run.checkpoints.save(run.state)
+        if later == "save":
+            run.checkpoints.save(run.state)
+        elif later == "due":
+            run.step()
+        else:
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":
+                    thread.join()
+            run.checkpoints.batch_checkpoint(run.state, cast(Any, None))
     assert run.newest() == 2
     assert sorted(path.name for path in run.folder.checkpoints.iterdir()) == ["step-00000002.json", "step-00000002.pt"]
 

@@ -6,6 +6,7 @@ prints a JSON object: by use, the largest difference, or the reason why it fails
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import sys
@@ -19,10 +20,14 @@ TEXTS = ["the river flows into the sea.", "a king was born."]
 PAIRS = [(TEXTS[0], "the sea"), (TEXTS[1], "a king")]
 
 
-class Export:
-    """An exported folder; its own code runs if it has any."""
+class Absent(Exception):
+    """This version of transformers has no such class."""
 
-    def __init__(self, folder: str, reference: str) -> None:
+
+class Export:
+    """An exported folder, or one saved by transformers; its own code runs if it has any."""
+
+    def __init__(self, folder: str, reference: str = "") -> None:
         self.folder = folder
         self.reference = reference
         self.trust = {"trust_remote_code": True} if list(Path(folder).glob("*.py")) else {}
@@ -31,7 +36,12 @@ class Export:
         """Load it with one of transformers' Auto classes, by name."""
         import transformers
 
-        return getattr(transformers, auto).from_pretrained(self.folder, **self.trust, **settings).eval()
+        try:
+            return getattr(transformers, auto).from_pretrained(self.folder, **self.trust, **settings).eval()
+        except ValueError as error:
+            if "Unrecognized configuration class" in str(error):
+                raise Absent(f"has no {auto} of this kind") from error
+            raise
 
     def tokenizer(self):
         """Load the tokenizer."""
@@ -59,25 +69,106 @@ def fill_mask(export: Export) -> float:
     return max([difference, *(abs(answer["score"] - float(wanted[answer["token"]])) for answer in answers)])
 
 
+def other_pipelines(export: Export) -> float:
+    """Compare the features of the pipeline with the encoder's; load those with untrained heads."""
+    import transformers
+
+    def load(task: str):
+        return transformers.pipeline(task, model=export.folder, **export.trust)
+
+    assert all(0 < answer["score"] <= 1 for answer in load("text-classification")(TEXTS))
+    assert len(load("token-classification")(TEXTS[1])) == len(export.tokenizer().tokenize(TEXTS[1]))
+    if "question-answering" in transformers.pipelines.PIPELINE_REGISTRY.get_supported_tasks():  # not in transformers 5
+        assert load("question-answering")(question="a king", context=TEXTS[0])["answer"] in TEXTS[0]
+    with torch.inference_mode():
+        wanted = export.load("AutoModel")(**export.tokenizer()(TEXTS[1], return_tensors="pt")).last_hidden_state
+    return _difference(load("feature-extraction")(TEXTS[1], return_tensors=True), wanted)
+
+
+def pretrain_on(export: Export) -> float:
+    """Continue pretraining by two steps of the Trainer; compare the model with the one saved and loaded again."""
+    import transformers
+
+    collator = transformers.DataCollatorForLanguageModeling(export.tokenizer(), mlm_probability=0.5)
+    return _with_trainer(export, "AutoModelForMaskedLM", [export.tokenizer()(text) for text in TEXTS], collator)
+
+
+def label_words_with_trainer(export: Export) -> float:
+    """Train a classifier of tokens by two steps of the Trainer; compare it with the one saved and loaded again."""
+    import transformers
+
+    rows = [export.tokenizer()(text) for text in TEXTS]
+    rows = [{**row, "labels": [token % 2 for token in row["input_ids"]]} for row in rows]
+    collator = transformers.DataCollatorForTokenClassification(export.tokenizer())
+    return _with_trainer(export, "AutoModelForTokenClassification", rows, collator)
+
+
+def _with_trainer(export: Export, auto: str, rows: list, collator) -> float:
+    import transformers
+
+    model = export.load(auto)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            f"{folder}/checkpoints",
+            max_steps=2,
+            per_device_train_batch_size=2,
+            learning_rate=0.01,
+            gradient_checkpointing=True,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = transformers.Trainer(
+            model, arguments, train_dataset=rows, data_collator=collator, processing_class=collator.tokenizer
+        )
+        with contextlib.redirect_stdout(sys.stderr):
+            assert trainer.train().training_loss > 0
+        still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+        # The first layer may add nothing, in place of a norm; it then has no gradient.
+        assert all(name.startswith("model.layers.0.") for name in still), f"not trained: {still}"
+        trainer.save_model(f"{folder}/v1.5")
+        saved = Export(f"{folder}/v1.5")
+        assert saved.tokenizer()(TEXTS)["input_ids"] == export.tokenizer()(TEXTS)["input_ids"]
+        return _difference_of(model, saved.load(auto), export.batch())
+
+
 def classify(export: Export) -> float:
-    """Train a classifier for two steps; compare it with the one saved and loaded again."""
-    return _fine_tune(export, "AutoModelForSequenceClassification", torch.tensor([0, 1]))
+    """Train a classifier for three steps; compare it with the one saved and loaded again."""
+    return _fine_tune(export, "AutoModelForSequenceClassification", export.batch(), labels=torch.tensor([0, 1]))
 
 
 def label_words(export: Export) -> float:
-    """Train a classifier of tokens for two steps; compare it with the one saved and loaded again."""
-    return _fine_tune(export, "AutoModelForTokenClassification", export.batch()["input_ids"] % 2)
+    """Train a classifier of tokens for three steps; compare it with the one saved and loaded again."""
+    batch = export.batch()
+    return _fine_tune(export, "AutoModelForTokenClassification", batch, labels=batch["input_ids"] % 2)
 
 
-def _fine_tune(export: Export, auto: str, labels: torch.Tensor) -> float:
-    import transformers
+def answer_questions(export: Export) -> float:
+    """Train a finder of answers for three steps; compare it with the one saved and loaded again."""
+    spans = {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([2, 3])}
+    return _fine_tune(export, "AutoModelForQuestionAnswering", export.batch(), **spans)
 
-    model, batch = export.load(auto, num_labels=2).train(), export.batch()
-    _train(model, lambda: model(**batch, labels=labels).loss)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        model.eval().save_pretrained(folder)
-        again = getattr(transformers, auto).from_pretrained(folder, **export.trust).eval()
-        return _difference(model(**batch).logits, again(**batch).logits)
+
+def choose(export: Export) -> float:
+    """Train a chooser between two texts for three steps; compare it with the one saved and loaded again."""
+    choices = {name: tensor.unsqueeze(0) for name, tensor in export.batch().items()}
+    return _fine_tune(export, "AutoModelForMultipleChoice", choices, labels=torch.tensor([1]))
+
+
+def _fine_tune(export: Export, auto: str, batch: dict[str, torch.Tensor], **labels: torch.Tensor) -> float:
+    # A multiple choice has one score per text.
+    model = export.load(auto, **({} if "MultipleChoice" in auto else {"num_labels": 2})).train()
+    _train(model, lambda: model(**batch, **labels).loss)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return _difference_of(model, Export(folder).load(auto), batch)
+
+
+def _difference_of(model: torch.nn.Module, again: torch.nn.Module, batch: dict[str, torch.Tensor]) -> float:
+    with torch.inference_mode():
+        return _difference(model.eval()(**batch)[0], again(**batch)[0])
 
 
 def _train(model: torch.nn.Module, loss_of: Callable[[], torch.Tensor]) -> None:
@@ -103,7 +194,7 @@ def embed(export: Export) -> float:
 
 
 def sentence_transformers(export: Export) -> float:
-    """Train sentence embeddings for two steps; compare them with those of the encoder, pooled by hand."""
+    """Train sentence embeddings for three steps; compare them with those of the encoder, pooled by hand."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
@@ -124,7 +215,7 @@ def sentence_transformers(export: Export) -> float:
 
 
 def cross_encoder(export: Export) -> float:
-    """Train a scorer of pairs for two steps; compare it with the one saved and loaded again."""
+    """Train a scorer of pairs for three steps; compare it with the one saved and loaded again."""
     from sentence_transformers import CrossEncoder
 
     model = CrossEncoder(export.folder, num_labels=1, device="cpu", **export.trust)
@@ -196,8 +287,13 @@ def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 USES: dict[str, Callable[[Export], float]] = {
     "fill-mask pipeline": fill_mask,
+    "other pipelines": other_pipelines,
+    "continued pretraining (Trainer)": pretrain_on,
     "text classification": classify,
     "token classification": label_words,
+    "token classification (Trainer)": label_words_with_trainer,
+    "question answering": answer_questions,
+    "multiple choice": choose,
     "embeddings": embed,
     "sentence-transformers": sentence_transformers,
     "CrossEncoder": cross_encoder,
@@ -222,6 +318,8 @@ def _outcome(use: str, export: Export) -> float | str:
     torch.manual_seed(0)
     try:
         return USES[use](export)
+    except Absent as error:
+        return f"transformers {error}"
     except Exception as error:
         return f"no: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 

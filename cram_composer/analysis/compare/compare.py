@@ -193,20 +193,29 @@ def _log(value: Any) -> float | None:
 
 
 def _scores(a: Group, b: Group, rules: Comparability) -> list[Row]:
-    """Compare averages after fine-tuning, with the wider of the spread between seeds and the known noise."""
+    """Compare scores after fine-tuning."""
     names = dict.fromkeys(
-        (protocol, average)
+        (protocol, score)
         for run in [*a.runs, *b.runs]
         for protocol, row in run.evaluated.items()
-        for average in row.get("averages", {})  # absent for scores without fine-tuning
+        for score in _scores_of(row)
     )
-    return [_score(a, b, protocol, average, rules) for protocol, average in names]
+    return [_score(a, b, protocol, score, rules) for protocol, score in names]
 
 
-def _score(a: Group, b: Group, protocol: str, average: str, rules: Comparability) -> Row:
-    measure = f"{protocol}, {average}"
-    found = {id(run): run.evaluated.get(protocol, {}).get("averages", {}).get(average) for run in [*a.runs, *b.runs]}
-    have = [Group(g.name, [run for run in g.runs if (found[id(run)] or {}).get("mean") is not None]) for g in (a, b)]
+def _scores_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the averages of a protocol; if it has none, as for own data, its numbers by title."""
+    numbers = {
+        number["title"]: {"mean": number["median"], "missing": number["partial"]} for number in row.get("numbers", [])
+    }
+    return row.get("averages") or numbers
+
+
+def _score(a: Group, b: Group, protocol: str, score: str, rules: Comparability) -> Row:
+    """Compare a score. For an average, the interval is the wider of the spread between seeds and the known noise."""
+    measure = f"{protocol}, {score}"
+    found = {id(run): _scores_of(run.evaluated.get(protocol, {})).get(score, {}) for run in [*a.runs, *b.runs]}
+    have = [Group(g.name, [run for run in g.runs if found[id(run)].get("mean") is not None]) for g in (a, b)]
     if not all(group.runs for group in have):
         return Row(measure, "points", missing="only one of the groups was evaluated")
     if rules.budget is None:
@@ -217,6 +226,8 @@ def _score(a: Group, b: Group, protocol: str, average: str, rules: Comparability
         return Row(measure, "points", missing="not comparable: fine-tuned with different settings or numbers of seeds")
     row = _compare_values(measure, "points", have[0], have[1], lambda run: found[id(run)]["mean"], "not measured")
     assert row.difference is not None
+    if not all(run.evaluated[protocol].get("averages") for group in have for run in group.runs):
+        return row
     return replace(row, difference=_with_known_noise(row.difference, *(len(group.runs) for group in have)))
 
 

@@ -28,6 +28,8 @@ from cram_composer.storage.files import lock_folder
 
 _NAME_TRIES = 10
 _NAME_TRY_SECONDS = 0.05
+_REUSED_TRIES = 20
+_REUSED_TRY_SECONDS = 0.5
 
 
 def open_block_dataset(
@@ -75,21 +77,26 @@ def _opening_lock() -> Iterator[None]:
 
 
 def _open_with_retry(data: PreparedDataset, open_new: Callable[[], BlockDataset]) -> BlockDataset:
-    try:
-        return _retry_name_collisions(open_new)
-    except ValueError as error:
-        if "cache" in str(error).lower() and "Reused" not in str(error):
-            raise CramError(f"data.cache_limit: too small: {str(error).splitlines()[0]}") from error
-        if "Reused local directory" not in str(error):
-            raise CramError(f"{data.root}: {str(error).splitlines()[0]}") from error
-    gc.collect()  # frees unused data sets of this process
-    remove_stale_shared_memory()
-    try:
-        return _retry_name_collisions(open_new)
-    except ValueError as error:
-        raise CramError(
-            f"{data.root}: another run uses this folder as its cache; set data.local to a different folder"
-        ) from error
+    """Open a data set; wait for the processes of a killed run to end, which takes seconds."""
+    tries = 0
+    while True:
+        try:
+            return _retry_name_collisions(open_new)
+        except ValueError as error:
+            if "Reused local directory" not in str(error):
+                reason = str(error).splitlines()[0]
+                too_small = "cache" in reason.lower()
+                where = "data.cache_limit: too small" if too_small else data.root
+                raise CramError(f"{where}: {reason}") from error
+            if tries == _REUSED_TRIES:
+                raise CramError(
+                    f"{data.root}: another run uses this folder as its cache; set data.local to a different folder"
+                ) from error
+        if tries > 0:
+            time.sleep(_REUSED_TRY_SECONDS)
+        tries += 1
+        gc.collect()  # frees unused data sets of this process
+        remove_stale_shared_memory()
 
 
 def _retry_name_collisions(open_new: Callable[[], BlockDataset]) -> BlockDataset:

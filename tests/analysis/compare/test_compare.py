@@ -232,6 +232,19 @@ def test_scores_are_compared_with_the_known_noise(make_seeds) -> None:
     assert compare(groups, groups[1])[0].rows[-1].missing == "not comparable: different tasks were scored"
 
 
+def test_scores_of_own_tasks_are_compared_one_by_one(make_seeds) -> None:
+    groups = [
+        make_group(n, [load_run(p) for p in make_seeds(n, [4.2] * 3, **kw)]) for n, kw in (("a", MUON), ("b", {}))
+    ]
+    for group, median in zip(groups, (81.0, 80.0), strict=True):
+        for number, run in enumerate(group.runs):
+            scores = {"title": "mine acc", "median": median + 0.01 * number, "partial": []}
+            run.evaluated["own-data"] = {"averages": {}, "numbers": [scores]}
+    row = compare(groups, groups[1])[0].rows[-1]
+    assert (row.measure, row.unit, row.a, row.b) == ("own-data, mine acc", "points", pytest.approx(81.01), 80.01)
+    assert row.difference is not None and row.difference.low is not None and 0.9 < row.difference.low <= 1.0
+
+
 def test_groups_come_from_patterns_and_configurations(make_seeds, tmp_path: Path) -> None:
     for path in [*make_seeds("base", [4.1, 4.2]), *make_seeds("muon", [4.0, 4.1], **MUON)]:
         name = json.loads((path / "record.json").read_text())["run_name"]
