@@ -79,7 +79,7 @@ def test_failed_save_leaves_no_file_and_the_run_resumes(runs: TinyRuns, tiny_dat
 
 def fail_to_save(composed: Composed, path: Path, error: BaseException) -> None:
     with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=0)):
-        train_with_failure(composed, path, "scaleout.strategy.Strategy.save", error)
+        train_with_failure(composed, path, "train.checkpointing.torch.save", error)
 
 
 def test_interrupt_after_the_loop_is_recorded(runs: TinyRuns, tiny_data: Path, whole: Path) -> None:

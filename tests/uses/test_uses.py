@@ -47,9 +47,13 @@ def test_the_code_of_the_page_runs(form: str, tmp_path: Path) -> None:
     assert (tmp_path / "model.onnx").stat().st_size > 0
 
 
-def test_the_page_shows_a_row_for_every_use() -> None:
+def test_the_page_shows_every_use_of_both_forms() -> None:
     text = PATH.read_text(encoding="utf-8")
     assert [use for use in USES if f"| {use} |" not in text] == []
+    (head,) = [line for line in text.splitlines() if line.startswith("| use |")]
+    versions = {form: re.findall(rf"{form}, transformers (\S+)", head) for form in FORMS}
+    assert versions["native"] == versions["CramBERT"] and len(versions["native"]) >= 3
+    assert "| no: " not in text
 
 
 def test_the_table_shows_differences_and_reasons() -> None:

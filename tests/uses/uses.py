@@ -21,7 +21,7 @@ PAIRS = [(TEXTS[0], "the sea"), (TEXTS[1], "a king")]
 
 
 class Absent(Exception):
-    """This version of transformers has no such class."""
+    """This version of a library does not know models of this kind."""
 
 
 class Export:
@@ -40,7 +40,7 @@ class Export:
             return getattr(transformers, auto).from_pretrained(self.folder, **self.trust, **settings).eval()
         except ValueError as error:
             if "Unrecognized configuration class" in str(error):
-                raise Absent(f"has no {auto} of this kind") from error
+                raise Absent(f"transformers has no {auto} of this kind") from error
             raise
 
     def tokenizer(self):
@@ -267,7 +267,12 @@ def optimum(export: Export) -> float:
     from optimum.onnxruntime import ORTModelForMaskedLM
 
     batch = export.batch()
-    model = ORTModelForMaskedLM.from_pretrained(export.folder, export=True, **export.trust)
+    try:
+        model = ORTModelForMaskedLM.from_pretrained(export.folder, export=True, **export.trust)
+    except ValueError as error:
+        if "unsupported architecture" in str(error):
+            raise Absent("optimum does not know this architecture") from error
+        raise
     with torch.inference_mode():
         wanted = export.load("AutoModelForMaskedLM")(**batch).logits
         kept = batch["attention_mask"].bool()
@@ -319,7 +324,7 @@ def _outcome(use: str, export: Export) -> float | str:
     try:
         return USES[use](export)
     except Absent as error:
-        return f"transformers {error}"
+        return str(error)
     except Exception as error:
         return f"no: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
