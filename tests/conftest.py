@@ -27,6 +27,7 @@ class SlurmHere:
     sizes: list[int] = field(default_factory=list)
 
 
+SLURM_COMMANDS = {"sacct", "salloc", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun"}
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Settings for a run of seconds, which tests behaviour, not the quality of the model.
@@ -82,7 +83,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_data(tmp_path_factory.mktemp("data"))
 
 
-def build_tiny_data(folder: Path) -> Path:
+def build_tiny_data(folder: Path, **settings: Any) -> Path:
     """Build a data set in `folder`, about 1,200 training rows of 32 tokens in blocks of 16; return its root."""
     from cram_composer.config.schema.data_build import (
         DataBuildConfig,
@@ -100,6 +101,7 @@ def build_tiny_data(folder: Path) -> Path:
         tokenizer=TokenizerConfig(vocab_size=200),
         packing=PackingConfig(sequence_length=32, block_rows=16),
         validation_fraction=0.1,
+        **settings,
     )
     return build(config, progress=False)
 
@@ -189,6 +191,19 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
 def plain_run(tiny_run: TinyRuns) -> Path:
     """Train the baseline run that recipes are compared with."""
     return tiny_run("plain")
+
+
+@pytest.fixture
+def no_slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Hide the commands of a Slurm on this machine; return the folder that is PATH, for stand-ins."""
+    folder = tmp_path_factory.mktemp("bin")
+    for place in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for path in place.iterdir() if place.is_dir() else ():
+            link = folder / path.name
+            if path.name not in SLURM_COMMANDS and not link.is_symlink():
+                link.symlink_to(path)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
 
 
 @pytest.fixture

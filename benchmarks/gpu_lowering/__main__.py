@@ -25,6 +25,8 @@ RECORDED = Path(__file__).parent / "recorded.json"
 CASES: dict[str, tuple[list[str], int]] = {
     "cram-1gpu": ([], 89),
     "cram-1gpu-fp16": ([], 75),
+    "fp32-residual": (["model.residual_in_fp32=true"], 89),
+    "fused-layernorm": (["algorithms.fused_layernorm={}"], 89),
     "post-norm": (["recipes=[crammed-bert,post-norm]"], 89),
     "alibi": (["recipes=[crammed-bert,alibi]"], 89),
     "gelu-mlp": (["recipes=[crammed-bert,gelu-mlp]"], 89),

@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 from typing_extensions import TypedDict
 
-from cram_composer.data.manifest_checks import manifest_problem
+from cram_composer.data.manifest_checks import HELD_OUT, manifest_problem
 from cram_composer.data.tokenizer_files import id_count
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_checked
@@ -66,7 +66,7 @@ class Manifest(_Optional):
     compression: str  # of the shards: none or zstd
     partitions: int
     streams: list[str]  # the splits to train on: ["train"], or ["train-NAME", ...]
-    splits: dict[str, SplitCounts]  # streams and "validation"
+    splits: dict[str, SplitCounts]  # streams, "validation" and "held-out-NAME"
     stages: list[dict[str, Any]]  # StageCounts of every enabled stage, in order
     sources: list[dict[str, Any]]
     unigram_validation_nats: float
@@ -88,6 +88,11 @@ def load_manifest(root: Path) -> Manifest:
     if (problem := manifest_problem(manifest)) is not None:
         raise _damage_error(path, problem)
     return manifest
+
+
+def held_out_splits(manifest: Manifest) -> list[str]:
+    """Return the splits that are not for training: validation, then further held-out sets."""
+    return ["validation", *(split for split in manifest["splits"] if split.startswith(HELD_OUT))]
 
 
 def summarize(manifest: Manifest) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-SPLIT_NAME = r"train(-[\w-]+)?|validation"
+HELD_OUT = "held-out-"  # prefix of the splits of further held-out sets
+SPLIT_NAME = rf"train(-[\w-]+)?|validation|{HELD_OUT}[\w-]+"
 _ROLES = ("pad", "unk", "cls", "sep", "mask")
 _LARGEST_VOCABULARY = {"uint16": 65535, "uint32": 2**32 - 1}  # by dtype
 
@@ -32,8 +33,9 @@ def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
     splits, streams = manifest["splits"], manifest["streams"]
     for name in splits:
         if not re.fullmatch(SPLIT_NAME, name):
-            yield f"splits: {name!r} is not a name of a split (train, train-NAME or validation)"
-    if not streams or len(set(streams)) < len(streams) or {*streams, "validation"} != splits.keys():
+            yield f"splits: {name!r} is not a name of a split (train, train-NAME, validation or {HELD_OUT}NAME)"
+    named = {name for name in splits if not name.startswith(HELD_OUT)}
+    if not streams or len(set(streams)) < len(streams) or {*streams, "validation"} != named:
         yield f"streams: {streams} and validation must be the splits, which are {list(splits)}"
     for name, counts in splits.items():
         yield from _count_problems(name, counts, manifest["sequence_length"], manifest["block_rows"])
@@ -44,8 +46,8 @@ def _count_problems(split: str, counts: Mapping[str, Any], length: int, block_ro
         if counts[key] < 1:
             yield f"splits.{split}.{key}: must be a whole number >= 1, got {counts[key]!r}"
     rows, blocks = counts["rows"], counts["blocks"]
-    # Only the last blocks of a validation split, and a split's only block, may be shorter.
-    fewest = blocks if blocks == 1 or split == "validation" else blocks * block_rows
+    # Only the last blocks of a held-out split, and a split's only block, may be shorter.
+    fewest = blocks * block_rows if blocks > 1 and split.startswith("train") else blocks
     if not fewest <= rows <= blocks * block_rows:
         yield f"split {split} has {rows} rows, but {blocks} blocks of {block_rows} rows"
     if counts["tokens"] != rows * length:

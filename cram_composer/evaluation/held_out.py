@@ -11,6 +11,11 @@ from cram_composer.budget.budget import Budget
 from cram_composer.data.loading.stream import Batch
 
 
+def held_out_label(kind: str, name: str) -> str:
+    """Return the label of an evaluator, and of its metrics in the log: KIND, or KIND-NAME for a named set."""
+    return f"{kind}-{name}" if name else kind
+
+
 def build_held_out_evaluator(
     label: str, batches: list[Batch], batch_size: int, due: Callable[[State, Event], bool] | None = None
 ) -> Evaluator:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import logging
 import os
 import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from cram_composer.jobs.runner import POLL_SECONDS, Call, JobResult, Runner
 from cram_composer.storage.files import read_json, write_json
 
 _CANCEL_SECONDS = 120.0
+_QUEUE_SECONDS = 30  # between calls of squeue
 _IDS = "jobs.json"  # in the folder of a runner: the ids of its jobs
 
 
@@ -40,6 +43,7 @@ class SlurmRunner(Runner):
             return []
         import submitit
 
+        _watch_queue()
         try:
             executor = submitit.AutoExecutor(folder=self._folder, cluster="slurm")
             executor.update_parameters(**self._settings)
@@ -55,7 +59,7 @@ class SlurmRunner(Runner):
         return list(ready)
 
     def finished(self) -> list[JobResult]:
-        # The result file appears before the end of the job in sacct, which is queried only every ten minutes.
+        # The result file appears before the job has left the queue.
         ended = [index for index, job in self._jobs.items() if job.paths.result_pickle.exists() or job.done()]
         if not ended:
             time.sleep(POLL_SECONDS)
@@ -76,6 +80,33 @@ class SlurmRunner(Runner):
     def cancel(self) -> None:
         _cancel(list(self._jobs.values()))
         self._jobs = {}
+
+
+@cache
+def _watch_queue() -> None:
+    """Let submitit ask squeue for the states of jobs, not sacct, which without accounting never says that one ended."""
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    class QueueWatcher(SlurmInfoWatcher):
+        def _make_command(self) -> list[str] | None:
+            if not self._registered - self._finished:
+                return None
+            return ["squeue", "--noheader", "--array", "--format=%i %T", f"--user={getpass.getuser()}"]
+
+        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+            text = string if isinstance(string, str) else string.decode()
+            queued = dict(line.split() for line in text.splitlines())
+            return {job_id: {"JobID": job_id, "State": _state(queued.get(job_id))} for job_id in self._registered}
+
+    SlurmJob.watcher = QueueWatcher(delay_s=_QUEUE_SECONDS)
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # a failed call is repeated after the delay
+
+
+def _state(queued: str | None) -> str:
+    """Return a state that submitit knows: of several states of a job that has not ended, it takes some for an end."""
+    if queued is None:
+        return "ENDED"
+    return "PENDING" if queued == "PENDING" else "RUNNING"
 
 
 def allotted_cpus() -> int:
@@ -108,6 +139,7 @@ def cancel_left_over(folder: Path) -> int:
     if ids:
         from submitit import SlurmJob
 
+        _watch_queue()
         _cancel([SlurmJob(folder=folder, job_id=job_id) for job_id in ids])
     return len(ids)
 

@@ -90,6 +90,7 @@ def _results(
     accuracy = metrics.get("validation_accuracy")
     rows: list[tuple[str, Any]] = [
         ("held-out loss at 15 % [MASK], nats per token", _rounded(metrics.get("validation_loss"))),
+        *((f"the same of {name}", _rounded(of_set["loss"])) for name, of_set in metrics.get("held_out", {}).items()),
         ("the same of a unigram model", _rounded(manifest["unigram_validation_nats"])),
         ("masked tokens predicted, %", None if accuracy is None else f"{100 * accuracy:.1f}"),
     ]
@@ -130,7 +131,7 @@ def _data(manifest: Mapping[str, Any]) -> str:
         for source in manifest["sources"]
     ]
     stated = [name for name in licences(manifest) if name]
-    train = [counts for split, counts in manifest["splits"].items() if split != "validation"]
+    train = [manifest["splits"][stream] for stream in manifest["streams"]]
     return "\n\n".join(
         (
             f"Data set `{manifest['name']}`: {sum(counts['tokens'] for counts in train):,} training tokens in rows of "

@@ -20,9 +20,10 @@ from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.crambert.stacks import PlainStack
 
 _GIB = 1 << 30
-# Bytes per token that generated kernels read and write in forward and backward of a layer, with the residual stream in
-# fp32 and the rest in bf16, as Inductor lowers it for a GPU (benchmarks/gpu_lowering; tests/lowering compares).
-_LAYER_BYTES = 86  # per hidden unit: norms, residual sums, layouts of gradients
+# Bytes per token that generated kernels read and write in forward and backward of a layer in 16 bits, as Inductor
+# lowers it for a GPU (benchmarks/gpu_lowering; tests/lowering compares).
+_LAYER_BYTES = 56  # per hidden unit: norms, residual sums, layouts of gradients
+_FP32_RESIDUAL_BYTES = 30  # more per hidden unit with the residual stream in fp32
 _ROTARY_BYTES = 10  # per hidden unit
 # Per unit of `intermediate_size`, the width of the product before the activation.
 _GATED_BYTES, _MLP_BYTES = 8, 10
@@ -94,7 +95,9 @@ def card_prices(items: Sequence[str]) -> dict[str, float]:
     return prices
 
 
-def memory_bytes_per_token(model: PreTrainedModel, length: int, predicted: int, microbatch: int) -> float:
+def memory_bytes_per_token(
+    model: PreTrainedModel, length: int, predicted: int, microbatch: int, precision: str
+) -> float:
     """Estimate the bytes that operations bound by memory move per token, forward and backward.
 
     Args:
@@ -102,16 +105,19 @@ def memory_bytes_per_token(model: PreTrainedModel, length: int, predicted: int, 
         length: tokens of a row.
         predicted: tokens of a row whose logits are computed.
         microbatch: rows of a microbatch.
+        precision: "bf16" or "fp16".
     """
     config = model.config
     layers = blocks = float(config.num_hidden_layers)
-    gated = rotary = False
+    gated = rotary = low_residual = False
     if isinstance(model, CramBertForMaskedLM):  # some stacks repeat layers, or shorten the row
         passes = cast(PlainStack, model.encoder.stack).passes(length)
         layers = sum(tokens for _, tokens in passes) / length
         blocks = sum(tokens for layer, tokens in passes if (layer + 1) % config.ffn_every == 0) / length
         gated, rotary = config.ffn in ("geglu", "swiglu"), config.positions == "rotary"
-    per_layer = config.hidden_size * (_LAYER_BYTES + _ATTENTION_BYTES + (_ROTARY_BYTES if rotary else 0))
+        low_residual = precision == "bf16" and not model.encoder.residual_in_fp32
+    residual = 0 if low_residual else _FP32_RESIDUAL_BYTES
+    per_layer = config.hidden_size * (_LAYER_BYTES + residual + _ATTENTION_BYTES + (_ROTARY_BYTES if rotary else 0))
     per_block = config.intermediate_size * (_GATED_BYTES if gated else _MLP_BYTES)
     casts = _CAST_BYTES * sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
     logits = _LOGIT_BYTES * config.vocab_size * predicted / length

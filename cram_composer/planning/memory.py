@@ -90,7 +90,7 @@ class PeakBytes(TorchDispatchMode):
 def measure_step_memory(spec: RunSpec, precision: str) -> StepMemory:
     """Measure one step of a run in `precision`: bf16, fp16 or fp32. Raises CramError."""
     config = spec.config
-    dtype = None if precision == "fp32" else torch.bfloat16  # autocast on a CPU has no fp16, which has the same size
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     fixed, row = _measure_activations(spec, dtype)
     with fake_tensors():
         model = spec.build_model(dtype)

@@ -14,13 +14,29 @@ from composer.utils import dist
 
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.validation.run import check_row_length
-from cram_composer.data.loading.open_dataset import open_train, open_validation
+from cram_composer.data.loading.open_dataset import open_held_out, open_train
 from cram_composer.data.loading.prepare import PreparedDataset, prepare_dataset
 from cram_composer.data.loading.stream import Batch, TrainLoader, evaluation_batches
-from cram_composer.data.manifest import fingerprint
+from cram_composer.data.manifest import fingerprint, held_out_splits
+from cram_composer.data.manifest_checks import HELD_OUT
 from cram_composer.data.masking import build_collator, evaluation_collator, word_joins
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class HeldOutBatches:
+    """This rank's batches of a held-out split.
+
+    Attributes:
+        name: of the set; empty for validation.
+        in_loop: for evaluations during training.
+        final: for the evaluation after training.
+    """
+
+    name: str
+    in_loop: list[Batch]
+    final: list[Batch]
 
 
 @dataclass(frozen=True)
@@ -29,13 +45,11 @@ class Batches:
 
     Attributes:
         loader: training batches.
-        in_loop: held-out batches of evaluations during training.
-        final: held-out batches of the evaluation after training.
+        held_out: the validation split, then further held-out sets.
     """
 
     loader: TrainLoader
-    in_loop: list[Batch]
-    final: list[Batch]
+    held_out: list[HeldOutBatches]
 
 
 def prepare_data(config: RunConfig, folder: RunFolder) -> PreparedDataset:
@@ -44,6 +58,11 @@ def prepare_data(config: RunConfig, folder: RunFolder) -> PreparedDataset:
     # The tokenizers library warns when the loader forks. Nothing is tokenized from here on.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     check_row_length(config, data.manifest["sequence_length"])
+    if config.model.document_masking and data.manifest["config"]["packing"].get("segments") == "sentence":
+        raise CramError(
+            f"model.document_masking: {data.root} has [SEP] after sentences (packing.segments=sentence), not only "
+            "after documents; set model.document_masking=false or build without it"
+        )
     if dist.get_global_rank() == 0:
         folder.copy_tokenizer(data.tokenizer)
     return data
@@ -69,13 +88,17 @@ def check_same_data(record: dict[str, Any], data: PreparedDataset, run: Path) ->
 
 
 def open_batches(config: RunConfig, data: PreparedDataset, pin_memory: bool) -> Batches:
-    """Open both splits for this rank; `pin_memory` as for TrainLoader.
+    """Open all splits for this rank; `pin_memory` as for TrainLoader.
 
     Raises:
-        CramError: the validation split is smaller than one batch per device.
+        CramError: a held-out split is smaller than one batch per device.
     """
-    in_loop, final, cached = _held_out_batches(config, data)
-    return Batches(_train_loader(config, data, cached, pin_memory), in_loop, final)
+    held_out, cached = [], 0  # bytes in the cache
+    for split in held_out_splits(data.manifest):
+        batches, used = _held_out_batches(config, data, split, cached)
+        held_out.append(batches)
+        cached += used
+    return Batches(_train_loader(config, data, cached, pin_memory), held_out)
 
 
 def long_timeout_barrier() -> Callable[[], None]:
@@ -90,20 +113,20 @@ def long_timeout_barrier() -> Callable[[], None]:
     return barrier
 
 
-def _held_out_batches(config: RunConfig, data: PreparedDataset) -> tuple[list[Batch], list[Batch], int]:
-    """Return batches for evaluations in the loop and at the end, and the bytes that their shards use in the cache."""
+def _held_out_batches(config: RunConfig, data: PreparedDataset, split: str, cached: int) -> tuple[HeldOutBatches, int]:
+    """Return the batches of a split, and the bytes that their shards use in the cache besides `cached`."""
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
     collator = evaluation_collator(**_token_ids(config, data), shift=config.objective.shift)
     settings = config.eval
-    rows, cached = open_validation(data, max(settings.rows, settings.final_rows))
+    rows, used = open_held_out(data, split, max(settings.rows, settings.final_rows), cached)
     final = evaluation_batches(rows[: settings.final_rows], collator, settings.batch_size, rank, world_size)
     if not final:
         raise CramError(
             f"eval.batch_size: {settings.batch_size} rows on each of {world_size} device(s) exceed the {len(rows)} "
-            f"validation rows in {data.root}; lower it or build a larger validation split"
+            f"rows of {split} in {data.root}; lower it or build a larger split"
         )
     in_loop = evaluation_batches(rows[: settings.rows], collator, settings.batch_size, rank, world_size)
-    return in_loop, final, cached
+    return HeldOutBatches(split.removeprefix("validation").removeprefix(HELD_OUT), in_loop, final), used
 
 
 def _train_loader(config: RunConfig, data: PreparedDataset, cached: int, pin_memory: bool) -> TrainLoader:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from composer.utils import dist
 
 from cram_composer.errors import CramError, describe_error
-from cram_composer.evaluation.held_out import build_held_out_evaluator
+from cram_composer.evaluation.held_out import build_held_out_evaluator, held_out_label
 from cram_composer.runs.checkpoints import newest_checkpoint
 from cram_composer.runs.folder import DISTURBED_SHARE
 from cram_composer.runs.mirror import report_failure
@@ -125,15 +125,24 @@ def _publish(session: Session, status: str, reason: str | None) -> int:
 
 
 def _evaluate(session: Session) -> None:
-    batches = session.batches.final
-    session.trainer.eval(eval_dataloader=build_held_out_evaluator("final", batches, session.config.eval.batch_size))
-    metrics = {name: float(value.compute()) for name, value in session.trainer.state.eval_metrics["final"].items()}
+    found = {}
+    for held_out in session.batches.held_out:
+        label = held_out_label("final", held_out.name)
+        evaluator = build_held_out_evaluator(label, held_out.final, session.config.eval.batch_size)
+        session.trainer.eval(eval_dataloader=evaluator)
+        found[held_out.name] = {
+            metric: float(value.compute()) for metric, value in session.trainer.state.eval_metrics[label].items()
+        }
+    metrics = found.pop("")
+    rows = sum(batch["input_ids"].shape[0] for batch in session.batches.held_out[0].final)
     session.extra["metrics"] = {
         "validation_loss": metrics["loss"],
         "validation_accuracy": metrics["accuracy"],
         "validation_bits_per_token": metrics["loss"] / math.log(2.0),
-        "validation_rows": sum(batch["input_ids"].shape[0] for batch in batches) * dist.get_world_size(),
+        "validation_rows": rows * dist.get_world_size(),
     }
+    if found:
+        session.extra["metrics"]["held_out"] = found
 
 
 def _print_summary(session: Session) -> None:
@@ -142,6 +151,8 @@ def _print_summary(session: Session) -> None:
     print(f"\nheld-out loss {metrics['validation_loss']:.3f} nats at 15 % [MASK]", end="")
     print(f" (unigram model {session.data.manifest['unigram_validation_nats']:.3f}),", end=" ")
     print(f"masked accuracy {100 * metrics['validation_accuracy']:.1f} %")
+    for name, of_set in metrics.get("held_out", {}).items():
+        print(f"{name}: held-out loss {of_set['loss']:.3f} nats, masked accuracy {100 * of_set['accuracy']:.1f} %")
     print(f"{tokens:,} tokens in {spent:.1f} s of budget, {tokens / max(spent, 1e-9):,.0f} tokens/s")
     inside = session.ledger.snapshot()
     others = session.callbacks.cpu_share.share or 0.0

@@ -179,11 +179,14 @@ class BudgetProgressBar(ProgressBarLogger):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Show the held-out loss."""
-        metrics = state.eval_metrics.get(state.dataloader_label or "", {})
+        label = state.dataloader_label or ""
+        metrics = state.eval_metrics.get(label, {})
         if self.show_pbar and "loss" in metrics:
             loss, accuracy = float(metrics["loss"].compute()), float(metrics["accuracy"].compute())
+            name = label.partition("-")[2]  # of a further held-out set
             self._log_to_console(
-                f"step {int(state.timestamp.batch)}: held-out loss {loss:.3f} nats, accuracy {100 * accuracy:.1f} %"
+                f"step {int(state.timestamp.batch)}: {f'{name}, ' if name else ''}held-out loss {loss:.3f} nats, "
+                f"accuracy {100 * accuracy:.1f} %"
             )
 
     def _summary(self, state: State, tokens_per_second: float) -> str:

@@ -21,7 +21,7 @@ from cram_composer.budget.budget import Budget
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.data.loading.data_spec import build_data_spec
 from cram_composer.device import DeviceChoice
-from cram_composer.evaluation.held_out import build_held_out_evaluator, due_at_progress_interval
+from cram_composer.evaluation.held_out import build_held_out_evaluator, due_at_progress_interval, held_out_label
 from cram_composer.runs.checkpoints import SavedCheckpoint
 from cram_composer.runs.folder import RunFolder
 from cram_composer.train.checkpointing import tensors_only
@@ -47,7 +47,6 @@ def build_trainer(
 ) -> Trainer:
     """Construct the Trainer, which wraps the model and loads `checkpoint` with its random-number state."""
     precision, _ = setup.strategy.precision()
-    due = due_at_progress_interval(config.eval.interval, budget)
     path = checkpoint.path if checkpoint else None
     with setup.strategy.trainer_context(), warnings.catch_warnings(), tensors_only(path):
         # The run has its own progress bar, because Composer's cannot show a wall-clock budget.
@@ -56,7 +55,15 @@ def build_trainer(
             model=setup.model,
             optimizers=setup.optimizer,
             train_dataloader=build_data_spec(batches.loader),
-            eval_dataloader=build_held_out_evaluator("eval", batches.in_loop, config.eval.batch_size, due),
+            eval_dataloader=[
+                build_held_out_evaluator(
+                    held_out_label("eval", held_out.name),
+                    held_out.in_loop,
+                    config.eval.batch_size,
+                    due_at_progress_interval(config.eval.interval, budget),
+                )
+                for held_out in batches.held_out
+            ],
             algorithms=algorithms,
             callbacks=callbacks,
             loggers=build_loggers(config.logging, folder, budget),

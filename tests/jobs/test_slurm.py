@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +44,25 @@ def test_a_job_that_needs_another_is_in_a_later_array(tmp_path: Path, slurm_here
     assert len(json.loads((tmp_path / "slurm" / "jobs.json").read_text())) == 2
 
 
+def test_a_job_that_left_the_queue_without_a_result_is_killed(
+    tmp_path: Path, no_slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("submitit.Job._results_timeout_s", 0.1)
+    put(no_slurm / "srun", "exit 0")
+    put(no_slurm / "sbatch", "echo Submitted batch job 7")
+    queue = tmp_path / "queue"
+    queue.write_text("7_0 CONFIGURING\n7_1 RUNNING\n")
+    put(no_slurm / "squeue", f"cat {queue}; echo asked >> {tmp_path / 'log'}; echo '7_0 COMPLETING' > {queue}")
+    put(no_slurm / "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    put(no_slurm / "scancel", "exit 0")
+    with SlurmRunner(tmp_path / "slurm", SETTINGS, "eval") as runner:
+        results = runner.run([calls.process_id] * 2)
+        cancelled = next(results)
+        assert (cancelled.index, cancelled.killed) == (1, True) and "has not produced any output" in cancelled.error
+        queue.write_text("")
+    assert (tmp_path / "log").read_text().count("asked") >= 2
+
+
 def test_leaving_the_runner_cancels_the_jobs(tmp_path: Path, slurm_here: SlurmHere) -> None:
     waiting = tmp_path / "never.waiting"
     with pytest.raises(KeyboardInterrupt), SlurmRunner(tmp_path / "slurm", SETTINGS, "eval") as runner:
@@ -54,25 +72,16 @@ def test_leaving_the_runner_cancels_the_jobs(tmp_path: Path, slurm_here: SlurmHe
     wait_until(lambda: not is_alive(int(waiting.read_text())))
 
 
-@pytest.fixture
-def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder for stand-ins of Slurm's commands, first on PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
-
-
 def put(path: Path, script: str) -> None:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
 
-def test_what_slurm_refuses_is_one_line(tmp_path: Path, commands: Path) -> None:
+def test_what_slurm_refuses_is_one_line(tmp_path: Path, no_slurm: Path) -> None:
     with pytest.raises(CramError, match=r"^eval: executor=slurm cannot be used: .*srun"):
         list(SlurmRunner(tmp_path / "slurm", SETTINGS, "eval").run([calls.process_id]))
-    put(commands / "srun", "exit 0")
-    put(commands / "sbatch", "echo 'sbatch: error: invalid partition specified: gpus' >&2; exit 1")
+    put(no_slurm / "srun", "exit 0")
+    put(no_slurm / "sbatch", "echo 'sbatch: error: invalid partition specified: gpus' >&2; exit 1")
     with pytest.raises(CramError, match=r"^eval: executor=slurm .*invalid partition specified: gpus") as caught:
         list(SlurmRunner(tmp_path / "slurm", SETTINGS, "eval").run([calls.process_id] * 3))
     assert "\n" not in str(caught.value) and "array of 3 jobs" in str(caught.value)
@@ -80,7 +89,7 @@ def test_what_slurm_refuses_is_one_line(tmp_path: Path, commands: Path) -> None:
         list(SlurmRunner(tmp_path / "slurm", {"nonsense": 1}, "eval").run([calls.process_id]))
 
 
-def test_jobs_of_a_killed_runner_are_found_and_cancelled(tmp_path: Path, commands: Path) -> None:
+def test_jobs_of_a_killed_runner_are_found_and_cancelled(tmp_path: Path, no_slurm: Path) -> None:
     folder = tmp_path / "slurm"
     assert left_over(folder) == []
     folder.mkdir()
@@ -88,13 +97,12 @@ def test_jobs_of_a_killed_runner_are_found_and_cancelled(tmp_path: Path, command
     assert cancel_left_over(folder) == 0, "no Slurm on this machine"
     queue = tmp_path / "queue"
     queue.write_text("6\n7\n7\n")
-    put(commands / "squeue", f"cat {queue}")
-    put(commands / "scancel", f"echo $1 >> {tmp_path / 'cancelled'}")
-    put(commands / "sacct", "echo 'JobID|State'; echo '7_0|CANCELLED'; echo '7_1|CANCELLED'")
+    put(no_slurm / "squeue", f"case $* in *--array*) exit 0;; esac; cat {queue}")
+    put(no_slurm / "scancel", f"echo $1 >> {tmp_path / 'cancelled'}")
     assert left_over(folder) == ["7_0", "7_1"]
     assert cancel_left_over(folder) == 2
     assert (tmp_path / "cancelled").read_text().split() == ["7_0", "7_1"]
-    put(commands / "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    put(no_slurm / "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(CramError, match="squeue") as caught:
         left_over(folder)
     assert "\n" not in str(caught.value)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from benchmarks.gpu_lowering.__main__ import CASES
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
@@ -136,11 +137,10 @@ def test_a_planned_microbatch_fits(lowered: dict[str, Any], planned: tuple[RunSp
     assert larger > memory, "the plan leaves most of the memory unused"
 
 
-@pytest.mark.parametrize("name", ["cram-1gpu", "post-norm", "alibi", "gelu-mlp"])
+@pytest.mark.parametrize("name", ["cram-1gpu", "cram-1gpu-fp16", "fp32-residual", "post-norm", "alibi", "gelu-mlp"])
 def test_the_bytes_of_plans_are_those_lowered(name: str):
     """The roofline of `cram plan --card` counts what generated kernels move, and attention."""
-    recipes = {"cram-1gpu": [], "post-norm": ["post-norm"], "alibi": ["alibi"], "gelu-mlp": ["gelu-mlp"]}[name]
-    overrides = [f"recipes=[crammed-bert,{','.join(recipes)}]"] if recipes else []
+    overrides, capability = CASES[name]
     config = with_microbatch(compose(RunConfig, YAML, overrides).config, 8)
     spec = RunSpec(config, read_data_facts(config.data), 1)
     with fake_tensors():
@@ -152,8 +152,20 @@ def test_the_bytes_of_plans_are_those_lowered(name: str):
     layers = all_layers(case, config.model.num_hidden_layers)
     moved = sum(region[way]["fused_bytes"] for region in (*layers, case["head"]) for way in ("forward", "backward"))
     expected = moved / tokens + len(layers) * attention
-    found = memory_bytes_per_token(network, case["length"], case["masked"], case["rows"])
+    found = memory_bytes_per_token(
+        network, case["length"], case["masked"], case["rows"], "bf16" if capability >= 80 else "fp16"
+    )
     assert math.isclose(found, expected, rel_tol=0.05)
+
+
+def test_the_algorithm_fused_layernorm_changes_nothing_in_compiled_layers():
+    assert RECORDED["cases"]["fused-layernorm"] == RECORDED["cases"]["cram-1gpu"]
+
+
+def test_a_16_bit_residual_stream_saves_bytes():
+    low, high = (RECORDED["cases"][name]["layers"][-1] for name in ("cram-1gpu", "fp32-residual"))
+    assert low["forward"]["bytes"] < 0.92 * high["forward"]["bytes"]
+    assert low["backward"]["bytes"] < 0.87 * high["backward"]["bytes"] and low["saved"] < high["saved"]
 
 
 @pytest.mark.slow

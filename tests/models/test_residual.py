@@ -34,7 +34,7 @@ def streams(model: MaskedLMTrainingModel) -> tuple[set[torch.dtype], torch.Tenso
 
 @pytest.mark.parametrize("norm_position", ["pre", "post", "sandwich"])
 @pytest.mark.parametrize("stack", ["plain", "input-skip", "elc", "recurrent", "funnel", "token-dropping"])
-def test_the_residual_stream_has_the_dtype_of_autocast_in_training_only(norm_position: str, stack: str) -> None:
+def test_the_residual_stream_is_in_bf16_in_training_with_bf16_only(norm_position: str, stack: str) -> None:
     settings = {"norm_position": norm_position, "stack": stack}
     low = build(False, torch.bfloat16, **settings)
     seen, loss = streams(low)
@@ -43,6 +43,7 @@ def test_the_residual_stream_has_the_dtype_of_autocast_in_training_only(norm_pos
     assert {parameter.grad.dtype for parameter in low.parameters() if parameter.grad is not None} == {torch.float32}
     assert streams(build(True, torch.bfloat16, **settings))[0] == {torch.float32}
     assert streams(build(False, None, **settings))[0] == {torch.float32}  # no autocast to follow
+    assert streams(build(False, torch.float16, **settings))[0] == {torch.float32}
     assert streams(low.eval())[0] == {torch.float32}
 
 

@@ -128,6 +128,7 @@ def _compare_pair(challenger: Group, baseline: Group) -> Pair:
         rows += [Row(f"losses at equal {', '.join(AXES)}", "nats", missing=refusal)]
     else:
         rows += [_loss_at_equal(challenger, baseline, kind, axis, rules) for kind in _KINDS for axis in AXES]
+        rows += [] if rules.per_character else _named_losses(challenger, baseline, rules)
         times = times_to_loss(challenger, baseline) if not rules.in_loop else []
     rows.append(_throughput(challenger, baseline))
     rows += _scores(challenger, baseline, rules)
@@ -157,6 +158,22 @@ def _final_loss(a: Group, b: Group, rules: Comparability, refusal: str) -> Row:
     if refusal:
         return Row(measure, "nats", missing=refusal)
     return _compare_values(measure, "nats", a, b, lambda run: run.get("metrics.validation_loss"), "not measured")
+
+
+def _named_losses(a: Group, b: Group, rules: Comparability) -> list[Row]:
+    """Compare the final losses of further held-out sets."""
+    names = dict.fromkeys(name for run in [*a.runs, *b.runs] for name in run.get("metrics.held_out") or {})
+    return [
+        _compare_values(
+            f"{name}, held-out loss, final, at equal {rules.budget or 'budget'}",
+            "nats",
+            a,
+            b,
+            lambda run, name=name: (run.get("metrics.held_out") or {}).get(name, {}).get("loss"),  # type: ignore[misc]
+            "not measured",
+        )
+        for name in names
+    ]
 
 
 def _loss_at_equal(a: Group, b: Group, kind: Kind, axis: Axis, rules: Comparability) -> Row:

@@ -47,6 +47,10 @@ def headline(run: RunData) -> list[Tile]:
     devices, energy = run.get("world_size"), run.get("energy.joules")
     return [
         Tile("Held-out loss", _unit(decimal(loss), "nats/token"), against),
+        *(
+            Tile(f"Held-out loss of {name}", _unit(decimal(of_set["loss"]), "nats/token"), "")
+            for name, of_set in (run.get("metrics.held_out") or {}).items()
+        ),
         Tile(
             "Held-out accuracy",
             percent(run.get("metrics.validation_accuracy")),

@@ -18,12 +18,28 @@ from pydantic import (
 from cram_composer.config.schema.base import Settings, Share, key
 
 
+def _checked_set_name(name: str) -> str:
+    if re.fullmatch(r"[\w-]+", name) is None:
+        raise ValueError(f"{name!r} must consist of letters, digits, '-' and '_'")
+    return name
+
+
+def _checked_suffix(suffix: str) -> str:
+    if re.fullmatch(r"\.[^./]+", suffix) is None:
+        raise ValueError(f"{suffix!r} must be a dot and letters, such as .py")
+    return suffix.lower()
+
+
+SetName = Annotated[str, AfterValidator(_checked_set_name)]
+TextSuffix = Annotated[str, AfterValidator(_checked_suffix)]
+
+
 class Source(Settings):
     """Settings of every source of text."""
 
     kind: str
     max_characters: PositiveInt | None = key(None, "stop after about this many characters", le=10**15)
-    stream: str | None = key(None, "name of a separate train stream, for data.mixture; null: the shared stream")
+    stream: SetName | None = key(None, "name of a separate train stream, for data.mixture; null: the shared stream")
 
 
 class TextColumns(Settings):
@@ -47,24 +63,23 @@ class StarterConfig(Source):
     kind: Literal["starter"] = "starter"
 
 
-class FilesConfig(TextColumns, Source):
+class TextFiles(TextColumns):
     """Text files on this machine."""
 
-    kind: Literal["files"] = "files"
-    name: str | None = key(None, "name in the manifest; null: the kind")
-    licence: str | None = key(None, "for the manifest")
     paths: list[str] = key(
         ...,
         "files, globs or folders: .txt .jsonl .json .csv .tsv (also .gz .zst .bz2) .parquet .arrow .zip, MDS",
     )
+    text_suffixes: list[TextSuffix] = key(list, "suffixes of more files to read like .txt, such as .py")
     document: Literal["file", "line", "blank-line"] = key("file", "part of a .txt file that makes a document")
 
 
-class ValidationConfig(TextColumns):
-    """Text files whose documents are the validation split, in the place of a share of the sources."""
+class FilesConfig(TextFiles, Source):
+    """A source of text files."""
 
-    paths: list[str] = key(..., "files, globs or folders, as of a source")
-    document: Literal["file", "line", "blank-line"] = key("file", "part of a .txt file that makes a document")
+    kind: Literal["files"] = "files"
+    name: str | None = key(None, "name in the manifest; null: the kind")
+    licence: str | None = key(None, "for the manifest")
 
 
 class HubConfig(TextColumns, Source):
@@ -199,6 +214,9 @@ class PackingConfig(Settings):
         "chop", "concatenate and cut; or best fit of whole documents (Ding et al. 2024, arXiv 2404.10830)"
     )
     sequence_length: int = key(128, "tokens in a row", ge=8, le=131_072)
+    segments: Literal["row", "sentence"] | None = key(
+        None, "further markers, as fine-tuning has: [CLS] before a row; sentence: also [SEP] after sentences"
+    )
     block_rows: PositiveInt = key(256, "rows in a block, which is read as one record", le=2**20)
 
 
@@ -233,7 +251,8 @@ class DataBuildConfig(Settings):
     )
     compression: Literal["none", "zstd"] = key("none", "compression of the shards")
     validation_fraction: float = key(0.01, "fraction of documents held out for validation", ge=1e-9, le=0.5)
-    validation: ValidationConfig | None = key(None, "files for validation, instead of validation_fraction of `sources`")
+    validation: TextFiles | None = key(None, "files for validation, instead of validation_fraction of `sources`")
+    held_out: dict[SetName, TextFiles] = key(dict, "further held-out sets by name; a run reports the loss of each")
     shuffle_memory_mib: PositiveInt = key(256, "MiB of rows shuffled in memory at a time", le=2**24)
     partitions: int = key(1, "number of tasks to split the work into; determines the shards", ge=1, le=4096)
     jobs: PositiveInt | None = key(None, "parallel partitions on this machine; null: one per core", le=4096)

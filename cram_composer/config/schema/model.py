@@ -77,7 +77,7 @@ class ModelConfig(Settings):
         "auto", "attention in training; flex and flash need CUDA; auto: eager on a CPU, else sdpa"
     )
     residual_in_fp32: bool = key(
-        True, "residual stream in fp32 in training; false: in bf16 or fp16, as `train.precision`"
+        True, "residual stream in fp32 in training; false: in bf16, unless precision=auto chooses fp16"
     )
     loss_kernel: Literal["full", "chunked", "liger"] = key(
         "full", "chunked and liger never hold all logits; liger needs CUDA"

@@ -91,9 +91,9 @@ def check_combinations(config: RunConfig) -> None:
         raise ConfigError(
             "model.document_masking: requires model.architecture=crambert; set that or model.document_masking=false"
         )
-    if is_crambert and not model.residual_in_fp32 and config.train.precision == "fp32":
+    if is_crambert and not model.residual_in_fp32 and config.train.precision in ("fp32", "fp16"):
         raise ConfigError(
-            "model.residual_in_fp32: false needs train.precision=bf16, fp16 or auto; set one of these or "
+            "model.residual_in_fp32: false needs train.precision=bf16 or auto; set one of these or "
             "model.residual_in_fp32=true"
         )
     if is_crambert and model.attention_kernel in ("flex", "flash"):

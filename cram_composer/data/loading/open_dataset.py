@@ -140,9 +140,13 @@ def read_rows(blocks: BlockDataset, limit: int) -> NDArray:
     return np.concatenate(parts)[:limit]
 
 
-def open_validation(data: PreparedDataset, limit: int) -> tuple[NDArray, int]:
-    """Return the first `limit` validation rows and the bytes they take in a remote data set's cache. Collective."""
-    blocks = open_block_dataset(data, [SelectedStream("validation")], cache_limit=data.cache_limit)
+def open_held_out(data: PreparedDataset, split: str, limit: int, reserved: int = 0) -> tuple[NDArray, int]:
+    """Return the first `limit` rows of a held-out split and the bytes they take in a remote data set's cache.
+
+    Collective; `reserved` bytes of the cache are already in use.
+    """
+    free = None if data.cache_limit is None else data.cache_limit - reserved
+    blocks = open_block_dataset(data, [SelectedStream(split)], cache_limit=free)
     return read_rows(blocks, limit), blocks.cache_usage
 
 

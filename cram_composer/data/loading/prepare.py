@@ -22,7 +22,7 @@ from cram_composer.data.loading.preflight import (
     format_bytes,
     list_shards,
 )
-from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest, verify_dataset
+from cram_composer.data.manifest import MANIFEST, Manifest, held_out_splits, load_manifest, verify_dataset
 from cram_composer.data.pipeline.build import build
 from cram_composer.errors import CramError
 from cram_composer.storage.client import Storage, is_remote
@@ -125,4 +125,4 @@ def _check_remote(config: DataConfig, root: Path, remote: str, deadline: float, 
 
 
 def _used_splits(config: DataConfig, manifest: Manifest) -> list[str]:
-    return [*(stream.split for stream in select_streams(config, manifest)), "validation"]
+    return [*(stream.split for stream in select_streams(config, manifest)), *held_out_splits(manifest)]

@@ -76,11 +76,10 @@ def described(config: DataBuildConfig) -> dict[str, Any]:
     """Return the configuration as nested dicts, without settings that do not change the data set."""
     found = {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_CONTENT}
     # Data sets from before there were these keys keep their hash.
-    if found["validation"] is None:
-        del found["validation"]
-    for source in found["sources"]:
-        if source.get("text_columns") is None:
-            source.pop("text_columns", None)
+    for entry in (found, *found["sources"], found["validation"] or {}, found["packing"]):
+        for key in ("validation", "held_out", "text_columns", "text_suffixes", "segments"):
+            if not entry.get(key):
+                entry.pop(key, None)
     return found
 
 
@@ -95,11 +94,12 @@ def _check(config: DataBuildConfig) -> None:
         )
     if config.on_bad_record == "fail" and config.max_bad_records != DataBuildConfig().max_bad_records:
         raise CramError("max_bad_records: has no effect with on_bad_record=fail; set on_bad_record=skip or remove it")
+    if config.ordering == "fragment" and config.packing.segments == "sentence":
+        raise CramError(
+            "ordering: fragment counts [SEP], which packing.segments=sentence puts after sentences; change one of them"
+        )
     if config.validation is not None and config.validation_fraction != DataBuildConfig().validation_fraction:
         raise CramError("validation_fraction: has no effect with validation; remove one of them")
-    for source in config.sources:
-        if source.stream is not None and not source.stream.replace("-", "").replace("_", "").isalnum():
-            raise CramError(f"sources: stream '{source.stream}' must consist of letters, digits, '-' and '_'")
 
 
 def _build_local(config: DataBuildConfig, identity: str, progress: bool) -> Path:

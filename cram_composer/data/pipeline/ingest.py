@@ -13,7 +13,7 @@ from cram_composer.config.schema.data_build import DataBuildConfig, StagesConfig
 from cram_composer.data.pipeline.document_store import Chunk
 from cram_composer.data.pipeline.partition import expected_bytes, partition_pieces
 from cram_composer.data.pipeline.progress import Progress
-from cram_composer.data.pipeline.sources import Source, open_build_sources, source_configs, validation_share
+from cram_composer.data.pipeline.sources import Source, held_out_share, open_build_sources, source_configs
 from cram_composer.data.pipeline.stages.clean import Cleaner
 from cram_composer.data.pipeline.stages.counts import StageCounts
 from cram_composer.data.pipeline.stages.examples import Examples
@@ -103,8 +103,9 @@ class PartitionReader:
         self.statistics = StageStatistics()
         # One entry may open as several sources: the starter text is two packages.
         entries = list(enumerate(source_configs(config)))
-        if config.validation is not None:  # first, so that it keeps documents that are also in the train text
-            entries = [entries[-1], *entries[:-1]]
+        trained_on = len(config.sources)
+        # Held-out files come first, so that they keep documents that are also in the train text.
+        entries = [*entries[trained_on:], *entries[:trained_on]]
         self.opened_sources = [(i, source) for i, entry in entries for source in open_build_sources(config, [entry])]
         self.source_counts = [SourceCounts() for _ in self.opened_sources]
         stages = config.stages
@@ -131,7 +132,7 @@ class PartitionReader:
     def _chunks(self, source: int, pieces: Iterator[Piece], counts: SourceCounts) -> Iterator[tuple[Chunk, int]]:
         """Yield the chunks of a source, each with its number of bytes before cleaning."""
         split: int | None = None
-        share = validation_share(self._config, source)
+        share = held_out_share(self._config, source)
         for piece in join_pieces(pieces, self._characters):
             if piece.problem is not None:
                 self._count_bad_record(piece.problem, counts)

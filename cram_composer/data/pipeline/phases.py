@@ -24,7 +24,13 @@ from cram_composer.data.pipeline.publish import (
     write_manifest,
 )
 from cram_composer.data.pipeline.rows.ordering import ORDERINGS
-from cram_composer.data.pipeline.sources import Source, open_build_sources, source_configs, validation_share
+from cram_composer.data.pipeline.sources import (
+    Source,
+    held_out_files,
+    held_out_share,
+    open_build_sources,
+    source_configs,
+)
 from cram_composer.data.pipeline.sources.formats import count_txt
 from cram_composer.data.pipeline.tokenizer.coverage import SAMPLE_BYTES, check_coverage
 from cram_composer.data.pipeline.tokenizer.sample import write_sample
@@ -172,8 +178,8 @@ def _check_disk(work: Workspace, sources: list[Source]) -> None:
 
 def _build_tokenizer(work: Workspace, config: DataBuildConfig, sources: list[Source], progress: bool) -> BuiltTokenizer:
     adopted = None if config.tokenizer.path is None else adopt_tokenizer(config.tokenizer, work.tokenizer)
-    sources = sources if config.validation is None else sources[:-1]
-    share = validation_share(config, 0)
+    sources = sources[: len(sources) - len(held_out_files(config))]
+    share = held_out_share(config, 0)
     sample = work.root / "sample.txt"
     size, how = config.tokenizer.sample_bytes, config.tokenizer.sample
     if adopted is not None:

@@ -24,7 +24,7 @@ from cram_composer.data.manifest import (
     read_index,
     verify_dataset,
 )
-from cram_composer.data.manifest_checks import SPLIT_NAME
+from cram_composer.data.manifest_checks import HELD_OUT, SPLIT_NAME
 from cram_composer.data.pipeline.ingest import (
     BAD_EXAMPLES,
     PartitionReader,
@@ -61,7 +61,7 @@ def check_splits(work: Workspace) -> None:
             tokens = sum(result[split]["dropped_tokens"] for result in results)
             raise CramError(
                 f"the {split} split is empty: {documents} of {everything} documents, {tokens} tokens; "
-                f"{_remedy_for_empty_split(work, everything)}"
+                f"{_remedy_for_empty_split(work, split, everything)}"
             )
         counts = work.token_counts("encode", split)
         known = counts.sum() - sum(counts[token] for token in {*special.values()})
@@ -71,7 +71,7 @@ def check_splits(work: Workspace) -> None:
             )
 
 
-def _remedy_for_empty_split(work: Workspace, kept: int) -> str:
+def _remedy_for_empty_split(work: Workspace, split: str, kept: int) -> str:
     """Return what to change: the stage that dropped most documents, or the part of a file that makes a document."""
     counts = _statistics(work).counts.values()
     worst = max(counts, key=lambda stage: stage.documents_in - stage.documents_out, default=None)
@@ -82,6 +82,8 @@ def _remedy_for_empty_split(work: Workspace, kept: int) -> str:
             f"or set stages.{worst.name}=null"
         )
     change = "change validation_fraction" if work.config.validation is None else "change validation.paths"
+    if split.startswith(HELD_OUT):
+        change = f"change held_out.{split.removeprefix(HELD_OUT)}.paths"
     opened = PartitionReader(work.config, 0).opened_sources
     paths = [part.path for _, source in opened for part in source.parts if part.path is not None]
     whole = any(getattr(entry, "document", None) == "file" for entry in work.config.sources)

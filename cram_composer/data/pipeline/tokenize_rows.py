@@ -14,7 +14,10 @@ from cram_composer.config.schema.data_build import CompressibilityConfig
 from cram_composer.data.pipeline.document_store import Chunk
 from cram_composer.data.pipeline.ingest import StageStatistics
 from cram_composer.data.pipeline.rows.encoding import build_encoder
-from cram_composer.data.pipeline.rows.packing import BestFitPacker, ChopPacker
+from cram_composer.data.pipeline.rows.ordering import sentence_end_ids
+from cram_composer.data.pipeline.rows.packing import BestFitPacker, ChopPacker, RowWriter, separate_sentences
+from cram_composer.data.pipeline.sources import source_configs
+from cram_composer.data.pipeline.text import SPLITS
 from cram_composer.data.pipeline.tokenizer.tokenizer import BuiltTokenizer, open_backend
 from cram_composer.data.pipeline.workspace import Workspace
 
@@ -41,17 +44,21 @@ class RowEncoder:
         self._statistics = statistics
         self.tokenizer = open_tokenizer(work)
         folder = work.folder("rows")
-        arguments = (config.packing.sequence_length, self.tokenizer.vocab_size, self.tokenizer.dtype)
-        self._packers: list[ChopPacker | BestFitPacker] = []
-        for split in work.splits:
-            path = rows_path(folder, split, partition)
-            if config.packing.kind == "chop":
-                self._packers.append(ChopPacker(path, *arguments))
-            else:
-                self._packers.append(BestFitPacker(path, *arguments, self.tokenizer.special_tokens["pad"]))
+        special, segments = self.tokenizer.special_tokens, config.packing.segments
+        cls_id = None if segments is None else special["cls"]
+        arguments = (config.packing.sequence_length, self.tokenizer.vocab_size, self.tokenizer.dtype, cls_id)
+        writers = [RowWriter(rows_path(folder, split, partition), *arguments) for split in work.splits]
+        self._packers: list[ChopPacker | BestFitPacker] = [
+            ChopPacker(writer) if config.packing.kind == "chop" else BestFitPacker(writer, special["pad"])
+            for writer in writers
+        ]
+        self._sentence_ends = sentence_end_ids(self.tokenizer.backend) if segments == "sentence" else None
         self._text = [SplitTextCounts() for _ in work.splits]
         self._unfinished = [False] * len(work.splits)  # True while a document has tokens but has not ended
-        self._split_of_source = [work.splits.index(work.stream_name(source)) for source in range(len(config.sources))]
+        splits = [work.splits.index(work.stream_name(i)) for i in range(len(source_configs(config)))]
+        validation, trained_on = work.splits.index(SPLITS[1]), len(config.sources)
+        self._train_split = splits[:trained_on]  # of each source
+        self._held_out_split = [validation] * trained_on + splits[trained_on:]
 
     def run(self, chunks: Iterator[Chunk]) -> None:
         """Encode and pack all chunks."""
@@ -62,7 +69,7 @@ class RowEncoder:
             ids: list[list[NDArray]] = [[] for _ in self._packers]
             last: list[list[bool]] = [[] for _ in self._packers]
             for chunk in batch:
-                split = len(self._packers) - 1 if chunk.split else self._split_of_source[chunk.source]
+                split = (self._held_out_split if chunk.split else self._train_split)[chunk.source]
                 tokens = _NONE if chunk.text is None else next(encoded)
                 self._add_chunk(split, chunk, tokens, ids[split], last[split])
             for packer, packed, ends in zip(self._packers, ids, last, strict=True):
@@ -80,6 +87,8 @@ class RowEncoder:
         else:
             tokens = _NONE
         if len(tokens) or (chunk.last and self._unfinished[split]):
+            if self._sentence_ends is not None:
+                tokens = separate_sentences(tokens, self._sentence_ends, self.tokenizer.special_tokens["sep"])
             ids.append(tokens)
             last.append(chunk.last)
         if chunk.last:
@@ -99,11 +108,11 @@ class RowEncoder:
     def collect_statistics(self) -> dict[str, dict[str, Any]]:
         """Return documents, characters, rows, dropped and padding tokens by split; save the token counts."""
         for split, packer in zip(self._work.splits, self._packers, strict=True):
-            self._work.save_token_counts("encode", split, self._partition, packer.counts)
+            self._work.save_token_counts("encode", split, self._partition, packer.writer.counts)
         return {
             split: {
                 **asdict(text),
-                "rows": packer.rows,
+                "rows": packer.writer.rows,
                 "dropped_tokens": packer.dropped_tokens,
                 "padding_tokens": packer.padding_tokens,
             }

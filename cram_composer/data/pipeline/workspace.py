@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cram_composer.config.schema.data_build import DataBuildConfig
+from cram_composer.data.pipeline.sources import held_out_files
 from cram_composer.data.pipeline.text import SPLITS
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json, write_json
@@ -84,8 +85,8 @@ class Workspace:
 
     @cached_property
     def splits(self) -> list[str]:
-        """Names of the splits: the train streams, then validation."""
-        return [*self.streams, SPLITS[1]]
+        """Names of the splits: the train streams, validation, and the further held-out sets."""
+        return list(dict.fromkeys([*self.streams, SPLITS[1], *held_out_files(self.config)]))
 
     @cached_property
     def streams(self) -> list[str]:
@@ -94,9 +95,9 @@ class Workspace:
         return list(dict.fromkeys(names))
 
     def stream_name(self, source: int) -> str:
-        """Return the train split of a source by its index in the configuration."""
-        if source == len(self.config.sources):  # the files of `validation`
-            return SPLITS[1]
+        """Return the split of a source by its index in `source_configs`: the train stream of one that is divided."""
+        if source >= len(self.config.sources):
+            return list(held_out_files(self.config))[source - len(self.config.sources)]
         name = self.config.sources[source].stream
         return SPLITS[0] if name is None else f"{SPLITS[0]}-{name}"
 

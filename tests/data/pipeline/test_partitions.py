@@ -286,7 +286,7 @@ def test_failure_in_a_slurm_job_is_the_same_one_line(files, tmp_path, slurm):
     assert "\n" not in str(error.value)
 
 
-def test_no_slurm_is_one_line(files, tmp_path):
+def test_no_slurm_is_one_line(files, tmp_path, no_slurm):
     config = configuration(files, tmp_path / "out", 2).model_copy(update={"executor": "slurm"})
     with pytest.raises(CramError, match="executor=slurm cannot be used: .*srun"):
         build(config, progress=False)

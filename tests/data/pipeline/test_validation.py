@@ -16,9 +16,9 @@ from cram_composer.config.schema.data_build import (
     FilesConfig,
     LengthConfig,
     StagesConfig,
-    ValidationConfig,
+    TextFiles,
 )
-from cram_composer.data.manifest import load_manifest
+from cram_composer.data.manifest import held_out_splits, load_manifest
 from cram_composer.data.pipeline.build import build, config_hash
 from cram_composer.errors import CramError
 from tests.data.conftest import synthetic_documents
@@ -39,7 +39,7 @@ def text_of(root, split: str) -> str:
 @pytest.mark.parametrize("partitions", [1, 2])
 def test_files_for_validation_take_the_place_of_a_share(config, held_out, documents, tmp_path, partitions):
     config.validation_fraction = 0.01
-    config.validation = ValidationConfig(paths=[str(tmp_path / "held-out.jsonl")], text_column="body")
+    config.validation = TextFiles(paths=[str(tmp_path / "held-out.jsonl")], text_column="body")
     config.partitions, config.jobs = partitions, 1
     root = build(config, progress=False)
     manifest = load_manifest(root)
@@ -57,15 +57,48 @@ def test_files_for_validation_take_the_place_of_a_share(config, held_out, docume
 def test_a_document_in_both_stays_in_the_validation_split(config, held_out, documents, tmp_path):
     (tmp_path / "held-out.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents[:50]))
     config.validation_fraction = 0.01
-    config.validation = ValidationConfig(paths=[str(tmp_path / "held-out.jsonl")])
+    config.validation = TextFiles(paths=[str(tmp_path / "held-out.jsonl")])
     config.stages = StagesConfig(exact_duplicates=ExactDuplicatesConfig())
     splits = load_manifest(build(config, progress=False))["splits"]
     assert splits["validation"]["documents"] == 50
     assert splits["train"]["documents"] == len(documents) - 50
 
 
+@pytest.mark.parametrize(("partitions", "own_validation"), [(1, False), (2, True)])
+def test_named_held_out_sets_are_splits(config, held_out, documents, tmp_path, partitions, own_validation):
+    (tmp_path / "code").mkdir()
+    for number, text in enumerate(synthetic_documents(20, seed=11)):
+        (tmp_path / "code" / f"{number}.py").write_text(text)
+    config.held_out = {
+        "news": TextFiles(paths=[str(tmp_path / "held-out.jsonl")], text_column="body"),
+        "code": TextFiles(paths=[str(tmp_path / "code")], text_suffixes=[".PY"]),
+    }
+    if own_validation:
+        (tmp_path / "own.txt").write_text("\n".join(synthetic_documents(15, seed=12)))
+        config.validation = TextFiles(paths=[str(tmp_path / "own.txt")], document="line")
+        config.validation_fraction = 0.01
+    config.partitions, config.jobs = partitions, 1
+    root = build(config, progress=False)
+    manifest = load_manifest(root)
+    splits = manifest["splits"]
+    assert list(splits) == ["train", "validation", "held-out-news", "held-out-code"]
+    assert (splits["held-out-news"]["documents"], splits["held-out-code"]["documents"]) == (len(held_out), 20)
+    trained = splits["train"]["documents"] + (0 if own_validation else splits["validation"]["documents"])
+    assert trained == len(documents) and splits["validation"]["documents"] > 0
+    assert held_out_splits(manifest) == ["validation", "held-out-news", "held-out-code"]
+    word = max(" ".join(held_out).split(), key=len)
+    assert [split for split in splits if word in text_of(root, split)] == ["held-out-news"]
+
+
+def test_an_empty_held_out_set_names_its_key(config, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    config.held_out = {"news": TextFiles(paths=[str(tmp_path / "empty.txt")])}
+    with pytest.raises(CramError, match=r"the held-out-news split is empty: .*change held_out\.news\.paths"):
+        build(config, progress=False)
+
+
 def test_a_fraction_beside_the_files_is_refused(config, held_out, tmp_path):
-    config.validation = ValidationConfig(paths=[str(tmp_path / "held-out.jsonl")])
+    config.validation = TextFiles(paths=[str(tmp_path / "held-out.jsonl")])
     with pytest.raises(CramError, match="validation_fraction: has no effect with validation"):
         build(config, progress=False)
 

@@ -1,6 +1,6 @@
 """Packing: token ids of documents become rows of equal length in a file.
 
-`Packer` concatenates and chops, `BestFitPacker` keeps documents whole and pads; both have the same interface.
+`ChopPacker` concatenates and chops, `BestFitPacker` keeps documents whole and pads; both have the same interface.
 """
 
 from __future__ import annotations
@@ -15,25 +15,54 @@ from numpy.typing import NDArray
 _BUFFER_TOKENS = 1 << 20
 
 
-class ChopPacker:
-    """Concatenates the ids of documents and chops them into rows (Geiping and Goldstein 2022, section 4.1).
+class RowWriter:
+    """Writes rows to a file and counts their tokens.
+
+    Args:
+        path: of the file.
+        sequence_length: tokens in a row.
+        vocab_size: number of ids.
+        dtype: of the ids in the file.
+        cls_id: put before the tokens of every row; None for nothing.
 
     Attributes:
-        counts: [vocab_size], occurrences of each id in the rows.
+        capacity: tokens in a row besides `cls_id`.
+        counts: [vocab_size], occurrences of each id.
         rows: number of rows.
-        dropped_tokens: tokens at the end that do not fill a row.
     """
+
+    def __init__(
+        self, path: Path, sequence_length: int, vocab_size: int, dtype: np.dtype, cls_id: int | None = None
+    ) -> None:
+        self.dtype = dtype
+        self.capacity = sequence_length - (cls_id is not None)
+        self.counts = np.zeros(vocab_size, np.int64)
+        self.rows = 0
+        self._cls_id = cls_id
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
+
+    def write(self, tokens: NDArray) -> None:
+        """Write token ids [rows * capacity]."""
+        rows = tokens.reshape(-1, self.capacity)
+        if self._cls_id is not None:
+            rows = np.insert(rows, 0, self._cls_id, axis=1)
+        rows.tofile(self._file)
+        self.counts += np.bincount(rows.ravel(), minlength=len(self.counts))
+        self.rows += len(rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class ChopPacker:
+    """Concatenates the ids of documents and chops them into rows (Geiping and Goldstein 2022, section 4.1)."""
 
     padding_tokens = 0
 
-    def __init__(self, path: Path, sequence_length: int, vocab_size: int, dtype: np.dtype) -> None:
-        self.path = path
-        self.counts = np.zeros(vocab_size, np.int64)
-        self.rows = 0
-        self._sequence_length = sequence_length
-        self._dtype = dtype
-        self._rest = np.zeros(0, dtype)
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
+    def __init__(self, writer: RowWriter) -> None:
+        self.writer = writer
+        self._rest = np.zeros(0, writer.dtype)
 
     @property
     def dropped_tokens(self) -> int:
@@ -42,21 +71,18 @@ class ChopPacker:
 
     def add(self, ids: NDArray) -> None:
         """Append token ids [tokens]."""
-        tokens = np.concatenate([self._rest, np.asarray(ids, self._dtype)])
-        rows = len(tokens) // self._sequence_length
-        full: NDArray = tokens[: rows * self._sequence_length]
-        full.tofile(self._file)
-        self.counts += np.bincount(full, minlength=len(self.counts))
-        self.rows += rows
-        self._rest = tokens[len(full) :].copy()
+        tokens = np.concatenate([self._rest, np.asarray(ids, self.writer.dtype)])
+        full = len(tokens) // self.writer.capacity * self.writer.capacity
+        self.writer.write(tokens[:full])
+        self._rest = tokens[full:].copy()
 
     def add_documents(self, ids: list[NDArray], last: list[bool], sep_id: int) -> None:
         """Append pieces of documents in order, with `sep_id` after the last piece of each document."""
-        self.add(_join_documents(ids, last, sep_id, self._dtype))
+        self.add(_join_documents(ids, last, sep_id, self.writer.dtype))
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self.writer.close()
 
 
 class BestFitPacker:
@@ -67,35 +93,28 @@ class BestFitPacker:
     their order. The same documents give the same rows, and no token is dropped.
 
     Attributes:
-        counts: [vocab_size], occurrences of each id in the rows, without padding.
-        rows: number of rows.
-        padding_tokens: number of [PAD] in the rows.
+        padding_tokens: number of [PAD] in the rows; `writer.counts` does not include them.
     """
 
     dropped_tokens = 0
 
-    def __init__(self, path: Path, sequence_length: int, vocab_size: int, dtype: np.dtype, pad_id: int) -> None:
-        self.path = path
-        self.counts = np.zeros(vocab_size, np.int64)
-        self.rows = 0
+    def __init__(self, writer: RowWriter, pad_id: int) -> None:
+        self.writer = writer
         self.padding_tokens = 0
-        self._sequence_length = sequence_length
-        self._dtype = dtype
         self._pad_id = pad_id
-        self._unfinished = np.zeros(0, dtype)  # unfinished document; shorter than a row
+        self._unfinished = np.zeros(0, writer.dtype)  # unfinished document; shorter than a row
         self._tokens: list[NDArray] = []  # of whole documents and full rows of longer ones
         self._lengths: list[NDArray] = []  # of each document in self._tokens
         self._buffered_tokens = 0  # tokens in self._tokens
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
 
     def add_documents(self, ids: list[NDArray], last: list[bool], sep_id: int) -> None:
         """Append pieces of documents in order, with `sep_id` after the last piece of each document."""
-        tokens = np.concatenate([self._unfinished, _join_documents(ids, last, sep_id, self._dtype)])
+        tokens = np.concatenate([self._unfinished, _join_documents(ids, last, sep_id, self.writer.dtype)])
         sizes = np.array([len(piece) for piece in ids], np.int64) + np.array(last, np.int64)
         ends = (len(self._unfinished) + np.cumsum(sizes))[np.array(last, bool)]
         finished = int(ends[-1]) if len(ends) else 0
         # Full rows of the unfinished document are taken out at once, so that no document is buffered whole.
-        used = finished + (len(tokens) - finished) // self._sequence_length * self._sequence_length
+        used = finished + (len(tokens) - finished) // self.writer.capacity * self.writer.capacity
         self._buffer(tokens[:used], np.diff(ends, prepend=0, append=used))
         self._unfinished = tokens[used:].copy()
         if self._buffered_tokens >= _BUFFER_TOKENS:
@@ -105,7 +124,7 @@ class BestFitPacker:
         """Pack the remaining tokens and close the file."""
         self._buffer(self._unfinished, np.array([len(self._unfinished)]))
         self._pack()
-        self._file.close()
+        self.writer.close()
 
     def _buffer(self, tokens: NDArray, lengths: NDArray) -> None:
         self._tokens.append(tokens)
@@ -115,9 +134,10 @@ class BestFitPacker:
     def _pack(self) -> None:
         """Pack and write the buffered tokens."""
         tokens = np.concatenate(self._tokens)
-        lengths = _cut_to_rows(np.concatenate(self._lengths), self._sequence_length)
+        capacity = self.writer.capacity
+        lengths = _cut_to_rows(np.concatenate(self._lengths), capacity)
         self._tokens, self._lengths, self._buffered_tokens = [], [], 0
-        row_of = best_fit(lengths, self._sequence_length)
+        row_of = best_fit(lengths, capacity)
         filled = np.bincount(row_of, lengths).astype(np.int64)  # tokens in each row
 
         # Documents by row, in their order within a row; source and target positions of the tokens follow from it.
@@ -125,16 +145,15 @@ class BestFitPacker:
         starts = np.cumsum(lengths) - lengths
         ordered_lengths = lengths[order]
         before = np.cumsum(ordered_lengths) - ordered_lengths
-        padding = self._sequence_length - filled
+        padding = capacity - filled
         target = before + (np.cumsum(padding) - padding)[row_of[order]]
         position = np.arange(ordered_lengths.sum())
-        rows = np.full(len(filled) * self._sequence_length, self._pad_id, self._dtype)
+        rows = np.full(len(filled) * capacity, self._pad_id, self.writer.dtype)
         rows[position + np.repeat(target - before, ordered_lengths)] = tokens[
             position + np.repeat(starts[order] - before, ordered_lengths)
         ]
-        rows.tofile(self._file)
-        self.counts += np.bincount(tokens, minlength=len(self.counts))
-        self.rows += len(filled)
+        self.writer.write(rows)
+        self.writer.counts[self._pad_id] -= len(rows) - len(tokens)
         self.padding_tokens += len(rows) - len(tokens)
 
 
@@ -183,6 +202,13 @@ def _join_documents(ids: list[NDArray], last: list[bool], sep_id: int, dtype: np
     end, nothing = np.array([sep_id], dtype), np.zeros(0, dtype)
     parts = [part for piece, ends in zip(ids, last, strict=True) for part in (piece, end if ends else nothing)]
     return np.concatenate([nothing, *parts]).astype(dtype, copy=False)
+
+
+def separate_sentences(ids: NDArray, end_ids: NDArray, sep_id: int) -> NDArray:
+    """Insert `sep_id` after every sentence of a piece of a document but the last; `end_ids` end a sentence."""
+    is_end = np.isin(ids, end_ids)
+    ends = np.flatnonzero(is_end[:-1] & ~is_end[1:]) + 1
+    return np.insert(ids, ends, sep_id)
 
 
 def _cut_to_rows(lengths: NDArray, capacity: int) -> NDArray:

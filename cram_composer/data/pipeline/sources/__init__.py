@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from cram_composer.config.schema.data_build import DataBuildConfig, FilesConfig, SourceConfig
+from cram_composer.config.schema.data_build import DataBuildConfig, FilesConfig, SourceConfig, TextFiles
+from cram_composer.data.manifest_checks import HELD_OUT
 from cram_composer.data.pipeline.sources.base import Part, Source
 from cram_composer.data.pipeline.sources.files import open_files
 from cram_composer.data.pipeline.sources.hub import open_hub
@@ -15,21 +16,37 @@ from cram_composer.data.pipeline.sources.starter import open_starter
 from cram_composer.data.pipeline.text import Piece
 from cram_composer.errors import CramError
 
-__all__ = ["OPENERS", "Part", "Source", "open_build_sources", "open_sources", "source_configs", "validation_share"]
+__all__ = [
+    "OPENERS",
+    "Part",
+    "Source",
+    "held_out_files",
+    "held_out_share",
+    "open_build_sources",
+    "open_sources",
+    "source_configs",
+]
 
 OPENERS: dict[str, Callable[[Any], list[Source]]] = {"starter": open_starter, "files": open_files, "hub": open_hub}
 
 
+def held_out_files(config: DataBuildConfig) -> dict[str, TextFiles]:
+    """Return the files that are held out as a whole, by split: of `validation`, if it has any, and of `held_out`."""
+    validation = {} if config.validation is None else {"validation": config.validation}
+    return validation | {f"{HELD_OUT}{name}": files for name, files in config.held_out.items()}
+
+
 def source_configs(config: DataBuildConfig) -> list[SourceConfig]:
-    """Return the sources of a build; the files of `validation`, if it has them, come last."""
-    if config.validation is None:
-        return config.sources
-    return [*config.sources, FilesConfig(name="validation", **config.validation.model_dump())]
+    """Return the sources of a build, followed by the files that are held out."""
+    held_out = held_out_files(config).items()
+    return [*config.sources, *(FilesConfig(name=split, **files.model_dump()) for split, files in held_out)]
 
 
-def validation_share(config: DataBuildConfig, source: int) -> float:
+def held_out_share(config: DataBuildConfig, source: int) -> float:
     """Return the share of a source's documents that are held out, by its index in `source_configs`."""
-    return config.validation_fraction if config.validation is None else float(source == len(config.sources))
+    if source >= len(config.sources):
+        return 1.0
+    return config.validation_fraction if config.validation is None else 0.0
 
 
 def open_sources(configs: Iterable[SourceConfig], skip_bad_records: bool = False, advice: str = "") -> list[Source]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,20 +24,21 @@ def open_files(config: FilesConfig) -> list[Source]:
     """Open the files that `paths` names, each once, with folders and globs in sorted order. Raises CramError."""
     left_out: Counter[str] = Counter()
     paths: dict[str, Path] = {}
-    for path in (path for text in config.paths for path in _expand_path(text, left_out)):
+    for path in (path for text in config.paths for path in _expand_path(text, left_out, config)):
         paths.setdefault(os.path.realpath(path), path)
     options = ReadOptions(column_names(config), config.document)
-    parts = [part for path in paths.values() for part in _parts(path, options)]
+    parts = [part for path in paths.values() for part in _parts(path, options, config.text_suffixes)]
     name = config.name or config.kind
     return [Source(name, config.kind, config.licence, parts, {}, config.max_characters, dict(left_out))]
 
 
-def _expand_path(text: str, left_out: Counter[str]) -> list[Path]:
+def _expand_path(text: str, left_out: Counter[str], config: FilesConfig) -> list[Path]:
     path = expand(text)
     if path.is_dir():
-        found = find_files(path, left_out)
+        found = find_files(path, left_out, config.text_suffixes)
         if not found:
-            raise CramError(f"{path}: no {format_names()} files in this folder")
+            names = " ".join([format_names(), *config.text_suffixes])
+            raise CramError(f"{path}: no {names} files in this folder; for others, see sources.text_suffixes")
         return found
     if path.is_file():
         return [path]
@@ -47,16 +48,18 @@ def _expand_path(text: str, left_out: Counter[str]) -> list[Path]:
     return found
 
 
-def _parts(path: Path, options: ReadOptions) -> Iterator[Part]:
+def _parts(path: Path, options: ReadOptions, text_suffixes: Sequence[str]) -> Iterator[Part]:
     if path.name == MDS_INDEX and (shards := read_mds_index(path)) is not None:
         for shard in shards:
             name = (shard["zip_data"] or shard["raw_data"])["basename"]
             file = resolve_inside(path.parent, name, str(path))
             yield _part(file, Format(partial(read_mds_shard, shard=shard), 1.0), options)
         return
-    file_format = format_of(path)
+    file_format = format_of(path, text_suffixes)
     if file_format is None:
-        raise CramError(f"{path}: unsupported type of file; use {format_names()}")
+        raise CramError(
+            f"{path}: unsupported type of file; use {format_names()}, or add a suffix of plain text to text_suffixes"
+        )
     yield _part(path, file_format, options)
 
 

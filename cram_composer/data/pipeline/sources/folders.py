@@ -6,6 +6,7 @@ import glob
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cram_composer.storage.paths import resolve_inside
 MDS_INDEX = "index.json"
 
 
-def find_files(folder: Path, left_out: Counter[str]) -> list[Path]:
+def find_files(folder: Path, left_out: Counter[str], text_suffixes: Sequence[str] = ()) -> list[Path]:
     """List the files of a folder that can be read, sorted; count others by suffix in `left_out`.
 
     A folder in MDS format stands as its index.json.
@@ -39,7 +40,7 @@ def find_files(folder: Path, left_out: Counter[str]) -> list[Path]:
         else:
             for path in map(here.joinpath, files):
                 # macOS puts a binary file with this prefix beside files on foreign disks.
-                if format_of(path) is not None and path.is_file() and not path.name.startswith("._"):
+                if format_of(path, text_suffixes) is not None and path.is_file() and not path.name.startswith("._"):
                     found.append(path)
                 else:
                     left_out[path.suffix.lower() or "without suffix"] += 1

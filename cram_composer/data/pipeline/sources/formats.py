@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,13 +27,16 @@ class Format(NamedTuple):
     expansion: float
 
 
-def format_of(path: Path) -> Format | None:
-    """Return the format of a file by its name in any case, None if there is no reader."""
+def format_of(path: Path, text_suffixes: Sequence[str] = ()) -> Format | None:
+    """Return the format of a file by its name in any case, None if there is no reader.
+
+    Files with `text_suffixes`, which are in lower case, are read like .txt.
+    """
     name = path.name.lower()
     for suffix, (read, expansion) in _TABLES.items():
         if name.endswith(suffix):
             return Format(read, expansion)
-    if (found := _stream_format(name)) is None:
+    if (found := _stream_format(name, text_suffixes)) is None:
         return None
     reader, codec = found
     return Format(partial(_read_stream, reader=reader, codec=codec), _COMPRESSED if codec else 1.0)
@@ -54,10 +57,11 @@ def format_names() -> str:
     return f"{' '.join([*READERS, *_TABLES])}, the first {len(READERS)} also with {' '.join(COMPRESSIONS)}"
 
 
-def _stream_format(name: str) -> tuple[Reader, str | None] | None:
+def _stream_format(name: str, text_suffixes: Sequence[str] = ()) -> tuple[Reader, str | None] | None:
     codec = next((COMPRESSIONS[suffix] for suffix in COMPRESSIONS if name.endswith(suffix)), None)
     stem = name if codec is None else name.rpartition(".")[0]
-    return next(((READERS[suffix], codec) for suffix in READERS if stem.endswith(suffix)), None)
+    readers = dict.fromkeys(text_suffixes, READERS[".txt"]) | READERS
+    return next(((readers[suffix], codec) for suffix in readers if stem.endswith(suffix)), None)
 
 
 def _read_stream(path: Path, options: ReadOptions, reader: Reader, codec: str | None) -> Iterator[Piece]:

@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 
 from cram_composer.data.pipeline.rows import packing
-from cram_composer.data.pipeline.rows.packing import BestFitPacker, ChopPacker, best_fit, document_ids, unigram_nats
+from cram_composer.data.pipeline.rows.packing import (
+    BestFitPacker,
+    ChopPacker,
+    RowWriter,
+    best_fit,
+    document_ids,
+    separate_sentences,
+    unigram_nats,
+)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_rows_are_the_stream_chopped(tmp_path, dtype):
     random = np.random.default_rng(0)
-    packer = ChopPacker(tmp_path / "rows", 8, 100, np.dtype(dtype))
+    packer = ChopPacker(RowWriter(tmp_path / "rows", 8, 100, np.dtype(dtype)))
     stream: list[int] = []
     for length in (0, 3, 5, 40, 1, 7, 0, 13):
         ids = random.integers(0, 100, length).tolist()
@@ -25,9 +33,9 @@ def test_rows_are_the_stream_chopped(tmp_path, dtype):
     packer.close()
     rows = np.fromfile(tmp_path / "rows", dtype).reshape(-1, 8)
     assert rows.ravel().tolist() == stream[: len(stream) // 8 * 8]
-    assert packer.rows == len(rows) == len(stream) // 8
+    assert packer.writer.rows == len(rows) == len(stream) // 8
     assert packer.dropped_tokens == len(stream) % 8
-    assert packer.counts.tolist() == np.bincount(rows.ravel(), minlength=100).tolist()
+    assert packer.writer.counts.tolist() == np.bincount(rows.ravel(), minlength=100).tolist()
 
 
 def test_unigram_nats_by_hand():
@@ -60,7 +68,7 @@ def in_pieces(documents: list[list[int]], seed: int = 1) -> Iterator[tuple[list[
 
 
 def best_fit_rows(folder: Path, documents: list[list[int]], length: int, whole: bool = False):
-    packer = BestFitPacker(folder / "rows", length, 100, np.dtype(np.uint16), PAD)
+    packer = BestFitPacker(RowWriter(folder / "rows", length, 100, np.dtype(np.uint16)), PAD)
     if whole:
         packer.add_documents(documents, [True] * len(documents), SEP)
     else:
@@ -72,7 +80,7 @@ def best_fit_rows(folder: Path, documents: list[list[int]], length: int, whole: 
 
 def test_chop_takes_pieces_of_documents(tmp_path):
     documents = random_documents(50, 30)
-    packer = ChopPacker(tmp_path / "rows", 8, 100, np.dtype(np.uint16))
+    packer = ChopPacker(RowWriter(tmp_path / "rows", 8, 100, np.dtype(np.uint16)))
     for ids, last in in_pieces(documents):
         packer.add_documents(ids, last, SEP)
     packer.close()
@@ -100,10 +108,10 @@ def test_best_fit_keeps_every_document_and_tears_only_those_longer_than_a_row(tm
             tokens = tokens[end:]
     assert sum(len(chunk) * times for chunk, times in found.items()) == sum(len(d) + 1 for d in documents)
     assert found == expected
-    assert packer.rows == len(rows)
+    assert packer.writer.rows == len(rows)
     assert packer.dropped_tokens == 0
     assert packer.padding_tokens == (rows == PAD).sum()
-    assert packer.counts.tolist() == np.bincount(rows[rows != PAD], minlength=100).tolist()
+    assert packer.writer.counts.tolist() == np.bincount(rows[rows != PAD], minlength=100).tolist()
 
 
 def test_best_fit_does_not_depend_on_pieces(tmp_path):
@@ -132,11 +140,11 @@ def test_documents_keep_their_order_within_a_row(tmp_path):
 
 def test_no_documents_are_no_rows(tmp_path):
     packer, rows = best_fit_rows(tmp_path, [], 32)
-    assert packer.rows == len(rows) == packer.padding_tokens == 0
+    assert packer.writer.rows == len(rows) == packer.padding_tokens == 0
 
 
 def test_unfinished_document_is_neither_lost_nor_buffered_whole(tmp_path):
-    packer = BestFitPacker(tmp_path / "rows", 32, 100, np.dtype(np.uint16), PAD)
+    packer = BestFitPacker(RowWriter(tmp_path / "rows", 32, 100, np.dtype(np.uint16)), PAD)
     for _ in range(10):
         packer.add_documents([[9] * 50], [False], SEP)
         assert len(packer._unfinished) < 32
@@ -144,6 +152,32 @@ def test_unfinished_document_is_neither_lost_nor_buffered_whole(tmp_path):
     rows = np.fromfile(tmp_path / "rows", np.uint16)
     assert (rows == 9).sum() == 500
     assert not (rows == SEP).any()
+
+
+@pytest.mark.parametrize("kind", ["chop", "best-fit"])
+def test_rows_can_begin_with_cls(tmp_path, kind):
+    cls, documents = 2, [[10, 11], [20, 21, 22, 23, 24], [30]]
+    writer = RowWriter(tmp_path / "rows", 5, 100, np.dtype(np.uint16), cls)
+    packer = ChopPacker(writer) if kind == "chop" else BestFitPacker(writer, PAD)
+    packer.add_documents(documents, [True] * 3, SEP)
+    packer.close()
+    rows = np.fromfile(tmp_path / "rows", np.uint16).reshape(-1, 5)
+    if kind == "chop":
+        assert rows.tolist() == [[cls, 10, 11, SEP, 20], [cls, 21, 22, 23, 24]]
+        assert packer.dropped_tokens == 3  # [SEP] 30 [SEP]
+    else:
+        assert rows.tolist() == [[cls, 20, 21, 22, 23], [cls, 10, 11, SEP, PAD], [cls, 24, SEP, 30, SEP]]
+    assert writer.counts.tolist() == np.bincount(rows[rows != PAD], minlength=100).tolist()
+    assert writer.rows == len(rows) and packer.padding_tokens == (rows == PAD).sum()
+
+
+def test_sentences_are_separated():
+    dot, mark = 7, 8
+    ids = np.array([10, dot, 11, mark, dot, 12, dot], np.uint32)
+    separated = separate_sentences(ids, np.array([dot, mark]), SEP)
+    assert separated.tolist() == [10, dot, SEP, 11, mark, dot, SEP, 12, dot]
+    assert separated.dtype == np.uint32
+    assert separate_sentences(ids[:0], np.array([dot]), SEP).tolist() == []
 
 
 def test_document_ids():

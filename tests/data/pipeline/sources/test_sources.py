@@ -390,6 +390,8 @@ def test_parquet_columns(tmp_path):
         ("kind: hub", "sources.0.dataset: is required"),
         ("{kind: starter, max_characters: 0}", "sources.0.max_characters: must be > 0, got 0"),
         ("{paths: [x], document: page}", "sources.0.document: must be one of file, line, blank-line, got 'page'"),
+        ("{paths: [x], text_suffixes: [py]}", "sources.0.text_suffixes.0: 'py' must be a dot and letters"),
+        ("{kind: starter, stream: a/b}", "sources.0.stream: 'a/b' must consist of letters, digits, '-' and '_'"),
         ("{kind: starter, paths: [x]}", "sources.0.paths: unknown key for 'starter'; valid keys: kind, max_characters"),
         ("{kind: hub, dataset: x/y, document: line}", "sources.0.document: unknown key for 'hub'; valid keys: dataset"),
     ],
@@ -404,6 +406,17 @@ def test_settings_of_a_source_that_it_does_not_have(source, message, tmp_path):
 def test_files_that_are_not_there():
     with pytest.raises(CramError, match=re.escape("nowhere/*.txt: no such file")):
         open_sources([FilesConfig(paths=["nowhere/*.txt"])])
+
+
+def test_further_suffixes_are_read_as_text(tmp_path):
+    (tmp_path / "a.py").write_text("one")
+    (tmp_path / "b.PY.gz").write_bytes(gzip.compress(b"two"))
+    (tmp_path / "c.pyc").write_bytes(b"\xff")
+    (source,) = open_sources([FilesConfig(paths=[str(tmp_path)], text_suffixes=[".py"])])
+    assert [piece.text for piece in source.pieces()] == ["one", "two"]
+    assert source.left_out == {".pyc": 1}
+    with pytest.raises(CramError, match=r"c\.pyc: unsupported type of file; .* to text_suffixes"):
+        open_sources([FilesConfig(paths=[str(tmp_path / "c.pyc")])])
 
 
 def test_folder_without_text_files(tmp_path):
