@@ -9,7 +9,7 @@ READY := .venv/.complete
 OLDEST := .venv-oldest
 CRAM := $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),cram-gpu.yaml,cram-cpu.yaml)
 
-.PHONY: help setup cram test test-all test-oldest lint docs lock clean
+.PHONY: help setup cram test test-all test-oldest test-services lint docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -37,6 +37,9 @@ $(OLDEST)/.complete: requirements-oldest.txt pyproject.toml | $(READY)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
 	DS_BUILD_OPS=0 $(BIN)/uv pip install --quiet --no-config --python $(OLDEST)/bin/python -c requirements-oldest.txt -e '.[dev]'
 	@touch $@
+
+test-services: $(READY) ## run the tests that need Slurm and other services; what is not installed is skipped by name
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services -rs tests/services $(filter-out -n 2,$(PYTEST_ARGS))
 
 lint: $(READY) ## ruff (style and format) and mypy (types)
 	$(BIN)/ruff check .

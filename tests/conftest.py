@@ -94,9 +94,9 @@ def build_tiny_data(folder: Path, **settings: Any) -> Path:
     from cram_composer.data.pipeline.build import build
 
     write_text(folder / "text.txt", documents=500)
+    settings = {"output": str(folder / "tiny")} | settings
     config = DataBuildConfig(
         name="tiny",
-        output=str(folder / "tiny"),
         sources=[FilesConfig(paths=[str(folder / "text.txt")], document="line")],
         tokenizer=TokenizerConfig(vocab_size=200),
         packing=PackingConfig(sequence_length=32, block_rows=16),

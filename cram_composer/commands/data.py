@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
         ["cram data inspect ~/.cache/cram-composer/starter", "cram data inspect s3://bucket/data --output data.html"],
     )
     inspect.add_argument(
-        "data", metavar="DATA", help="folder of a data set, or a URI: s3://bucket/path, gs://, oci://, azure://"
+        "data", metavar="DATA", help="folder of a data set, or a URI: s3://bucket/path, gs://, azure://"
     )
     inspect.add_argument(
         "--output",

@@ -14,7 +14,7 @@ _LARGEST = 2**60  # bytes
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _SIZES = ["b", "kb", "mb", "gb", "tb"]
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(b|kb|mb|gb|tb)")
-SCHEMES = ("s3", "gs", "oci", "azure")  # of object stores
+SCHEMES = ("s3", "gs", "azure")  # of object stores
 _URI = re.compile(r"([^:/]+):(/+)([^/]*)/?(.*)")
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -21,6 +22,24 @@ from cram_composer.storage.files import read_json, write_json
 _CANCEL_SECONDS = 120.0
 _QUEUE_SECONDS = 30  # between calls of squeue
 _IDS = "jobs.json"  # in the folder of a runner: the ids of its jobs
+
+
+_LARGE = "compare cpus_per_task, gpus_per_node, mem_gb and timeout_min with what sinfo shows of the partition"
+_CHOOSE = "check slurm_partition, slurm_account and slurm_qos"
+_NEEDS_HELP = {  # Slurm's reasons why a job waits that a user must do something about
+    "BadConstraints": _LARGE,
+    "PartitionConfig": _LARGE,
+    "PartitionNodeLimit": _LARGE,
+    "PartitionTimeLimit": _LARGE,
+    "ReqNodeNotAvail": _LARGE,
+    "InvalidAccount": _CHOOSE,
+    "InvalidQOS": _CHOOSE,
+    "PartitionDown": _CHOOSE,
+    "PartitionInactive": _CHOOSE,
+    "JobHeldAdmin": "ask the cluster's administrators",
+    "JobHeldUser": "scontrol release lets them start",
+}
+_warned: set[str] = set()
 
 
 class SlurmRunner(Runner):
@@ -91,22 +110,34 @@ def _watch_queue() -> None:
         def _make_command(self) -> list[str] | None:
             if not self._registered - self._finished:
                 return None
-            return ["squeue", "--noheader", "--array", "--format=%i %T", f"--user={getpass.getuser()}"]
+            return ["squeue", "--noheader", "--array", "--format=%i %T %r", f"--user={getpass.getuser()}"]
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode()
-            queued = dict(line.split() for line in text.splitlines())
-            return {job_id: {"JobID": job_id, "State": _state(queued.get(job_id))} for job_id in self._registered}
+            queued = {
+                job_id: (state, why) for job_id, state, why in (line.split(maxsplit=2) for line in text.splitlines())
+            }
+            waiting = self._registered & queued.keys()
+            _warn_of_reasons({queued[job_id][1].partition(",")[0] for job_id in waiting})
+            gone = ("ENDED", "")
+            return {
+                job_id: {"JobID": job_id, "State": _state(queued.get(job_id, gone)[0])} for job_id in self._registered
+            }
 
     SlurmJob.watcher = QueueWatcher(delay_s=_QUEUE_SECONDS)
     logging.getLogger("submitit").setLevel(logging.ERROR)  # a failed call is repeated after the delay
 
 
-def _state(queued: str | None) -> str:
-    """Return a state that submitit knows: of several states of a job that has not ended, it takes some for an end."""
-    if queued is None:
-        return "ENDED"
-    return "PENDING" if queued == "PENDING" else "RUNNING"
+def _warn_of_reasons(reasons: set[str]) -> None:
+    """Print a line, once, for each reason why jobs wait that does not pass by itself."""
+    for reason in sorted(reasons & _NEEDS_HELP.keys() - _warned):
+        _warned.add(reason)
+        print(f"warning: Slurm does not start jobs: {reason}; {_NEEDS_HELP[reason]}", file=sys.stderr, flush=True)
+
+
+def _state(state: str) -> str:
+    """Return a state that submitit knows: of the states of a job that has not ended, it takes some for an end."""
+    return state if state in ("ENDED", "PENDING") else "RUNNING"
 
 
 def allotted_cpus() -> int:

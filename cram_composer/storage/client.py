@@ -1,6 +1,6 @@
 """One interface to object stores and folders: atomic transfers of single objects, retried until a deadline.
 
-A URI is `s3://BUCKET/PATH`, `gs://`, `oci://`, `azure://`, or the path of a folder. `S3_ENDPOINT_URL` names another S3
+A URI is `s3://BUCKET/PATH`, `gs://`, `azure://`, or the path of a folder. `S3_ENDPOINT_URL` names another S3
 server, as for Composer and Streaming.
 """
 

@@ -27,9 +27,9 @@ class StorageFailure:
 
 _LOCAL_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE)
 _CAUSE_BY_CODE = {
-    "missing": ("NoSuchKey", "ObjectNotFound", "BlobNotFound"),
+    "missing": ("NoSuchKey", "BlobNotFound"),
     "bucket": (
-        *("NoSuchBucket", "InvalidBucketName", "BucketNotFound", "ContainerNotFound", "PermanentRedirect"),
+        *("NoSuchBucket", "InvalidBucketName", "ContainerNotFound", "PermanentRedirect"),
         *("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
     ),
     "unreachable": (
@@ -40,14 +40,15 @@ _CAUSE_BY_CODE = {
     "credentials": (
         *("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"),
         *("ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed", "AccountProblem"),
-        *("AuthenticationFailed", "AuthorizationFailure", "NotAuthenticated", "InvalidAuthenticationInfo"),
+        *("AuthenticationFailed", "AuthorizationFailure", "InvalidAuthenticationInfo"),
     ),
 }
 _CAUSE_BY_CLASS = {
+    "bucket": ("MissingBucketError",),
     "credentials": (
         *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"),
         *("TokenRetrievalError", "SSOError", "MetadataRetrievalError", "ClientAuthenticationError"),
-        *("DefaultCredentialsError", "RefreshError", "ConfigFileNotFound", "InvalidConfig"),
+        *("DefaultCredentialsError", "RefreshError", "CredentialUnavailableError"),
     ),
     "unreachable": (
         *("HTTPClientError", "ConnectionError", "TimeoutError", "IncompleteReadError", "ResponseStreamingError"),

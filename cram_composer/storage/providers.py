@@ -1,7 +1,7 @@
-"""Object store providers: S3, Google Cloud Storage, Oracle, Azure, and local folders.
+"""Object store providers: S3, Google Cloud Storage, Azure, and local folders.
 
-They use Composer's object stores where possible, and the provider's own client for sizes, deletion, HEAD and timeouts.
-Every method makes one attempt; `storage.client` retries.
+They use the providers' own clients, for S3 as Composer makes it. Every method makes one attempt; `storage.client`
+retries.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,23 +130,34 @@ class GCS(ObjectStore):
     advice = "check GCS_KEY and GCS_SECRET, or GOOGLE_APPLICATION_CREDENTIALS"
 
     def __init__(self, bucket: str, connect: float, read: float) -> None:
-        from composer.utils.object_store import GCSObjectStore
-
-        self._bucket = GCSObjectStore(bucket).bucket
+        storage = importlib.import_module("google.cloud.storage")
+        # Without a request: reading a bucket's own data needs a permission that roles for objects lack.
+        self._bucket = storage.Client().bucket(bucket)
         self._one_attempt: dict[str, Any] = {"timeout": (connect, read), "retry": None}
 
     def get(self, key: str, file: BoundedFile) -> None:
-        self._bucket.blob(key).download_to_file(file, **self._one_attempt)
+        try:
+            self._bucket.blob(key).download_to_file(file, **self._one_attempt)
+        except Exception as error:
+            if classify_error(error).cause == "missing":
+                self._check_bucket()
+            raise
 
     def put(self, path: Path, key: str) -> None:
-        self._bucket.blob(key).upload_from_filename(str(path), **self._one_attempt)
+        with self._missing_is_the_bucket():
+            self._bucket.blob(key).upload_from_filename(str(path), **self._one_attempt)
 
     def list_sizes(self, prefix: str) -> dict[str, int]:
-        return {blob.name: blob.size for blob in self._bucket.list_blobs(prefix=prefix, **self._one_attempt)}
+        with self._missing_is_the_bucket():
+            return {blob.name: blob.size for blob in self._bucket.list_blobs(prefix=prefix, **self._one_attempt)}
 
     def size(self, key: str) -> int | None:
         blob = self._bucket.get_blob(key, **self._one_attempt)
-        return None if blob is None else blob.size
+        if blob is None:
+            self._check_bucket()
+            return None
+        size: int = blob.size
+        return size
 
     def delete(self, key: str) -> None:
         try:
@@ -153,70 +166,45 @@ class GCS(ObjectStore):
             _raise_unless_missing(error)
 
     def probe(self, prefix: str) -> None:
-        next(iter(self._bucket.list_blobs(prefix=prefix, max_results=1, **self._one_attempt)), None)
+        with self._missing_is_the_bucket():
+            next(iter(self._bucket.list_blobs(prefix=prefix, max_results=1, **self._one_attempt)), None)
 
-
-class OCI(ObjectStore):
-    """Oracle Cloud object storage."""
-
-    advice = "check OCI_CONFIG_FILE (default: ~/.oci/config)"
-
-    def __init__(self, bucket: str, connect: float, read: float) -> None:
-        from composer.utils.object_store import OCIObjectStore
-
-        self._store = OCIObjectStore(bucket)
-        self._client = self._store.client
-        self._client.base_client.timeout = (connect, read)
-        self._location = (self._store.namespace, bucket)
-        # Composer's own calls keep the client's retry strategy, so only the calls made here are bounded.
-        self._one_attempt = {"retry_strategy": importlib.import_module("oci.retry").NoneRetryStrategy()}
-
-    def get(self, key: str, file: BoundedFile) -> None:
-        response = self._client.get_object(*self._location, key, **self._one_attempt)
-        for chunk in response.data.raw.stream(_CHUNK_BYTES, decode_content=False):
-            file.write(chunk)
-
-    def put(self, path: Path, key: str) -> None:
-        self._store.upload_object(key, str(path))
-
-    def list_sizes(self, prefix: str) -> dict[str, int]:
-        found: dict[str, int] = {}
-        start: str | None = None
-        while True:
-            page = self._list(prefix=prefix, **({"start": start} if start else {}))
-            found |= {item.name: item.size for item in page.objects}
-            start = page.next_start_with
-            if not start:
-                return found
-
-    def size(self, key: str) -> int | None:
-        # HEAD does not distinguish a missing object from a missing bucket.
-        return next((item.size for item in self._list(prefix=key, limit=1).objects if item.name == key), None)
-
-    def delete(self, key: str) -> None:
+    def _check_bucket(self) -> None:
+        """Raise MissingBucketError if the bucket does not exist, which the error for an object does not say."""
         try:
-            self._client.delete_object(*self._location, key, **self._one_attempt)
+            self.probe("")
         except Exception as error:
-            _raise_unless_missing(error)
+            if classify_error(error).cause != "credentials":  # those for objects alone cannot list
+                raise
 
-    def probe(self, prefix: str) -> None:
-        self._list(prefix=prefix, limit=1)
-
-    def _list(self, **options: Any) -> Any:
-        return self._client.list_objects(*self._location, fields="name,size", **self._one_attempt, **options).data
+    @contextmanager
+    def _missing_is_the_bucket(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if classify_error(error).cause == "missing":
+                raise MissingBucketError(f"{self._bucket.name} does not exist") from error
+            raise
 
 
 class Azure(ObjectStore):
     """Azure Blob Storage by its own client, which Streaming installs (Composer's store needs another one)."""
 
-    advice = "check AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY"
+    advice = (
+        "check AZURE_ACCOUNT_NAME, AZURE_ENDPOINT_URL if you set it, and AZURE_ACCOUNT_ACCESS_KEY, AZURE_SAS_TOKEN or "
+        "what azure-identity finds (az login, a managed identity)"
+    )
 
     def __init__(self, bucket: str, connect: float, read: float) -> None:
         blob = importlib.import_module("azure.storage.blob")
+        account = os.environ.get("AZURE_ACCOUNT_NAME", "")
+        credential: Any = os.environ.get("AZURE_ACCOUNT_ACCESS_KEY") or os.environ.get("AZURE_SAS_TOKEN")
+        if not credential:
+            credential = importlib.import_module("azure.identity").DefaultAzureCredential()
         self._container = blob.ContainerClient(
-            f"https://{os.environ.get('AZURE_ACCOUNT_NAME', '')}.blob.core.windows.net",
+            os.environ.get("AZURE_ENDPOINT_URL", f"https://{account}.blob.core.windows.net"),
             bucket,
-            credential=os.environ.get("AZURE_ACCOUNT_ACCESS_KEY"),
+            credential=credential,
             retry_total=0,
             connection_timeout=connect,
             read_timeout=read,
@@ -282,6 +270,10 @@ class LocalFolder(ObjectStore):
         next(os.scandir(self._root), None)
 
 
+class MissingBucketError(Exception):
+    """A bucket does not exist."""
+
+
 def load_clients(scheme: str) -> None:
     """Import the modules that `connect` needs, which takes seconds the first time."""
     if scheme:
@@ -305,7 +297,7 @@ def connect(scheme: str, bucket: str, connect_seconds: float, read_seconds: floa
     return SCHEMES[scheme](bucket, connect_seconds, read_seconds)
 
 
-SCHEMES: dict[str, Any] = {"s3": S3, "gs": GCS, "oci": OCI, "azure": Azure}
+SCHEMES: dict[str, Any] = {"s3": S3, "gs": GCS, "azure": Azure}
 
 
 def _raise_unless_missing(error: Exception) -> None:

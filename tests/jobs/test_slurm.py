@@ -45,14 +45,15 @@ def test_a_job_that_needs_another_is_in_a_later_array(tmp_path: Path, slurm_here
 
 
 def test_a_job_that_left_the_queue_without_a_result_is_killed(
-    tmp_path: Path, no_slurm: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("submitit.Job._results_timeout_s", 0.1)
+    monkeypatch.setattr("cram_composer.jobs.slurm._warned", set())
     put(no_slurm / "srun", "exit 0")
     put(no_slurm / "sbatch", "echo Submitted batch job 7")
     queue = tmp_path / "queue"
-    queue.write_text("7_0 CONFIGURING\n7_1 RUNNING\n")
-    put(no_slurm / "squeue", f"cat {queue}; echo asked >> {tmp_path / 'log'}; echo '7_0 COMPLETING' > {queue}")
+    queue.write_text("7_0 CONFIGURING None\n7_1 PENDING PartitionConfig\n")
+    put(no_slurm / "squeue", f"cat {queue}; echo asked >> {tmp_path / 'log'}; echo '7_0 COMPLETING None' > {queue}")
     put(no_slurm / "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     put(no_slurm / "scancel", "exit 0")
     with SlurmRunner(tmp_path / "slurm", SETTINGS, "eval") as runner:
@@ -61,6 +62,8 @@ def test_a_job_that_left_the_queue_without_a_result_is_killed(
         assert (cancelled.index, cancelled.killed) == (1, True) and "has not produced any output" in cancelled.error
         queue.write_text("")
     assert (tmp_path / "log").read_text().count("asked") >= 2
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: Slurm does not start jobs: PartitionConfig; compare cpus_per_task")
 
 
 def test_leaving_the_runner_cancels_the_jobs(tmp_path: Path, slurm_here: SlurmHere) -> None:

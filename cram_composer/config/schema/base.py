@@ -105,7 +105,7 @@ ByteSize = Annotated[str, AfterValidator(_checked_size)]
 FilePath = Annotated[str, AfterValidator(_checked_path)]
 """A path on this machine; ~ and $VARIABLES expand."""
 Place = Annotated[str, AfterValidator(_checked_place)]
-"""A folder or the URI of one in object storage: s3://bucket/path, gs://, oci://, azure://."""
+"""A folder or the URI of one in object storage: s3://bucket/path, gs://, azure://."""
 Name = Annotated[str, AfterValidator(_checked_name)]
 """A name that becomes a folder below another one; empty for the default."""
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]

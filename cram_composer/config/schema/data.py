@@ -46,9 +46,7 @@ class DataConfig(Settings):
     """
 
     local: FilePath | None = key(None, "folder of a data set, or cache of `remote`; null: output of `build`", free=True)
-    remote: Place | None = key(
-        None, "the same folder in object storage: s3://bucket/path, gs://, oci://, azure://", free=True
-    )
+    remote: Place | None = key(None, "the same folder in object storage: s3://bucket/path, gs://, azure://", free=True)
     mirror: Place | None = key(None, "copy of `remote`, for shards that cannot be read from `remote`", free=True)
     cache_limit: ByteSize | None = key(
         None, "disk space for shards of `remote`, such as 50gb; the oldest are evicted", free=True

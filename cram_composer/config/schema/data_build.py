@@ -233,7 +233,7 @@ class DataBuildConfig(Settings):
     """A data build."""
 
     name: str = key("", "name in the manifest")
-    output: str = key("", "folder or s3://bucket/path, gs://, oci://, azure://; ~ and $VARIABLES expand")
+    output: str = key("", "folder or s3://bucket/path, gs://, azure://; ~ and $VARIABLES expand")
     overwrite: bool = key(False, "replace a finished data set at `output`")
     seed: int = key(0, "seed of the validation split and the shuffle", ge=0, le=2**63 - 1)
     sources: list[SourceConfig] = key(list, "sources of text")

@@ -147,7 +147,7 @@ class RunConfig(Settings):
     runs_dir: FilePath = key("runs", "folder that holds the run folders", free=True)
     runs_remote: Place | None = key(
         None,
-        "object storage for copies of checkpoints, record and export: s3://bucket/path, gs://, oci://, azure://",
+        "object storage for copies of checkpoints, record and export: s3://bucket/path, gs://, azure://",
         free=True,
     )
     notify: str | None = key(
