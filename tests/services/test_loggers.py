@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
     store = ["--backend-store-uri", f"file://{folder}/store", "--default-artifact-root", f"{folder}/artifacts"]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([*command, *store], stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen([*command, *store], stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
         ends = time.monotonic() + 120
         while True:
@@ -43,7 +44,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # its workers too
         process.wait(30)
 
 
