@@ -118,7 +118,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     top = tmp_path / "checkout"
     (top / "docs" / "reference").mkdir(parents=True)
     (top / "cram_composer" / "schemas").mkdir(parents=True)
-    folders = ("scripts", "yamls", "benchmarks", "examples")
+    folders = ("scripts", "yamls", "benchmarks")
     for name in ("Makefile", "pyproject.toml", "requirements.lock", "train.py", *folders):
         (top / name).symlink_to(REPOSITORY / name)
     shutil.copytree(REPOSITORY / "recipes", top / "recipes")

@@ -55,6 +55,6 @@ def test_tests_mirror_the_package():
     loose = {path.name for path in (REPOSITORY / "tests").glob("*.py")}
     assert not [name for name in loose if name.startswith("test_")]
     # of what stands beside the package, or of all of it
-    others = {"docs", "examples", "faults", "lowering", "scripts", "uses"}
+    others = {"docs", "examples", "faults", "lowering", "scripts", "services", "uses"}
     folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
     assert folders - others <= {path.name for path in PACKAGE.iterdir()}
