@@ -11,25 +11,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
+COMMIT = "0" * 40
 _OWNER = "me"
 
 
 @dataclass
 class Repository:
-    """A model on the hub: its files by branch, and the titles of its commits."""
+    """A model or data set on the hub: its files by branch, and the titles of its commits."""
 
-    private: bool
+    private: bool = False
+    gated: bool = False
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
     commits: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Hub:
-    """Models by name, the tokens that may write (of the namespace `me`), and the files sent to the large-file store."""
+    """Repositories by name, the tokens that may write (of the namespace `me`), and the large-file store."""
 
     endpoint: str = ""
+    datasets: dict[str, Repository] = field(default_factory=dict)
     tokens: tuple[str, ...] = ("hf_writer",)
     models: dict[str, Repository] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
@@ -61,7 +64,18 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
     def do_GET(self) -> None:
-        self._answer({r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?": self._info, _TREE: self._tree})
+        path = unquote(urlsplit(self.path).path)
+        if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+            self._send_file(*match.groups())
+            return
+        self._answer(
+            {
+                r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?": self._info,
+                r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?": self._tree,
+            }
+        )
+
+    do_HEAD = do_GET
 
     def do_POST(self) -> None:
         self._answer(
@@ -71,6 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
                 r"/api/models/(.+)/branch/(.+)": self._branch,
                 r"/api/models/(.+)/preupload/(.+)": self._preupload,
                 r"/api/models/(.+)/commit/(.+)": self._commit,
+                r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)": self._paths_info,
                 r"/(.+)\.git/info/lfs/objects/batch": self._batch,
             }
         )
@@ -81,21 +96,44 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, routes: dict) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
-        status, found = 404, {"error": f"no {path}"}
+        status, found, headers = 404, {"error": f"no {path}"}, {}
         for pattern, handle in routes.items():
             if match := re.fullmatch(pattern, path):
                 try:
                     status, found = 200, handle(*match.groups())
                 except _Refusal as refusal:
                     status, *more = refusal.args
-                    found = more[0] if more else {"error": f"refused {path}"}
+                    found = more[0] if more and isinstance(more[0], dict) else {"error": f"refused {path}"}
+                    headers = {"X-Error-Code": more[0]} if more and isinstance(more[0], str) else {}
                 break
-        content = json.dumps(found).encode()
+        self._send(status, json.dumps(found).encode(), {"Content-Type": "application/json"} | headers)
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _send_file(self, kind: str | None, name: str, path: str) -> None:
+        try:
+            files = self._repository(name, "datasets" if kind else "models").branches["main"]
+        except _Refusal as refusal:
+            self._send(refusal.args[0], b"", {"X-Error-Code": refusal.args[1]})
+            return
+        if path not in files:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        content = files[path]
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        status = 200
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            content, status = content[first : last + 1], 206
+        self._send(status, content, headers)
 
     def _check_writer(self, namespace: str) -> None:
         if self.headers.get("Authorization") not in [f"Bearer {token}" for token in self.hub.tokens]:
@@ -103,10 +141,13 @@ class _Handler(BaseHTTPRequestHandler):
         if namespace != _OWNER:
             raise _Refusal(403)
 
-    def _repository(self, name: str) -> Repository:
-        if name not in self.hub.models:
-            raise _Refusal(404)
-        return self.hub.models[name]
+    def _repository(self, name: str, kind: str = "models") -> Repository:
+        repositories = self.hub.models if kind == "models" else self.hub.datasets
+        if name not in repositories:
+            raise _Refusal(404, "RepoNotFound")
+        if repositories[name].gated:
+            raise _Refusal(403, "GatedRepo")
+        return repositories[name]
 
     def _create(self) -> dict:
         asked = json.loads(self.body)
@@ -119,12 +160,28 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.models[name] = Repository(asked.get("private") is True or asked.get("visibility") == "private")
         return found
 
-    def _info(self, name: str, revision: str | None) -> dict:
-        return {"id": name, "private": self._repository(name).private, "sha": "0" * 40, "siblings": [], "tags": []}
+    def _info(self, kind: str, name: str, revision: str | None) -> dict:
+        repository = self._repository(name, kind)
+        siblings = [{"rfilename": path} for path in repository.branches["main"]]
+        return {"id": name, "private": repository.private, "sha": COMMIT, "siblings": siblings, "tags": []}
 
-    def _tree(self, name: str, revision: str) -> list[dict]:
-        files = self._repository(name).branches[revision]
-        return [{"type": "file", "path": path, "size": len(held), "oid": "0" * 40} for path, held in files.items()]
+    def _tree(self, kind: str, name: str, revision: str, folder: str | None) -> list[dict]:
+        branches = self._repository(name, kind).branches
+        files = branches.get(revision, branches["main"])
+        prefix = "" if folder is None else f"{folder}/"
+        below = {path.removeprefix(prefix): held for path, held in files.items() if path.startswith(prefix)}
+        if parse_qs(urlsplit(self.path).query).get("recursive") != ["False"] and "recursive=false" not in self.path:
+            return [_entry(prefix + path, held) for path, held in below.items()]
+        folders = dict.fromkeys(path.partition("/")[0] for path in below if "/" in path)
+        here = [_entry(prefix + path, held) for path, held in below.items() if "/" not in path]
+        return [{"type": "directory", "path": prefix + name, "oid": "0" * 40} for name in folders] + here
+
+    def _paths_info(self, kind: str, name: str, revision: str) -> list[dict]:
+        files = self._repository(name, kind).branches["main"]
+        asked = parse_qs(self.body.decode()).get("paths", [])
+        folders = {path.rpartition("/")[0] for path in files}
+        found = [{"type": "directory", "path": path, "oid": "0" * 40} for path in asked if path in folders]
+        return found + [_entry(path, files[path]) for path in asked if path in files]
 
     def _branch(self, name: str, branch: str) -> dict:
         self._check_writer(name.split("/")[0])
@@ -172,4 +229,5 @@ class _Handler(BaseHTTPRequestHandler):
         return {"success": True, "commitOid": "1" * 40, "commitUrl": f"{self.hub.endpoint}/{name}/commit/{'1' * 40}"}
 
 
-_TREE = r"/api/models/(.+)/tree/([^/]+)"
+def _entry(path: str, held: bytes) -> dict:
+    return {"type": "file", "path": path, "size": len(held), "oid": hashlib.sha1(held).hexdigest()}

@@ -30,6 +30,7 @@ from cram_composer.models.crambert.modeling_crambert import (
 )
 from cram_composer.models.export import no_progress_bars
 from cram_composer.runs.folder import RECORD
+from cram_composer.storage.hub_errors import hub_refusal
 
 _DROPOUT_KEYS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout", "dropout",
@@ -190,4 +191,4 @@ def _hash_folder(folder: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return hub_refusal(error) or " ".join(str(error).split())[:300]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from cram_composer.errors import CramError
 from cram_composer.evaluation.tasks.task import Example, Task, class_label
+from cram_composer.storage.hub_errors import hub_refusal
 
 T = TypeVar("T")
 
@@ -191,7 +192,6 @@ def _from_hub(task: Task, name: str) -> tuple[str, Iterator[Mapping[str, Any]]]:
     try:
         rows = load_dataset(task.hub, task.hub_name or task.name, split=name, revision=task.hub_revision)
     except (OSError, ValueError) as error:
-        raise CramError(
-            f"{origin}: cannot be loaded ({str(error).splitlines()[0]}); pass a folder of local files with --data"
-        ) from None
+        reason = hub_refusal(error) or str(error).splitlines()[0]
+        raise CramError(f"{origin}: cannot be loaded ({reason}); pass a folder of local files with --data") from None
     return origin, iter(rows)

@@ -12,6 +12,7 @@ from cram_composer.data.pipeline.sources.columns import column_names, has_column
 from cram_composer.data.pipeline.sources.folders import saved_files
 from cram_composer.data.pipeline.text import Piece
 from cram_composer.errors import CramError
+from cram_composer.storage.hub_errors import hub_refusal
 
 
 def open_hub(config: HubConfig) -> list[Source]:
@@ -65,6 +66,8 @@ def _read_error(dataset: str, error: Exception) -> CramError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if expand(dataset).is_dir():
         return CramError(f"hub data set '{dataset}' cannot be read: {reason}; or name its files (kind: files)")
+    if (refusal := hub_refusal(error)) is not None:
+        return CramError(f"hub data set '{dataset}': {refusal}")
     return CramError(
         f"hub data set '{dataset}' cannot be read: {reason}; check its name and the network, or use local files "
         "(kind: files)"
