@@ -127,7 +127,7 @@ class GoogleEmulator(ObjectServer):
     @staticmethod
     def missing() -> str:
         """Return what is not installed."""
-        return "" if find_spec("gcp_storage_emulator") else "gcp-storage-emulator (pip install gcp-storage-emulator)"
+        return "" if find_spec("gcp_storage_emulator") else "gcp-storage-emulator (the extra dev)"
 
     def command(self) -> list[str]:
         options = ["--host=127.0.0.1", f"--port={self.port}", f"--default-bucket={BUCKET}"]
