@@ -50,6 +50,7 @@ MANIFEST = {
     "sequence_length": 128,
     "vocab_size": 8192,
     "tokenizer_sha256": "f00d",
+    "streams": ["train"],
     "splits": {"train": {"rows": 1000, "tokens": 128000}},
     "sources": [{"name": "sotu", "kind": "starter", "documents": 230, "characters": 99, "licence": "public | domain"}],
     "stages": [],
