@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
-
-import pytest
 
 from cram_composer.analysis.report.page import headline
 from cram_composer.analysis.runs.run import load_run
 from cram_composer.config.schema.data_build import TextFiles
-from tests.conftest import build_tiny_data, write_text
-from tests.tiny_runs import TinyRuns, compose_tiny, record
+from tests.conftest import build_tiny_data, environment, train_command, write_text
+from tests.tiny_runs import record
 
 EVALUATED = [
     "logging.progress_bar=true",
@@ -23,14 +22,15 @@ EVALUATED = [
 ]
 
 
-def test_every_held_out_set_has_its_own_loss(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_held_out_set_has_its_own_loss(tmp_path: Path) -> None:
     write_text(tmp_path / "news.txt", documents=60)
     (tmp_path / "odd.txt").write_text("\n".join(["zz zz zz zz zz zz zz"] * 200))
     files = {name: TextFiles(paths=[str(tmp_path / f"{name}.txt")], document="line") for name in ("news", "odd")}
     data = build_tiny_data(tmp_path, held_out=files)
-    runs = TinyRuns(data, tmp_path / "runs")
     folder = tmp_path / "runs" / "run"
-    runs.continue_run(folder, compose_tiny(data, *EVALUATED))
+    command = train_command(data, tmp_path / "runs", ["budget={wall: null, steps: 10}", "run_name=run", *EVALUATED])
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     metrics = record(folder)["metrics"]
     losses = {"": metrics["validation_loss"], **{name: of["loss"] for name, of in metrics["held_out"].items()}}
     assert list(losses) == ["", "news", "odd"] and losses["odd"] > losses["news"] + 0.3
@@ -39,7 +39,7 @@ def test_every_held_out_set_has_its_own_loss(tmp_path: Path, capfd: pytest.Captu
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         logged |= json.loads(line)
     assert {"eval/loss", "eval-news/loss", "eval-odd/loss"} <= logged.keys()
-    printed = "".join(capfd.readouterr())
+    printed = done.stdout + done.stderr
     for name in ("news", "odd"):
         assert f"{name}: held-out loss {losses[name]:.3f} nats" in printed
         assert re.search(rf"step \d+: {name}, held-out loss {logged[f'eval-{name}/loss']:.3f} nats", printed)

@@ -105,7 +105,10 @@ def _retry_name_collisions(open_new: Callable[[], BlockDataset]) -> BlockDataset
     for _ in range(tries - 1):
         try:
             return open_new()
-        except FileExistsError:
+        except (FileExistsError, ValueError) as error:
+            # The other process may not have given its new block a size yet.
+            if isinstance(error, ValueError) and "mmap an empty file" not in str(error):
+                raise
             time.sleep(_NAME_TRY_SECONDS)
             remove_stale_shared_memory()  # a killed process may have left some names
     return open_new()

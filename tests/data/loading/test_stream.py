@@ -14,7 +14,7 @@ from streaming.base.shared import prefix
 
 from cram_composer.config.schema.data import CurriculumPointConfig, DataConfig, StreamWeightConfig
 from cram_composer.data.loading.mixture import Curriculum
-from cram_composer.data.loading.open_dataset import open_train, open_validation
+from cram_composer.data.loading.open_dataset import open_held_out, open_train
 from cram_composer.data.loading.prepare import PreparedDataset
 from cram_composer.data.loading.stream import RowStream, TrainLoader, evaluation_batches
 from cram_composer.data.manifest import load_manifest
@@ -283,7 +283,7 @@ def test_a_loader_resumes_with_the_same_rows_and_masks(root: Path):
 
 
 def test_evaluation_batches_divide_rows_and_have_fixed_masks(root: Path):
-    rows, _ = open_validation(PreparedDataset(root, load_manifest(root)), 60)
+    rows, _ = open_held_out(PreparedDataset(root, load_manifest(root)), "validation", 60)
     assert number_of(rows) == list(range(ROWS, ROWS + 60))
     collator = evaluation_collator(200, (0, 1, 2, 3, 4), 4)
     alone = evaluation_batches(rows, collator, 15)
