@@ -82,7 +82,7 @@ class S3Server:
             return self
         for _ in range(3):
             if not self.ports:
-                self.ports = _free_ports(self._port_count)
+                self.ports = free_ports(self._port_count)
             self._launch()
             if self._wait_until_ready():
                 return self
@@ -306,7 +306,7 @@ def binary(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return different ports on which nothing listens."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]

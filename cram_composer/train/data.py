@@ -126,7 +126,8 @@ def _held_out_batches(config: RunConfig, data: PreparedDataset, split: str, cach
             f"rows of {split} in {data.root}; lower it or build a larger split"
         )
     in_loop = evaluation_batches(rows[: settings.rows], collator, settings.batch_size, rank, world_size)
-    return HeldOutBatches(split.removeprefix("validation").removeprefix(HELD_OUT), in_loop, final), used
+    name = "" if split == "validation" else split.removeprefix(HELD_OUT)
+    return HeldOutBatches(name, in_loop, final), used
 
 
 def _train_loader(config: RunConfig, data: PreparedDataset, cached: int, pin_memory: bool) -> TrainLoader:

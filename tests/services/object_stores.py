@@ -10,14 +10,17 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from pathlib import Path
+
+from tests.servers import free_ports
 
 BUCKET = "bucket"
 _SECONDS = 60.0  # to start
 
 
-class ObjectServer:
+class ObjectServer(ABC):
     """A server with one bucket; `stop` and `start` keep its data.
 
     Attributes:
@@ -30,12 +33,16 @@ class ObjectServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        (self.port,) = free_ports(1)
         self._process: subprocess.Popen | None = None
 
+    @abstractmethod
     def command(self) -> list[str]:
         """Return the command that serves."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def create_bucket(self) -> None:
+        """Create the bucket unless the server has made it."""
 
     def start(self) -> None:
         """Start the server and wait until it accepts connections."""
@@ -135,9 +142,3 @@ class GoogleEmulator(ObjectServer):
 
     def create_bucket(self) -> None:
         """Do nothing, since the server has made it."""
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.servers import free_ports
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 _SECONDS = 60.0  # to start
 
@@ -66,8 +68,9 @@ def slurm(folder: Path, cpus: int) -> Iterator[dict[str, str]]:
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o400)
     host = socket.gethostname().partition(".")[0]
+    controller, daemon = free_ports(2)
     configuration = _CONFIGURATION.format(
-        host=host, controller_port=_free_port(), daemon_port=_free_port(), folder=folder, cpus=cpus
+        host=host, controller_port=controller, daemon_port=daemon, folder=folder, cpus=cpus
     )
     (folder / "slurm.conf").write_text(configuration)
     environment = {"SLURM_CONF": str(folder / "slurm.conf")}
@@ -110,9 +113,3 @@ def _end(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import environment, train_command
+from tests.servers import free_ports
 
 HINT = "not installed (pip install -e '.[wandb,mlflow]')"
 
@@ -24,9 +25,7 @@ HINT = "not installed (pip install -e '.[wandb,mlflow]')"
 def mlflow_server(tmp_path: Path) -> Iterator[str]:
     if find_spec("mlflow") is None:
         pytest.skip(f"mlflow is {HINT}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     folder = tmp_path / "mlflow"
     folder.mkdir()
     store = ["--backend-store-uri", f"file://{folder}/store", "--default-artifact-root", f"{folder}/artifacts"]

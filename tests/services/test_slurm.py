@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from cram_composer.jobs.slurm import SlurmRunner, left_over
 from tests.conftest import REPOSITORY, SMALL, write_text
 from tests.jobs import calls
+from tests.jobs.test_local import wait_until
 from tests.services.slurm_daemons import missing_programs, slurm
 
 pytestmark = [
@@ -46,13 +47,6 @@ def cram(*arguments: str, folder: Path) -> str:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "sacct" not in done.stderr
     return done.stdout + done.stderr
-
-
-def wait_for(found: Callable[[], bool], seconds: float = 120.0) -> None:
-    ends = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < ends
-        time.sleep(0.5)
 
 
 def write_build(folder: Path) -> Path:
@@ -133,7 +127,7 @@ def test_a_preempted_training_job_goes_on(here: None, run_of_cram: Path, tmp_pat
     submitted = subprocess.run(["sbatch", "job.sh"], cwd=tmp_path, capture_output=True, text=True, check=True)
     job = submitted.stdout.split()[-1]
     run = tmp_path / "preempted"
-    wait_for(lambda: any(run.glob("checkpoints/*.json")))
+    wait_until(lambda: any(run.glob("checkpoints/*.json")), 120)
     subprocess.run(["scontrol", "requeue", job], check=True)
 
     def attempts() -> list[dict]:
@@ -142,6 +136,6 @@ def test_a_preempted_training_job_goes_on(here: None, run_of_cram: Path, tmp_pat
         except FileNotFoundError:
             return []
 
-    wait_for(lambda: len(attempts()) == 2, 240)
+    wait_until(lambda: len(attempts()) == 2, 240)
     assert attempts()[1]["started_at_step"] > 0
     subprocess.run(["scancel", job], check=True)

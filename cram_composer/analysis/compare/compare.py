@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from cram_composer.analysis.compare.comparability import Comparability, comparability
@@ -169,11 +170,16 @@ def _named_losses(a: Group, b: Group, rules: Comparability) -> list[Row]:
             "nats",
             a,
             b,
-            lambda run, name=name: (run.get("metrics.held_out") or {}).get(name, {}).get("loss"),  # type: ignore[misc]
+            partial(_loss_of_set, name),
             "not measured",
         )
         for name in names
     ]
+
+
+def _loss_of_set(name: str, run: RunData) -> float | None:
+    found: dict[str, Any] = run.get("metrics.held_out") or {}
+    return found.get(name, {}).get("loss")
 
 
 def _loss_at_equal(a: Group, b: Group, kind: Kind, axis: Axis, rules: Comparability) -> Row:
