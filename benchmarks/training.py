@@ -94,16 +94,12 @@ def _turns(run: Session, steps: int) -> dict[str, Any]:
 
     from cram_composer.budget.trace import read_trace
     from cram_composer.models.factory import build_model
-    from cram_composer.models.training_model import MaskedLMTrainingModel
+    from cram_composer.models.training_model import build_training_model
 
-    network = build_model(
-        run.config.model,
-        run.data.manifest["vocab_size"],
-        run.data.manifest["special_tokens"],
-        shift=run.config.objective.shift,
-    )
+    manifest = run.data.manifest
+    network = build_model(run.config.model, manifest["vocab_size"], manifest["special_tokens"], run.config.objective)
     other = run.trainer.state.device.module_to_device(
-        MaskedLMTrainingModel(network, run.setup.model.autocast_dtype, run.device.compile)
+        build_training_model(network, run.setup.model.autocast_dtype, run.device.compile)
     )
     other.use_loss(run.config.model.loss_kernel, run.device.name)
     other.use_attention(run.config.model.attention_kernel, run.device.name, run.device.precision)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import dynamic_module_utils
 
 from tests.data.data_sets import close_shared_memory, write_data_set
 from tests.servers import Bucket, S3Server, rclone_server, seaweed_server
@@ -66,9 +69,15 @@ def write_text(path: Path, documents: int, seed: int = 0) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Raise the limit of open files, which a test process with a thousand data sets would exceed."""
+    """Raise the limit of open files, and keep the code of exports that transformers copies out of the user's cache.
+
+    A test process with a thousand data sets would exceed the limit.
+    """
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
+    modules = tempfile.mkdtemp(prefix="cram-modules-")
+    os.environ["HF_MODULES_CACHE"] = dynamic_module_utils.HF_MODULES_CACHE = modules
+    config.add_cleanup(lambda: shutil.rmtree(modules, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
 from cram_composer.budget.budget import Budget
-from cram_composer.config.schema.objective import ObjectiveConfig
+from cram_composer.config.schema.objective import Objective
 from cram_composer.data.loading.stream import TrainLoader
 
 # Progress in [0, 1] -> weight of the final rate.
@@ -26,7 +26,7 @@ class MaskingSchedule(Algorithm):
     Ankner et al. 2023, arXiv 2305.15096.
     """
 
-    def __init__(self, config: ObjectiveConfig, budget: Budget, loader: TrainLoader) -> None:
+    def __init__(self, config: Objective, budget: Budget, loader: TrainLoader) -> None:
         self._start = config.mlm_probability
         self._end = config.mlm_probability if config.final_mlm_probability is None else config.final_mlm_probability
         self._schedule = MASK_SCHEDULES[config.mask_schedule]

@@ -45,9 +45,10 @@ def run(options: argparse.Namespace) -> int:
     composed = compose_run(options.yaml, options.overrides, options.devices)
     if options.diff is None:
         config: RunConfig = composed.config
-        values, as_class = _explained(composed), export_class(config.model, config.objective.shift)
+        objective = composed.plain["objective"]
+        values, as_class = _explained(composed), export_class(config.model, objective)
         if options.json:
-            form, changes = native_form(config.model, config.objective.shift)
+            form, changes = native_form(config.model, objective)
             exported = {"native": not changes, "closest_class": form, "changes": changes}
             print_json({"config_hash": composed.hash, "values": values, "export": exported})
         else:

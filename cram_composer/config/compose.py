@@ -25,6 +25,7 @@ from cram_composer.config.recipes import Recipe, check_architecture, check_compa
 from cram_composer.config.redaction import redact
 from cram_composer.config.schema.base import Settings
 from cram_composer.config.schema.introspect import allows_none, annotations_at
+from cram_composer.config.schema.objective import MaskedLMConfig, Objective
 from cram_composer.config.schema.optimizer import AdamWConfig, Optimizer
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.schedule import Schedule, TriangleConfig
@@ -36,6 +37,7 @@ DEFAULT = "default"
 _S = TypeVar("_S", bound=Settings)
 # Sections whose `name` chooses a class: the keys kept when another class is chosen, and the default name.
 _CHOSEN_BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
+    "objective": (Objective.KEPT, MaskedLMConfig().name),
     "optimizer": (Optimizer.KEPT, AdamWConfig().name),
     "schedule": (Schedule.KEPT, TriangleConfig().name),
 }
@@ -180,7 +182,7 @@ class _Merged:
         return latest, self.source_of(latest)
 
     def _reset_other_choices(self, source: str, layer: dict[str, Any]) -> None:
-        """Drop the settings of the previous optimizer or schedule if `layer` chooses another one."""
+        """Drop the settings of the previous optimizer, schedule or objective if `layer` chooses another one."""
         for section, (kept, default) in _CHOSEN_BY_NAME.items():
             settings, present = layer.get(section), self.values.get(section)
             if not isinstance(settings, dict) or not isinstance(present, DictConfig) or "name" not in settings:

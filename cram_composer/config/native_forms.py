@@ -6,12 +6,15 @@ The keys are those of `model` in a run, which CramBERT's own configuration share
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 _QUOTE = '"'
+_HEAD = "ForMaskedLM"
 
 # Values that every class requires.
 PLAIN: dict[str, Any] = {
+    "embedding_size": None,
     "stack": "plain",
     "ffn_every": 1,
     "qk_norm": False,
@@ -50,12 +53,17 @@ def required_changes(form: str, model: Any) -> dict[str, Any]:
     return changes
 
 
-def native_form(model: Any, shift: bool) -> tuple[str, dict[str, Any]]:
+def fills_masks(objective: Mapping[str, Any]) -> bool:
+    """Return True if the exported model of an objective has a masked-LM head; without one, its generator has."""
+    return objective.get("name", "mlm") == "mlm" or objective.get("corrective_masks") is not None
+
+
+def native_form(model: Any, objective: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the class of transformers that is closest to a run's model, and the settings in the way.
 
     Args:
         model: the `model` section of a run.
-        shift: its `objective.shift`.
+        objective: its `objective` section.
 
     Returns:
         The class, for `architecture: hf` the model type, and the values by dotted key that would make the model equal
@@ -67,15 +75,16 @@ def native_form(model: Any, shift: bool) -> tuple[str, dict[str, Any]]:
     changes = {f"model.{key}": value for key, value in required_changes(form, model).items()}
     if getattr(model, "mup_base_width", None) not in (None, model.hidden_size):
         changes["model.mup_base_width"] = None
-    if shift:
+    if objective.get("shift"):
         changes["objective.shift"] = False
-    return form, changes
+    return (form if fills_masks(objective) else form.replace(_HEAD, "Model")), changes
 
 
-def export_class(model: Any, shift: bool) -> str:
+def export_class(model: Any, objective: Mapping[str, Any]) -> str:
     """Say in words as what class a run's model is exported, and what is in the way of a class of transformers."""
-    form, changes = native_form(model, shift)
+    form, changes = native_form(model, objective)
     if not changes:
         return f"{form}, without code"
     settings = " ".join(f"{key}={json.dumps(value).strip(_QUOTE)}" for key, value in changes.items())
-    return f"CramBertForMaskedLM, with its code; {form} with {settings}"
+    ours = f"CramBert{_HEAD if fills_masks(objective) else 'Model'}"
+    return f"{ours}, with its code; {form} with {settings}"

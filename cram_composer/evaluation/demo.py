@@ -51,7 +51,8 @@ def load_demo_model(name: str) -> DemoModel:
         raise CramError(f"{name}: its tokenizer has no mask token, so it cannot fill in masks")
     report = Path(name) / "report.html"
     shown = Path(name).absolute().name if Path(name).is_dir() else name
-    return DemoModel(shown, source.load_masked_lm(0), tokenizer, report if report.is_file() else None)
+    model = source.masked_lm_source().load_masked_lm(0)
+    return DemoModel(shown, model, tokenizer, report if report.is_file() else None)
 
 
 def open_server(models: list[DemoModel], port: int) -> ThreadingHTTPServer:

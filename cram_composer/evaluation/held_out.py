@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from composer import DataSpec, Evaluator
 from composer.core import Event, State
@@ -17,16 +17,20 @@ def held_out_label(kind: str, name: str) -> str:
 
 
 def build_held_out_evaluator(
-    label: str, batches: list[Batch], batch_size: int, due: Callable[[State, Event], bool] | None = None
+    label: str,
+    batches: list[Batch],
+    batch_size: int,
+    metrics: Iterable[str],
+    due: Callable[[State, Event], bool] | None = None,
 ) -> Evaluator:
-    """Build an evaluator of loss and masked accuracy over `batches`, to run in the loop whenever `due` returns True."""
+    """Build an evaluator of the model's `metrics` over `batches`, to run in the loop whenever `due` returns True."""
     return Evaluator(
         label=label,
         dataloader=DataSpec(
             batches,  # each rank has its own, so Composer's samplers must not divide them
             get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
         ),
-        metric_names=["loss", "accuracy"],
+        metric_names=list(metrics),
         eval_interval=due if due is not None and batches else 0,
         device_eval_microbatch_size=batch_size,
     )

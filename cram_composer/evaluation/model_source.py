@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from cram_composer.models.crambert.modeling_crambert import (
     CramBertForSequenceClassification,
     CramBertModel,
 )
-from cram_composer.models.export import no_progress_bars
+from cram_composer.models.export import GENERATOR, no_progress_bars
 from cram_composer.runs.folder import RECORD
 from cram_composer.storage.hub_errors import hub_refusal
 
@@ -113,6 +114,14 @@ class ModelSource:
                 return model_class.from_pretrained(self.source, config=config, ignore_mismatched_sizes=True)
         except (OSError, ValueError) as error:
             raise CramError(f"{self.name}: cannot be loaded: {_one_line(error)}") from None
+
+    def masked_lm_source(self) -> ModelSource:
+        """Return the model itself or, for an encoder without a masked-LM head, its generator, which is reported."""
+        generator = Path(self.source) / GENERATOR
+        if not (generator / "config.json").is_file():
+            return self
+        print(f"{self.name}: the encoder has no masked-LM head; its generator is used", file=sys.stderr, flush=True)
+        return replace(self, source=str(generator))
 
     def load_masked_lm(self, seed: int) -> PreTrainedModel:
         """Load the model with its masked-LM head for evaluation; `seed` initialises an untrained one.

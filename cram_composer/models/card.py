@@ -12,10 +12,15 @@ import yaml
 
 from cram_composer.config.identity import non_default_values
 from cram_composer.config.layers import unflatten
-from cram_composer.config.native_forms import native_form
+from cram_composer.config.native_forms import fills_masks, native_form
 from cram_composer.models.card_metadata import card_metadata, language, licences, zero_shot_numbers
 
 # Sections of the configuration that say how the model was trained; the budget and the data are described in words.
+_DETECTION = {
+    "detector_loss": "loss of the detector, nats per token",
+    "detected": "share of replaced tokens that it detects",
+    "false_alarms": "share of other tokens that it takes for replaced",
+}
 _TRAINING = ("model", "objective", "optimizer", "schedule", "train", "algorithms")
 
 
@@ -56,26 +61,39 @@ def _summary(record: Mapping[str, Any]) -> str:
     budget = record["budget"].get("seconds")
     limit = f" of a budget of {_duration(budget)}" if budget is not None else ""
     return (
-        f"A masked language model (encoder) of {record['parameters']:,} parameters, trained {origin} with "
+        f"{_kind(record['config'])} of {record['parameters']:,} parameters, trained {origin} with "
         f"cram-composer in {_duration(record['ledger']['wall_seconds'])}{limit} on {where}."
     )
 
 
+def _kind(config: Mapping[str, Any]) -> str:
+    if config["objective"].get("name", "mlm") == "mlm":
+        return "A masked language model (encoder)"
+    return "An encoder trained by replaced-token detection, not by masked-language modelling; with its generator"
+
+
 def _usage(config: Mapping[str, Any], custom_code: bool) -> str:
     trust = ", trust_remote_code=True" if custom_code else ""
-    code = f"""```python
-from transformers import pipeline
+    use = f"""from transformers import pipeline
 
 model = "path/to/this/folder"  # or its name on the hub
 fill = pipeline("fill-mask", model=model{trust})
-print(fill(f"The river flows into the {{fill.tokenizer.mask_token}}."))
+print(fill(f"The river flows into the {{fill.tokenizer.mask_token}}."))"""
+    if not fills_masks(config["objective"]):
+        use = f"""from transformers import AutoModel, AutoModelForMaskedLM
+
+model = "path/to/this/folder"
+encoder = AutoModel.from_pretrained(model{trust})
+generator = AutoModelForMaskedLM.from_pretrained(f"{{model}}/generator"{trust})  # fills masks"""
+    code = f"""```python
+{use}
 ```
 
 `AutoModelForSequenceClassification.from_pretrained(model{trust})` starts fine-tuning, and
 `sentence_transformers.SentenceTransformer(model{trust})` a model of sentence embeddings. Both need training first."""
     if not custom_code:
         return code
-    changes = native_form(SimpleNamespace(**config["model"]), config["objective"].get("shift", False))[1]
+    changes = native_form(SimpleNamespace(**config["model"]), config["objective"])[1]
     reason = ", ".join(f"`{key}`" for key in changes) or "its architecture"
     return (
         "This folder contains the model's code; `trust_remote_code=True` allows transformers to run it. No class of "
@@ -88,11 +106,13 @@ def _results(
 ) -> str:
     metrics = record.get("metrics") or {}
     accuracy = metrics.get("validation_accuracy")
+    whose = "" if fills_masks(record["config"]["objective"]) else "generator's "
     rows: list[tuple[str, Any]] = [
-        ("held-out loss at 15 % [MASK], nats per token", _rounded(metrics.get("validation_loss"))),
+        (f"{whose}held-out loss at 15 % [MASK], nats per token", _rounded(metrics.get("validation_loss"))),
         *((f"the same of {name}", _rounded(of_set["loss"])) for name, of_set in metrics.get("held_out", {}).items()),
         ("the same of a unigram model", _rounded(manifest["unigram_validation_nats"])),
         ("masked tokens predicted, %", None if accuracy is None else f"{100 * accuracy:.1f}"),
+        *((_DETECTION[name], _rounded(value)) for name, value in metrics.get("detection", {}).items()),
     ]
     notes = []
     for protocol, row in evaluations.items():

@@ -8,6 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from cram_composer.config.native_forms import fills_masks
+
 # Identifiers of the hub for licences of text. Any other licence is named in words.
 _HUB_LICENCES = {
     *("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "gfdl", "unlicense", "wtfpl"),
@@ -25,13 +27,18 @@ def card_metadata(
     custom_code: bool,
 ) -> ModelCardData:
     """Return the front matter of a card; see `model_card` for the arguments."""
+    is_masked_lm = record["config"]["objective"].get("name", "mlm") == "mlm"
     hub_sources = [source["dataset"] for source in manifest["sources"] if source.get("revision")]
     return ModelCardData(
         language=language(manifest),
         **_licence(licences(manifest)),
         library_name="transformers",
-        pipeline_tag="fill-mask",
-        tags=["masked-lm", "cramming", *(["custom_code"] if custom_code else [])],
+        pipeline_tag="fill-mask" if fills_masks(record["config"]["objective"]) else "feature-extraction",
+        tags=[
+            "masked-lm" if is_masked_lm else "replaced-token-detection",
+            "cramming",
+            *(["custom_code"] if custom_code else []),
+        ],
         datasets=list(dict.fromkeys(hub_sources)) or None,
         model_name=record["run_name"],
         eval_results=[*_held_out(record, manifest), *_evaluated(evaluations)] or None,
@@ -76,7 +83,7 @@ def _hub_licence(name: str) -> str | None:
 
 
 def _held_out(record: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[EvalResult]:
-    metrics = record.get("metrics") or {}
+    metrics = (record.get("metrics") or {}) if fills_masks(record["config"]["objective"]) else {}
     for key, kind, name in (
         ("validation_loss", "loss", "Masked-LM loss at 15 % [MASK], nats per token"),
         ("validation_accuracy", "accuracy", "Masked-LM accuracy at 15 % [MASK]"),

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.replaced_tokens import ReplacedTokenDetector
 
 # torch keeps this many graphs per function and runs further shapes eagerly. Every row length and batch size needs its
 # own graph, so a sequence-length warm-up in small steps exceeds the default of 8.
@@ -18,13 +19,16 @@ def compile_model(model: PreTrainedModel, mode: str) -> list[nn.Module]:
     """Mark `model` for compilation at its first call; return the marked modules, for `uncompile`.
 
     Mode "regional" compiles each encoder layer, and CramBERT's decoder together with the loss; the layers share one
-    graph because they differ only in weights. "full" compiles the whole model as one graph, "off" nothing. A model
-    without a list of layers is always compiled as a whole.
+    graph because they differ only in weights. Replaced-token detection has two encoders, and two heads or three. "full"
+    compiles the whole model as one graph, "off" nothing. A model without a list of layers is always compiled as a
+    whole.
     """
     regions: list[nn.Module] = []
     if mode == "regional":
         regions += encoder_layers(model)
-        if isinstance(model, CramBertForMaskedLM):
+        if isinstance(model, ReplacedTokenDetector):
+            regions += [*model.generator.encoder.layers, model.sampler, model.detector]
+        if isinstance(model, CramBertForMaskedLM) and model.head is not None:
             regions.append(model.head)
     if mode != "off":
         regions = regions or [model]

@@ -11,22 +11,30 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from cram_composer.config.schema.model import SIZES, ModelConfig
+from cram_composer.config.schema.objective import MaskedLMConfig, ObjectiveConfig, ReplacedTokenConfig
 from cram_composer.errors import CramError
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.replaced_tokens import ReplacedTokenDetector
+
+_MASKED_LM = MaskedLMConfig()
 
 
 def build_model(
-    settings: ModelConfig, vocab_size: int, special_token_ids: Mapping[str, int], shift: bool = False
+    settings: ModelConfig,
+    vocab_size: int,
+    special_token_ids: Mapping[str, int],
+    objective: ObjectiveConfig = _MASKED_LM,
 ) -> PreTrainedModel:
-    """Build a masked LM with fresh weights, in fp32 on the CPU, drawn from torch's global generator.
+    """Build the network of an objective with fresh weights, in fp32 on the CPU, drawn from torch's global generator.
 
     Args:
         settings: the `model` section of a run. `architecture: hf` takes `hf_name`, the sizes (SIZES) and
             `hf_overrides`, which take precedence; all other settings are that model's defaults.
         vocab_size: number of tokens in the tokenizer.
         special_token_ids: ids of "pad", "cls" and "sep", as in a data manifest.
-        shift: CramBERT predicts a token at the position before it.
+        objective: masked-language modelling gives a masked LM; with `shift`, CramBERT predicts a token at the position
+            before it. Replaced-token detection gives a ReplacedTokenDetector.
 
     Raises:
         CramError: sizes that the model type rejects.
@@ -38,8 +46,13 @@ def build_model(
         if hasattr(config, f"{key}_token_id"):
             setattr(config, f"{key}_token_id", value)
     if isinstance(config, CramBertConfig):
-        config.shift = shift
-        model = CramBertForMaskedLM(config)
+        config.shift = objective.shift
+        if isinstance(objective, ReplacedTokenConfig):
+            detector = ReplacedTokenDetector(config, objective)
+            detector.generator.encoder.residual_in_fp32 = settings.residual_in_fp32
+            model: CramBertForMaskedLM = detector
+        else:
+            model = CramBertForMaskedLM(config)
         model.encoder.residual_in_fp32 = settings.residual_in_fp32
         return model
     model_class: Any = MODEL_FOR_MASKED_LM_MAPPING[type(config)]

@@ -11,6 +11,7 @@ from cram_composer.models.crambert.attention import is_local
 from cram_composer.models.crambert.configuration_crambert import CramBertConfig
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.crambert.stacks import PlainStack
+from cram_composer.models.replaced_tokens import ReplacedTokenDetector
 
 
 def flops_per_token(model: PreTrainedModel, seq_length: int, masked_per_row: int | None = None) -> float:
@@ -19,13 +20,16 @@ def flops_per_token(model: PreTrainedModel, seq_length: int, masked_per_row: int
     Follows PaLM (arXiv 2204.02311, appendix B): 6 per weight of a linear layer, for each pass of a token through it,
     plus 12 * H * L in each layer for the two matrix products of bidirectional attention to L tokens. The head counts
     for the `masked_per_row` of `seq_length` positions it runs on (None: all of them). Embedding look-ups, norms, short
-    convolutions, activations and recomputation are not counted.
+    convolutions, activations and recomputation are not counted. Replaced-token detection counts both networks.
     """
     share = 1.0 if masked_per_row is None else masked_per_row / seq_length
     decoder = cast(nn.Linear, model.get_output_embeddings())
     if isinstance(model, CramBertForMaskedLM):
-        head = _weights(model.head)
-        return _crambert_encoder(model, seq_length) + 6 * head * share
+        total = _crambert_encoder(model, seq_length)
+        if isinstance(model, ReplacedTokenDetector):
+            generator = flops_per_token(model.generator, seq_length, masked_per_row)
+            total += generator + 6 * _weights(model.detector)
+        return total + (0 if model.head is None else 6 * _weights(model.head) * share)
     attention = 12 * model.config.num_hidden_layers * model.config.hidden_size * seq_length
     dense = _weights(model) - decoder.weight.numel()
     return 6 * (dense + decoder.weight.numel() * share) + attention
@@ -35,7 +39,7 @@ def _crambert_encoder(model: CramBertForMaskedLM, seq_length: int) -> float:
     config = cast(CramBertConfig, model.config)
     weights = [_weights(layer) for layer in model.encoder.layers]
     passes = cast(PlainStack, model.encoder.stack).passes(seq_length)
-    total = 0.0
+    total = 6.0 * _weights(model.encoder.embeddings) * seq_length
     for index, tokens in passes:
         seen = tokens
         if is_local(config, index):

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torchmetrics import Metric
 
 from cram_composer.data.masking import IGNORED
+
+Quotient = Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
+
+# Metrics of a detector of replaced tokens, each a sum over batches divided by another.
+DETECTION: dict[str, Quotient] = {
+    "detector_loss": lambda found: (found["loss"] * found["judged"], found["judged"]),
+    "detected": lambda found: (found["detected"], found["replaced"]),
+    "false_alarms": lambda found: (found["false_alarms"], found["judged"] - found["replaced"]),
+}
 
 
 class MaskedLoss(Metric):
@@ -50,3 +61,30 @@ class MaskedAccuracy(Metric):
 
     def compute(self) -> torch.Tensor:
         return self.correct / self.count
+
+
+class Detection(Metric):
+    """The loss of a detector in nats per token judged, the share of replaced tokens that it found, or of false alarms.
+
+    Args:
+        name: one of DETECTION.
+    """
+
+    full_state_update = False
+    part: torch.Tensor
+    whole: torch.Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._quotient = name
+        self.add_state("part", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("whole", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, detection: dict[str, torch.Tensor]) -> None:
+        """Add the detection of a batch, see ReplacedTokenOutput."""
+        part, whole = DETECTION[self._quotient](detection)
+        self.part += part
+        self.whole += whole
+
+    def compute(self) -> torch.Tensor:
+        return self.part / self.whole

@@ -89,6 +89,7 @@ def _modern_bert(config: CramBertConfig) -> PreTrainedModel:
         "local_attention": config.local_window if is_local else -1,
         "cls_token_id": config.bos_token_id,
         "sep_token_id": config.eos_token_id,
+        "classifier_pooling": "mean",  # like CramBERT; rows of pretraining need not begin with [CLS]
     }
     # transformers 5 turns these into rope_parameters and layer_types, and drops them; 4 reads no other names.
     only_4: dict[str, Any] = {

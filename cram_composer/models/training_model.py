@@ -20,7 +20,8 @@ from cram_composer.models.attention_kernels import choose_attention
 from cram_composer.models.compilation import compile_model, uncompile
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.losses import choose_loss
-from cram_composer.models.metrics import MaskedAccuracy, MaskedLoss
+from cram_composer.models.metrics import DETECTION, Detection, MaskedAccuracy, MaskedLoss
+from cram_composer.models.replaced_tokens import ReplacedTokenDetector, ReplacedTokenOutput
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,55 @@ class MaskedLMTrainingModel(ComposerModel):
         if not self.predicts_positions:
             logits = logits.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
         metric.update(logits, batch["labels"])
+
+
+class ReplacedTokenTrainingModel(MaskedLMTrainingModel):
+    """Replaced-token detection on batches that have `draws` too, see `ReplacedTokenDetector.forward`."""
+
+    model: ReplacedTokenDetector
+
+    def use_loss(self, kernel: str, device: str) -> None:
+        """Set the kernel of the corrective head's loss; the generator's needs all logits, which it samples from."""
+        if self.model.head is not None:
+            super().use_loss(kernel, device)
+
+    def use_attention(self, kernel: str, device: str, precision: str) -> None:
+        """Set the attention kernel of both encoders."""
+        super().use_attention(kernel, device, precision)
+        self.model.generator.encoder.attention_kernel = self.model.encoder.attention_kernel
+
+    def loss(  # type: ignore[override]
+        self, outputs: ReplacedTokenOutput, batch: Batch, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Return the weighted sum as "total", and its parts and the share of replaced tokens detected, for the log."""
+        found = cast(dict[str, torch.Tensor], outputs.detection)
+        parts = {
+            "generator": outputs.generator_loss,
+            "corrective": outputs.corrective_loss,
+            "detector": found["loss"],
+            "detected": found["detected"] / found["replaced"].clamp(min=1),
+        }
+        return super().loss(outputs, batch) | {name: p.detach() for name, p in parts.items() if p is not None}
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        """Return the metrics of the masked LM, and of the detector: loss in nats and shares of tokens."""
+        metrics = super().get_metrics(is_train)
+        return metrics and metrics | {name: Detection(name) for name in DETECTION}
+
+    def update_metric(self, batch: Batch, outputs: Any, metric: Metric) -> None:
+        """Add one batch to a metric."""
+        if isinstance(metric, Detection):
+            metric.update(outputs.detection)
+        else:
+            super().update_metric(batch, outputs, metric)
+
+
+def build_training_model(
+    model: PreTrainedModel, autocast_dtype: torch.dtype | None = None, compile: str = "off"
+) -> MaskedLMTrainingModel:
+    """Build the ComposerModel of a network; arguments as in MaskedLMTrainingModel."""
+    kind = ReplacedTokenTrainingModel if isinstance(model, ReplacedTokenDetector) else MaskedLMTrainingModel
+    return kind(model, autocast_dtype, compile)
 
 
 def _with_dense_labels(batch: Batch) -> Batch:

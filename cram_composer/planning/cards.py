@@ -18,6 +18,7 @@ from cram_composer.config.messages import not_one_of
 from cram_composer.errors import CramError
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.crambert.stacks import PlainStack
+from cram_composer.models.replaced_tokens import ReplacedTokenDetector
 
 _GIB = 1 << 30
 # Bytes per token that generated kernels read and write in forward and backward of a layer in 16 bits, as Inductor
@@ -108,6 +109,9 @@ def memory_bytes_per_token(
         precision: "bf16" or "fp16".
     """
     config = model.config
+    generator = 0.0
+    if isinstance(model, ReplacedTokenDetector):
+        generator = memory_bytes_per_token(model.generator, length, predicted, microbatch, precision)
     layers = blocks = float(config.num_hidden_layers)
     gated = rotary = low_residual = False
     if isinstance(model, CramBertForMaskedLM):  # some stacks repeat layers, or shorten the row
@@ -119,9 +123,11 @@ def memory_bytes_per_token(
     residual = 0 if low_residual else _FP32_RESIDUAL_BYTES
     per_layer = config.hidden_size * (_LAYER_BYTES + residual + _ATTENTION_BYTES + (_ROTARY_BYTES if rotary else 0))
     per_block = config.intermediate_size * (_GATED_BYTES if gated else _MLP_BYTES)
-    casts = _CAST_BYTES * sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
-    logits = _LOGIT_BYTES * config.vocab_size * predicted / length
-    return layers * per_layer + blocks * per_block + logits + casts / (microbatch * length)
+    own = (part for name, part in model.named_modules() if not name.startswith("generator."))
+    casts = _CAST_BYTES * sum(part.weight.numel() for part in own if isinstance(part, nn.Linear))
+    has_head = getattr(model, "head", True) is not None
+    logits = _LOGIT_BYTES * config.vocab_size * predicted / length if has_head else 0.0
+    return generator + layers * per_layer + blocks * per_block + logits + casts / (microbatch * length)
 
 
 def estimated_flops(card: Card, flops_per_token: float, bytes_per_token: float) -> float:

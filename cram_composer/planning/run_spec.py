@@ -22,7 +22,7 @@ from cram_composer.data.loading.stream import RowStream, TrainLoader
 from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest
 from cram_composer.data.masking import MaskedLMCollator, build_collator
 from cram_composer.models.factory import build_model
-from cram_composer.models.training_model import MaskedLMTrainingModel
+from cram_composer.models.training_model import MaskedLMTrainingModel, build_training_model
 
 _SPECIAL_TOKENS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}  # of a tokenizer that is not built yet
 
@@ -117,10 +117,8 @@ class RunSpec:
         """Build the run's model with fresh weights. Raises CramError."""
         check_row_length(self.config, self.facts.sequence_length)
         facts = self.facts
-        network = build_model(
-            self.config.model, facts.vocab_size, facts.special_tokens, shift=self.config.objective.shift
-        )
-        return MaskedLMTrainingModel(network, autocast_dtype, compile)
+        network = build_model(self.config.model, facts.vocab_size, facts.special_tokens, self.config.objective)
+        return build_training_model(network, autocast_dtype, compile)
 
 
 class _RandomRowStream:

@@ -212,7 +212,10 @@ def read_record(path: Path) -> dict[str, Any]:
             f"{'use the cram-composer that wrote it' if newer else remedy}"
         )
     read_checked(file, _Record, remedy)
-    return _upgrade_record(record) if version == 1 else record
+    record = _upgrade_record(record) if version == 1 else record
+    if isinstance(objective := (record.get("config") or {}).get("objective"), dict):
+        objective.setdefault("name", "mlm")  # the only one before there were names
+    return record
 
 
 def read_evaluations(run: Path) -> dict[str, Any]:

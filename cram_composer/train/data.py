@@ -116,7 +116,7 @@ def long_timeout_barrier() -> Callable[[], None]:
 def _held_out_batches(config: RunConfig, data: PreparedDataset, split: str, cached: int) -> tuple[HeldOutBatches, int]:
     """Return the batches of a split, and the bytes that their shards use in the cache besides `cached`."""
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
-    collator = evaluation_collator(**_token_ids(config, data), shift=config.objective.shift)
+    collator = evaluation_collator(**_token_ids(config, data), objective=config.objective)
     settings = config.eval
     rows, used = open_held_out(data, split, max(settings.rows, settings.final_rows), cached)
     final = evaluation_batches(rows[: settings.final_rows], collator, settings.batch_size, rank, world_size)

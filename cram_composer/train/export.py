@@ -10,14 +10,15 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from cram_composer.algorithms.averaging.weight_average import WeightAverage, saved_average
-from cram_composer.config.schema.model import ModelConfig
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.data.loading.prepare import PreparedDataset
 from cram_composer.data.pipeline.tokenizer.tokenizer import MODEL_MAX_LENGTH
 from cram_composer.errors import CramError
 from cram_composer.models.card import model_card
-from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
+from cram_composer.models.crambert.encoder import CramBertPreTrainedModel
 from cram_composer.models.export import export_model, exported_form, fill_masks, verify_export
 from cram_composer.models.factory import build_model
+from cram_composer.models.replaced_tokens import ReplacedTokenDetector
 from cram_composer.runs.checkpoints import damaged_checkpoints, newest_checkpoint
 from cram_composer.runs.folder import FINISHED, RECORD, RunFolder, read_evaluations
 from cram_composer.storage.files import read_json
@@ -59,7 +60,8 @@ def export_session(session: Session) -> list[dict[str, Any]]:
     for average in averages:
         average.swap_in(session.trainer.state.model)
     _write_export(network, record, session.data.manifest, tokenizer, path / "export", evaluations={})
-    predictions = _fill_masks(network, tokenizer, session.config.export.sentences)
+    masked_lm = network.masked_lm() if isinstance(network, ReplacedTokenDetector) else network
+    predictions = _fill_masks(masked_lm, tokenizer, session.config.export.sentences)
     for average in averages:
         average.swap_out(session.trainer.state.model)
     return predictions
@@ -74,9 +76,12 @@ def _write_export(
     evaluations: Mapping[str, Any],
 ) -> Path:
     form = exported_form(network)
-    card = model_card(record, manifest, isinstance(form, CramBertForMaskedLM), evaluations)
+    card = model_card(record, manifest, isinstance(form, CramBertPreTrainedModel), evaluations)
     identity = {"run_name": record["run_name"], "config_hash": record["config_hash"]}
-    target = export_model(form, tokenizer, destination, card, identity)
+    generator = None
+    if isinstance(network, ReplacedTokenDetector) and network.head is None:
+        generator = exported_form(network.trained_generator())
+    target = export_model(form, tokenizer, destination, card, identity, generator)
     verify_export(target, network)
     return target
 
@@ -119,9 +124,9 @@ def load_network(path: Path, record: dict[str, Any]) -> PreTrainedModel:
         problems = "; ".join(damaged_checkpoints(path / "checkpoints"))
         detail = f" ({problems})" if problems else ""
         raise CramError(f"{path}: has no intact checkpoint to export{detail}; resume the run first")
-    model = ModelConfig.model_validate(record["config"]["model"])
-    manifest, shift = record["data"], record["config"]["objective"]["shift"]
-    network = build_model(model, manifest["vocab_size"], manifest["special_tokens"], shift=shift)
+    config = RunConfig.model_validate({key: record["config"][key] for key in ("model", "objective")})
+    manifest = record["data"]
+    network = build_model(config.model, manifest["vocab_size"], manifest["special_tokens"], config.objective)
     state = load_state(saved.path)
     averages = saved_average(state["algorithms"])
     weights = averages or state["model"]

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 from composer.utils import dist
 
+from cram_composer.config.native_forms import fills_masks
 from cram_composer.errors import CramError, describe_error
 from cram_composer.evaluation.held_out import build_held_out_evaluator, held_out_label
+from cram_composer.models.metrics import DETECTION
 from cram_composer.runs.checkpoints import newest_checkpoint
 from cram_composer.runs.folder import DISTURBED_SHARE
 from cram_composer.runs.mirror import report_failure
@@ -128,7 +130,8 @@ def _evaluate(session: Session) -> None:
     found = {}
     for held_out in session.batches.held_out:
         label = held_out_label("final", held_out.name)
-        evaluator = build_held_out_evaluator(label, held_out.final, session.config.eval.batch_size)
+        measures = session.setup.model.get_metrics(is_train=False)
+        evaluator = build_held_out_evaluator(label, held_out.final, session.config.eval.batch_size, measures)
         session.trainer.eval(eval_dataloader=evaluator)
         found[held_out.name] = {
             metric: float(value.compute()) for metric, value in session.trainer.state.eval_metrics[label].items()
@@ -141,6 +144,8 @@ def _evaluate(session: Session) -> None:
         "validation_bits_per_token": metrics["loss"] / math.log(2.0),
         "validation_rows": rows * dist.get_world_size(),
     }
+    if detection := {name: metrics[name] for name in DETECTION if name in metrics}:
+        session.extra["metrics"]["detection"] = detection
     if found:
         session.extra["metrics"]["held_out"] = found
 
@@ -148,9 +153,13 @@ def _evaluate(session: Session) -> None:
 def _print_summary(session: Session) -> None:
     metrics, spent = session.extra["metrics"], session.ledger.elapsed()
     tokens = int(session.trainer.state.timestamp.token)
-    print(f"\nheld-out loss {metrics['validation_loss']:.3f} nats at 15 % [MASK]", end="")
+    whose = "" if fills_masks(session.config.objective.model_dump()) else "generator's "
+    print(f"\n{whose}held-out loss {metrics['validation_loss']:.3f} nats at 15 % [MASK]", end="")
     print(f" (unigram model {session.data.manifest['unigram_validation_nats']:.3f}),", end=" ")
     print(f"masked accuracy {100 * metrics['validation_accuracy']:.1f} %")
+    if detection := metrics.get("detection"):
+        shares = f"{100 * detection['detected']:.1f} % of replaced and {100 * detection['false_alarms']:.1f} % of other"
+        print(f"detector: loss {detection['detector_loss']:.4f} nats, takes {shares} tokens for replaced")
     for name, of_set in metrics.get("held_out", {}).items():
         print(f"{name}: held-out loss {of_set['loss']:.3f} nats, masked accuracy {100 * of_set['accuracy']:.1f} %")
     print(f"{tokens:,} tokens in {spent:.1f} s of budget, {tokens / max(spent, 1e-9):,.0f} tokens/s")

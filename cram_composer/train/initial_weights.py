@@ -15,6 +15,7 @@ from cram_composer.errors import CramError
 from cram_composer.evaluation.model_source import find_model
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.models.native import from_native
+from cram_composer.models.replaced_tokens import ReplacedTokenDetector
 from cram_composer.runs.checkpoints import newest_checkpoint
 from cram_composer.runs.folder import RECORD, read_record
 from cram_composer.train.export import load_network
@@ -48,6 +49,13 @@ def load_initial_weights(network: PreTrainedModel, source: str, data: PreparedDa
     matched = _match_tokens(folder, record, data)
     if record is not None and newest_checkpoint(folder / "checkpoints") is not None:
         found = load_network(folder, record).eval()
+        if isinstance(found, ReplacedTokenDetector):
+            if found.head is None:
+                raise CramError(
+                    f"init_from: {folder}: its encoder was trained by replaced-token detection and has no masked-LM "
+                    "head; give a run with objective.corrective_masks"
+                )
+            found = found.trained_encoder()
     else:
         found = find_model(str(folder)).load_masked_lm(seed=0)
     found = found.float()

@@ -195,7 +195,17 @@ class BudgetProgressBar(ProgressBarLogger):
         if self._budget.limits.seconds is not None:
             left += f", {format_duration(max(0.0, self._budget.limits.seconds - self._budget.elapsed))} left"
         return (
-            f"{left}, loss {latest.get('loss/train/total', float('nan')):.3f}, "
+            f"{left}, loss {latest.get('loss/train/total', float('nan')):.3f}, {_detection(latest)}"
             f"{tokens_per_second:,.0f} tokens/s, lr {latest.get('lr', 0.0):.2e}, "
             f"stall {100 * latest.get('throughput/stall', 0.0):.1f} %"
         )
+
+
+def _detection(latest: dict[str, float]) -> str:
+    """Describe the last step of replaced-token detection; empty for masked-language modelling."""
+    if "loss/train/detector" not in latest:
+        return ""
+    return (
+        f"generator {latest['loss/train/generator']:.3f}, detector {latest['loss/train/detector']:.4f}, "
+        f"{100 * latest['loss/train/detected']:.0f} % detected, "
+    )

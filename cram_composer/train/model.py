@@ -17,7 +17,7 @@ from cram_composer.device import DeviceChoice
 from cram_composer.errors import CramError
 from cram_composer.models.factory import build_model, check_rows
 from cram_composer.models.flops import flops_per_token
-from cram_composer.models.training_model import MaskedLMTrainingModel
+from cram_composer.models.training_model import MaskedLMTrainingModel, build_training_model
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.scaleout.registry import build_strategy
 from cram_composer.scaleout.strategy import Strategy
@@ -51,15 +51,13 @@ def set_up_model(config: RunConfig, device: DeviceChoice, manifest: Mapping[str,
         CramError: the model cannot fit into the memory of this machine, or be trained on the rows of the data.
     """
     _check_memory(config.model, manifest["vocab_size"], device)
-    network = build_model(
-        config.model, manifest["vocab_size"], manifest["special_tokens"], shift=config.objective.shift
-    )
+    network = build_model(config.model, manifest["vocab_size"], manifest["special_tokens"], config.objective)
     if config.model.architecture == "hf":
         check_rows(network, manifest["sequence_length"])
     strategy = build_strategy(config, device, dist.get_world_size())
     _, autocast_dtype = strategy.precision()
     compile_mode, changed = strategy.compile_mode()
-    model = MaskedLMTrainingModel(network, autocast_dtype, compile_mode)
+    model = build_training_model(network, autocast_dtype, compile_mode)
     if changed is not None:
         model.compile_state = f"{compile_mode} ({changed})"
     strategy.prepare_model(model)
@@ -80,7 +78,8 @@ def _check_memory(model: ModelConfig, vocab_size: int, device: DeviceChoice) -> 
         return
     width, layers = model.hidden_size, model.num_hidden_layers
     blocks = 4 * layers * width**2 + layers // model.ffn_every * model.intermediate_size * width
-    parameters = blocks + vocab_size * width * (1 + 2 * model.value_embeddings)
+    embeddings = (model.embedding_size or width) + 2 * width * model.value_embeddings
+    parameters = blocks + vocab_size * embeddings
     needed = parameters * (_BYTES_IN_TRAINING if device.name == "cpu" else _BYTES_OF_WEIGHT)
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:

@@ -60,6 +60,7 @@ def build_trainer(
                     held_out_label("eval", held_out.name),
                     held_out.in_loop,
                     config.eval.batch_size,
+                    setup.model.get_metrics(is_train=False),
                     due_at_progress_interval(config.eval.interval, budget),
                 )
                 for held_out in batches.held_out

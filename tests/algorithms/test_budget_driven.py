@@ -21,7 +21,7 @@ from cram_composer.config.schema.algorithms import (
     EmaConfig,
     SeqLengthWarmupConfig,
 )
-from cram_composer.config.schema.objective import ObjectiveConfig
+from cram_composer.config.schema.objective import MaskedLMConfig
 from cram_composer.errors import ConfigError
 
 
@@ -104,9 +104,9 @@ def test_a_start_longer_than_the_rows_is_rejected(budget: Budget):
 
 def test_the_masking_rate_changes_linearly(budget: Budget):
     loader = fake_loader()
-    schedule = MaskingSchedule(ObjectiveConfig(mlm_probability=0.3, final_mlm_probability=0.15), budget, loader)
+    schedule = MaskingSchedule(MaskedLMConfig(mlm_probability=0.3, final_mlm_probability=0.15), budget, loader)
     assert follow(schedule, budget, loader, "mlm_probability", [0, 50, 100]) == pytest.approx([0.3, 0.225, 0.15])
-    constant = MaskingSchedule(ObjectiveConfig(mlm_probability=0.3), budget, loader)
+    constant = MaskingSchedule(MaskedLMConfig(mlm_probability=0.3), budget, loader)
     assert follow(constant, budget, loader, "mlm_probability", [0, 100]) == [0.3, 0.3]
 
 

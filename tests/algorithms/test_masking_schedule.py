@@ -10,10 +10,10 @@ from composer.core import Event
 from cram_composer.algorithms.masking_schedule import MASK_SCHEDULES, MaskingSchedule
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.config.schema.introspect import literals
-from cram_composer.config.schema.objective import ObjectiveConfig
+from cram_composer.config.schema.objective import MaskedLMConfig
 
 
-def rates(objective: ObjectiveConfig, *seconds: float) -> list[float]:
+def rates(objective: MaskedLMConfig, *seconds: float) -> list[float]:
     """Return the rates after the given seconds of a hundred."""
     budget, loader = Budget(Limits(seconds=100.0)), SimpleNamespace(mlm_probability=None)
     schedule = MaskingSchedule(objective, budget, loader)
@@ -35,16 +35,16 @@ def rates(objective: ObjectiveConfig, *seconds: float) -> list[float]:
     ],
 )
 def test_every_form_moves_from_the_initial_to_the_final_rate(name: str, expected: list[float]):
-    objective = ObjectiveConfig(mlm_probability=0.3, final_mlm_probability=0.15, mask_schedule=name)
+    objective = MaskedLMConfig(mlm_probability=0.3, final_mlm_probability=0.15, mask_schedule=name)
     assert rates(objective, 0, 25, 50, 75, 100) == pytest.approx(expected)
     assert rates(objective, 120)[0] == 0.15  # no overshoot after a long last step
-    rising = ObjectiveConfig(mlm_probability=0.15, final_mlm_probability=0.3, mask_schedule=name)
+    rising = MaskedLMConfig(mlm_probability=0.15, final_mlm_probability=0.3, mask_schedule=name)
     assert max(rates(rising, *range(0, 101, 5))) == 0.3  # the capacity of the collator
 
 
 def test_without_a_final_rate_nothing_changes():
-    assert rates(ObjectiveConfig(mlm_probability=0.3), 0, 40, 100) == [0.3] * 3
+    assert rates(MaskedLMConfig(mlm_probability=0.3), 0, 40, 100) == [0.3] * 3
 
 
 def test_the_schema_and_the_table_name_the_same_forms():
-    assert set(literals(ObjectiveConfig.model_fields["mask_schedule"].annotation)) == set(MASK_SCHEDULES)
+    assert set(literals(MaskedLMConfig.model_fields["mask_schedule"].annotation)) == set(MASK_SCHEDULES)

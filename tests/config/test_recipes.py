@@ -30,6 +30,8 @@ PUBLISHED = {
     "bert-original": (30522, 110),
     "crammed-bert": (32768, 120),
     "crammed-bert-v1": (32768, 120),
+    "deberta-v3-style": (128_100, 184),
+    "electra-small": (30522, 14),
     "gpt-bert": (16384, 119),
     "izsak-24h": (30522, 335),
     "ltg-bert": (16384, 98),

@@ -59,6 +59,22 @@ def test_labels_weigh_equally_and_the_ramp_counts_all_rows(strategy: str, ranks:
     assert record(two)["tokens"] == record(one)["tokens"]
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero-2", "zero-3"])
+def test_replaced_token_detection_is_the_same_on_two_ranks(strategy: str, ranks: Ranks):
+    """Every rank samples the replacements of its own rows."""
+    settings = [
+        "recipes=[crammed-bert,rope,rtd]",
+        "objective={generator_width: 0.5, embeddings: gdes, corrective_masks: 0.2}",
+        "eval.interval=0.3",
+    ]
+    one = ranks(f"rtd-one-{strategy}", 1, *settings)
+    two = ranks(f"rtd-two-{strategy}", 2, *STRATEGIES[strategy], *settings)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    found, expected = record(two)["metrics"], record(one)["metrics"]
+    assert found["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-4)
+    assert found["detection"] == pytest.approx(expected["detection"], abs=1e-3)
+
+
 def same_checkpoint(ours: dict, theirs: dict) -> None:
     """Check that weights, moments, parameter groups and the average are equal whole tensors."""
     close(ours["model"], theirs["model"])

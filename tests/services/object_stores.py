@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from tests.servers import free_ports
 
@@ -108,8 +116,6 @@ class Azurite(ObjectServer):
 
     def sas_environment(self) -> dict[str, str]:
         """Return variables with a shared access signature in the place of the key."""
-        from datetime import UTC, datetime, timedelta
-
         from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
         token = generate_container_sas(
@@ -121,6 +127,94 @@ class Azurite(ObjectServer):
         )
         kept = {name: self.environment[name] for name in ("AZURE_ACCOUNT_NAME", "AZURE_ENDPOINT_URL")}
         return kept | {"AZURE_SAS_TOKEN": token}
+
+
+class AzuriteWithIdentities(Azurite):
+    """Azurite that accepts the tokens of Microsoft Entra ID, over TLS, and a managed identity to get them from.
+
+    Azurite reads a token's issuer, audience and dates, not its signature.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._write_certificate()
+        self.asked: list[str] = []  # resources that tokens were asked for
+
+    def command(self) -> list[str]:
+        certificate = ["--cert", str(self.folder / "cert.pem"), "--key", str(self.folder / "key.pem")]
+        return [*super().command(), "--oauth", "basic", *certificate]
+
+    def container(self):
+        """Return a client of the bucket."""
+        from azure.storage.blob import ContainerClient
+
+        endpoint = self.environment["AZURE_ENDPOINT_URL"].replace("http:", "https:")
+        return ContainerClient(
+            endpoint, BUCKET, credential=self.key, connection_verify=str(self.folder / "cert.pem")
+        )  # fmt: skip
+
+    @contextmanager
+    def identity(self) -> Iterator[dict[str, str]]:
+        """Serve the tokens of a managed identity as Azure's App Service does; yield the variables of a client."""
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_IdentityHandler,), {"azurite": self}))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield {
+                "AZURE_ACCOUNT_NAME": "cram",
+                "AZURE_ENDPOINT_URL": self.environment["AZURE_ENDPOINT_URL"].replace("http:", "https:"),
+                "IDENTITY_ENDPOINT": f"http://127.0.0.1:{server.server_port}/token",
+                "IDENTITY_HEADER": "secret",
+                "REQUESTS_CA_BUNDLE": str(self.folder / "cert.pem"),
+            }
+        finally:
+            server.shutdown()
+            server.server_close()
+
+    def _write_certificate(self) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        name, now = x509.Name([]), datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(hours=1))
+            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=True)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        pem = serialization.Encoding.PEM
+        (self.folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+        (self.folder / "key.pem").write_bytes(
+            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+
+
+class _IdentityHandler(BaseHTTPRequestHandler):
+    azurite: AzuriteWithIdentities
+
+    def do_GET(self) -> None:
+        import jwt
+
+        if self.headers["X-IDENTITY-HEADER"] != "secret":
+            self.send_error(401)
+            return
+        resource = parse_qs(urlsplit(self.path).query)["resource"][0]
+        self.azurite.asked.append(resource)
+        now = int(time.time())
+        dates = {"iat": now - 60, "nbf": now - 60, "exp": now + 3600}
+        claims = {"aud": resource, "iss": "https://sts.windows.net/tenant/", **dates}
+        token = jwt.encode(claims, "not verified, but long enough for HMAC", "HS256")
+        body = json.dumps({"access_token": token, "expires_on": str(now + 3600), "resource": resource}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 class GoogleEmulator(ObjectServer):

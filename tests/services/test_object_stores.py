@@ -14,7 +14,7 @@ import pytest
 
 from cram_composer.storage.client import Storage, StorageError
 from tests.conftest import build_tiny_data, environment, train_command
-from tests.services.object_stores import Azurite, GoogleEmulator, ObjectServer
+from tests.services.object_stores import Azurite, AzuriteWithIdentities, GoogleEmulator, ObjectServer
 
 DEADLINE = 6.0
 SETTINGS = ["data.build=null", "run_name=run", "logging.progress_bar=false", f"data.deadline={DEADLINE:.0f}s"]
@@ -171,5 +171,27 @@ def test_a_shared_access_signature_takes_the_place_of_the_key(tmp_path: Path, mo
         with pytest.raises(StorageError, match="az login, a managed identity") as refused:
             Storage(f"{server.uri}/folder", DEADLINE).list_sizes()
         assert refused.value.cause == "credentials"
+    finally:
+        server.stop()
+
+
+@pytest.mark.skipif(bool(Azurite.missing()), reason=f"not installed: {Azurite.missing()}")
+def test_a_managed_identity_needs_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = AzuriteWithIdentities(tmp_path)
+    server.start()
+    try:
+        server.create_bucket()
+        with server.identity() as variables:
+            for name, value in variables.items():
+                monkeypatch.setenv(name, value)
+            (tmp_path / "file").write_text("text")
+            storage = Storage(f"{server.uri}/folder", DEADLINE)
+            storage.upload(tmp_path / "file", "x")
+            assert storage.list_sizes() == {"x": 4}
+            assert set(server.asked) == {"https://storage.azure.com"}
+            monkeypatch.setenv("IDENTITY_HEADER", "wrong")
+            with pytest.raises(StorageError, match="az login, a managed identity") as refused:
+                Storage(f"{server.uri}/folder", DEADLINE).list_sizes()
+            assert refused.value.cause == "credentials"
     finally:
         server.stop()

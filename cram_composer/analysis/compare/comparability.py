@@ -85,12 +85,15 @@ def data_refusals(runs: Sequence[RunData]) -> list[str]:
         refusals.append(f"data: {names}")
     # Row counts differ between tokenizers even for the same text.
     whole_texts = len(tokenizers) > 1 and all(map(_scores_whole_split, runs))
+    objectives = list(dict.fromkeys(run.get("config.objective.name") or "mlm" for run in runs))
+    if len(objectives) > 1:
+        refusals.append(f"evaluation: different objectives, objective.name {_join_distinct(objectives)}")
     for key, what in (
         ("config.objective.shift", "evaluation: different predicted positions, objective.shift"),
         ("metrics.validation_rows", "evaluation: rows"),
         ("config.eval.batch_size", "evaluation: masks depend on the batch size, eval.batch_size"),
     ):
-        if len({run.get(key) for run in runs}) > 1 and not (whole_texts and key == "metrics.validation_rows"):
+        if len({run.get(key) or 0 for run in runs}) > 1 and not (whole_texts and key == "metrics.validation_rows"):
             refusals.append(f"{what} {_join_distinct(str(run.get(key)) for run in runs)}")
     return refusals
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -74,6 +75,12 @@ def _checked_size(text: str) -> str:
     return text
 
 
+def _checked_suffix(suffix: str) -> str:
+    if re.fullmatch(r"\.[^./]+", suffix) is None:
+        raise ValueError(f"{suffix!r} must be a dot and letters, such as .py")
+    return suffix.lower()
+
+
 def _checked_path(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise ValueError(f"must be a path, got {text!r}")
@@ -106,6 +113,8 @@ FilePath = Annotated[str, AfterValidator(_checked_path)]
 """A path on this machine; ~ and $VARIABLES expand."""
 Place = Annotated[str, AfterValidator(_checked_place)]
 """A folder or the URI of one in object storage: s3://bucket/path, gs://, azure://."""
+TextSuffix = Annotated[str, AfterValidator(_checked_suffix)]
+"""A suffix of files, such as .py."""
 Name = Annotated[str, AfterValidator(_checked_name)]
 """A name that becomes a folder below another one; empty for the default."""
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from cram_composer.config.schema.base import Settings, Share, key
+from cram_composer.config.schema.base import Settings, Share, TextSuffix, key
 
 
 def _checked_set_name(name: str) -> str:
@@ -24,14 +24,7 @@ def _checked_set_name(name: str) -> str:
     return name
 
 
-def _checked_suffix(suffix: str) -> str:
-    if re.fullmatch(r"\.[^./]+", suffix) is None:
-        raise ValueError(f"{suffix!r} must be a dot and letters, such as .py")
-    return suffix.lower()
-
-
 SetName = Annotated[str, AfterValidator(_checked_set_name)]
-TextSuffix = Annotated[str, AfterValidator(_checked_suffix)]
 
 
 class Source(Settings):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from cram_composer.config.schema.base import Betas, FilePath, Rate, Settings, Share, key
+from cram_composer.config.schema.base import Betas, FilePath, Rate, Settings, Share, TextSuffix, key
 
 
 class TaskSettingsConfig(Settings):
@@ -32,13 +32,26 @@ class FineTuningConfig(Settings):
     betas: Betas = key((0.9, 0.98), "AdamW's decay rates")
     eps: NonNegativeFloat = key(1e-6, "AdamW's epsilon", le=1.0)
     dropout: Rate = key(0.1, "dropout of the encoder and the head")
+    layer_lr_decay: float | None = key(
+        None, "rate of a layer relative to the one above it (Clark et al. 2020, appendix B); null: 1", gt=0.0, le=1.0
+    )
     max_length: int = key(128, "tokens of a text or pair of texts; longer ones are truncated", ge=8, le=131_072)
     overrides: dict[str, TaskSettingsConfig] = key(dict, "settings by task")
     eval_batch_size: PositiveInt = key(64, "rows per batch when scoring", le=2**16)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = key("auto", "auto: the fastest that the hardware supports")
 
 
-class ProtocolConfig(FineTuningConfig):
+class ClassificationConfig(FineTuningConfig):
+    """Settings of protocols that classify texts."""
+
+    pooling: Literal["first", "mean", "attention", "pair"] | None = key(
+        None,
+        "what the classifier of a text reads; null: the model's own head; pair: the mean u of the first text and v of "
+        "the second, |u - v| and u v",
+    )
+
+
+class ProtocolConfig(ClassificationConfig):
     """Fine-tuning on the tasks of a benchmark."""
 
     kind: Literal["fine-tuning"] = "fine-tuning"
@@ -47,6 +60,12 @@ class ProtocolConfig(FineTuningConfig):
     tasks: list[str] = key(["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"], "tasks to train on")
     not_averaged: list[str] = key(["wnli"], "tasks left out of the average")
     mnli_start: bool = key(False, "start RTE, MRPC and STS-B from the MNLI model; breaks the rules of a cram")
+
+    @model_validator(mode="after")
+    def _check_pooling(self) -> ProtocolConfig:
+        if self.mnli_start and self.pooling is not None:
+            raise ValueError("mnli_start: hands on the model's own head; set pooling=null or mnli_start=false")
+        return self
 
 
 class OwnTaskConfig(Settings):
@@ -70,7 +89,7 @@ class OwnTaskConfig(Settings):
         return self
 
 
-class OwnDataConfig(FineTuningConfig):
+class OwnDataConfig(ClassificationConfig):
     """Fine-tuning on a user's own files."""
 
     benchmark: ClassVar[str] = "own-data"
@@ -122,6 +141,7 @@ class MaskedWordsConfig(ZeroShotConfig):
         1_000_000, "approximate number of characters to score, from the head of each file by size", le=10**12
     )
     text_column: str = key("text", "column of .jsonl and .parquet files")
+    text_suffixes: list[TextSuffix] = key(list, "suffixes of more files to read like .txt, such as .py")
     window_characters: PositiveInt = key(320, "characters of a window, in whole words", le=10**6)
     mlm_probability: Share = key(0.15, "share of words to mask")
     unknown_bits_per_byte: NonNegativeFloat = key(8.0, "cost of UTF-8 text that becomes [UNK] or no token", le=1e6)

@@ -20,6 +20,9 @@ class ModelConfig(Settings):
 
     architecture: Literal["crambert", "hf"] = key("crambert", "CramBERT, or the model `hf_name` of transformers")
     hidden_size: PositiveInt = key(768, "width of the residual stream", le=65_536)
+    embedding_size: PositiveInt | None = key(
+        None, "width of the token embedding, projected to hidden_size; null: hidden_size", le=65_536
+    )
     num_hidden_layers: PositiveInt = key(16, "encoder layers", le=1024)
     num_attention_heads: PositiveInt = key(12, "attention heads; must divide `hidden_size`", le=4096)
     intermediate_size: PositiveInt = key(3072, "width of the up-projection; a gated FFN halves it", le=262_144)

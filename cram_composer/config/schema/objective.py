@@ -1,17 +1,22 @@
-"""The `objective` section: masked-language modelling."""
+"""The `objective` section: one class per objective."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
-from cram_composer.config.schema.base import Settings, Share, key
+from cram_composer.config.schema.base import Settings, Share, chosen_by_name, key
 
 
-class ObjectiveConfig(Settings):
-    """Masked-language modelling (Devlin et al. 2018, section 3.1)."""
+class Objective(Settings):
+    """The tokens of a row to mask, for every objective."""
 
+    KEPT: ClassVar[tuple[str, ...]] = (  # kept when a later layer chooses another objective
+        "mlm_probability", "final_mlm_probability", "mask_schedule", "masking", "positions", "unit",
+    )  # fmt: skip
+
+    name: str
     mlm_probability: float = key(0.25, "share of tokens to mask", ge=0.01, le=0.9)
     final_mlm_probability: float | None = key(
         None, "masking rate at the end of the budget; null: constant", ge=0.01, le=0.9
@@ -24,11 +29,9 @@ class ObjectiveConfig(Settings):
     )
     positions: Literal["fixed", "bernoulli"] = key("fixed", "fixed: the same count in every row")
     unit: Literal["token", "word", "span"] = key("token", "mask tokens, whole words, or spans of words")
-    shift: bool = key(False, "predict a token at the position before it")
-    causal_fraction: Share = key(0.0, "share of rows trained with a causal mask")
 
     @model_validator(mode="after")
-    def _check(self) -> ObjectiveConfig:
+    def _check_masks(self) -> Objective:
         if self.mask_schedule != "linear" and self.final_mlm_probability is None:
             raise ValueError(
                 f"mask_schedule: {self.mask_schedule} has no effect without objective.final_mlm_probability; set it "
@@ -39,9 +42,61 @@ class ObjectiveConfig(Settings):
                 f"positions: bernoulli masks single tokens and excludes unit={self.unit}; set "
                 "objective.positions=fixed or objective.unit=token"
             )
+        return self
+
+
+class MaskedLMConfig(Objective):
+    """Masked-language modelling (Devlin et al. 2018, section 3.1)."""
+
+    name: Literal["mlm"] = "mlm"
+    shift: bool = key(False, "predict a token at the position before it")
+    causal_fraction: Share = key(0.0, "share of rows trained with a causal mask")
+
+    @model_validator(mode="after")
+    def _check_causal(self) -> MaskedLMConfig:
         if self.causal_fraction and not self.shift:
             raise ValueError(
                 "causal_fraction: causal rows predict the next token, so masked rows must do the same; set "
                 "objective.shift=true"
             )
         return self
+
+
+class ReplacedTokenConfig(Objective):
+    """Replaced-token detection (Clark et al. 2020, arXiv 2003.10555): a track of its own, not masked-LM training.
+
+    A small masked LM, the generator, fills the masks of a row by samples. The encoder tells of every token whether it
+    was replaced.
+    """
+
+    name: Literal["rtd"] = "rtd"
+    generator_width: float = key(0.25, "hidden size of the generator, as a share of the encoder's", ge=0.01, le=1.0)
+    generator_layers: PositiveInt | None = key(None, "its layers; null: as many as the encoder", le=1024)
+    embeddings: Literal["shared", "gdes", "separate"] = key(
+        "shared",
+        "token embeddings of generator and encoder; gdes: the encoder adds its own to a constant copy (He et al. "
+        "2021, arXiv 2111.09543)",
+    )
+    detection_weight: NonNegativeFloat = key(50.0, "weight of the encoder's loss; the generator's is 1", le=1e6)
+    temperature: float = key(1.0, "divides the generator's logits before sampling", ge=0.01, le=100.0)
+    corrective_masks: Share | None = key(
+        None,
+        "train the encoder's masked-LM head too (Meng et al. 2021, arXiv 2102.08473), with this share of the masks "
+        "left in its rows; null: no head, and the generator fills masks",
+    )
+
+    @property
+    def shift(self) -> bool:
+        """A token is predicted at its own position."""
+        return False
+
+    @property
+    def causal_fraction(self) -> float:
+        """No row is causal."""
+        return 0.0
+
+
+if TYPE_CHECKING:
+    ObjectiveConfig = MaskedLMConfig | ReplacedTokenConfig
+else:
+    ObjectiveConfig = chosen_by_name(Objective)

@@ -10,7 +10,7 @@ from cram_composer.config.schema.algorithms import AlgorithmsConfig
 from cram_composer.config.schema.base import Duration, FilePath, Name, Place, Settings, Share, default_of, key
 from cram_composer.config.schema.data import DataConfig
 from cram_composer.config.schema.model import ModelConfig
-from cram_composer.config.schema.objective import ObjectiveConfig
+from cram_composer.config.schema.objective import MaskedLMConfig, ObjectiveConfig
 from cram_composer.config.schema.optimizer import AdamWConfig, OptimizerConfig
 from cram_composer.config.schema.scaleout import ScaleoutConfig
 from cram_composer.config.schema.schedule import ScheduleConfig, TriangleConfig
@@ -164,7 +164,7 @@ class RunConfig(Settings):
     budget: BudgetConfig = key(BudgetConfig, "limits of the run")
     data: DataConfig = key(DataConfig, "the data set")
     model: ModelConfig = key(ModelConfig, "the encoder")
-    objective: ObjectiveConfig = key(ObjectiveConfig, "masked-language modelling")
+    objective: ObjectiveConfig = key(MaskedLMConfig, "what is learnt from the text")
     optimizer: OptimizerConfig = key(AdamWConfig, "the optimizer")
     schedule: ScheduleConfig = key(TriangleConfig, "learning rate over the budget")
     train: TrainConfig = key(TrainConfig, "one optimizer step")
@@ -175,10 +175,10 @@ class RunConfig(Settings):
     logging: LoggingConfig = key(LoggingConfig, "loggers", free=True)
     export: ExportConfig = key(ExportConfig, "Hugging Face export", free=True)
 
-    @field_validator("optimizer", "schedule", mode="before")
+    @field_validator("objective", "optimizer", "schedule", mode="before")
     @classmethod
     def _default_name(cls, value: Any, info: Any) -> Any:
-        """Give a section without a name the name of the default optimizer or schedule."""
+        """Give a section without a name the name of the default."""
         default = default_of(cls.model_fields[info.field_name])
         return {"name": default.name, **value} if isinstance(value, dict) else value
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from cram_composer.config.messages import set_in
 from cram_composer.config.schema.model import HF_KEYS, ModelConfig
+from cram_composer.config.schema.objective import ReplacedTokenConfig
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import ConfigError
 
@@ -82,6 +83,12 @@ def check_combinations(config: RunConfig) -> None:
             "objective.shift: models of transformers predict a token at its own position; set "
             "model.architecture=crambert or objective.shift=false"
         )
+    if isinstance(objective, ReplacedTokenConfig):
+        _check_replaced_tokens(config)
+    if is_crambert and model.mup_base_width is not None and model.embedding_size is not None:
+        raise ConfigError(
+            "model.mup_base_width: muP has no rule for the projections of model.embedding_size; set one of them to null"
+        )
     if model.document_masking and model.stack == "funnel":
         raise ConfigError(
             "model.document_masking: model.stack=funnel averages pairs of tokens across documents; "
@@ -98,6 +105,32 @@ def check_combinations(config: RunConfig) -> None:
         )
     if is_crambert and model.attention_kernel in ("flex", "flash"):
         _check_attention(config)
+
+
+def _check_replaced_tokens(config: RunConfig) -> None:
+    reasons = {
+        "model.architecture: hf": (config.model.architecture == "hf", "the generator is a CramBERT like the encoder"),
+        "model.loss_kernel": (
+            config.model.architecture == "crambert" and config.model.loss_kernel != "full",
+            "the generator samples from all its logits, which only the kernel full forms",
+        ),
+        "model.mup_base_width": (config.model.mup_base_width is not None, "the generator has another width"),
+        "optimizer.name": (config.optimizer.name == "sophia", "Sophia estimates the curvature of a masked LM's loss"),
+        "optimizer.groups.layer_lr_decay": (
+            config.optimizer.groups.layer_lr_decay != 1.0, "the layers of two networks have no common order",
+        ),
+        "algorithms.label_smoothing": (config.algorithms.label_smoothing is not None, "samples need sharp predictions"),
+        "train.early_stop.loss_above": (
+            config.train.early_stop is not None and config.train.early_stop.loss_above is not None,
+            "the loss is a weighted sum of two",
+        ),
+        "init_from": (config.init_from is not None, "there are no weights for the generator"),
+    }  # fmt: skip
+    for key, (applies, reason) in reasons.items():
+        if applies:
+            raise ConfigError(
+                f"{key}: excludes objective.name=rtd, because {reason}; set objective.name=mlm or reset it"
+            )
 
 
 def _check_stochastic_depth(config: RunConfig) -> None:

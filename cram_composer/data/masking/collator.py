@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cram_composer.config.schema.objective import ObjectiveConfig
+from cram_composer.config.schema.objective import MaskedLMConfig, ObjectiveConfig
 from cram_composer.data.masking.row_random import RowRandom
 from cram_composer.data.masking.units import MAX_WORD_TOKENS, span_starts, word_starts
 from cram_composer.data.pipeline.rows.packing import document_ids
 
 IGNORED = -100  # label of an unused slot; torch's cross-entropy ignores it
+_MASKED_LM = MaskedLMConfig()
 _EXCLUDED = 2.0  # score of tokens that must not be chosen: above every probability
 
 
@@ -37,6 +38,9 @@ class MaskedLMCollator:
     Each row is used for causal attention with probability `causal_fraction`: such rows keep all their
     tokens. As many random tokens as in a masked row are labels, so the causal loss is estimated without bias and at the
     same weight.
+
+    With `draws`, every slot has a random number for the sample that replaces its token (replaced-token detection), so
+    that samples depend neither on the number of devices nor on the size of microbatches.
     """
 
     vocab_size: int
@@ -51,6 +55,8 @@ class MaskedLMCollator:
     joins: NDArray | None = field(default=None, repr=False, compare=False)  # words.word_joins, for words and spans
     shift: bool = False
     causal_fraction: float = 0.0  # above 0, with `shift`: batches get causal
+    draws: bool = False  # batches get draws
+    kept_masks: float | None = None  # with `draws`: share of the slots that stay masked; batches get kept
     _is_special: NDArray = field(init=False, repr=False, compare=False)  # bool [vocab_size]
     _ordinary: NDArray = field(init=False, repr=False, compare=False)  # the other ids
     _joins: NDArray = field(init=False, repr=False, compare=False)  # uint8 [vocab_size]; no word holds a special token
@@ -81,7 +87,7 @@ class MaskedLMCollator:
             int64 tensors: input_ids [B, L], masked_positions [B, K] (columns to read predictions at, ascending over
             used slots) and labels [B, K] (original ids, -100 in unused slots). With `pad_id` also attention_mask [B,
             L], 0 at padding; with `sep_id` document_ids [B, L], see `packing.document_ids`; with a `causal_fraction`
-            causal, bool [B].
+            causal, bool [B]; with `draws` draws, fp32 [B, K] uniform in [0, 1); with `kept_masks` kept, bool [B, K].
         """
         count, length = rows.shape
         slots = self.capacity(length)
@@ -127,6 +133,10 @@ class MaskedLMCollator:
             batch["document_ids"] = document_ids(rows, self.sep_id, self.pad_id)
         if causal is not None:
             batch["causal"] = causal[:, 0]
+        if self.draws:
+            batch["draws"] = np.ascontiguousarray(rng.random((count, slots), dtype=np.float32))
+        if self.kept_masks is not None:
+            batch["kept"] = used & (rng.random((count, slots)) < self.kept_masks)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _choose_positions(
@@ -229,6 +239,8 @@ def build_collator(
         joins=joins,
         shift=objective.shift,
         causal_fraction=objective.causal_fraction,
+        draws=objective.name == "rtd",
+        kept_masks=getattr(objective, "corrective_masks", None),
     )
 
 
@@ -238,11 +250,13 @@ def evaluation_collator(
     mask_id: int,
     pad_id: int | None = None,
     sep_id: int | None = None,
-    shift: bool = False,
+    objective: ObjectiveConfig = _MASKED_LM,
 ) -> MaskedLMCollator:
     """Build the collator of held-out evaluation: 15 % of every row, all [MASK], so that losses are comparable.
 
-    With `shift`, predictions are read at the position before, as in training.
+    Everything else is as `objective` has it, but no row is causal.
     """
-    objective = ObjectiveConfig(mlm_probability=0.15, masking="all-mask", positions="fixed", shift=shift)
-    return build_collator(objective, vocab_size, special_ids, mask_id, pad_id, sep_id)
+    fixed = {"mlm_probability": 0.15, "final_mlm_probability": None, "masking": "all-mask", "positions": "fixed"}
+    every_row = {"causal_fraction": 0.0} if objective.causal_fraction else {}
+    chosen = objective.model_copy(update={**fixed, "unit": "token", **every_row})
+    return build_collator(chosen, vocab_size, special_ids, mask_id, pad_id, sep_id)

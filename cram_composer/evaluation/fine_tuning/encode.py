@@ -24,6 +24,7 @@ class EncodedRows(NamedTuple):
     Attributes:
         ids: int32, all rows concatenated; row r is ids[starts[r]:starts[r + 1]].
         types: uint8 token types of `ids`; None if the model has no token types.
+        sides: uint8 text of a pair that an id belongs to, 1 or 2, and 0 for special tokens; None if nothing reads it.
         labels: int64 [N], or fp32 for a regression; of a task that tags words, int64 [W], all words concatenated.
         groups: int64 [N], group number of each example; of embeddings [N, 2], numbers of the texts.
         credits: fp32 [N].
@@ -41,6 +42,7 @@ class EncodedRows(NamedTuple):
     words: torch.Tensor | None = None
     sentences: torch.Tensor | None = None
     texts: int = 1
+    sides: torch.Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -53,10 +55,18 @@ class EncodedRows(NamedTuple):
         return self.starts.diff().view(-1, self.texts).amax(dim=1)
 
 
-def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool) -> EncodedRows:
-    """Encode every example; in pairs that are too long, the longer text is truncated."""
+def encode(
+    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, token_types: bool, sides: bool = False
+) -> EncodedRows:
+    """Encode every example; in pairs that are too long, the longer text is truncated.
+
+    Raises:
+        CramError: `sides` with a tokenizer that does not tell which text a piece belongs to.
+    """
+    if sides and not tokenizer.is_fast:
+        raise CramError("pooling=pair needs a fast tokenizer (tokenizer.json), which the model does not have")
     examples = split.examples
-    pieces = _tokenize([example.texts for example in examples], tokenizer, max_length, token_types)
+    pieces = _tokenize([example.texts for example in examples], tokenizer, max_length, token_types, sides=sides)
     groups: dict[object, int] = {}
     return EncodedRows(
         pieces.ids,
@@ -65,6 +75,7 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, to
         torch.tensor([example.label for example in examples]),
         torch.tensor([groups.setdefault(example.group, len(groups)) for example in examples]),
         torch.tensor([example.credit for example in examples]),
+        sides=pieces.sides,
     )
 
 
@@ -118,6 +129,7 @@ class _Pieces(NamedTuple):
     types: torch.Tensor | None
     starts: torch.Tensor
     spans: list[list[tuple[int, int]]]  # characters of every piece, row by row
+    sides: torch.Tensor | None
 
 
 def _tokenize(
@@ -126,8 +138,9 @@ def _tokenize(
     max_length: int,
     token_types: bool,
     offsets: bool = False,
+    sides: bool = False,
 ) -> _Pieces:
-    ids, types, lengths = [], [], []
+    ids, types, lengths, numbers = [], [], [], []
     spans: list[list[tuple[int, int]]] = []
     for start in range(0, len(texts), _ROWS_PER_CALL):
         columns = [list(column) for column in zip(*texts[start : start + _ROWS_PER_CALL], strict=True)]
@@ -143,8 +156,12 @@ def _tokenize(
         if token_types:
             types.append(torch.tensor(list(itertools.chain.from_iterable(rows["token_type_ids"])), dtype=torch.uint8))
         spans += rows["offset_mapping"] if offsets else []
+        if sides:
+            flat = itertools.chain.from_iterable(rows.sequence_ids(row) for row in range(len(rows["input_ids"])))
+            numbers.append(torch.tensor([0 if text is None else text + 1 for text in flat], dtype=torch.uint8))
     starts = torch.tensor([0, *itertools.accumulate(lengths)])
-    return _Pieces(torch.cat(ids), torch.cat(types) if token_types else None, starts, spans)
+    all_types = torch.cat(types) if token_types else None
+    return _Pieces(torch.cat(ids), all_types, starts, spans, torch.cat(numbers) if sides else None)
 
 
 def training_batches(rows: EncodedRows, batch_size: int, generator: torch.Generator) -> list[torch.Tensor]:
@@ -162,7 +179,7 @@ def scoring_batches(rows: EncodedRows, batch_size: int) -> list[torch.Tensor]:
 
 
 def collate(rows: EncodedRows, batch: torch.Tensor, pad: int) -> dict[str, torch.Tensor]:
-    """Pad the rows of a batch: input_ids, attention_mask, token_type_ids if any, int64 [B, L], and labels.
+    """Pad the rows of a batch: input_ids, attention_mask, token_type_ids and sides if any, int64 [B, L], and labels.
 
     Labels are [B]; for words [B, L], with -100 at every other token; for embeddings the numbers of the texts, [B, 2],
     and the two rows of a pair follow each other.
@@ -173,8 +190,9 @@ def collate(rows: EncodedRows, batch: torch.Tensor, pad: int) -> dict[str, torch
         "attention_mask": inside.long(),
         "labels": _labels(rows, batch),
     }
-    if rows.types is not None:
-        made["token_type_ids"] = rows.types[places].long().where(inside, 0)
+    for name, values in (("token_type_ids", rows.types), ("sides", rows.sides)):
+        if values is not None:
+            made[name] = values[places].long().where(inside, 0)
     return made
 
 

@@ -22,15 +22,16 @@ from cram_composer.evaluation.fine_tuning.encode import (
     to_device,
     words_at,
 )
-from cram_composer.evaluation.fine_tuning.heads import PairEmbedder, WordTagger
+from cram_composer.evaluation.fine_tuning.heads import PairEmbedder, TextClassifier, WordTagger
 from cram_composer.evaluation.fine_tuning.metrics import compute_metrics, span_scores
 from cram_composer.evaluation.fine_tuning.pairs import pair_scores
 from cram_composer.evaluation.tasks.task import Task
+from cram_composer.optim.parameters import describe_parameters
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
-Model = PreTrainedModel | WordTagger | PairEmbedder
+Model = PreTrainedModel | TextClassifier | WordTagger | PairEmbedder
 _SCORES = {"sequence": compute_metrics, "words": span_scores, "embedding": pair_scores}
 
 
@@ -153,10 +154,21 @@ def autocast(device: torch.device, precision: str) -> Any:
 
 
 def _build_optimizer(model: Model, settings: FineTuningConfig, device: torch.device) -> torch.optim.AdamW:
-    """Build AdamW without weight decay for biases and norms."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    """Build AdamW without weight decay for biases and norms, and with lower rates for lower layers if configured."""
+    described = describe_parameters(model)
+    deepest = max(parameter.depth for parameter in described)
+    found: dict[tuple[bool, int], list[torch.nn.Parameter]] = {}
+    for one in described:
+        depth = deepest if settings.layer_lr_decay is None else one.depth
+        found.setdefault((one.parameter.ndim >= 2, depth), []).append(one.parameter)
+    groups = [
+        {
+            "params": parameters,
+            "lr": settings.lr * (settings.layer_lr_decay or 1.0) ** (deepest - depth),
+            "weight_decay": settings.weight_decay if decayed else 0.0,
+        }
+        for (decayed, depth), parameters in found.items()
+    ]
     first, second = settings.betas
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), eps=settings.eps, fused=True)
 

@@ -2,13 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
-from cram_composer.models.crambert.heads import mean_pool
+from cram_composer.models.crambert.heads import classification_loss, first_pool, mean_pool
+
+_HEAD_WIDTH = 1024  # as in the cramming code
+
+
+class TextClassifier(nn.Module):
+    """An encoder with a pooling, a tanh layer, dropout and a linear layer, for texts and pairs of texts.
+
+    Args:
+        encoder: without a head.
+        num_labels: number of classes, or 1 for a regression.
+        dropout: dropout before the linear layer.
+        pooling: "first" (token), "mean" (over tokens), "attention" (a mean with learned weights), or "pair": of pairs
+            the means u and v of their texts, |u - v| and u v (Conneau et al. 2017, arXiv 1705.02364, section 3.1, with
+            the product), of single texts the mean; these means leave out special tokens.
+        pairs: the task has pairs of texts.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, num_labels: int, dropout: float, pooling: str, pairs: bool) -> None:
+        super().__init__()
+        self.config = encoder.config
+        self.encoder = encoder
+        width = encoder.config.hidden_size
+        self.scores = nn.Linear(width, 1, bias=False) if pooling == "attention" else None
+        self.pool: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor] = {
+            "first": lambda hidden, inputs: first_pool(hidden, None),
+            "mean": lambda hidden, inputs: mean_pool(hidden, inputs["attention_mask"]),
+            "attention": self._attention,
+            "pair": _compared if pairs else lambda hidden, inputs: mean_pool(hidden, inputs["sides"] == 1),
+        }[pooling]
+        self.dense = nn.Linear(4 * width if pooling == "pair" and pairs else width, _HEAD_WIDTH)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(_HEAD_WIDTH, num_labels)
+        for layer in (self.scores, self.dense, self.out):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        self._problem = "regression" if num_labels == 1 else "single_label_classification"
+
+    def forward(
+        self, labels: torch.Tensor | None = None, sides: torch.Tensor | None = None, **inputs: torch.Tensor
+    ) -> SequenceClassifierOutput:
+        """Return logits [B, num_labels] and the mean loss over `labels` [B]; `sides` [B, L] as in EncodedRows."""
+        hidden = self.encoder(**inputs).last_hidden_state
+        known = inputs if sides is None else {**inputs, "sides": sides}
+        pooled = self.pool(hidden, known)
+        logits = self.out(self.dropout(torch.tanh(self.dense(pooled))))
+        loss = None if labels is None else classification_loss(logits, labels, self._problem)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _attention(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        assert self.scores is not None
+        scores = self.scores(hidden).float().masked_fill(inputs["attention_mask"].unsqueeze(-1) == 0, -torch.inf)
+        return (hidden * scores.softmax(dim=1).to(hidden.dtype)).sum(dim=1)
+
+
+def _compared(hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the features [B, 4H] of pairs of texts."""
+    u, v = (mean_pool(hidden, inputs["sides"] == side) for side in (1, 2))
+    return torch.cat((u, v, (u - v).abs(), u * v), dim=-1)
 
 
 class WordTagger(nn.Module):

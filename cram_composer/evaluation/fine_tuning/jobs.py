@@ -10,11 +10,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from cram_composer.config.schema.evaluation import FineTuningProtocol, ProtocolConfig, SimilarityConfig
+from cram_composer.config.schema.evaluation import (
+    ClassificationConfig,
+    FineTuningProtocol,
+    ProtocolConfig,
+    SimilarityConfig,
+)
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode, encode_texts, encode_words
 from cram_composer.evaluation.fine_tuning.fine_tune import Model, evaluate, fine_tune, task_settings
-from cram_composer.evaluation.fine_tuning.heads import PairEmbedder, WordTagger
+from cram_composer.evaluation.fine_tuning.heads import PairEmbedder, TextClassifier, WordTagger
 from cram_composer.evaluation.fine_tuning.results import Result, ResultKey, settings_hash
 from cram_composer.evaluation.model_source import ModelSource
 from cram_composer.evaluation.tasks.benchmarks import find_task, tasks_of
@@ -118,10 +123,11 @@ def plan_jobs(
 
 def run_job(job: Job, device: torch.device, report: Callable[[float], None] = lambda progress: None) -> list[Result]:
     """Run a job on `device`; calls `report` with the share of its steps that are done. Raises CramError."""
-    rows, sizes, partial = _rows(job.model, job.task, job.settings.max_length, job.data)
+    rows, sizes, partial = _rows(job.model, job.task, job.settings.max_length, job.data, _reads_sides(job))
     torch.manual_seed(job.seed)
     source = job.model if job.init_from is None else replace(job.model, source=str(job.init_from), untrained=False)
-    model = _load_model(source, job.task, job.settings)
+    sides = rows["train"].sides
+    model = _load_model(source, job.task, job.settings, pairs=sides is not None and bool((sides == 2).any()))
     outcome = fine_tune(model, job.task, rows, job.settings, job.seed, device, job.precision, report)
     if job.save_to is not None:
         assert isinstance(model, PreTrainedModel)
@@ -146,7 +152,7 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
     )
     results = [result]
     for diagnostic in job.diagnostics:
-        rows, sizes, partial = _rows(job.model, diagnostic, job.settings.max_length, job.data)
+        rows, sizes, partial = _rows(job.model, diagnostic, job.settings.max_length, job.data, _reads_sides(job))
         scores = {
             split: evaluate(model, diagnostic, rows[split], job.settings, device, job.precision)
             for split in diagnostic.scored
@@ -164,12 +170,19 @@ def run_job(job: Job, device: torch.device, report: Callable[[float], None] = la
     return results
 
 
-def _load_model(source: ModelSource, task: Task, settings: FineTuningProtocol) -> Model:
+def _reads_sides(job: Job) -> bool:
+    return job.task.head == "sequence" and getattr(job.settings, "pooling", None) == "pair"
+
+
+def _load_model(source: ModelSource, task: Task, settings: FineTuningProtocol, pairs: bool) -> Model:
     """Load the encoder with a new head for the task, drawn from torch's generator. Raises CramError."""
     if isinstance(settings, SimilarityConfig):
         return PairEmbedder(source.load_encoder(settings.dropout), settings.temperature)
     if task.head == "words":
         return WordTagger(source.load_encoder(settings.dropout), task.num_labels, settings.dropout)
+    if isinstance(settings, ClassificationConfig) and settings.pooling is not None:
+        encoder = source.load_encoder(settings.dropout)
+        return TextClassifier(encoder, task.num_labels, settings.dropout, settings.pooling, pairs)
     return source.load_classifier(task.num_labels, settings.dropout)
 
 
@@ -180,7 +193,7 @@ def _digests(task: Task, data: Path | None) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4)  # the seeds of a task run one after another
 def _rows(
-    model: ModelSource, task: Task, max_length: int, data: Path | None
+    model: ModelSource, task: Task, max_length: int, data: Path | None, sides: bool
 ) -> tuple[dict[str, EncodedRows], dict[str, int], list[str]]:
     """Return the encoded splits of a task, their sizes, and the names of those without the official size."""
     tokenizer = model.load_tokenizer()
@@ -189,7 +202,7 @@ def _rows(
         split = read_split(task, part, data)
         if task.head == "embedding" and part == "train":
             split = split.only_from(task.similar_from)
-        encode_split = _ENCODERS[task.head]
+        encode_split = functools.partial(encode, sides=True) if sides else _ENCODERS[task.head]
         encoded[part] = encode_split(split, tokenizer, model.row_length(max_length), token_types=model.has_token_types)
         sizes[part] = split.rows
         if not split.is_complete:

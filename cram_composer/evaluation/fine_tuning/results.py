@@ -50,7 +50,11 @@ class Result:
 
 def settings_hash(settings: FineTuningConfig, digests: dict[str, str], precision: str) -> str:
     """Hash everything that determines a task's scores except model and seed; `digests` are those of the splits."""
-    values = {key: value for key, value in settings.model_dump(mode="json").items() if key not in IRRELEVANT_TO_SCORES}
+    values = {
+        key: value
+        for key, value in settings.model_dump(mode="json", exclude_none=True).items()  # later settings are null
+        if key not in IRRELEVANT_TO_SCORES
+    }
     text = json.dumps([values, digests, precision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -41,7 +41,7 @@ class MaskedScorer:
     def __init__(self, source: ModelSource, seed: int, device: torch.device, precision: str, batch_tokens: int) -> None:
         self.tokenizer = load_mask_tokenizer(source)
         self.max_length = source.max_length(self.tokenizer)
-        self.model: PreTrainedModel = source.load_masked_lm(seed).to(device)  # type: ignore[arg-type]
+        self.model: PreTrainedModel = source.masked_lm_source().load_masked_lm(seed).to(device)  # type: ignore[arg-type]
         self._device = device
         self._precision = precision
         self._batch_tokens = batch_tokens

@@ -81,7 +81,8 @@ def read_parts(protocol: MaskedWordsConfig, data: Path) -> list[TextSample]:
     Raises:
         CramError: a missing or unreadable file, or no word to mask.
     """
-    (source,) = open_sources([FilesConfig(paths=[str(data)], text_column=protocol.text_column)])
+    text = FilesConfig(paths=[str(data)], text_column=protocol.text_column, text_suffixes=protocol.text_suffixes)
+    (source,) = open_sources([text])
     chosen = random.Random(protocol.seed)  # noqa: S311 - reproducible on purpose
     windows = []
     for piece in source.sample(protocol.characters):

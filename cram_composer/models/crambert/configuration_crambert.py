@@ -39,6 +39,10 @@ class CramBertConfig(PretrainedConfig):
     768 -> 3072 -> 1536 -> 768. Linear layers have no biases (`attention_bias`, `mlp_bias`); LayerNorm has weight and
     bias, as in the published model. Dropout is 0, as in pretraining; fine-tuning sets it.
 
+    `embedding_size` is the width of the token embedding, and of the decoder tied to it; matrices project it to the
+    hidden size and back (ALBERT, Lan et al. 2019, arXiv 1909.11942, section 3.1). None is the hidden size, without
+    projections.
+
     `output_init` initializes the projections into the residual stream: "normal" like all others, "scaled" by 1 / sqrt(2
     layers) (Shoeybi et al. 2019, arXiv 1909.08053), or "zero" (Zhang et al. 2019, arXiv 1901.09321). With `shift`, a
     token is predicted from the hidden state of the position before it. `matrix_init_scale` multiplies the initial
@@ -55,6 +59,7 @@ class CramBertConfig(PretrainedConfig):
         self,
         vocab_size: int = 32768,
         hidden_size: int = 768,
+        embedding_size: int | None = None,
         num_hidden_layers: int = 16,
         num_attention_heads: int = 12,
         intermediate_size: int = 3072,
@@ -102,6 +107,7 @@ class CramBertConfig(PretrainedConfig):
     ) -> None:
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
+        self.embedding_size = embedding_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size

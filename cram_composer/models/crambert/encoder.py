@@ -91,7 +91,7 @@ class CramBertModel(CramBertPreTrainedModel):
             input_ids: int64 [B, L].
             attention_mask: [B, L], 0 at padding; None without padding or with `document_ids`.
             token_type_ids: no effect.
-            inputs_embeds: [B, L, H], instead of `input_ids`; models with value embeddings need the ids.
+            inputs_embeds: [B, L, E], instead of `input_ids`; models with value embeddings need the ids.
             document_ids: int64 [B, L]; tokens attend only within the same number. Padding has a separate number, such
                 as -1.
             causal: bool [B], rows in which tokens attend only to themselves and earlier tokens.

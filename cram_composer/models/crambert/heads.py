@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .configuration_crambert import CramBertConfig
+from .embeddings import projection
 from .norms import NORMS
 
 
@@ -36,7 +37,9 @@ class MaskedLMHead(nn.Module):
     def __init__(self, config: CramBertConfig) -> None:
         super().__init__()
         self.transform = HeadTransform(config) if config.head_transform else nn.Identity()
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+        width = config.embedding_size or config.hidden_size
+        self.projection = projection(config.hidden_size, width)
+        self.decoder = nn.Linear(width, config.vocab_size, bias=config.head_bias)
         self.softcap = config.logit_softcap
         self.logit_scale = config.logit_scale
         self.label_smoothing = 0.0
@@ -49,7 +52,7 @@ class MaskedLMHead(nn.Module):
 
         `hidden` is [B, N, H], `labels` int64 [B, N]. In training, the logits may be None.
         """
-        hidden = self.transform(hidden)
+        hidden = self.projection(self.transform(hidden))
         if labels is None:
             return None, self.logits(hidden)
         loss = self.loss if self.training else cross_entropy
@@ -81,7 +84,7 @@ def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torc
     if attention_mask is None:
         return hidden.mean(dim=1)
     weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+    return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
 def first_pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -245,6 +245,21 @@ def test_scores_of_own_tasks_are_compared_one_by_one(make_seeds) -> None:
     assert row.difference is not None and row.difference.low is not None and 0.9 < row.difference.low <= 1.0
 
 
+def test_named_held_out_sets_are_compared_one_by_one(make_seeds) -> None:
+    groups = [
+        make_group(n, [load_run(p) for p in make_seeds(n, [4.2] * 3, **kw)]) for n, kw in (("a", MUON), ("b", {}))
+    ]
+    for group, loss in zip(groups, (3.0, 3.5), strict=True):
+        for number, run in enumerate(group.runs):
+            run.record["metrics"]["held_out"] = {"news": {"loss": loss + 0.01 * number, "accuracy": 0.5}}
+    (row,) = [row for row in compare(groups, groups[1])[0].rows if row.measure.startswith("news, held-out loss")]
+    assert (row.unit, row.a, row.b) == ("nats", pytest.approx(3.01), pytest.approx(3.51))
+    assert row.difference is not None and row.difference.high is not None and row.difference.high < -0.4
+    del groups[1].runs[0].record["metrics"]["held_out"]
+    (row,) = [row for row in compare(groups, groups[1])[0].rows if row.measure.startswith("news, held-out loss")]
+    assert row.difference is None and row.missing
+
+
 def test_groups_come_from_patterns_and_configurations(make_seeds, tmp_path: Path) -> None:
     for path in [*make_seeds("base", [4.1, 4.2]), *make_seeds("muon", [4.0, 4.1], **MUON)]:
         name = json.loads((path / "record.json").read_text())["run_name"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cram_composer.config.schema.objective import ObjectiveConfig
+from cram_composer.config.schema.objective import MaskedLMConfig
 from cram_composer.data.masking import IGNORED, MaskedLMCollator, build_collator, evaluation_collator
 
 SPECIAL = (0, 1, 2, 3, 4)
@@ -79,7 +79,7 @@ def test_every_position_is_as_likely_as_any_other():
 
 
 def test_a_lower_rate_uses_fewer_slots_of_the_same_shape():
-    collator = build_collator(ObjectiveConfig(mlm_probability=0.3, final_mlm_probability=0.15), 1000, SPECIAL, MASK)
+    collator = build_collator(MaskedLMConfig(mlm_probability=0.3, final_mlm_probability=0.15), 1000, SPECIAL, MASK)
     high, low = masked(collator, rows(), 0.3), masked(collator, rows(), 0.15)
     assert high["labels"].shape == low["labels"].shape == (256, 38)
     assert ((low["labels"] != IGNORED).sum(dim=1) == 19).all()
@@ -130,7 +130,7 @@ def test_padding_is_neither_masked_nor_seen_and_short_rows_keep_their_rate():
 
 def test_documents_are_those_of_the_row_before_it_was_masked():
     tokens = padded_rows()
-    collator = build_collator(ObjectiveConfig(mlm_probability=0.9), 1000, SPECIAL, MASK, PAD, SEP)
+    collator = build_collator(MaskedLMConfig(mlm_probability=0.9), 1000, SPECIAL, MASK, PAD, SEP)
     batch = masked(collator, tokens, 0.9)
     ids = batch["document_ids"]
     assert ids[1].tolist() == [0] * 18 + [1] * 22 + [-1] * 88

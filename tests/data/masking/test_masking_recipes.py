@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cram_composer.config import compose, compose_run
-from cram_composer.config.schema.objective import ObjectiveConfig
+from cram_composer.config.schema.objective import MaskedLMConfig
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.validation.run import check_run
 from cram_composer.data.masking import IGNORED, build_collator
@@ -39,7 +39,7 @@ def composed(*recipes: str, **values: Any) -> RunConfig:
     return config
 
 
-def masked(objective: ObjectiveConfig, count: int = 2000) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def masked(objective: MaskedLMConfig, count: int = 2000) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     tokens = np.random.default_rng(0).integers(5, 1000, (count, 128)).astype(np.uint16)
     tokens[:, 17] = 3
     collator = build_collator(objective, 1000, (0, 1, 2, 3, 4), 4, joins=JOINS)

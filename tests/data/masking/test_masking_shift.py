@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cram_composer.config.schema.objective import MaskedLMConfig
 from cram_composer.data.loading.stream import TrainLoader
 from cram_composer.data.masking import IGNORED, MaskedLMCollator, evaluation_collator
 from cram_composer.data.masking.row_random import RowRandom
@@ -83,7 +84,8 @@ def test_unused_slots_name_a_column_of_the_row():
 
 def test_held_out_rows_are_read_as_the_model_was_trained():
     tokens = rows()
-    batch = evaluation_collator(1000, SPECIAL, MASK, shift=True)(tokens, 0.15, np.random.default_rng(1))
+    collator = evaluation_collator(1000, SPECIAL, MASK, objective=MaskedLMConfig(shift=True))
+    batch = collator(tokens, 0.15, np.random.default_rng(1))
     assert batch["labels"].shape == (256, 19)
     assert (batch["input_ids"].gather(1, batch["masked_positions"] + 1) == MASK).all()
     assert "causal" not in batch

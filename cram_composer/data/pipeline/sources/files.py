@@ -38,7 +38,7 @@ def _expand_path(text: str, left_out: Counter[str], config: FilesConfig) -> list
         found = find_files(path, left_out, config.text_suffixes)
         if not found:
             names = " ".join([format_names(), *config.text_suffixes])
-            raise CramError(f"{path}: no {names} files in this folder; for others, see sources.text_suffixes")
+            raise CramError(f"{path}: no {names} files in this folder; for others, see text_suffixes")
         return found
     if path.is_file():
         return [path]
