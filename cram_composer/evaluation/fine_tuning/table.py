@@ -119,7 +119,7 @@ def _differences_from_paper(protocol: FineTuningProtocol) -> list[str]:
 
 
 def _format_value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
 
 
 def console_table(protocol: FineTuningProtocol, rows: Sequence[dict[str, Any]]) -> str:
