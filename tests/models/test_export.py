@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,15 @@ from cram_composer.models.export import export_model, exported_form, fill_masks,
 from cram_composer.models.factory import longest_input
 from tests.models.test_native import CRAMMED
 from tests.models.tiny_models import VOCAB_SIZE, save_tokenizer, tiny_model
-from tests.uses.uses import Export, answer_questions, choose, label_words_with_trainer, other_pipelines, pretrain_on
+from tests.uses.uses import (
+    Absent,
+    Export,
+    answer_questions,
+    choose,
+    label_words_with_trainer,
+    other_pipelines,
+    pretrain_on,
+)
 
 # A user of the export: torch and transformers in another directory, without cram_composer.
 READER = """
@@ -110,8 +119,10 @@ def test_pipelines_and_the_trainer_take_an_export(changes, tmp_path, tokenizer_d
     folder = export_model(model, tokenizer_dir, tmp_path / "export-v1.5", "")
     export = Export(str(folder))
     assert bool(export.trust) == ("qk_norm" in changes)
-    for use in (other_pipelines, pretrain_on, label_words_with_trainer, answer_questions, choose):
+    for use in (other_pipelines, pretrain_on, label_words_with_trainer, answer_questions):
         assert use(export) < 1e-5
+    with suppress(Absent):  # transformers 4.53 has no ModernBertForMultipleChoice
+        assert choose(export) < 1e-5
 
 
 def test_the_weights_file_names_run_and_configuration(tmp_path, tokenizer_dir):
