@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import errno
 import getpass
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 from cram_composer.commands import (
     ablate,
@@ -41,6 +38,7 @@ from cram_composer.commands.arguments import CommandParser
 from cram_composer.commands.version import ShowVersion
 from cram_composer.config.redaction import redact_text
 from cram_composer.errors import CramError
+from cram_composer.jobs.processes import quiet_libraries
 
 _COMMANDS = (
     train_command,
@@ -76,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not hasattr(options, "overrides") or any(item.startswith("-") for item in rest):
             options.parser.refuse(rest)
         options.overrides = [*options.overrides, *rest]  # overrides after an option, which argparse does not collect
-    _quiet_libraries()
+    quiet_libraries()
     _name_user()
     return _guarded(lambda: options.run(options))
 
@@ -84,15 +82,6 @@ def main(arguments: list[str] | None = None) -> int:
 def train(arguments: list[str]) -> int:
     """Entry point of train.py."""
     return main(["train", *arguments])
-
-
-def _quiet_libraries() -> None:
-    """Keep libraries from warning about a missing GPU on a machine that has none, and about what is intended."""
-    if not any(Path("/dev").glob("nvidia[0-9]*")):
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed for every export
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # Norms with fp32 weights on a bf16 residual stream: torch has no fused kernel, and a compiled layer needs none.
-    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
 
 def _name_user() -> None:

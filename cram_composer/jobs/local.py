@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from cram_composer.errors import CramError
+from cram_composer.jobs.processes import quiet_libraries
 from cram_composer.jobs.runner import POLL_SECONDS, Call, JobResult, Runner
 
 # Workers run one job after another and are forked from a server that has imported their libraries once.
@@ -123,6 +124,7 @@ def _serve(connection: Connection, environment: dict[str, str], cores: tuple[int
     if cores:
         os.sched_setaffinity(0, cores)
     _progress = progress
+    quiet_libraries()
     with contextlib.suppress(EOFError, OSError):
         while True:
             connection.send(_outcome(connection.recv()))

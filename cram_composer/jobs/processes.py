@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,15 @@ def end_with_parent(number: int) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from warning about a missing GPU on a machine that has none, and about what is intended."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed for every export
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # Norms with fp32 weights on a bf16 residual stream: torch has no fused kernel, and a compiled layer needs none.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
 
 def available_cores() -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,12 @@ def append(path: Path, word: str) -> str:
     with open(path, "a") as file:
         file.write(f"{word} ")
     return path.read_text()
+
+
+def warnings_of_norms() -> int:
+    """Return the number of warnings of a norm with fp32 weights on bf16."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as found:
+        torch.nn.functional.rms_norm(torch.ones(2, 4, dtype=torch.bfloat16), (4,), torch.ones(4))
+    return len(found)

@@ -54,6 +54,12 @@ def test_failing_jobs_are_results_and_their_worker_continues() -> None:
     assert not any(result.killed for result in results)
 
 
+def test_a_worker_is_as_quiet_as_a_command() -> None:
+    with LocalRunner([Slot()]) as runner:
+        (result,) = runner.run([calls.warnings_of_norms])
+    assert result.value == 0
+
+
 def test_a_killed_worker_is_reported_and_replaced() -> None:
     with LocalRunner([Slot()]) as runner:
         killed, after, last = runner.run([calls.kill_itself, calls.process_id, calls.process_id])
