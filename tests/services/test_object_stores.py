@@ -153,6 +153,18 @@ def assert_refused(process: subprocess.Popen[str], reason: str) -> None:
     assert status == 2 and len(errors) == 1 and reason in errors[0] and "Traceback" not in said, said
 
 
+def assert_reads_and_writes(
+    server: Azurite, variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that a client with these environment variables stores an object and lists it."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "file").write_text("text")
+    storage = Storage(f"{server.uri}/folder", DEADLINE)
+    storage.upload(tmp_path / "file", "x")
+    assert storage.list_sizes() == {"x": 4}
+
+
 @pytest.mark.skipif(bool(Azurite.missing()), reason=f"not installed: {Azurite.missing()}")
 def test_a_shared_access_signature_takes_the_place_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Azurite(tmp_path)
@@ -160,12 +172,7 @@ def test_a_shared_access_signature_takes_the_place_of_the_key(tmp_path: Path, mo
     try:
         server.create_bucket()
         monkeypatch.delenv("AZURE_ACCOUNT_ACCESS_KEY", raising=False)
-        for name, value in server.sas_environment().items():
-            monkeypatch.setenv(name, value)
-        (tmp_path / "file").write_text("text")
-        storage = Storage(f"{server.uri}/folder", DEADLINE)
-        storage.upload(tmp_path / "file", "x")
-        assert storage.list_sizes() == {"x": 4}
+        assert_reads_and_writes(server, server.sas_environment(), tmp_path, monkeypatch)
         monkeypatch.delenv("AZURE_SAS_TOKEN")  # leaves azure-identity, which finds nothing here
         monkeypatch.setenv("AZURE_ENDPOINT_URL", server.environment["AZURE_ENDPOINT_URL"].replace("http:", "https:"))
         with pytest.raises(StorageError, match="az login, a managed identity") as refused:
@@ -182,12 +189,7 @@ def test_a_managed_identity_needs_no_secret(tmp_path: Path, monkeypatch: pytest.
     try:
         server.create_bucket()
         with server.identity() as variables:
-            for name, value in variables.items():
-                monkeypatch.setenv(name, value)
-            (tmp_path / "file").write_text("text")
-            storage = Storage(f"{server.uri}/folder", DEADLINE)
-            storage.upload(tmp_path / "file", "x")
-            assert storage.list_sizes() == {"x": 4}
+            assert_reads_and_writes(server, variables, tmp_path, monkeypatch)
             assert set(server.asked) == {"https://storage.azure.com"}
             monkeypatch.setenv("IDENTITY_HEADER", "wrong")
             with pytest.raises(StorageError, match="az login, a managed identity") as refused:
