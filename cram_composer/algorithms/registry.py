@@ -94,7 +94,7 @@ def build_run_algorithms(
         splits = [stream.split for stream in select_streams(config.data, manifest)]
         algorithms.append(DataCurriculum(Curriculum(config.data.curriculum, splits), budget, loader))
     algorithms += optimizer_hooks(optimizer, model, budget)
-    if config.objective.final_mlm_probability:
+    if config.objective.final_mlm_probability or config.objective.has_phases:
         algorithms.append(MaskingSchedule(config.objective, budget, loader))
     algorithms += build_algorithms(strategy.algorithms(), context)
     return [*algorithms, guard, *strategy.pre_step_algorithms()]

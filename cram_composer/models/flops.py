@@ -14,7 +14,7 @@ from cram_composer.models.crambert.stacks import PlainStack
 from cram_composer.models.replaced_tokens import ReplacedTokenDetector
 
 
-def flops_per_token(model: PreTrainedModel, seq_length: int, masked_per_row: int | None = None) -> float:
+def flops_per_token(model: PreTrainedModel, seq_length: int, masked_per_row: float | None = None) -> float:
     """Count the floating-point operations of forward and backward per input token.
 
     Follows PaLM (arXiv 2204.02311, appendix B): 6 per weight of a linear layer, for each pass of a token through it,

@@ -97,7 +97,7 @@ def card_prices(items: Sequence[str]) -> dict[str, float]:
 
 
 def memory_bytes_per_token(
-    model: PreTrainedModel, length: int, predicted: int, microbatch: int, precision: str
+    model: PreTrainedModel, length: int, predicted: float, microbatch: int, precision: str
 ) -> float:
     """Estimate the bytes that operations bound by memory move per token, forward and backward.
 

@@ -99,7 +99,7 @@ def make_plan(
     flops_per_row = cache(lambda tokens: row_flops(spec, network, tokens))
     source = "given" if mfu is None else f"{percent(mfu)} of the peak, given"
     if card is not None:
-        moved = memory_bytes_per_token(network, length, spec.collator.capacity(length), microbatch, card.precision)
+        moved = memory_bytes_per_token(network, length, spec.mean_capacity(length), microbatch, card.precision)
         flops = estimated_flops(card, flops_per_row(length) / length, moved)
         mfu = flops / card.flops
         source = f"{percent(mfu)} of an {card.name}'s {short_count(card.flops)}, estimated"

@@ -20,7 +20,7 @@ from cram_composer.data.loading.mixture import select_streams
 from cram_composer.data.loading.prepare import resolve_location
 from cram_composer.data.loading.stream import RowStream, TrainLoader
 from cram_composer.data.manifest import MANIFEST, Manifest, load_manifest
-from cram_composer.data.masking import MaskedLMCollator, build_collator
+from cram_composer.data.masking import MaskedLMCollator, build_collator, last_collator, mean_capacity
 from cram_composer.models.factory import build_model
 from cram_composer.models.training_model import MaskedLMTrainingModel, build_training_model
 
@@ -88,7 +88,7 @@ class RunSpec:
 
     @property
     def collator(self) -> MaskedLMCollator:
-        """Collator of the run. It masks tokens instead of words, which need a tokenizer; the count is the same."""
+        """The run's first collator. It masks tokens instead of words, which need a tokenizer; the count is the same."""
         tokens = self.facts.special_tokens
         return build_collator(
             self.config.objective.model_copy(update={"unit": "token"}),
@@ -99,12 +99,21 @@ class RunSpec:
             tokens["sep"] if self.config.model.document_masking else None,
         )
 
+    def mean_capacity(self, seq_length: int) -> float:
+        """Return the predicted positions per row of `seq_length` tokens, averaged over the budget."""
+        return mean_capacity(self.collator, self.config.objective, seq_length)
+
     def build_loader(self, microbatch: int | None = None, pin_memory: bool = False) -> TrainLoader:
-        """Build the loader of one device over random rows; `microbatch` sets the rows of its only microbatch."""
+        """Build the loader of one device over random rows, with the most labels of the run.
+
+        `microbatch` sets the rows of its only microbatch.
+        """
         stream = _RandomRowStream(self.facts)
+        first = self.collator
+        phases = first, last_collator(first, self.config.objective)
         return TrainLoader(
             cast(RowStream, stream),
-            self.collator,
+            max(phases, key=lambda collator: collator.capacity(self.facts.sequence_length)),
             rows=microbatch or self.config.train.batch_size // self.devices,
             microbatch=microbatch or self.config.train.microbatch,
             seq_length=self.facts.sequence_length,

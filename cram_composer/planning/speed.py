@@ -49,7 +49,7 @@ def speed_from_flops(spec: RunSpec, flops_per_row: float, flops: float, source: 
 
 def row_flops(spec: RunSpec, network: PreTrainedModel, length: int) -> float:
     """Return the FLOPs of forward and backward of a row of `length` tokens (models.flops)."""
-    return length * flops_per_token(network, length, spec.collator.capacity(length))
+    return length * flops_per_token(network, length, spec.mean_capacity(length))
 
 
 def measure_speed(

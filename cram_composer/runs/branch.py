@@ -40,6 +40,8 @@ _PROGRESS_DEPENDENT = {  # settings whose value at a step depends on the budget
     "algorithms.lawa": "lawa",
     "algorithms.layer_freezing": "layer-freezing",
     "objective.final_mlm_probability": "mask-schedule",
+    "objective.final_masking": "masking",
+    "objective.final_causal_fraction": "the share of causal rows",
     "data.curriculum": "a curriculum",
 }
 _RAMP_ENDS = {  # settings that are constant after this share of the budget

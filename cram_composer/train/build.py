@@ -63,7 +63,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     if config.init_from is not None and checkpoint is None:
         init_from = load_initial_weights(setup.model.model, config.init_from, data)
     batches = open_batches(config, data, pin_memory=device.name == "gpu")
-    flops = flops_per_full_row_token(setup, batches, data)
+    flops = flops_per_full_row_token(setup, batches, data, config.objective)
     guard = build_guard(config, folder, ledger, setup.strategy)
     algorithms = build_run_algorithms(
         config, budget, batches.loader, data.manifest, setup.model, setup.optimizer, setup.strategy, guard

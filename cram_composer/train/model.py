@@ -11,8 +11,10 @@ import torch
 from composer.utils import dist
 
 from cram_composer.config.schema.model import ModelConfig
+from cram_composer.config.schema.objective import ObjectiveConfig
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.data.loading.prepare import PreparedDataset
+from cram_composer.data.masking import mean_capacity
 from cram_composer.device import DeviceChoice
 from cram_composer.errors import CramError
 from cram_composer.models.factory import build_model, check_rows
@@ -89,7 +91,9 @@ def _check_memory(model: ModelConfig, vocab_size: int, device: DeviceChoice) -> 
         )
 
 
-def flops_per_full_row_token(setup: ModelSetup, batches: Batches, data: PreparedDataset) -> float:
+def flops_per_full_row_token(
+    setup: ModelSetup, batches: Batches, data: PreparedDataset, objective: ObjectiveConfig
+) -> float:
     """Return the FLOPs of forward and backward per token of a full row. Call it before weights are sharded."""
     length = data.manifest["sequence_length"]
-    return flops_per_token(setup.model.model, length, batches.loader.collator.capacity(length))
+    return flops_per_token(setup.model.model, length, mean_capacity(batches.loader.collator, objective, length))

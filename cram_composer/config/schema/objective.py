@@ -13,7 +13,8 @@ class Objective(Settings):
     """The tokens of a row to mask, for every objective."""
 
     KEPT: ClassVar[tuple[str, ...]] = (  # kept when a later layer chooses another objective
-        "mlm_probability", "final_mlm_probability", "mask_schedule", "masking", "positions", "unit",
+        "mlm_probability", "final_mlm_probability", "mask_schedule", "min_mlm_probability", "masking", "final_masking",
+        "switch", "positions", "unit",
     )  # fmt: skip
 
     name: str
@@ -22,11 +23,16 @@ class Objective(Settings):
         None, "masking rate at the end of the budget; null: constant", ge=0.01, le=0.9
     )
     mask_schedule: Literal["linear", "cosine", "step"] = key(
-        "linear", "how the rate changes to final_mlm_probability; step: at half of the budget"
+        "linear", "how the rate changes to final_mlm_probability; step: at switch, with room for no more labels"
+    )
+    min_mlm_probability: float | None = key(
+        None, "rate of each row: uniform from this to the rate of the step; null: all rows alike", ge=0.0, le=0.9
     )
     masking: Literal["80-10-10", "all-mask"] = key(
         "80-10-10", "80 % [MASK], 10 % a random token, 10 % unchanged; or all [MASK]"
     )
+    final_masking: Literal["80-10-10", "all-mask"] | None = key(None, "masking from switch on; null: the same")
+    switch: Share = key(0.5, "share of the budget after which a step schedule and the other final settings hold")
     positions: Literal["fixed", "bernoulli"] = key("fixed", "fixed: the same count in every row")
     unit: Literal["token", "word", "span"] = key("token", "mask tokens, whole words, or spans of words")
 
@@ -37,12 +43,31 @@ class Objective(Settings):
                 f"mask_schedule: {self.mask_schedule} has no effect without objective.final_mlm_probability; set it "
                 "or remove mask_schedule"
             )
+        lowest = min(self.mlm_probability, self.final_mlm_probability or self.mlm_probability)
+        row = self.min_mlm_probability
+        if row is not None and row > lowest:
+            raise ValueError(f"min_mlm_probability: must be <= {lowest}, the lowest rate of a step, got {row}")
+        if row is not None and self.positions == "bernoulli":
+            raise ValueError(
+                "positions: bernoulli draws the count of every row and excludes min_mlm_probability; set "
+                "objective.positions=fixed or objective.min_mlm_probability=null"
+            )
+        if self.switch != type(self).model_fields["switch"].default and not self.has_phases:
+            raise ValueError(
+                "switch: has no effect without a final setting; set objective.mask_schedule=step, final_masking or "
+                "final_causal_fraction, or remove switch"
+            )
         if self.unit != "token" and self.positions == "bernoulli":
             raise ValueError(
                 f"positions: bernoulli masks single tokens and excludes unit={self.unit}; set "
                 "objective.positions=fixed or objective.unit=token"
             )
         return self
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether settings change at `switch`."""
+        return self.mask_schedule == "step" or self.final_masking is not None
 
 
 class MaskedLMConfig(Objective):
@@ -51,10 +76,29 @@ class MaskedLMConfig(Objective):
     name: Literal["mlm"] = "mlm"
     shift: bool = key(False, "predict a token at the position before it")
     causal_fraction: Share = key(0.0, "share of rows trained with a causal mask")
+    final_causal_fraction: Share | None = key(None, "that share from switch on; null: the same")
+    causal_labels: Literal["sampled", "all"] = key(
+        "sampled", "tokens of a causal row to predict: as many as of a masked one, or all"
+    )
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether settings change at `switch`."""
+        return super().has_phases or self.final_causal_fraction is not None
+
+    @property
+    def has_causal_rows(self) -> bool:
+        """Whether rows are causal at any time."""
+        return bool(self.causal_fraction or self.final_causal_fraction)
 
     @model_validator(mode="after")
     def _check_causal(self) -> MaskedLMConfig:
-        if self.causal_fraction and not self.shift:
+        if self.causal_labels != "sampled" and not self.has_causal_rows:
+            raise ValueError(
+                f"causal_labels: {self.causal_labels} has no effect without causal rows; set objective.causal_fraction "
+                "or remove causal_labels"
+            )
+        if self.has_causal_rows and not self.shift:
             raise ValueError(
                 "causal_fraction: causal rows predict the next token, so masked rows must do the same; set "
                 "objective.shift=true"
@@ -91,9 +135,9 @@ class ReplacedTokenConfig(Objective):
         return False
 
     @property
-    def causal_fraction(self) -> float:
+    def has_causal_rows(self) -> bool:
         """No row is causal."""
-        return 0.0
+        return False
 
 
 if TYPE_CHECKING:

@@ -73,10 +73,10 @@ def check_combinations(config: RunConfig) -> None:
             f"model.short_convolution: layers of model.stack={model.stack} see parts of rows, where adjacent "
             "tokens are not neighbours; choose another stack or set model.short_convolution=0"
         )
-    if objective.causal_fraction and model.stack == "funnel":
+    if objective.has_causal_rows and model.stack == "funnel":
         raise ConfigError(
             "objective.causal_fraction: model.stack=funnel averages pairs of tokens, so a causal row would see the "
-            "token it predicts; choose another stack or set objective.causal_fraction=0"
+            "token it predicts; choose another stack or remove objective.causal_fraction"
         )
     if objective.shift and not is_crambert:
         raise ConfigError(
@@ -156,7 +156,7 @@ def _check_attention(config: RunConfig) -> None:
         )
     if model.attention_kernel == "flex" and model.attention_probs_dropout_prob:
         raise ConfigError(f"{kernel} has no dropout; set model.attention_probs_dropout_prob=0 or another kernel")
-    if model.attention_kernel == "flash" and config.objective.causal_fraction:
+    if model.attention_kernel == "flash" and config.objective.has_causal_rows:
         raise ConfigError(
             f"{kernel} treats either all rows or none as causal; set flex or sdpa, or objective.causal_fraction=0"
         )

@@ -193,6 +193,7 @@ class _BatchSettings(NamedTuple):
     rows: int
     seq_length: int
     truncate: bool
+    collator: MaskedLMCollator
     mlm_probability: float
     shares: tuple[float, ...]
 
@@ -224,9 +225,9 @@ class _BatchAhead:
 class TrainLoader:
     """The endless training dataloader of one rank.
 
-    `rows` (rows drawn per step), `seq_length`, `truncate`, `mlm_probability` and `stream.plan.shares` may be changed
-    between steps. A `seq_length` below the data's cuts every row into pieces of that length or, with `truncate`, keeps
-    its head only. Masks depend on the step and the row's position in it, not on the number of ranks.
+    `rows` (rows drawn per step), `seq_length`, `truncate`, `collator`, `mlm_probability` and `stream.plan.shares` may
+    be changed between steps. A `seq_length` below the data's cuts every row into pieces of that length or, with
+    `truncate`, keeps its head only. Masks depend on the step and the row's position in it, not on the number of ranks.
 
     Args:
         pin_memory: for a GPU. Batches are put into page-locked memory, and a thread prepares the next one while the GPU
@@ -276,7 +277,7 @@ class TrainLoader:
         return batch
 
     def _settings(self) -> _BatchSettings:
-        row = self.seq_length, self.truncate, self.mlm_probability
+        row = self.seq_length, self.truncate, self.collator, self.mlm_probability
         return _BatchSettings(self.step, self.rows, *row, self.stream.shares)
 
     def _prepare(self, settings: _BatchSettings) -> Batch:
@@ -285,7 +286,7 @@ class TrainLoader:
             length = settings.seq_length
             rows = rows[:, :length] if settings.truncate else rows.reshape(-1, length)
         random = self._random.seek(settings.step, self._rank * len(rows))
-        batch = self.collator(rows, settings.mlm_probability, random)
+        batch = settings.collator(rows, settings.mlm_probability, random)
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pins else batch
 
     def split_batch(self, batch: Batch, microbatch_size: int | float) -> list[Batch]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class MaskedLMCollator:
     with `sep_id`, a document's first token have no such position, so they (or their words) are not chosen.
     Each row is used for causal attention with probability `causal_fraction`: such rows keep all their
     tokens. As many random tokens as in a masked row are labels, so the causal loss is estimated without bias and at the
-    same weight.
+    same weight; with `all_causal_labels` every token is one, and every row has a slot per token.
 
     With `draws`, every slot has a random number for the sample that replaces its token (replaced-token detection), so
     that samples depend neither on the number of devices nor on the size of microbatches.
@@ -55,6 +56,8 @@ class MaskedLMCollator:
     joins: NDArray | None = field(default=None, repr=False, compare=False)  # words.word_joins, for words and spans
     shift: bool = False
     causal_fraction: float = 0.0  # above 0, with `shift`: batches get causal
+    all_causal_labels: bool = False
+    min_probability: float | None = None  # rows have rates from this to the probability of the call, with a fixed count
     draws: bool = False  # batches get draws
     kept_masks: float | None = None  # with `draws`: share of the slots that stay masked; batches get kept
     _is_special: NDArray = field(init=False, repr=False, compare=False)  # bool [vocab_size]
@@ -74,6 +77,8 @@ class MaskedLMCollator:
     def capacity(self, seq_length: int) -> int:
         """Return K, the slots per row of `seq_length` tokens; Bernoulli rows get room for five standard deviations."""
         mean = self.max_probability * seq_length
+        if self.causal_fraction and self.all_causal_labels:
+            return seq_length
         if self.fixed_count:
             return max(1, round(mean))
         return min(seq_length, math.ceil(mean + 5.0 * math.sqrt(mean * (1.0 - self.max_probability))))
@@ -97,6 +102,9 @@ class MaskedLMCollator:
         if self.scheme == "80-10-10":
             tenths = 10.0 * rng.random((count, slots))
         causal = rng.random((count, 1)) < self.causal_fraction if self.causal_fraction else None
+        rates: float | NDArray = probability  # [B, 1] if rows differ
+        if self.min_probability is not None:
+            rates = self.min_probability + (probability - self.min_probability) * rng.random((count, 1))
 
         columns = _columns(length)
         words = units = columns  # [L] or [B, L], the first column of each token's word or unit
@@ -107,7 +115,8 @@ class MaskedLMCollator:
             units = span_starts(words, self._is_special[inputs], chance)
         if self.unit != "token" and causal is not None:
             words, units = np.where(causal, columns, words), np.where(causal, columns, units)
-        positions, used = self._choose_positions(inputs, probability, score, words, units)
+        complete = causal if self.all_causal_labels else None
+        positions, used = self._choose_positions(inputs, rates, complete, score, words, units)
 
         flat = inputs.reshape(-1)
         flat_positions = positions + length * _columns(count)[:, None]
@@ -140,9 +149,18 @@ class MaskedLMCollator:
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _choose_positions(
-        self, inputs: NDArray, probability: float, score: NDArray, words: NDArray, units: NDArray
+        self,
+        inputs: NDArray,
+        rates: float | NDArray,
+        complete: NDArray | None,
+        score: NDArray,
+        words: NDArray,
+        units: NDArray,
     ) -> tuple[NDArray, NDArray]:
-        """Return columns [B, K] and a mask of chosen tokens; a unit has the uniform score of its first token."""
+        """Return columns [B, K] and a mask of chosen tokens; a unit has the uniform score of its first token.
+
+        Rows of `complete` [B, 1] have all their tokens chosen, others the share `rates` (one, or [B, 1]).
+        """
         count, length = inputs.shape
         slots = self.capacity(length)
         excluded = self._is_special[inputs]
@@ -156,15 +174,17 @@ class MaskedLMCollator:
             score = np.take_along_axis(score, units, axis=1)
         score[excluded] = _EXCLUDED
 
-        limit = _EXCLUDED_KEY  # any token that is not excluded
+        limit: NDArray = _EXCLUDED_KEY  # any token that is not excluded
         wanted: int | NDArray  # tokens per row
-        if self.fixed_count:
-            wanted = min(slots, max(1, round(probability * length)))
-            if self.pad_id is not None:  # a short row is masked at the same rate as a full one
-                tokens = (inputs != self.pad_id).sum(axis=1, keepdims=True)
-                wanted = np.clip(np.rint(probability * tokens), 1, slots).astype(np.int64)
-        else:
-            limit, wanted = _sort_keys(np.float32(probability)), slots
+        if not self.fixed_count:
+            limit, wanted = _sort_keys(np.float32(rates)), slots
+        elif self.pad_id is None and isinstance(rates, float):
+            wanted = min(slots, max(1, round(rates * length)))
+        else:  # a short row is masked at the same rate as a full one
+            tokens = length if self.pad_id is None else (inputs != self.pad_id).sum(axis=1, keepdims=True)
+            wanted = np.clip(np.rint(rates * tokens), 1, slots).astype(np.int64)
+        if complete is not None:
+            limit, wanted = np.where(complete, _EXCLUDED_KEY, limit), np.where(complete, slots, wanted)
 
         # A key combines score (the bits of non-negative floats sort like their values), word and column. Sorting keys
         # is several times as fast as sorting indices by them.
@@ -230,18 +250,45 @@ def build_collator(
         vocab_size,
         special_ids,
         mask_id,
-        scheme=objective.masking,
         fixed_count=objective.positions == "fixed",
-        max_probability=max(objective.mlm_probability, objective.final_mlm_probability or 0.0),
+        min_probability=objective.min_mlm_probability,
         pad_id=pad_id,
         sep_id=sep_id,
         unit=objective.unit,
         joins=joins,
         shift=objective.shift,
-        causal_fraction=objective.causal_fraction,
         draws=objective.name == "rtd",
         kept_masks=getattr(objective, "corrective_masks", None),
+        **_phase(objective, last=False),
     )
+
+
+def last_collator(first: MaskedLMCollator, objective: ObjectiveConfig) -> MaskedLMCollator:
+    """Return the collator from `objective.switch` on; `first` is the one until then, as `build_collator` makes it."""
+    return replace(first, **_phase(objective, last=True)) if objective.has_phases else first
+
+
+def _phase(objective: ObjectiveConfig, last: bool) -> dict[str, Any]:
+    """Return the fields of a collator that may change at `objective.switch`."""
+    rates = [objective.mlm_probability]
+    if objective.final_mlm_probability is not None:
+        rates.append(objective.final_mlm_probability)
+    causal = {"causal_fraction": 0.0}
+    if isinstance(objective, MaskedLMConfig):
+        final = objective.final_causal_fraction
+        fraction = final if last and final is not None else objective.causal_fraction
+        causal = {"causal_fraction": fraction, "all_causal_labels": objective.causal_labels == "all"}
+    return {
+        "scheme": (last and objective.final_masking) or objective.masking,
+        "max_probability": rates[-1 if last else 0] if objective.mask_schedule == "step" else max(rates),
+        **causal,
+    }
+
+
+def mean_capacity(first: MaskedLMCollator, objective: ObjectiveConfig, seq_length: int) -> float:
+    """Return the slots per row of `seq_length` tokens, averaged over the budget."""
+    before, after = (one.capacity(seq_length) for one in (first, last_collator(first, objective)))
+    return objective.switch * before + (1.0 - objective.switch) * after
 
 
 def evaluation_collator(
@@ -256,7 +303,8 @@ def evaluation_collator(
 
     Everything else is as `objective` has it, but no row is causal.
     """
-    fixed = {"mlm_probability": 0.15, "final_mlm_probability": None, "masking": "all-mask", "positions": "fixed"}
-    every_row = {"causal_fraction": 0.0} if objective.causal_fraction else {}
-    chosen = objective.model_copy(update={**fixed, "unit": "token", **every_row})
+    fixed = {"mlm_probability": 0.15, "final_mlm_probability": None, "min_mlm_probability": None}
+    plain = {"masking": "all-mask", "positions": "fixed", "unit": "token"}
+    every_row = {"causal_fraction": 0.0} if objective.has_causal_rows else {}
+    chosen = objective.model_copy(update={**fixed, **plain, **every_row})
     return build_collator(chosen, vocab_size, special_ids, mask_id, pad_id, sep_id)
