@@ -51,6 +51,14 @@ class ClassificationConfig(FineTuningConfig):
     )
 
 
+class GridConfig(Settings):
+    """Settings to select from, for every model and task, by the task's first metric on held-out train rows."""
+
+    batch_size: list[PositiveInt] = key([8, 16, 32, 64, 128], "rows per step", min_length=1)
+    lr: list[NonNegativeFloat] = key([3e-5, 5e-5, 1e-4, 3e-4], "peak learning rates", min_length=1)
+    held_out: float = key(0.1, "share of the train rows to select on, at random", gt=0.0, le=0.5)
+
+
 class ProtocolConfig(ClassificationConfig):
     """Fine-tuning on the tasks of a benchmark."""
 
@@ -60,11 +68,22 @@ class ProtocolConfig(ClassificationConfig):
     tasks: list[str] = key(["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"], "tasks to train on")
     not_averaged: list[str] = key(["wnli"], "tasks left out of the average")
     mnli_start: bool = key(False, "start RTE, MRPC and STS-B from the MNLI model; breaks the rules of a cram")
+    grid: GridConfig | None = key(
+        None, "select batch_size and lr for each task on held-out train rows; breaks the rules of a cram; null: do not"
+    )
 
     @model_validator(mode="after")
-    def _check_pooling(self) -> ProtocolConfig:
+    def _check_start_and_grid(self) -> ProtocolConfig:
         if self.mnli_start and self.pooling is not None:
             raise ValueError("mnli_start: hands on the model's own head; set pooling=null or mnli_start=false")
+        if self.grid is None:
+            return self
+        if self.mnli_start:
+            raise ValueError("mnli_start: the grid selects settings without it; set grid=null or mnli_start=false")
+        for task, own in self.overrides.items():
+            for name in ("batch_size", "lr"):
+                if getattr(own, name) is not None:
+                    raise ValueError(f"overrides.{task}.{name}: has no effect with grid, which selects it; remove it")
         return self
 
 

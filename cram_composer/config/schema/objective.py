@@ -66,7 +66,7 @@ class Objective(Settings):
 
     @property
     def has_phases(self) -> bool:
-        """Whether settings change at `switch`."""
+        """True if settings change at `switch`."""
         return self.mask_schedule == "step" or self.final_masking is not None
 
 
@@ -83,12 +83,12 @@ class MaskedLMConfig(Objective):
 
     @property
     def has_phases(self) -> bool:
-        """Whether settings change at `switch`."""
+        """True if settings change at `switch`."""
         return super().has_phases or self.final_causal_fraction is not None
 
     @property
     def has_causal_rows(self) -> bool:
-        """Whether rows are causal at any time."""
+        """True if rows are causal at any time."""
         return bool(self.causal_fraction or self.final_causal_fraction)
 
     @model_validator(mode="after")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cram_composer.config.schema.evaluation import (
     FineTuningProtocol,
     ProtocolConfig,
     SimilarityConfig,
+    TaskSettingsConfig,
 )
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.encode import EncodedRows, encode, encode_texts, encode_words
@@ -26,6 +28,7 @@ from cram_composer.evaluation.tasks.benchmarks import find_task, tasks_of
 from cram_composer.evaluation.tasks.examples import read_split
 from cram_composer.evaluation.tasks.task import Task
 
+HELD_OUT = "held-out"  # name of the rows that settings are selected on
 _ENCODERS = {"sequence": encode, "words": encode_words, "embedding": encode_texts}
 _FROM_MNLI = ("rte", "mrpc", "stsb")
 
@@ -37,6 +40,7 @@ class Job:
     Attributes:
         diagnostics: tasks without training rows, scored with the same fine-tuned model.
         hashes: hash of the settings, by scored task.
+        held_out: share of the train rows that the job does not train on, and scores instead of the task's splits.
         init_from: folder of a fine-tuned model to start from.
         save_to: folder for the fine-tuned model.
     """
@@ -49,13 +53,15 @@ class Job:
     data: Path | None
     precision: str
     hashes: dict[str, str]
+    held_out: float = 0.0
     init_from: Path | None = None
     save_to: Path | None = None
 
     @property
     def title(self) -> str:
         """Name on the console."""
-        return f"{self.model.name}, {self.task.title}, seed {self.seed}"
+        chosen = f", batch_size {self.settings.batch_size}, lr {self.settings.lr:g}" if self.held_out else ""
+        return f"{self.model.name}, {self.task.title}, seed {self.seed}{chosen}"
 
     @property
     def keys(self) -> list[ResultKey]:
@@ -121,14 +127,65 @@ def plan_jobs(
     return jobs
 
 
+def plan_selection(
+    models: Sequence[ModelSource], protocol: ProtocolConfig, data: Path | None, precision: str
+) -> list[Job]:
+    """Plan the jobs of the protocol's grid, one for every setting of every task, with one seed. Raises CramError."""
+    assert protocol.grid is not None
+    jobs = []
+    for name in protocol.tasks:
+        task = find_task(name, f"tasks of {protocol.name}", tasks_of(protocol))
+        if task.trained_on:
+            continue
+        digests = {**_digests(task, data), "held out": str(protocol.grid.held_out)}
+        for batch_size, lr in itertools.product(protocol.grid.batch_size, protocol.grid.lr):
+            chosen = {"batch_size": batch_size, "lr": lr, "grid": None}
+            settings = task_settings(protocol, name).model_copy(update=chosen)
+            hashes = {name: settings_hash(settings, digests, precision)}
+            jobs += [
+                Job(model, task, (), 1, settings, data, precision, hashes, held_out=protocol.grid.held_out)
+                for model in models
+            ]
+    return jobs
+
+
+def select_settings(
+    protocol: ProtocolConfig, model: ModelSource, jobs: Sequence[Job], found: Mapping[ResultKey, Result]
+) -> ProtocolConfig:
+    """Return the protocol with the best settings of each task for `model`; tasks without a result are left out.
+
+    Args:
+        protocol: with a grid.
+        model: the model.
+        jobs: of `plan_selection`; of equal scores, that of the first job wins.
+        found: their results.
+    """
+    best: dict[str, tuple[float, Job]] = {}
+    for job in jobs:
+        if job.model == model and job.keys[0] in found:
+            score = found[job.keys[0]].scores[HELD_OUT][job.task.metrics[0]]
+            if job.task.name not in best or score > best[job.task.name][0]:
+                best[job.task.name] = score, job
+    overrides = dict(protocol.overrides)
+    for name, (_, job) in best.items():
+        chosen = {"batch_size": job.settings.batch_size, "lr": job.settings.lr}
+        overrides[name] = overrides.get(name, TaskSettingsConfig()).model_copy(update=chosen)
+    known = tasks_of(protocol)
+    tasks = [name for name in protocol.tasks if name in best or known[name].trained_on in best]
+    return protocol.model_copy(update={"grid": None, "tasks": tasks, "overrides": overrides})
+
+
 def run_job(job: Job, device: torch.device, report: Callable[[float], None] = lambda progress: None) -> list[Result]:
     """Run a job on `device`; calls `report` with the share of its steps that are done. Raises CramError."""
-    rows, sizes, partial = _rows(job.model, job.task, job.settings.max_length, job.data, _reads_sides(job))
+    rows, sizes, partial = _rows(
+        job.model, job.task, job.settings.max_length, job.data, _reads_sides(job), job.held_out
+    )
+    task = replace(job.task, scored=(HELD_OUT,)) if job.held_out else job.task
     torch.manual_seed(job.seed)
     source = job.model if job.init_from is None else replace(job.model, source=str(job.init_from), untrained=False)
     sides = rows["train"].sides
-    model = _load_model(source, job.task, job.settings, pairs=sides is not None and bool((sides == 2).any()))
-    outcome = fine_tune(model, job.task, rows, job.settings, job.seed, device, job.precision, report)
+    model = _load_model(source, task, job.settings, pairs=sides is not None and bool((sides == 2).any()))
+    outcome = fine_tune(model, task, rows, job.settings, job.seed, device, job.precision, report)
     if job.save_to is not None:
         assert isinstance(model, PreTrainedModel)
         model.save_pretrained(job.save_to)
@@ -193,13 +250,20 @@ def _digests(task: Task, data: Path | None) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4)  # the seeds of a task run one after another
 def _rows(
-    model: ModelSource, task: Task, max_length: int, data: Path | None, sides: bool
+    model: ModelSource, task: Task, max_length: int, data: Path | None, sides: bool, held_out: float = 0.0
 ) -> tuple[dict[str, EncodedRows], dict[str, int], list[str]]:
-    """Return the encoded splits of a task, their sizes, and the names of those without the official size."""
+    """Return the encoded splits of a task, their sizes, and the names of those without the official size.
+
+    With `held_out`, the splits are two parts of the train rows.
+    """
     tokenizer = model.load_tokenizer()
     encoded, sizes, partial = {}, {}, []
-    for part in task.sizes:
-        split = read_split(task, part, data)
+    if held_out:
+        splits = read_split(task, "train", data).divide(held_out, HELD_OUT)
+    else:
+        splits = [read_split(task, part, data) for part in task.sizes]
+    for split in splits:
+        part = split.name
         if task.head == "embedding" and part == "train":
             split = split.only_from(task.similar_from)
         encode_split = functools.partial(encode, sides=True) if sides else _ENCODERS[task.head]

@@ -16,7 +16,17 @@ from cram_composer.errors import CramError
 from cram_composer.evaluation.tasks.benchmarks import tasks_of
 
 # Protocol settings that do not affect a score.
-IRRELEVANT_TO_SCORES = ("kind", "name", "benchmark", "tasks", "not_averaged", "seeds", "overrides", "eval_batch_size")
+IRRELEVANT_TO_SCORES = (
+    "kind",
+    "name",
+    "benchmark",
+    "tasks",
+    "not_averaged",
+    "seeds",
+    "overrides",
+    "eval_batch_size",
+    "grid",
+)
 
 ResultKey = tuple[str, str, str, int]  # model's hash, settings' hash, task, seed
 

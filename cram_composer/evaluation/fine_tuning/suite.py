@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cram_composer.config.schema.evaluation import FineTuningProtocol
+from cram_composer.config.schema.evaluation import FineTuningProtocol, ProtocolConfig
 from cram_composer.config.units import format_duration
 from cram_composer.device import device_kind, fast_precision
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.execution import run_jobs
-from cram_composer.evaluation.fine_tuning.jobs import Job, plan_jobs
+from cram_composer.evaluation.fine_tuning.jobs import Job, plan_jobs, plan_selection, select_settings
 from cram_composer.evaluation.fine_tuning.results import Result, ResultKey, append_result, read_results
 from cram_composer.evaluation.fine_tuning.table import console_table, model_row
 from cram_composer.evaluation.model_source import ModelSource, find_model
@@ -60,32 +60,43 @@ def evaluate_models(
     precision = precision_on(protocol.precision, device)
     for model in models:
         model.check_loadable()
-    planned = plan_jobs(models, protocol, data, precision, folder)
     path = folder / "results.jsonl"
     found = {result.key: result for result in read_results(path)}
-    left = _pending_jobs(planned, found)
-    progress = _Progress(len(planned), len(planned) - len(left))
-    failures = []
-    if left:
-        with closing(run_jobs(left, device, jobs, slurm, folder / "slurm", progress.report)) as ended:
-            for job, results, error in ended:
-                for result in results:
-                    append_result(path, result)
-                    found[result.key] = result
-                if error:
-                    failures.append(error)
-                progress.ended(job, results, error)
-    progress.close()
+    failures: list[str] = []
+
+    def run(planned: Sequence[Job]) -> None:
+        left = _pending_jobs(planned, found)
+        progress = _Progress(len(planned), len(planned) - len(left))
+        if left:
+            with closing(run_jobs(left, device, jobs, slurm, folder / "slurm", progress.report)) as ended:
+                for job, results, error in ended:
+                    for result in results:
+                        append_result(path, result)
+                        found[result.key] = result
+                    if error:
+                        failures.append(error)
+                    progress.ended(job, results, error)
+        progress.close()
+
+    chosen = dict.fromkeys(models, protocol)
+    planned = plan_jobs(models, protocol, data, precision, folder)
+    if isinstance(protocol, ProtocolConfig) and protocol.grid is not None:
+        selection = plan_selection(models, protocol, data, precision)
+        run(selection)
+        chosen = {model: select_settings(protocol, model, selection, found) for model in models}
+        planned = [job for model in models for job in plan_jobs([model], chosen[model], data, precision, folder)]
+    run(planned)
     rows = []
     for model in models:
         own = [found[key] for job in planned if job.model == model for key in job.keys if key in found]
-        rows.append(model_row(protocol, model.name, model.hash, own, model.row_length(protocol.max_length)))
+        length = model.row_length(protocol.max_length)
+        rows.append(model_row(protocol, model.name, model.hash, own, length, chosen[model].overrides))
     write_json(folder / f"{protocol.name}.json", {"rows": rows, "failures": failures})
     add_to_runs(models, protocol.name, rows)
     return console_table(protocol, rows), failures
 
 
-def _pending_jobs(planned: list[Job], found: dict[ResultKey, Result]) -> list[Job]:
+def _pending_jobs(planned: Sequence[Job], found: dict[ResultKey, Result]) -> list[Job]:
     """Return the jobs without results, and those whose model is missing and needed by another job."""
     left = [job for job in planned if any(key not in found for key in job.keys)]
     starts = {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cram_composer.analysis.console import table_lines
-from cram_composer.config.schema.evaluation import FineTuningProtocol, ProtocolConfig
+from cram_composer.config.schema.evaluation import FineTuningProtocol, ProtocolConfig, TaskSettingsConfig
 from cram_composer.evaluation.fine_tuning.fine_tune import task_settings
 from cram_composer.evaluation.fine_tuning.published import PUBLISHED
 from cram_composer.evaluation.fine_tuning.results import IRRELEVANT_TO_SCORES, Result, averages
@@ -25,7 +25,12 @@ _SHORT = {
 
 
 def model_row(
-    protocol: FineTuningProtocol, name: str, model_hash: str, results: Sequence[Result], row_length: int
+    protocol: FineTuningProtocol,
+    name: str,
+    model_hash: str,
+    results: Sequence[Result],
+    row_length: int,
+    overrides: Mapping[str, TaskSettingsConfig] | None = None,
 ) -> dict[str, Any]:
     """Build a model's row of the table.
 
@@ -35,6 +40,7 @@ def model_row(
         model_hash: hash of the model.
         results: results of the model under this protocol.
         row_length: row length that the model supports, at most the protocol's.
+        overrides: settings by task, of the protocol's grid for this model; default: the protocol's.
 
     Returns:
         JSON: model, model_hash, `numbers` (a list of task, title, split, metric, median, low, high, values by seed,
@@ -70,16 +76,21 @@ def model_row(
         "benchmark": protocol.benchmark,
         "numbers": numbers,
         "averages": averages(results, protocol),
-        "notes": _notes(protocol, results, row_length),
+        "notes": _notes(protocol, results, row_length, protocol.overrides if overrides is None else overrides),
     }
 
 
-_REPORTED_ELSEWHERE = (*IRRELEVANT_TO_SCORES, "mnli_start", "precision")
+_REPORTED_ELSEWHERE = (*IRRELEVANT_TO_SCORES, "mnli_start", "precision")  # grid is among the former
 
 
-def _notes(protocol: FineTuningProtocol, results: Sequence[Result], row_length: int) -> list[str]:
+def _notes(
+    protocol: FineTuningProtocol,
+    results: Sequence[Result],
+    row_length: int,
+    overrides: Mapping[str, TaskSettingsConfig],
+) -> list[str]:
     """List deviations from the protocol and from the rules of a cram."""
-    notes = _differences_from_paper(protocol)
+    notes = _differences_from_paper(protocol, overrides)
     by_task = {task.name: [r for r in results if r.task == task.name] for task in _tasks(protocol)}
     missing = [task.title for task in _tasks(protocol) if not by_task[task.name]]
     if missing:
@@ -101,18 +112,22 @@ def _notes(protocol: FineTuningProtocol, results: Sequence[Result], row_length: 
     return notes
 
 
-def _differences_from_paper(protocol: FineTuningProtocol) -> list[str]:
+def _differences_from_paper(protocol: FineTuningProtocol, overrides: Mapping[str, TaskSettingsConfig]) -> list[str]:
     """For GLUE, list in one line the settings that differ from the defaults, which published results use."""
     if not isinstance(protocol, ProtocolConfig) or protocol.benchmark != "glue":
         return []
     papers = ProtocolConfig()
-    names = [name for name in ProtocolConfig.model_fields if name not in _REPORTED_ELSEWHERE]
+    selected = () if protocol.grid is None else ("batch_size", "lr")
+    names = [name for name in ProtocolConfig.model_fields if name not in (*_REPORTED_ELSEWHERE, *selected)]
     changed = [
         f"{name} {_format_value(getattr(protocol, name))} (published: {_format_value(getattr(papers, name))})"
         for name in names
         if getattr(protocol, name) != getattr(papers, name)
     ]
-    for task, own in protocol.overrides.items():
+    if protocol.grid is not None:
+        share = f"{100.0 * protocol.grid.held_out:g} % of its train rows"
+        changed.append(f"batch_size and lr selected for each task on {share}, which the rules of a cram forbid")
+    for task, own in overrides.items():
         if own_settings := [f"{name} {_format_value(value)}" for name, value in own if value is not None]:
             changed.append(f"for {GLUE[task].title} {', '.join(own_settings)}")
     return [f"fine-tuned differently from the published rows: {'; '.join(changed)}"] if changed else []

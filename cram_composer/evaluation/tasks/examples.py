@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
+
 from cram_composer.errors import CramError
 from cram_composer.evaluation.tasks.task import Example, Task, class_label
 from cram_composer.storage.hub_errors import hub_refusal
@@ -39,6 +41,23 @@ class Split(NamedTuple):
         if not examples:
             raise CramError(f"{self.name}: no pair has a label >= {label:g}, so there is nothing to learn")
         return self._replace(examples=examples)
+
+    def divide(self, share: float, name: str) -> list[Split]:
+        """Return the examples without a random `share`, and that share under `name`; groups stay together.
+
+        Raises:
+            CramError: a part would be empty.
+        """
+        groups = [number if example.group is None else example.group for number, example in enumerate(self.examples)]
+        distinct = list(dict.fromkeys(groups))
+        order = np.random.default_rng(0).permutation(len(distinct))
+        chosen = {distinct[number] for number in order[: round(share * len(distinct))]}
+        parts: tuple[list[Example], list[Example]] = ([], [])
+        for group, example in zip(groups, self.examples, strict=True):
+            parts[group in chosen].append(example)
+        if not all(parts):
+            raise CramError(f"{self.name}: {len(distinct)} examples are too few to hold out {share:g} of them")
+        return [Split(part, own, len(own), 0) for part, own in zip((self.name, name), parts, strict=True)]
 
     @property
     def digest(self) -> str:

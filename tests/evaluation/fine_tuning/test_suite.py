@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cram_composer.cli import main
 from cram_composer.config.schema.evaluation import ProtocolConfig, TaskSettingsConfig
-from cram_composer.evaluation.fine_tuning.jobs import plan_jobs
+from cram_composer.errors import CramError
+from cram_composer.evaluation.fine_tuning.jobs import plan_jobs, plan_selection, select_settings
 from cram_composer.evaluation.fine_tuning.results import Result, read_results
 from cram_composer.evaluation.fine_tuning.suite import _pending_jobs
 from cram_composer.evaluation.fine_tuning.table import console_table, model_row
 from cram_composer.evaluation.model_source import find_model
+from cram_composer.evaluation.tasks.examples import read_split
 from cram_composer.evaluation.tasks.glue import GLUE
 from cram_composer.evaluation.tasks.superglue import SUPERGLUE
 from tests.evaluation.tasks.superglue_rows import superglue_rows
@@ -133,6 +137,57 @@ def test_mnli_is_retrained_if_its_model_is_missing(model, data, tmp_path):
     assert _pending_jobs(jobs, {**done, jobs[3].keys[0]: None}) == []
 
 
+GRID = "grid={batch_size: [4, 8], lr: [0, 3e-3], held_out: 0.25}"
+
+
+def test_settings_are_selected_on_held_out_train_rows_and_the_table_says_which(model, data, tmp_path, capsys):
+    arguments = [model, "--data", data, "--output", tmp_path, "--seeds", 2, "--tasks", "rte,cola", "--set", GRID]
+    status, table, progress = eval_(*arguments, "epochs=2", capsys=capsys)
+    assert status == 0, progress
+    assert "8 of 8: " in progress and "4 of 4: " in progress
+    found = read_results(tmp_path / "results.jsonl")
+    selection = [result for result in found if "held-out" in result.scores]
+    assert len(found) == 12 and len(selection) == 8
+    assert {(result.rows["train"], result.rows["held-out"], result.seed) for result in selection} == {(9, 3, 1)}
+    assert {result.steps for result in selection if result.task == "rte"} == {6, 4}  # nine rows in fours and eights
+    assert all(result.scores.keys() == {"validation"} for result in found if result not in selection)
+    assert "batch_size and lr selected for each task on 25 % of its train rows, which the rules of a cram" in table
+    assert re.search(
+        r"for CoLA batch_size [48], lr 0(\.003)?; for RTE batch_size [48], lr 0(\.003)?", table
+    ) or re.search(r"for RTE batch_size [48], lr 0(\.003)?; for CoLA batch_size [48], lr 0(\.003)?", table)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    assert eval_(*arguments, "epochs=2", capsys=capsys)[:2] == (0, table)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_the_best_setting_of_each_task_wins_and_the_first_of_equals(model, data):
+    protocol = ProtocolConfig(tasks=["rte", "cola"], grid={"batch_size": [4, 8], "lr": [1e-3, 1e-4]}, epochs=2)
+    source = find_model(str(model))
+    jobs = plan_selection([source], protocol, data, "fp32")
+    scores = {"rte": [50.0, 61.0, 61.0, 60.0], "cola": [-1.0, -3.0, -2.0]}  # the last job of CoLA failed
+    found = {}
+    for task, metric in (("rte", "accuracy"), ("cola", "matthews")):
+        for job, score in zip([job for job in jobs if job.task.name == task], scores[task], strict=False):
+            found[job.keys[0]] = SimpleNamespace(scores={"held-out": {metric: score}})
+    chosen = select_settings(protocol, source, jobs, found)
+    assert chosen.grid is None and chosen.tasks == ["rte", "cola"]
+    assert {name: (own.batch_size, own.lr) for name, own in chosen.overrides.items()} == {
+        "rte": (4, 1e-4), "cola": (4, 1e-3),
+    }  # fmt: skip
+    plain = ProtocolConfig(tasks=["rte"], epochs=2, batch_size=4, lr=1e-4)
+    keys = [job.keys for job in plan_jobs([source], plain, data, "fp32", Path())]
+    assert [job.keys for job in plan_jobs([source], chosen, data, "fp32", Path()) if job.task.name == "rte"] == keys
+    assert select_settings(protocol, source, jobs[:4], {}).tasks == []
+
+
+def test_answers_of_a_question_are_held_out_together(superglue):
+    train, held_out = read_split(SUPERGLUE["multirc"], "train", superglue).divide(0.25, "held-out")
+    groups = [{example.group for example in part.examples} for part in (train, held_out)]
+    assert groups[0] and groups[1] and not groups[0] & groups[1]
+    with pytest.raises(CramError, match="train: 12 examples are too few to hold out 0.01 of them"):
+        read_split(SUPERGLUE["rte"], "train", superglue).divide(0.01, "held-out")
+
+
 def test_task_with_its_own_seeds(model, data, tmp_path):
     protocol = ProtocolConfig(tasks=["cola", "rte"], seeds=1, overrides={"rte": TaskSettingsConfig(seeds=3)})
     jobs = plan_jobs([find_model(str(model))], protocol, data, "fp32", tmp_path)
@@ -147,6 +202,10 @@ def test_task_with_its_own_seeds(model, data, tmp_path):
         (["--tasks", "rte", "--set", "mnli_start=true"], "add mnli to tasks"),
         (["--set", "epochs=0"], "epochs"),
         (["--set", "precision=fp16"], "fp16 needs a GPU"),
+        (["--set", GRID, "mnli_start=true"], "mnli_start: the grid selects settings without it"),
+        (["--set", GRID, "overrides.rte.lr=1e-3"], "overrides.rte.lr: has no effect with grid"),
+        (["--set", "grid={held_out: 0.9}"], "grid.held_out"),
+        (["--set", "grid={lr: []}"], "grid.lr"),
         (["--seeds", "0"], "seeds"),
         (["--slurm", "nonsense"], "--slurm nonsense: expected key=value"),
     ],
