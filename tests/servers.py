@@ -1,7 +1,7 @@
-"""Real S3 servers on this machine, for tests of everything that touches object storage: SeaweedFS and rclone.
+"""Real servers on this machine, for tests of everything that touches object storage; for S3, SeaweedFS and rclone.
 
-Each enforces an access key, keeps its data in a separate folder across restarts, and ends with the process that started
-it. Tests can stop and pause the servers and change their credentials.
+Each keeps its data in a separate folder across restarts, and ends with the process that started it. Tests can stop and
+pause the servers. Those for S3 enforce an access key, which tests can change.
 """
 
 from __future__ import annotations
@@ -24,28 +24,95 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _READY_SECONDS = 60.0
-_STOP_SECONDS = 1.0
 _LAUNCHER = ThreadPoolExecutor(1, "servers")
 
 Command = Callable[["S3Server"], list[str]]
 
 
-class S3Server:
-    """A server process; `command` returns its command line for its current ports and credentials.
+class Server:
+    """A process that serves objects from a folder."""
+
+    stop_seconds = 1.0  # from SIGTERM to SIGKILL
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server, which must be running."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """True while the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """Stop the server with SIGTERM, or SIGKILL after `stop_seconds`. Its data stay."""
+        if self._process is None:
+            return
+        self.resume()
+        self._process.terminate()
+        try:
+            self._process.wait(self.stop_seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def pause(self) -> None:
+        """Suspend the process: the kernel still accepts connections, but no request is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+        # Threads stop one by one after the signal, so an immediate request could still be answered.
+        threads = Path(f"/proc/{self.pid}/task")
+        while threads.is_dir() and not all(_is_stopped(thread) for thread in threads.iterdir()):
+            time.sleep(0.01)
+
+    def resume(self) -> None:
+        """Resume a paused server."""
+        if self.is_running:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def launch(self, command: list[str], variables: dict[str, str] | None = None) -> None:
+        """Start the process, with further environment variables and its output in the file `log`."""
+
+        def start() -> subprocess.Popen[bytes]:
+            with open(self.folder / "log", "ab") as log:
+                return subprocess.Popen(
+                    command,
+                    cwd=self.folder,
+                    env=os.environ | (variables or {}),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    preexec_fn=_die_with_the_parent,
+                )
+
+        # The server gets its signal when the *thread* that started it ends, and a test may start it from a timer.
+        self._process = _LAUNCHER.submit(start).result()
+
+    def log(self) -> str:
+        """Return what the process printed."""
+        return (self.folder / "log").read_text(errors="replace")
+
+
+class S3Server(Server):
+    """An S3 server; `command` returns its command line for its current ports and credentials.
 
     `reloads` is True if the server rereads its credentials on SIGHUP.
     """
 
     def __init__(self, folder: Path, command: Command, ports: int, reloads: bool = False) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.access_key, self.secret_key = "cram-key", "cram-secret"
         self.keys_before: list[str] = []
         self.ports: list[int] = []
         self._port_count = ports
         self._reloads = reloads
         self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def port(self) -> int:
@@ -56,12 +123,6 @@ class S3Server:
     def endpoint(self) -> str:
         """The value of S3_ENDPOINT_URL."""
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """Process id of the server, which must be running."""
-        assert self._process is not None
-        return self._process.pid
 
     def environment(self) -> dict[str, str]:
         """Return variables that point boto3, Composer and Streaming at this server, independent of the machine."""
@@ -78,48 +139,26 @@ class S3Server:
 
     def start(self) -> S3Server:
         """Start the server unless it runs, on its previous ports, and wait until an object can be written."""
-        if self._process is not None and self._process.poll() is None:
+        if self.is_running:
             return self
         for _ in range(3):
             if not self.ports:
                 self.ports = free_ports(self._port_count)
-            self._launch()
+            self.launch(self._command(self))
             if self._wait_until_ready():
                 return self
             self.stop()
             if self.folder.joinpath("used").exists():
                 break  # clients know these ports
             self.ports = []  # another process may have taken one in the meantime
-        raise RuntimeError(f"the server did not start: {(self.folder / 'log').read_text()[-2000:]}")
+        raise RuntimeError(f"the server did not start: {self.log()[-2000:]}")
 
     def stop(self) -> None:
-        """Stop the server with SIGTERM, or SIGKILL after a second. Its data stay."""
-        if self._process is None:
-            return
-        self.resume()
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
+        """Stop the server, as Server does."""
+        super().stop()
         for port in self.ports:
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # remain after SIGKILL; no option moves them
                 left.unlink(missing_ok=True)
-
-    def pause(self) -> None:
-        """Suspend the process: the kernel still accepts connections, but no request is answered."""
-        os.kill(self.pid, signal.SIGSTOP)
-        # Threads stop one by one after the signal, so an immediate request could still be answered.
-        threads = Path(f"/proc/{self.pid}/task")
-        while threads.is_dir() and not all(_is_stopped(thread) for thread in threads.iterdir()):
-            time.sleep(0.01)
-
-    def resume(self) -> None:
-        """Resume a paused server."""
-        if self._process is not None and self._process.poll() is None:
-            os.kill(self.pid, signal.SIGCONT)
 
     def put_credentials(self, key: str, secret: str) -> None:
         """Replace the accepted credentials (at least 8 characters each, or rclone ignores them).
@@ -158,27 +197,11 @@ class S3Server:
         self.client().create_bucket(Bucket=name)
         return Bucket(self, name)
 
-    def _launch(self) -> None:
-        # The server gets its signal when the *thread* that started it ends, and a test may start it from a timer.
-        self._process = _LAUNCHER.submit(self._popen).result()
-
-    def _popen(self) -> subprocess.Popen[bytes]:
-        with open(self.folder / "log", "ab") as log:
-            return subprocess.Popen(
-                self._command(self),
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=_die_with_the_parent,
-            )
-
     def _wait_until_ready(self) -> bool:
         """Return True if an object can be written, read and deleted before the process ends or the time is up."""
         client, name = self.client(), "ready"
         end = time.monotonic() + _READY_SECONDS
-        assert self._process is not None
-        while time.monotonic() < end and self._process.poll() is None:
+        while time.monotonic() < end and self.is_running:
             try:
                 if name not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
                     client.create_bucket(Bucket=name)
@@ -220,6 +243,16 @@ class Bucket:
     def delete(self, key: str) -> None:
         """Delete an object."""
         self.server.client().delete_object(Bucket=self.name, Key=key)
+
+    def create(self) -> None:
+        """Create the bucket again after `remove`."""
+        self.server.client().create_bucket(Bucket=self.name)
+
+    def remove(self) -> None:
+        """Delete the bucket and everything in it."""
+        for key in self.keys():
+            self.delete(key)
+        self.server.client().delete_bucket(Bucket=self.name)
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return the sorted keys of all objects under a prefix."""

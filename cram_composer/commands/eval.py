@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cram_composer.config.messages import not_one_of
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json
 
+_COMPACT_WIDTH = 256  # hidden size of BERT-Mini; pairs of texts need the pooling of glue-compact up to there
 _OWN_DATA_OPTIONS = ("train", "validation", "text", "text_pair", "label", "type")
 
 Evaluated = tuple[str, str, list[str]]  # results file, table, one line per failure
@@ -49,7 +51,8 @@ def add(commands: Commands) -> None:
     evaluate.add_argument(
         "--suite",
         metavar="NAME",
-        help="protocol: name of a file in yamls/eval, or a YAML file (default: glue; own-data with --train)",
+        help="protocol: name of a file in yamls/eval, or a YAML file (default: glue, or glue-compact if no "
+        f"model is wider than {_COMPACT_WIDTH}; own-data with --train)",
     )
     evaluate.add_argument(
         "--data",
@@ -91,6 +94,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate the models by the kind of the protocol and print the table."""
+    if options.suite is None and not any(getattr(options, name) for name in _OWN_DATA_OPTIONS):
+        options.suite = _default_glue(options.models)
     protocol = requested_protocol(options)
     with messages_to_stderr(options.json):
         results, table, failures = _EVALUATIONS[protocol.kind](options, protocol)
@@ -121,6 +126,17 @@ def requested_protocol(options: argparse.Namespace) -> Any:
         return _own_data_protocol(suite, own, overrides, options.tasks)
     tasks = None if options.tasks is None else f"[{options.tasks}]"
     return compose_protocol(suite, [*overrides, *overrides_from(tasks=tasks)]).config
+
+
+def _default_glue(models: list[str]) -> str:
+    """Return the GLUE protocol for these models, and say so if it is not the paper's. Raises CramError."""
+    from cram_composer.evaluation.model_source import find_model
+
+    if max(find_model(name).hidden_size for name in models) > _COMPACT_WIDTH:
+        return "glue"
+    why = f"no model is wider than {_COMPACT_WIDTH}; the rules of a cram are --suite glue"
+    print(f"eval: suite glue-compact, since {why}", file=sys.stderr)
+    return "glue-compact"
 
 
 def _own_data_protocol(suite: str, own: dict[str, str], overrides: list[str], names: str | None) -> Any:

@@ -22,6 +22,7 @@ from cram_composer.storage.files import read_json, write_json
 
 _BYTES = 128 << 20
 _TIMES = 10
+_SECONDS = 180.0  # for all of them, most of it to import torch on a busy machine
 
 
 def check_link(context: CheckContext) -> Iterator[Check]:
@@ -32,7 +33,7 @@ def check_link(context: CheckContext) -> Iterator[Check]:
     with tempfile.TemporaryDirectory(prefix="cram-doctor-") as folder:
         settings, log = Path(folder) / "settings.json", Path(folder) / "log.txt"
         write_json(settings, {"kind": context.device.name, "result": str(Path(folder) / "result.json")})
-        status = launch_ranks("cram_composer.doctor.link", number, settings, log)
+        status = launch_ranks("cram_composer.doctor.link", number, settings, log, _SECONDS)
         if status:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise CramError(f"{number} ranks ended with exit status {status}: {lines[-1]}")
@@ -44,8 +45,8 @@ def check_link(context: CheckContext) -> Iterator[Check]:
     yield Check("link", "pass", line, {"ranks": number, "seconds": seconds, "bytes_per_second": rate})
 
 
-def _measure(kind: str) -> float:
-    """Return the median seconds of an all-reduce on this rank."""
+def _measure(kind: str) -> float | None:
+    """Return the median seconds of an all-reduce, on rank 0 alone."""
     local = int(os.environ["LOCAL_RANK"])
     if kind == "gpu":
         torch.cuda.set_device(local)
@@ -59,13 +60,16 @@ def _measure(kind: str) -> float:
         if kind == "gpu":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken[1:])
+    rank = dist.get_rank()
+    # `buffer` must outlive the group: Gloo's thread waits for the GIL to release the last tensor, and the group's end,
+    # which holds the GIL, waits for the thread.
+    dist.destroy_process_group()
+    return statistics.median(taken[1:]) if rank == 0 else None
 
 
 if __name__ == "__main__":
     end_with_parent(signal.SIGTERM)
     given = read_json(Path(sys.argv[1]))
     seconds = _measure(given["kind"])
-    if dist.get_rank() == 0:
+    if seconds is not None:
         write_json(Path(given["result"]), {"seconds": seconds})
-    dist.destroy_process_group()

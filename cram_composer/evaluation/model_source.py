@@ -63,6 +63,11 @@ class ModelSource:
             getattr(self._load_config(), "type_vocab_size", 0)
         )
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the encoder. Raises CramError if the configuration cannot be loaded."""
+        return int(getattr(self._config_with_dropout(0.0), "hidden_size", 0))
+
     def check_loadable(self) -> None:
         """Raise CramError if the tokenizer or the configuration cannot be loaded."""
         self.load_tokenizer()

@@ -197,8 +197,12 @@ def _check_gpus(number: int) -> None:
         raise CramError(f"this machine has {torch.cuda.device_count()} GPU(s); lower -n")
 
 
-def launch_ranks(module: str, number: int, settings: Path, log: Path) -> int:
-    """Run `module` on `number` ranks with the path `settings`; return the exit status. They end with this process."""
+def launch_ranks(module: str, number: int, settings: Path, log: Path, timeout: float | None = None) -> int:
+    """Run `module` on `number` ranks with the path `settings`; return the exit status. They end with this process.
+
+    Raises:
+        CramError: they have not ended after `timeout` seconds.
+    """
     command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(number)]
     for stream in ("stdout", "stderr"):  # of the other ranks
         command += [f"--{stream}", str(log.with_name(f"rank{{rank}}.{stream}"))]
@@ -210,7 +214,9 @@ def launch_ranks(module: str, number: int, settings: Path, log: Path) -> int:
             preexec_fn=lambda: end_with_parent(signal.SIGTERM),
         )
         try:
-            return process.wait()
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise CramError(f"{number} ranks have not ended after {timeout:g} s") from None
         finally:
             if process.poll() is None:
                 process.terminate()

@@ -15,6 +15,7 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.device import choose_device
 from cram_composer.doctor import checks, doctor, link, machine, numerics, precision, resume, training, trial
 from cram_composer.doctor.checks import Check, CheckContext
+from cram_composer.errors import CramError
 from cram_composer.models.attention_kernels import EagerAttention
 from cram_composer.planning.run_spec import RunSpec, read_data_facts
 from tests.conftest import REPOSITORY, SMALL
@@ -138,6 +139,9 @@ def test_the_link_between_two_ranks(monkeypatch, tmp_path: Path):
     given = dataclasses.replace(context(tmp_path), processes=2)
     (found,) = link.check_link(given)
     assert found.status == "pass" and found.values["bytes_per_second"] > 0
+    monkeypatch.setattr(link, "_SECONDS", 0.1)
+    with pytest.raises(CramError, match=r"2 ranks have not ended after 0\.1 s"):
+        list(link.check_link(given))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,10 @@ import pytest
 from tests.data.data_sets import write_data_set
 from tests.faults.scene import ROWS, STEPS, Fault, Scene
 from tests.servers import Bucket, S3Server
+from tests.services.object_stores import Azurite, GoogleEmulator, ObjectBucket, ObjectServer
+
+AnyServer = S3Server | ObjectServer
+AnyBucket = Bucket | ObjectBucket
 
 _EPOCH = 128  # blocks
 _SEED = 17  # of the run's configuration
@@ -95,11 +99,31 @@ def undisturbed(sources: Path, order: list[str], tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def stored(sources: Path) -> Callable[[S3Server, str, str], Bucket]:
-    """Return a function to buckets with a data set, which live as long as the server; tests undo their changes."""
-    buckets: dict[tuple[str, str, str], Bucket] = {}
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """Start Azurite."""
+    yield from _started(Azurite, tmp_path_factory.mktemp("azurite"))
 
-    def bucket(server: S3Server, compression: str, use: str) -> Bucket:
+
+@pytest.fixture(scope="session")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """Start the emulator of Google Cloud Storage."""
+    yield from _started(GoogleEmulator, tmp_path_factory.mktemp("google"))
+
+
+def _started(kind: type[ObjectServer], folder: Path) -> Iterator[ObjectServer]:
+    if kind.missing():
+        pytest.skip(f"not installed: {kind.missing()}")
+    server = kind(folder).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def stored(sources: Path) -> Callable[[AnyServer, str, str], AnyBucket]:
+    """Return a function to buckets with a data set, which live as long as the server; tests undo their changes."""
+    buckets: dict[tuple[str, str, str], AnyBucket] = {}
+
+    def bucket(server: AnyServer, compression: str, use: str) -> AnyBucket:
         key = str(server.folder), compression, use
         if key not in buckets:
             buckets[key] = server.new_bucket()
@@ -114,7 +138,7 @@ def make_scene(
     request: pytest.FixtureRequest,
     sources: Path,
     order: list[str],
-    stored: Callable[[S3Server, str, str], Bucket],
+    stored: Callable[[AnyServer, str, str], AnyBucket],
     tmp_path: Path,
 ) -> Iterator[Callable[[Fault], Scene]]:
     """Yield a function that prepares server, buckets and folders for a fault."""
@@ -124,7 +148,7 @@ def make_scene(
         if not fault.server:
             shutil.copytree(source, tmp_path / "data")
             return Scene(None, source, tmp_path, order)
-        server: S3Server = request.getfixturevalue(fault.server).start()
+        server: AnyServer = request.getfixturevalue(fault.server).start()
         bucket = stored(server, fault.compression, "remote")
         mirror = stored(server, fault.compression, "mirror") if fault.mirrored else None
         names = order if fault.compression == "none" else [f"{name}.{fault.compression}" for name in order]

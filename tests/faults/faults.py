@@ -6,10 +6,13 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.scene import DEADLINE, Fault, Scene
-from tests.servers import S3Server
+from tests.servers import Bucket, S3Server
+from tests.services.object_stores import Azurite, ObjectServer
 
 # Maximum seconds between a fault and the end of the run: the steps whose shards are local, and an orderly shutdown. If
 # the run waits for a server, add the deadline or 10 s, the minimum for a fetch; twice, because a shard whose prefetch
@@ -24,8 +27,18 @@ def original(scene: Scene) -> bytes:
     return (scene.source / scene.victim).read_bytes()
 
 
-def server_of(scene: Scene) -> S3Server:
+def server_of(scene: Scene) -> S3Server | ObjectServer:
     assert scene.server is not None
+    return scene.server
+
+
+def s3_of(scene: Scene) -> S3Server:
+    assert isinstance(scene.server, S3Server)
+    return scene.server
+
+
+def azurite_of(scene: Scene) -> Azurite:
+    assert isinstance(scene.server, Azurite)
     return scene.server
 
 
@@ -63,9 +76,9 @@ def swap(scene: Scene) -> None:
 
 def empty(scene: Scene) -> None:
     """Delete every object."""
-    assert scene.bucket is not None
+    assert isinstance(scene.bucket, Bucket)
     keys = [{"Key": key} for key in scene.bucket.keys()]  # noqa: SIM118 -- a method of Bucket
-    server_of(scene).client().delete_objects(Bucket=scene.bucket.name, Delete={"Objects": keys})
+    s3_of(scene).client().delete_objects(Bucket=scene.bucket.name, Delete={"Objects": keys})
 
 
 def fill_again(scene: Scene) -> None:
@@ -102,26 +115,30 @@ def resume(scene: Scene) -> None:
 
 
 def change_credentials(scene: Scene) -> None:
-    server_of(scene).put_credentials("another-key", "another-secret")
+    s3_of(scene).put_credentials("another-key", "another-secret")
 
 
 def change_credentials_back(scene: Scene) -> None:
-    server_of(scene).put_credentials(scene.environment["AWS_ACCESS_KEY_ID"], scene.environment["AWS_SECRET_ACCESS_KEY"])
+    s3_of(scene).put_credentials(scene.environment["AWS_ACCESS_KEY_ID"], scene.environment["AWS_SECRET_ACCESS_KEY"])
+
+
+def change_key(scene: Scene) -> None:
+    azurite_of(scene).put_key()
+
+
+def change_key_back(scene: Scene) -> None:
+    azurite_of(scene).put_key(scene.environment["AZURE_ACCOUNT_ACCESS_KEY"])
 
 
 def empty_bucket_name(scene: Scene) -> None:
     """Delete the bucket that the command names."""
     assert scene.bucket is not None
-    client = server_of(scene).client()
-    keys = scene.bucket.keys()
-    for key in keys:
-        client.delete_object(Bucket=scene.bucket.name, Key=key)
-    client.delete_bucket(Bucket=scene.bucket.name)
+    scene.bucket.remove()
 
 
 def make_bucket(scene: Scene) -> None:
     assert scene.bucket is not None
-    server_of(scene).client().create_bucket(Bucket=scene.bucket.name)
+    scene.bucket.create()
     scene.bucket.upload_folder(scene.source, "data")
 
 
@@ -149,7 +166,7 @@ def nothing(scene: Scene) -> None:
     pass
 
 
-FAULTS = [
+_S3_FAULTS = [
     Fault(
         "missing-before",
         "a shard is missing from the bucket, before the start",
@@ -311,3 +328,22 @@ FAULTS = [
         server="",
     ),
 ]
+
+_ELSEWHERE = {"azurite": "Azure (Azurite)", "google": "Google Cloud Storage (an emulator)"}
+_KEY = {"do": change_key, "repair": change_key_back, "line": "; check AZURE_ACCOUNT_NAME"}
+
+
+def _faults() -> Iterator[Fault]:
+    """Yield every fault, and the main ones on the other stores too."""
+    main = {"missing-before", "missing", "corrupt", "stopped-a-while", "stopped", "paused", "no-bucket"}
+    for fault in _S3_FAULTS:
+        yield fault
+        for server, name in _ELSEWHERE.items():
+            same = replace(fault, name=f"{fault.name}-{server}", what=f"the same on {name}", server=server, quick=())
+            if fault.name in main:
+                yield same
+            elif server == "azurite" and fault.name in ("wrong-credentials", "revoked-credentials"):
+                yield replace(same, **_KEY)
+
+
+FAULTS = list(_faults())

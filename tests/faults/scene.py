@@ -1,4 +1,4 @@
-"""A real training run on a tiny data set on a real S3 server, into which faults are injected."""
+"""A real training run on a tiny data set on a real server, into which faults are injected."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.conftest import environment, train_command
 from tests.servers import Bucket, S3Server
+from tests.services.object_stores import ObjectBucket, ObjectServer
 
 STEPS = 120  # less than an epoch; each takes one block, which is one shard
 ROWS = 8  # per step
@@ -39,19 +40,20 @@ _START_SECONDS = 150.0  # importing torch on a busy machine
 class Scene:
     """A training run and its environment. `order` lists the names of the shards in the order of their use."""
 
-    server: S3Server | None
+    server: S3Server | ObjectServer | None
     source: Path  # the intact data set
     folder: Path  # for the run and the cache
     order: list[str]
-    bucket: Bucket | None = None  # None: the data set is read in place
-    mirror: Bucket | None = None
+    bucket: Bucket | ObjectBucket | None = None  # None: the data set is read in place
+    mirror: Bucket | ObjectBucket | None = None
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     victim: str = ""  # the shard that the fault affects
 
     def __post_init__(self) -> None:
         self.environment = environment() | (self.server.environment() if self.server is not None else {})
-        self.environment.pop("AWS_SESSION_TOKEN", None)
+        for name in ("AWS_SESSION_TOKEN", "AZURE_SAS_TOKEN"):
+            self.environment.pop(name, None)
         self.victim = self.order[STEPS // 2]
 
     @property

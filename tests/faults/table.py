@@ -19,8 +19,9 @@ the latest result of every case; do not edit it.
 
 ## The experiment
 
-Each row is a training with `python train.py` that reads its shards from a real S3 server into an empty cache. The
-server is SeaweedFS, or rclone where noted. The fault happens before the start, or a few dozen of its {STEPS} steps
+Each row is a training with `python train.py` that reads its shards from a server on the same machine into an empty
+cache. The server is SeaweedFS (S3), or what the row names: rclone, Azurite, an emulator of Google Cloud Storage. The
+services themselves have not been tried. The fault happens before the start, or a few dozen of its {STEPS} steps
 later to a shard that is not fetched yet. Each fault is repeated with `data.num_workers` = 0, 1 and 2. `data.deadline`
 is {DEADLINE:.0f} s unless noted (default: 2 minutes). Each fetch gets at least 10 s.
 

@@ -1,97 +1,205 @@
-"""Azurite and Google's emulator, each a server in a folder and on a port of its own."""
+"""Azurite and an emulator of Google Cloud Storage, each a server in a folder and on a port of its own."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
+from typing import ClassVar, Self, cast
 from urllib.parse import parse_qs, urlsplit
 
-from tests.servers import free_ports
+from tests.servers import Server, free_ports
 
-BUCKET = "bucket"
+BUCKET = "bucket"  # of the tests of services
 _SECONDS = 60.0  # to start
 
 
-class ObjectServer(ABC):
-    """A server with one bucket; `stop` and `start` keep its data.
+class ObjectServer(Server, ABC):
+    """A server on a free port; `stop` and `start` keep its data."""
 
-    Attributes:
-        environment: variables that clients need.
-        uri: of the bucket.
-    """
-
-    environment: dict[str, str]
-    uri: str
+    stop_seconds = 20.0  # it writes its data at the end
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         (self.port,) = free_ports(1)
-        self._process: subprocess.Popen | None = None
+
+    @staticmethod
+    @abstractmethod
+    def missing() -> str:
+        """Return what is not installed, and how to install it."""
 
     @abstractmethod
     def command(self) -> list[str]:
         """Return the command that serves."""
 
     @abstractmethod
-    def create_bucket(self) -> None:
-        """Create the bucket unless the server has made it."""
+    def environment(self) -> dict[str, str]:
+        """Return variables that point clients at this server."""
 
-    def start(self) -> None:
-        """Start the server and wait until it accepts connections."""
-        with open(self.folder / "server.log", "ab") as log:
-            self._process = subprocess.Popen(
-                self.command(), cwd=self.folder, stdout=log, stderr=log, env=os.environ | self.environment
-            )
+    @abstractmethod
+    def bucket(self, name: str) -> ObjectBucket:
+        """Return the bucket of a name, whether or not it exists."""
+
+    def new_bucket(self, name: str = "") -> ObjectBucket:
+        """Create an empty bucket; without a name, with a unique one."""
+        made = self.bucket(name or f"b-{uuid.uuid4().hex[:12]}")
+        made.create()
+        return made
+
+    def start(self) -> Self:
+        """Start the server unless it runs, and wait until it accepts connections."""
+        if self.is_running:
+            return self
+        self.launch(self.command(), self.environment())
         ends = time.monotonic() + _SECONDS
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
+                return self
             except OSError:
-                log_text = (self.folder / "server.log").read_text(errors="replace")
-                assert time.monotonic() < ends and self._process.poll() is None, log_text
+                assert time.monotonic() < ends and self.is_running, self.log()
                 time.sleep(0.1)
 
-    def stop(self) -> None:
-        """Stop the server."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+
+@dataclass(frozen=True)
+class ObjectBucket(ABC):
+    """A bucket, used through the provider's client and not through the code under test."""
+
+    server: ObjectServer
+    name: str
+    scheme: ClassVar[str]
+
+    @property
+    def uri(self) -> str:
+        """The URI of the whole bucket, without a slash at its end."""
+        return f"{self.scheme}://{self.name}"
+
+    @abstractmethod
+    def create(self) -> None:
+        """Create it."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Delete it and everything in it."""
+
+    @abstractmethod
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+
+    def upload_folder(self, folder: Path, prefix: str) -> None:
+        """Upload a folder with everything below it."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.put(f"{prefix}/{path.relative_to(folder)}", path.read_bytes())
+
+
+class AzureContainer(ObjectBucket):
+    """A container of Azurite."""
+
+    scheme = "azure"
+
+    def create(self) -> None:
+        """Create it."""
+        self._client().create_container()
+
+    def remove(self) -> None:
+        """Delete it and everything in it."""
+        self._client().delete_container()
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object."""
+        self._client().upload_blob(key, content, overwrite=True)
+
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        self._client().delete_blob(key)
+
+    def _client(self):
+        from azure.storage.blob import ContainerClient
+
+        server = cast(Azurite, self.server)
+        return ContainerClient(server.endpoint, self.name, credential=server.key, connection_verify=server.verify)
+
+
+class GoogleBucket(ObjectBucket):
+    """A bucket of the emulator."""
+
+    scheme = "gs"
+
+    def create(self) -> None:
+        """Create it."""
+        self._client().create_bucket(self.name)
+
+    def remove(self) -> None:
+        """Delete it and everything in it."""
+        bucket = self._client().bucket(self.name)
+        for blob in bucket.list_blobs():
+            blob.delete()
+        bucket.delete()
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object."""
+        self._client().bucket(self.name).blob(key).upload_from_string(content)
+
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        self._client().bucket(self.name).blob(key).delete()
+
+    def _client(self):
+        from google.auth.credentials import AnonymousCredentials
+        from google.cloud.storage import Client
+
+        server = cast(GoogleEmulator, self.server)
+        return Client("project", AnonymousCredentials(), client_options={"api_endpoint": server.endpoint})
 
 
 class Azurite(ObjectServer):
     """Azure Blob Storage by Azurite (`npm install -g azurite`)."""
 
+    verify: str | bool = True  # certificates to trust
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.key = base64.b64encode(secrets.token_bytes(64)).decode()
-        self.uri = f"azure://{BUCKET}"
-        self.environment = {
+        self.key = _new_key()
+        self.endpoint = f"http://127.0.0.1:{self.port}/cram"
+
+    def environment(self) -> dict[str, str]:
+        """Return variables that point clients at this server."""
+        return {
             "AZURE_ACCOUNT_NAME": "cram",
             "AZURE_ACCOUNT_ACCESS_KEY": self.key,
-            "AZURE_ENDPOINT_URL": f"http://127.0.0.1:{self.port}/cram",
+            "AZURE_ENDPOINT_URL": self.endpoint,
             "AZURITE_ACCOUNTS": f"cram:{self.key}",
         }
+
+    def bucket(self, name: str) -> AzureContainer:
+        """Return the container of a name, whether or not it exists."""
+        return AzureContainer(self, name)
+
+    def put_key(self, key: str = "") -> None:
+        """Replace the account's key, without one by a random one, and restart."""
+        self.stop()
+        self.key = key or _new_key()
+        self.start()
 
     @staticmethod
     def missing() -> str:
@@ -104,16 +212,6 @@ class Azurite(ObjectServer):
         where = ["--location", str(self.folder), "--blobHost", "127.0.0.1", "--blobPort", str(self.port)]
         return [program, *where, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
 
-    def create_bucket(self) -> None:
-        """Create the bucket."""
-        self.container().create_container()
-
-    def container(self):
-        """Return a client of the bucket."""
-        from azure.storage.blob import ContainerClient
-
-        return ContainerClient(self.environment["AZURE_ENDPOINT_URL"], BUCKET, credential=self.key)
-
     def sas_environment(self) -> dict[str, str]:
         """Return variables with a shared access signature in the place of the key."""
         from azure.storage.blob import ContainerSasPermissions, generate_container_sas
@@ -125,8 +223,7 @@ class Azurite(ObjectServer):
             permission=ContainerSasPermissions(read=True, write=True, list=True, delete=True),
             expiry=datetime.now(UTC) + timedelta(hours=1),
         )
-        kept = {name: self.environment[name] for name in ("AZURE_ACCOUNT_NAME", "AZURE_ENDPOINT_URL")}
-        return kept | {"AZURE_SAS_TOKEN": token}
+        return {"AZURE_ACCOUNT_NAME": "cram", "AZURE_ENDPOINT_URL": self.endpoint, "AZURE_SAS_TOKEN": token}
 
 
 class AzuriteWithIdentities(Azurite):
@@ -138,20 +235,13 @@ class AzuriteWithIdentities(Azurite):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._write_certificate()
+        self.endpoint = self.endpoint.replace("http:", "https:")
+        self.verify = str(folder / "cert.pem")
         self.asked: list[str] = []  # resources that tokens were asked for
 
     def command(self) -> list[str]:
         certificate = ["--cert", str(self.folder / "cert.pem"), "--key", str(self.folder / "key.pem")]
         return [*super().command(), "--oauth", "basic", *certificate]
-
-    def container(self):
-        """Return a client of the bucket."""
-        from azure.storage.blob import ContainerClient
-
-        endpoint = self.environment["AZURE_ENDPOINT_URL"].replace("http:", "https:")
-        return ContainerClient(
-            endpoint, BUCKET, credential=self.key, connection_verify=str(self.folder / "cert.pem")
-        )  # fmt: skip
 
     @contextmanager
     def identity(self) -> Iterator[dict[str, str]]:
@@ -161,7 +251,7 @@ class AzuriteWithIdentities(Azurite):
         try:
             yield {
                 "AZURE_ACCOUNT_NAME": "cram",
-                "AZURE_ENDPOINT_URL": self.environment["AZURE_ENDPOINT_URL"].replace("http:", "https:"),
+                "AZURE_ENDPOINT_URL": self.endpoint,
                 "IDENTITY_ENDPOINT": f"http://127.0.0.1:{server.server_port}/token",
                 "IDENTITY_HEADER": "secret",
                 "REQUESTS_CA_BUNDLE": str(self.folder / "cert.pem"),
@@ -220,10 +310,18 @@ class _IdentityHandler(BaseHTTPRequestHandler):
 class GoogleEmulator(ObjectServer):
     """Google Cloud Storage by gcp-storage-emulator (PyPI), without credentials."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.uri = f"gs://{BUCKET}"
-        self.environment = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{self.port}"}
+    @property
+    def endpoint(self) -> str:
+        """The value of STORAGE_EMULATOR_HOST."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """Return variables that point clients at this server."""
+        return {"STORAGE_EMULATOR_HOST": self.endpoint}
+
+    def bucket(self, name: str) -> GoogleBucket:
+        """Return the bucket of a name, whether or not it exists."""
+        return GoogleBucket(self, name)
 
     @staticmethod
     def missing() -> str:
@@ -231,8 +329,9 @@ class GoogleEmulator(ObjectServer):
         return "" if find_spec("gcp_storage_emulator") else "gcp-storage-emulator (the extra dev)"
 
     def command(self) -> list[str]:
-        options = ["--host=127.0.0.1", f"--port={self.port}", f"--default-bucket={BUCKET}"]
+        options = ["--host=127.0.0.1", f"--port={self.port}"]
         return [sys.executable, "-m", "gcp_storage_emulator", f"--data-dir={self.folder}", "start", *options]
 
-    def create_bucket(self) -> None:
-        """Do nothing, since the server has made it."""
+
+def _new_key() -> str:
+    return base64.b64encode(secrets.token_bytes(64)).decode()

@@ -64,6 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def eval_(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    arguments = arguments if "--suite" in arguments else (*arguments, "--suite", "glue")
     status = main(["eval", *map(str, arguments), "--device", "cpu", "--jobs", "2"])
     return status, *capsys.readouterr()
 
@@ -89,6 +90,18 @@ def test_nine_tasks_in_one_command_and_nothing_to_do_the_second_time(model, data
     assert (status, again) == (0, table)
     assert "18 of 18 jobs are already in the results" in progress
     assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_narrow_models_get_their_own_protocol_and_are_told(model, data, tmp_path, capsys):
+    wide = tmp_path / "wide"
+    tiny_model(hidden_size=512, num_hidden_layers=1).save_pretrained(wide)
+    save_tokenizer(wide)
+    arguments = ["--data", str(data), "--output", str(tmp_path), "--seeds", "1", "--tasks", "rte", "--device", "cpu"]
+    assert main(["eval", str(model), *arguments, "--set", "epochs=1"]) == 0
+    assert "eval: suite glue-compact, since no model is wider than 256; the rules" in capsys.readouterr().err
+    assert (tmp_path / "glue-compact.json").is_file() and not (tmp_path / "glue.json").exists()
+    assert main(["eval", str(model), str(wide), *arguments, "--set", "epochs=1"]) == 0
+    assert "glue-compact" not in capsys.readouterr().err and (tmp_path / "glue.json").is_file()
 
 
 def test_ten_tasks_of_superglue_in_one_command(model, superglue, tmp_path, capsys):
