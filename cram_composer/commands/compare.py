@@ -32,11 +32,13 @@ def run(options: argparse.Namespace) -> int:
     """Print the comparison and write its page, or print JSON."""
     from cram_composer.analysis.compare.compare import choose_baseline, compare
     from cram_composer.analysis.compare.groups import read_groups
+    from cram_composer.analysis.compare.looks import look
     from cram_composer.analysis.compare.page import write_comparison
     from cram_composer.analysis.compare.text import as_json, console_text
 
     groups = read_groups(options.groups)
-    pairs = compare(groups, choose_baseline(groups, options.baseline))
+    baseline = choose_baseline(groups, options.baseline)
+    pairs = compare(groups, baseline, look(groups, baseline))
     if options.json:
         print_json(as_json(groups, pairs))
         return 0

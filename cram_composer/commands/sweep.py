@@ -28,6 +28,9 @@ def add(commands: Commands) -> None:
         metavar="key=value",
         help="values of the sweep to override, such as run=yamls/cram-cpu.yaml",
     )
+    sweep.add_argument(
+        "--design", choices=("plackett-burman", "fractional"), help="runs of the sweep's factors (default: the sweep's)"
+    )
     add_sweep_options(sweep)
 
 
@@ -37,6 +40,6 @@ def run(options: argparse.Namespace) -> int:
     from cram_composer.config.paths import sweep_file
     from cram_composer.config.schema.sweep import SweepConfig
 
-    overrides = [*options.set, *overrides_from(seeds=options.seeds, budget=options.budget)]
+    overrides = [*options.set, *overrides_from(seeds=options.seeds, budget=options.budget, design=options.design)]
     config = compose(SweepConfig, sweep_file(options.sweep), overrides).config
     return run_sweep(config, options.sweep, options)

@@ -132,6 +132,8 @@ def _summarize(error: BaseException) -> str:
     text = " ".join(str(error).split())[:200]
     if name in _SUMMARIES:
         return f"{_SUMMARIES[name]} ({name})"
+    if name == "NotFound":
+        return name  # of Google's client, whose text repeats the request
     return code if name == code and code else (f"{text} ({name})" if text else name)
 
 

@@ -18,6 +18,7 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.sweep import SweepConfig, VariantConfig
 from cram_composer.config.validation.run import check_run
 from cram_composer.errors import ConfigError
+from cram_composer.sweeps.design import two_level_design
 
 _RESERVED = {"seed", "run_name", "runs_dir"}
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -68,11 +69,12 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
     pairs = list(_variants(sweep, asked_by))
     variants = dict(pairs)
     if not variants:
-        raise ConfigError(f"{asked_by}: nothing to train; list 'variants' or a 'grid' of values")
+        raise ConfigError(f"{asked_by}: nothing to train; list 'variants', a 'grid' of values or 'factors'")
     if len(variants) < len(pairs):
         names = [name for name, _ in pairs]
         raise ConfigError(f"{asked_by}: grid: variant '{max(names, key=names.count)}' occurs twice; remove one")
-    for name, values in [("the sweep", sweep.set), ("the grid", sweep.grid), *((n, v.set) for n, v in pairs)]:
+    own = [*sweep.factors.items(), *pairs]
+    for name, values in [("the sweep", sweep.set), ("the grid", sweep.grid), *((n, v.set) for n, v in own)]:
         if reserved := _RESERVED & values.keys():
             raise ConfigError(f"{asked_by}: {name} sets {min(reserved)}, which the sweep sets itself; remove it")
     if sweep.baseline is not None and sweep.baseline not in variants:
@@ -85,7 +87,7 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
     if len(set(folders)) < len(folders):
         raise ConfigError(f"{asked_by}: variants: two names give the same folder name, rename one: {_listed(folders)}")
     trials = []
-    for seed, (name, variant) in itertools.product(range(1, sweep.seeds + 1), variants.items()):
+    for seed, (name, variant) in itertools.product(seeds_of(sweep), variants.items()):
         where = f"{asked_by}: variant '{name}'"
         overrides = [*shared, *_overrides(variant.set)]
         if variant.add or variant.without:
@@ -107,6 +109,11 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
             raise ConfigError(f"{where}: {error}") from None
         trials.append(Trial(name, seed, folder / run_name, yaml, overrides, composed))
     return trials
+
+
+def seeds_of(sweep: SweepConfig) -> range:
+    """Return the seeds of every variant."""
+    return range(sweep.first_seed, sweep.first_seed + sweep.seeds)
 
 
 def baseline_name(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
@@ -142,11 +149,42 @@ def _variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantC
                 raise ConfigError(
                     f"{asked_by}: variant '{name}': set.{key}: is also set by the grid; remove one of them"
                 )
+    if sweep.factors:
+        yield from _runs_of_design(sweep, asked_by)
     given = dict(sweep.variants) or ({"": VariantConfig()} if sweep.grid else {})
     for (name, variant), chosen in itertools.product(given.items(), itertools.product(*sweep.grid.values())):
         point = dict(zip(sweep.grid, chosen, strict=True))
         parts = [name, *(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in point.items())]
         yield " ".join(filter(None, parts)), variant.model_copy(update={"set": {**point, **variant.set}})
+
+
+def _runs_of_design(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantConfig]]:
+    """Yield a variant for every run of the design, named by its number."""
+    setter: dict[str, str] = {}
+    for name, factor in sweep.factors.items():
+        for key in factor.set:
+            if key in setter:
+                raise ConfigError(f"{asked_by}: factors: {setter[key]} and {name} both set {key}; make it one factor")
+            setter[key] = name
+    try:
+        design = two_level_design(sweep.design, len(sweep.factors))
+    except ConfigError as error:
+        raise ConfigError(f"{asked_by}: {error}") from None
+    for number, row in enumerate(design):
+        yield (
+            f"{number:02d}",
+            merge_factors([f for f, sign in zip(sweep.factors.values(), row, strict=True) if sign > 0]),
+        )
+
+
+def merge_factors(factors: Sequence[VariantConfig]) -> VariantConfig:
+    """Return the variant in which these factors are on."""
+    merged = VariantConfig()
+    for factor in factors:
+        merged.set |= factor.set
+        merged.add += factor.add
+        merged.without += factor.without
+    return merged
 
 
 def _recipes(overrides: list[str], yaml: Path, variant: VariantConfig, where: str) -> list[str]:

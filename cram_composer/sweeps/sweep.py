@@ -11,16 +11,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cram_composer.analysis.compare.groups import Group
+from cram_composer.analysis.compare.looks import plan_looks
 from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.config.units import format_duration
 from cram_composer.errors import CramError
 from cram_composer.jobs.local import LocalRunner
 from cram_composer.jobs.runner import Runner
+from cram_composer.sweeps.effects import REPORT, report_effects, variant_group
 from cram_composer.sweeps.execution import local_slots, slurm_runner, train_all
 from cram_composer.sweeps.plan import Trial, baseline_name, duplicate_variants, plan_trials
-from cram_composer.sweeps.progress import SweepProgress, finished_record, unfinished_reason
-
-REPORT = "report.html"
+from cram_composer.sweeps.progress import SweepProgress
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,42 @@ def sweep(
             _confirm()
         _prepare_data(left)
         with _locked(folder), progress:
-            runner: Runner = LocalRunner(slots)
-            if slurm is not None:
-                runner = slurm_runner(left, slurm, device != "cpu", folder / "slurm")
-            with runner:
-                for trial, error in train_all(left, runner, progress.running):
-                    progress.ended(trial, error)
+            plan_looks(folder, config.seeds)
+            for block in _blocks(left) if config.stop_when_decided else [left]:
+                block = _undecided(block, trials, baseline_name(config, trials)) if config.stop_when_decided else block
+                if not block:
+                    continue
+                runner: Runner = LocalRunner(slots)
+                if slurm is not None:
+                    runner = slurm_runner(block, slurm, device != "cpu", folder / "slurm")
+                with runner:
+                    for trial, error in train_all(block, runner, progress.running):
+                        progress.ended(trial, error)
     failures = [*progress.failures, *(_incomplete_copies(trials, set(progress.left)) if train else [])]
-    text, values = write_report(trials, baseline_name(config, trials), folder / REPORT)
+    if config.factors:
+        text, values = report_effects(config, trials, folder)
+    else:
+        text, values = write_report(trials, baseline_name(config, trials), folder / REPORT)
     return SweepResult(text, {**values, "failures": failures}, failures)
+
+
+def _blocks(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Return the runs of each seed."""
+    return [[trial for trial in trials if trial.seed == seed] for seed in sorted({trial.seed for trial in trials})]
+
+
+def _undecided(block: Sequence[Trial], trials: Sequence[Trial], baseline: str) -> list[Trial]:
+    """Return the runs of a block whose variants have no verdict yet; the baseline's only if others are left."""
+    from cram_composer.analysis.compare.compare import compare
+    from cram_composer.analysis.compare.looks import look
+
+    groups, _ = _finished_groups(trials, baseline)
+    decided: set[str] = set()
+    if len(groups) > 1 and groups[0].name == baseline:
+        pairs = compare(groups, groups[0], look(groups, groups[0]))
+        decided = {pair.challenger.name for pair in pairs if pair.verdict.word in ("better", "worse")}
+    left = [trial for trial in block if trial.variant not in decided]
+    return left if any(trial.variant != baseline for trial in left) else []
 
 
 def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[str]:
@@ -101,33 +129,32 @@ def _incomplete_copies(trials: Sequence[Trial], left: set[Trial]) -> Iterator[st
 def write_report(trials: Sequence[Trial], baseline: str, report: Path) -> tuple[str, dict[str, Any]]:
     """Compare the variants with the baseline and write the HTML report; return the comparison as text and values."""
     from cram_composer.analysis.compare.compare import compare
-    from cram_composer.analysis.compare.groups import make_group
+    from cram_composer.analysis.compare.looks import look
     from cram_composer.analysis.compare.page import write_comparison
     from cram_composer.analysis.compare.text import as_json, overview
-    from cram_composer.analysis.runs.run import load_runs
 
-    names = dict.fromkeys([baseline, *(trial.variant for trial in trials)])
-    groups, missing_names = [], []
-    for name in names:
-        own = [trial for trial in trials if trial.variant == name]
-        runs, problems = load_runs([trial.path for trial in own if finished_record(trial) is not None])
-        group = make_group(name, runs)
-        group.notes += [f"left out {problem}" for problem in problems]
-        # Runs may be missing because they failed; without this note only the lucky seeds would be compared.
-        group.notes += [f"left out {trial.path.name}: {why}" for trial in own if (why := unfinished_reason(trial))]
-        if group.runs:
-            groups.append(group)
-        else:
-            missing_names.append(name)
+    groups, missing_names = _finished_groups(trials, baseline)
     missing = f"no finished run: {', '.join(missing_names)}" if missing_names else ""
     values: dict[str, Any] = {"unfinished": missing_names, "page": None}
     if baseline in missing_names or len(groups) < 2:
         waiting = f"{missing}\nnothing to compare yet; run the same command to resume"
         return waiting if missing else "only one variant: nothing to compare", {**as_json(groups, []), **values}
-    pairs = compare(groups, groups[0])
+    pairs = compare(groups, groups[0], look(groups, groups[0]))
     path = write_comparison(groups, pairs, report)
     text = "\n".join(filter(None, [overview(groups, pairs), "", missing, f"page: {path}"]))
     return text, {**as_json(groups, pairs), **values, "page": str(path)}
+
+
+def _finished_groups(trials: Sequence[Trial], baseline: str) -> tuple[list[Group], list[str]]:
+    """Return the variants with finished runs, the baseline first, and the names of the others."""
+    groups, missing = [], []
+    for name in dict.fromkeys([baseline, *(trial.variant for trial in trials)]):
+        group = variant_group(name, [trial for trial in trials if trial.variant == name])
+        if group.runs:
+            groups.append(group)
+        else:
+            missing.append(name)
+    return groups, missing
 
 
 def _summary(trials: Sequence[Trial], left: Sequence[Trial], slots: int) -> str:

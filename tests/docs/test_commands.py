@@ -91,6 +91,7 @@ NOT_RUN = {
     "needs datatrove's environment": ["datatrove-env", "examples/datatrove/build.yaml", "~/data/cleaned"],
     "needs earlier runs": ["cram scaling-law", "cram reproduce", "cram compare", "cram runs", "runs/base runs/ema"],
     "trains for minutes as the tutorial does": [
+        "cram sweep screening.yaml",
         "composer train.py yamls/cram-cpu.yaml budget=60s",
         "cram train yamls/cram-cpu.yaml",
         "cram ablate yamls/cram-cpu.yaml",
@@ -123,7 +124,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (top / name).symlink_to(REPOSITORY / name)
     shutil.copytree(REPOSITORY / "recipes", top / "recipes")
     (top / "mine.yaml").write_text(_block("docs/tutorial/own-text.md", "name: mine"))
-    (top / "optimizers.yaml").write_text(_block("docs/how-to/sweeps.md", "name: optimizers"))
+    for name in ("optimizers", "screening"):
+        (top / f"{name}.yaml").write_text(_block("docs/how-to/sweeps.md", f"name: {name}"))
     (top / "recipes" / "slow-start.yaml").write_text(_block("docs/tutorial/is-it-better.md", "card:"))
     (top / "recipes" / "NAME.yaml").write_text(_block("docs/how-to/add-a-recipe.md", "card:"))
     (top / "examples").symlink_to(REPOSITORY / "examples")

@@ -329,7 +329,7 @@ _S3_FAULTS = [
     ),
 ]
 
-_ELSEWHERE = {"azurite": "Azure (Azurite)", "google": "Google Cloud Storage (an emulator)"}
+_ELSEWHERE = {"azurite": "Azurite", "google": "Google's emulator"}
 _KEY = {"do": change_key, "repair": change_key_back, "line": "; check AZURE_ACCOUNT_NAME"}
 
 
@@ -339,7 +339,7 @@ def _faults() -> Iterator[Fault]:
     for fault in _S3_FAULTS:
         yield fault
         for server, name in _ELSEWHERE.items():
-            same = replace(fault, name=f"{fault.name}-{server}", what=f"the same on {name}", server=server, quick=())
+            same = replace(fault, name=f"{fault.name}-{server}", what=f"{fault.what}; {name}", server=server, quick=())
             if fault.name in main:
                 yield same
             elif server == "azurite" and fault.name in ("wrong-credentials", "revoked-credentials"):

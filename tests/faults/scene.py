@@ -170,7 +170,7 @@ class Scene:
             places[self.bucket.name] = "BUCKET"
         for place, word in places.items():
             text = text.replace(place, word)
-        text = re.sub(r"127\.0\.0\.1:\d+", "SERVER", text)
+        text = re.sub(r"127\.0\.0\.1:\d+|host='127\.0\.0\.1', port=\d+", "SERVER", text)
         return re.sub(r"\(pid[^)]*\)", "(pid)", text)
 
 

@@ -89,4 +89,6 @@ def test_export_of_one_version_loads_in_the_other(form: str, written_here: bool,
     difference = (found[0]["logits"] - found[1]["logits"])[mask.bool()].abs().max()
     assert difference < 1e-5
     uses = run_uses(folder, tmp_path, ALONE, OTHER if written_here else sys.executable)["uses"]
-    assert {use: outcome for use, outcome in uses.items() if outcome not in (NO_CHOICE, 0.0)} == {}
+    failed = {use: found for use, found in uses.items() if isinstance(found, str) and found != NO_CHOICE}
+    differ = {use: found for use, found in uses.items() if isinstance(found, float) and found > 1e-5}
+    assert not failed and not differ

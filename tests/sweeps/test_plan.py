@@ -110,7 +110,7 @@ def test_what_the_file_sets_too_cannot_be_left_out_and_is_said() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "own.yaml: nothing to train; list 'variants' or a 'grid'"),
+        ("", "own.yaml: nothing to train; list 'variants', a 'grid'"),
         ("variants: {a: {}}\nbaseline: b", "own.yaml: baseline: must be one of a, got 'b'"),
         ("grid: {optimizer.lr: []}", "grid.optimizer.lr: must not be empty"),
         ("variants: {a: {}, b: {add: [muonn]}}", "variant 'b': recipes: no recipe 'muonn'"),

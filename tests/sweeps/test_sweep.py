@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -57,6 +58,83 @@ def write_sweep(**values: Any) -> None:
 
 def sweep(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     return main(["sweep", "own.yaml", *arguments]), *capsys.readouterr()
+
+
+def test_looks_are_noted_and_more_seeds_after_one_give_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    variants = {"low": {}, "high": {"set": {"optimizer.lr": 0.05}}}
+    write_sweep(seeds=2, variants=variants, stop_when_decided=True)
+    assert sweep("--yes", "--jobs", "2", capsys=capsys)[0] == 0
+    assert read_json(Path("runs/sweeps/own/looks.json")) == {"planned": 2, "looks": {"high": [2]}}
+    write_sweep(seeds=3, variants=variants)
+    status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
+    assert status == 0, progress_lines
+    assert "no verdict" in text and "seeds were added after a look" in Path("runs/sweeps/own/report.html").read_text()
+
+
+FACTORS = {
+    "rate": {"set": {"optimizer.lr": 0.05}},
+    "rope": {"add": ["rope"]},
+    "swiglu": {"add": ["swiglu"]},
+}
+
+
+def test_a_design_estimates_every_effect_from_all_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(seeds=2, factors=FACTORS, set={"recipes": ["crammed-bert"]})
+    status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
+    assert status == 0, progress_lines
+    assert "8 runs, 4 variants with 2 seeds" in text
+    records = {
+        number: [read_json(Path(f"runs/sweeps/own/{number:02d}-seed{seed}/record.json")) for seed in (1, 2)]
+        for number in range(4)
+    }
+    on = {number: "rope" in found[0]["recipes"] for number, found in records.items()}
+    assert sorted(on.values()) == [False, False, True, True] and not on[0]
+    mean = {n: sum(record["metrics"]["validation_loss"] for record in found) / 2 for n, found in records.items()}
+    effect = sum(mean[n] for n in on if on[n]) / 2 - sum(mean[n] for n in on if not on[n]) / 2
+    row = next(line.split() for line in text.splitlines() if line.startswith("rope "))
+    assert float(row[1]) == pytest.approx(effect, abs=1e-4)
+    assert "each effect compares 2 runs with 2, 2 seeds each; standard error" in text
+    assert "rate cannot be told from rope x swiglu" in text
+    assert "Half-normal plot" in Path("runs/sweeps/own/report.html").read_text()
+    status, again, _ = sweep("--report", "--json", capsys=capsys)
+    values = json.loads(again)
+    assert status == 0 and values["runs"] == 4 and values["method"] == "seeds" and values["degrees"] == 3.0
+    assert {one["name"] for one in values["effects"]} == set(FACTORS)
+    if values["confirm"] is not None:
+        assert main(["sweep", values["confirm"], "--report"]) == 0
+
+    shutil.rmtree("runs/sweeps/own/03-seed2")
+    _, text, _ = sweep("--report", capsys=capsys)
+    assert "no effects yet: they need every run of the design" in text and "03: left out 03-seed2" in text
+
+
+def test_factors_that_change_the_data_are_not_compared(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = shutil.copytree(tiny_data, Path("other-data"))
+    manifest = read_json(other / "manifest.json")
+    (other / "manifest.json").write_text(json.dumps({**manifest, "name": "other"}))
+    factors = {"data": {"set": {"data.local": str(other)}}, "rate": {"set": {"optimizer.lr": 0.05}}}
+    write_sweep(seeds=1, factors=factors)
+    _, text, _ = sweep("--yes", "--jobs", "2", capsys=capsys)
+    assert "not comparable: " in text and "effect" not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"factors": FACTORS, "variants": {"a": {}}}, "variants: excludes factors"),
+        ({"factors": FACTORS, "grid": {"optimizer.lr": [1, 2]}}, "grid: excludes factors"),
+        ({"factors": FACTORS, "stop_when_decided": True}, "stop_when_decided: a design needs all of its runs"),
+        ({"design": "fractional", "variants": {"a": {}}}, "design: has no effect without factors"),
+        ({"factors": {"a": FACTORS["rate"], "b": FACTORS["rate"]}}, "factors: a and b both set optimizer.lr"),
+        ({"factors": {"a": FACTORS["rate"]}}, "factors: a Plackett-Burman design has 2 to 23, got 1"),
+        ({"factors": {"a": {"set": {"seed": 3}}, "b": FACTORS["rope"]}}, "a sets seed, which the sweep sets itself"),
+        ({"factors": {"a": {"without": ["rope"]}, "b": FACTORS["rate"]}}, "'rope' is not a recipe of the run"),
+    ],
+)
+def test_mistakes_in_a_design_are_one_line(values: dict[str, Any], message: str, capsys) -> None:
+    write_sweep(**values)
+    status, _, error = sweep("--yes", capsys=capsys)
+    assert status == 2 and message in error and error.count("\n") == 1
 
 
 def test_variants_are_trained_compared_and_not_trained_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -41,6 +41,8 @@ from cram_composer.errors import CramError
 GLUE_NOISE = 0.7
 NO_VERDICT = "no verdict"
 _NORMAL = 1.96
+_FIVE_PERCENT = 0.05
+_TINY = 1e-300  # a p-value of 0 must not pass at a level of 0
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,42 @@ def choose_baseline(groups: Sequence[Group], name: str | None) -> Group:
     return groups[names.index(name)]
 
 
-def compare(groups: Sequence[Group], baseline: Group) -> list[Pair]:
-    """Compare every other group with the baseline, with verdicts corrected by Holm's procedure."""
+def compare(groups: Sequence[Group], baseline: Group, levels: Mapping[str, float] | None = None) -> list[Pair]:
+    """Compare every other group with the baseline, with verdicts corrected by Holm's procedure.
+
+    Args:
+        groups: to compare.
+        baseline: one of them.
+        levels: significance level by name of the group, of `looks.look`; default: 5 %.
+    """
     pairs = [_compare_pair(group, baseline) for group in groups if group is not baseline]
+    level = {pair.challenger.name: _FIVE_PERCENT for pair in pairs} | dict(levels or {})
     judged = [n for n, pair in enumerate(pairs) if _p_value(pair) is not None]
-    significant = holm([_p_value(pairs[n]) or 0.0 for n in judged])
-    for number, holds in zip(judged, significant, strict=True):
+    # A p-value at a level of its own is as one at 5 % after this scaling, which Holm's procedure can combine.
+    scale = {name: _FIVE_PERCENT / own if own > 0.0 else math.inf for name, own in level.items()}
+    scaled = [max(_p_value(pairs[n]) or 0.0, _TINY) * scale[pairs[n].challenger.name] for n in judged]
+    for number, holds in zip(judged, holm(scaled), strict=True):
         pair = pairs[number]
-        if pair.verdict.word in ("better", "worse") and not holds:
+        own = level[pair.challenger.name]
+        if pair.verdict.word not in ("better", "worse", "not distinguishable"):
+            continue
+        if own == 0.0:
             text = (
-                f"{pair.challenger.name} and {baseline.name} are not distinguishable after Holm's correction for "
-                f"{len(judged)} comparisons at 5 %: {_difference_text(pair.rows[0])}; the difference is significant "
-                "only without the correction."
+                f"{pair.challenger.name} against {baseline.name}: {_difference_text(pair.rows[0])}; seeds were added "
+                "after a look at the planned ones, so no verdict holds at 5 %. Confirm with seeds that nobody has "
+                "seen: a sweep in another folder with first_seed."
+            )
+            pairs[number] = replace(pair, verdict=Verdict(NO_VERDICT, text))
+        elif pair.verdict.word != "not distinguishable" and not holds:
+            early = own < _FIVE_PERCENT * 0.999
+            correction = f"Holm's correction for {len(judged)} comparisons at 5 %" if len(judged) > 1 else ""
+            looks = (
+                f"a level of {100.0 * own:.2g} % for this look, which came early or after an early one" if early else ""
+            )
+            why = " and ".join(filter(None, [correction, looks]))
+            text = (
+                f"{pair.challenger.name} and {baseline.name} are not distinguishable after {why}: "
+                f"{_difference_text(pair.rows[0])}; the difference is significant only without."
             )
             pairs[number] = replace(pair, verdict=Verdict("not distinguishable", text))
     return pairs

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from cram_composer.config.schema.base import Name, Settings, key
 from cram_composer.config.schema.run import BudgetConfig
@@ -19,13 +19,33 @@ class VariantConfig(Settings):
 
 
 class SweepConfig(Settings):
-    """A list of variants, a grid of values, or both: every variant at every point of the grid."""
+    """A list of variants, a grid of values, or both, every variant at every point of it; or a design of factors."""
 
     name: Name = key("", "folder in runs/sweeps; default: name of the file")
     run: str = key("yamls/cram-1gpu.yaml", "YAML of the base run")
     budget: BudgetConfig = key(BudgetConfig, "budget of every run; default: that of `run`")
-    seeds: PositiveInt = key(3, "seeds per variant, from 1", le=1000)
+    seeds: PositiveInt = key(3, "seeds per variant", le=1000)
+    first_seed: PositiveInt = key(1, "the first of them; the others follow", le=2**31)
+    stop_when_decided: bool = key(
+        False, "look at the verdicts after every seed from the second on, and train no more seeds of decided variants"
+    )
     baseline: str | None = key(None, "variant to compare the others with; null: the first")
     set: dict[str, Any] = key(dict, "values of every variant, by dotted key")
     variants: dict[str, VariantConfig] = key(dict, "variants by name")
     grid: dict[str, list[Any]] = key(dict, "values to try, by dotted key of a run")
+    factors: dict[str, VariantConfig] = key(dict, "what is on or off in the runs of a design, by name; off: as the run")
+    design: Literal["plackett-burman", "fractional"] = key(
+        "plackett-burman",
+        "runs of the factors: the fewest, with effects mixed with interactions of other pairs, or two for each factor",
+    )
+
+    @model_validator(mode="after")
+    def _check_factors(self) -> SweepConfig:
+        for name in ("variants", "grid", "baseline"):
+            if self.factors and getattr(self, name):
+                raise ValueError(f"{name}: excludes factors, of which a design makes the variants; remove one of them")
+        if self.factors and self.stop_when_decided:
+            raise ValueError("stop_when_decided: a design needs all of its runs; remove it")
+        if not self.factors and "design" in self.model_fields_set:
+            raise ValueError("design: has no effect without factors; list factors or remove design")
+        return self
