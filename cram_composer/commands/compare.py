@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from cram_composer.commands.arguments import Commands, add_command, add_json, print_json
@@ -24,6 +25,12 @@ def add(commands: Commands) -> None:
         help="NAME='runs/base-*', or run folders to group by configuration, ignoring the seed",
     )
     compare.add_argument("--baseline", metavar="NAME", help="group to compare the others with (default: the first)")
+    compare.add_argument(
+        "--curve",
+        nargs="+",
+        metavar="GROUP",
+        help="the baseline at other budgets, to say how much less budget a difference is worth",
+    )
     compare.add_argument("--output", type=Path, metavar="FILE", help="HTML page (default: ./compare.html)")
     add_json(compare, "write no page")
 
@@ -35,10 +42,14 @@ def run(options: argparse.Namespace) -> int:
     from cram_composer.analysis.compare.looks import look
     from cram_composer.analysis.compare.page import write_comparison
     from cram_composer.analysis.compare.text import as_json, console_text
+    from cram_composer.analysis.compare.worth import worth
 
     groups = read_groups(options.groups)
     baseline = choose_baseline(groups, options.baseline)
     pairs = compare(groups, baseline, look(groups, baseline))
+    if options.curve:
+        curve = [baseline, *read_groups(options.curve)]
+        pairs = [p if p.rules.refusals else replace(p, worth=worth(p.challenger, curve)) for p in pairs]
     if options.json:
         print_json(as_json(groups, pairs))
         return 0

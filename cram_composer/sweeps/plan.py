@@ -66,7 +66,7 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
     Raises:
         ConfigError: no variants, an unknown baseline, or a variant that cannot be composed.
     """
-    pairs = list(_variants(sweep, asked_by))
+    pairs = list(expand_variants(sweep, asked_by))
     variants = dict(pairs)
     if not variants:
         raise ConfigError(f"{asked_by}: nothing to train; list 'variants', a 'grid' of values or 'factors'")
@@ -139,23 +139,29 @@ def duplicate_variants(trials: Sequence[Trial]) -> list[str]:
     return lines
 
 
-def _variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantConfig]]:
-    """Yield the variants by name, each at every point of the grid."""
-    for key, values in sweep.grid.items():
+def expand_variants(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantConfig]]:
+    """Yield the variants by name, each at every point of the grid. Raises ConfigError."""
+    given = [("grid", *item) for item in sweep.grid.items()] + [("tune", *item) for item in sweep.tune.items()]
+    for where, key, values in given:
         if not values:
-            raise ConfigError(f"{asked_by}: grid.{key}: must not be empty; list the values to try")
+            raise ConfigError(f"{asked_by}: {where}.{key}: must not be empty; list the values to try")
+        if key in sweep.grid and key in sweep.tune:
+            raise ConfigError(f"{asked_by}: {key}: is in grid and in tune; remove one of them")
         for name, variant in sweep.variants.items():
             if key in variant.set:
-                raise ConfigError(
-                    f"{asked_by}: variant '{name}': set.{key}: is also set by the grid; remove one of them"
-                )
+                raise ConfigError(f"{asked_by}: variant '{name}': set.{key}: is also in {where}; remove one of them")
     if sweep.factors:
         yield from _runs_of_design(sweep, asked_by)
-    given = dict(sweep.variants) or ({"": VariantConfig()} if sweep.grid else {})
-    for (name, variant), chosen in itertools.product(given.items(), itertools.product(*sweep.grid.values())):
+    variants = dict(sweep.variants) or ({"": VariantConfig()} if sweep.grid else {})
+    for (name, variant), chosen in itertools.product(variants.items(), itertools.product(*sweep.grid.values())):
         point = dict(zip(sweep.grid, chosen, strict=True))
-        parts = [name, *(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in point.items())]
-        yield " ".join(filter(None, parts)), variant.model_copy(update={"set": {**point, **variant.set}})
+        yield point_name(name, point), variant.model_copy(update={"set": {**point, **variant.set}})
+
+
+def point_name(variant: str, point: dict[str, Any]) -> str:
+    """Return the name of a variant at a point of the grid."""
+    parts = [variant, *(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in point.items())]
+    return " ".join(filter(None, parts))
 
 
 def _runs_of_design(sweep: SweepConfig, asked_by: str) -> Iterator[tuple[str, VariantConfig]]:

@@ -21,7 +21,10 @@ from cram_composer.jobs.runner import Runner
 from cram_composer.sweeps.effects import REPORT, report_effects, variant_group
 from cram_composer.sweeps.execution import local_slots, slurm_runner, train_all
 from cram_composer.sweeps.plan import Trial, baseline_name, duplicate_variants, plan_trials
-from cram_composer.sweeps.progress import SweepProgress
+from cram_composer.sweeps.progress import SweepProgress, finished_record
+from cram_composer.sweeps.tuning import tuned_sweep, tuning_sweep
+
+TUNE = "tune"  # folder of the tuning runs, in that of the sweep
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def sweep(
     Raises:
         CramError: a variant cannot be composed, or training was not confirmed.
     """
+    if config.tune:
+        return _tuned(config, asked_by, folder, jobs=jobs, slurm=slurm, confirmed=confirmed, train=train)
     trials = plan_trials(config, asked_by, folder)
     progress = SweepProgress(trials)
     if jobs is not None and slurm is not None:
@@ -89,6 +94,20 @@ def sweep(
     else:
         text, values = write_report(trials, baseline_name(config, trials), folder / REPORT)
     return SweepResult(text, {**values, "failures": failures}, failures)
+
+
+def _tuned(config: SweepConfig, asked_by: str, folder: Path, *, confirmed: bool, **options: Any) -> SweepResult:
+    """Find the best values of every variant in `folder`/tune, then compare the variants at those."""
+    tuning = tuning_sweep(config, asked_by)
+    trials = plan_trials(tuning, asked_by, folder / TUNE)
+    print(f"tuning {len(tuning.variants)} variants, before {config.seeds} seeds of each at its best", flush=True)
+    found = sweep(tuning, asked_by, folder / TUNE, confirmed=confirmed, **options)
+    if missing := [trial.path.name for trial in trials if finished_record(trial) is None]:
+        text = f"tuning is not finished: {', '.join(missing)}; run the same command to resume"
+        return SweepResult(text, {"tuned": [], "failures": found.failures}, found.failures)
+    best, lines = tuned_sweep(config, tuning, trials)
+    result = sweep(best, asked_by, folder, confirmed=True, **options)
+    return SweepResult("\n".join([*lines, "", result.text]), {**result.values, "tuned": lines}, result.failures)
 
 
 def _blocks(trials: Sequence[Trial]) -> list[list[Trial]]:

@@ -11,7 +11,6 @@ from composer.core import Event
 
 from cram_composer.algorithms.averaging.ema import EMA
 from cram_composer.algorithms.batch_size_ramp import BatchSizeRamp
-from cram_composer.algorithms.masking_schedule import MaskingSchedule
 from cram_composer.algorithms.registry import REGISTRY
 from cram_composer.algorithms.seq_length_warmup import SeqLengthWarmup
 from cram_composer.budget.budget import Budget, Limits
@@ -21,7 +20,6 @@ from cram_composer.config.schema.algorithms import (
     EmaConfig,
     SeqLengthWarmupConfig,
 )
-from cram_composer.config.schema.objective import MaskedLMConfig
 from cram_composer.errors import ConfigError
 
 
@@ -100,14 +98,6 @@ def test_truncated_rows_grow_in_steps(budget: Budget):
 def test_a_start_longer_than_the_rows_is_rejected(budget: Budget):
     with pytest.raises(ConfigError, match=r"min_seq_length: must be <= 128, the tokens of a data row, got 256"):
         SeqLengthWarmup(SeqLengthWarmupConfig(min_seq_length=256), budget, fake_loader())
-
-
-def test_the_masking_rate_changes_linearly(budget: Budget):
-    loader = fake_loader()
-    schedule = MaskingSchedule(MaskedLMConfig(mlm_probability=0.3, final_mlm_probability=0.15), budget, loader)
-    assert follow(schedule, budget, loader, "mlm_probability", [0, 50, 100]) == pytest.approx([0.3, 0.225, 0.15])
-    constant = MaskingSchedule(MaskedLMConfig(mlm_probability=0.3), budget, loader)
-    assert follow(constant, budget, loader, "mlm_probability", [0, 100]) == [0.3, 0.3]
 
 
 def test_ema_follows_its_formula_swaps_in_and_out_and_resumes(budget: Budget):

@@ -120,7 +120,7 @@ def test_what_the_file_sets_too_cannot_be_left_out_and_is_said() -> None:
         ),
         ("variants: {a: {set: {optimizer.rate: 1}}}", "variant 'a': optimizer.rate: unknown key for 'adamw'"),
         ("variants: {a: {set: {schedule.power: 2}}}", "variant 'a': "),
-        ("variants: {a: {set: {optimizer.lr: 1}}}\ngrid: {optimizer.lr: [1, 2]}", "is also set by the grid"),
+        ("variants: {a: {set: {optimizer.lr: 1}}}\ngrid: {optimizer.lr: [1, 2]}", "is also in grid"),
         ("grid: {optimizer.lr: [1.0e-3, 0.001]}", "grid: variant 'lr=0.001' occurs twice"),
         ("variants: {a: {set: {seed: 4}}}", "a sets seed, which the sweep sets itself"),
         ("variants: {a b: {}, a-b: {}}", "two names give the same folder name"),

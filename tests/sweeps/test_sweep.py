@@ -71,6 +71,30 @@ def test_looks_are_noted_and_more_seeds_after_one_give_no_verdict(capsys: pytest
     assert "no verdict" in text and "seeds were added after a look" in Path("runs/sweeps/own/report.html").read_text()
 
 
+def test_every_variant_is_compared_at_its_own_best_rate_on_new_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = [0.0, 0.01, 0.1]
+    write_sweep(seeds=2, variants={"plain": {}, "rope": {"add": ["rope"]}}, tune={"optimizer.lr": rates})
+    status, text, _ = sweep("--report", capsys=capsys)
+    assert status == 0 and "tuning is not finished: plain-lr-0-seed1, plain-lr-0.01-seed1" in text
+    status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
+    assert status == 0, progress_lines
+    assert "tuning 2 variants, before 2 seeds of each at its best" in text and "4 runs, 2 variants with 2 seeds" in text
+    for name in ("plain", "rope"):
+        losses = {
+            rate: read_json(Path(f"runs/sweeps/own/tune/{name}-lr-{rate:g}-seed1/record.json"))["metrics"]
+            for rate in rates
+        }
+        best = min(rates, key=lambda rate: losses[rate]["validation_loss"])
+        edge = "; optimizer.lr at an end of the grid, so the best may lie beyond" if best != 0.01 else ""
+        loss = losses[best]["validation_loss"]
+        assert f"tuned {name}: optimizer.lr={best}, loss {loss:.4f} with 1 seed(s){edge}\n" in text
+        final = [read_json(Path(f"runs/sweeps/own/{name}-seed{seed}/record.json")) for seed in (2, 3)]
+        assert {record["config"]["optimizer"]["lr"] for record in final} == {best}
+        assert {record["config"]["seed"] for record in final} == {2, 3}
+    assert not Path("runs/sweeps/own/plain-seed1").exists()
+    assert "to train" not in sweep("--yes", capsys=capsys)[1]
+
+
 FACTORS = {
     "rate": {"set": {"optimizer.lr": 0.05}},
     "rope": {"add": ["rope"]},
@@ -124,6 +148,15 @@ def test_factors_that_change_the_data_are_not_compared(tiny_data: Path, capsys: 
         ({"factors": FACTORS, "variants": {"a": {}}}, "variants: excludes factors"),
         ({"factors": FACTORS, "grid": {"optimizer.lr": [1, 2]}}, "grid: excludes factors"),
         ({"factors": FACTORS, "stop_when_decided": True}, "stop_when_decided: a design needs all of its runs"),
+        ({"tune": {"optimizer.lr": [1, 2]}}, "tune: finds the best values of variants"),
+        ({"tune_seeds": 2, "variants": {"a": {}}}, "tune_seeds: has no effect without tune"),
+        (
+            {"tune": {"optimizer.lr": [1]}, "grid": {"optimizer.lr": [1, 2]}},
+            "optimizer.lr: is in grid and in tune; remove one of them",
+        ),
+        ({"tune": {"optimizer.lr": [1]}, "variants": {"a": {"set": {"optimizer.lr": 2}}}}, "is also in tune"),
+        ({"tune": {"optimizer.lr": []}, "variants": {"a": {}}}, "tune.optimizer.lr: must not be empty"),
+        ({"factors": FACTORS, "tune": {"optimizer.lr": [1]}}, "tune: excludes factors"),
         ({"design": "fractional", "variants": {"a": {}}}, "design: has no effect without factors"),
         ({"factors": {"a": FACTORS["rate"], "b": FACTORS["rate"]}}, "factors: a and b both set optimizer.lr"),
         ({"factors": {"a": FACTORS["rate"]}}, "factors: a Plackett-Burman design has 2 to 23, got 1"),

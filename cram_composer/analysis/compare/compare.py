@@ -33,6 +33,7 @@ from cram_composer.analysis.compare.statistics import (
     seeds_needed,
 )
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss, same_objective, times_to_loss
+from cram_composer.analysis.compare.worth import Worth
 from cram_composer.analysis.html.formatting import signed
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.errors import CramError
@@ -83,6 +84,7 @@ class Pair:
     rows: list[Row]
     times: list[TimeToLoss]
     verdict: Verdict
+    worth: Worth | None = None  # on a curve of the baseline over budgets, if one is given
 
 
 def choose_baseline(groups: Sequence[Group], name: str | None) -> Group:

@@ -19,8 +19,8 @@ from cram_composer.analysis.compare.text import (
     comparison_notes,
     group_line,
     row_cells,
+    sentences,
     summary,
-    time_sentence,
 )
 from cram_composer.analysis.html.formatting import NOT_RECORDED, decimal, duration, is_number, short_count
 from cram_composer.analysis.html.style import LIGHT, Picture, series_style, to_inline_svg
@@ -50,7 +50,7 @@ def write_comparison(groups: Sequence[Group], pairs: Sequence[Pair], output: Pat
         Section(
             f"{pair.challenger.name} against {pair.baseline.name}",
             [Table("Every measure", HEADER, [row_cells(row) for row in pair.rows], numeric=(1, 2, 3))],
-            [time_sentence(time) for time in pair.times],
+            sentences(pair),
             "measures sortable",
         )
         for pair in pairs

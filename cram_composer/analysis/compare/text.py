@@ -31,7 +31,7 @@ def console_text(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
     for pair in pairs:
         lines += ["", f"{pair.challenger.name} against {pair.baseline.name}"]
         lines += [f"  {line}" for line in table_lines([HEADER, *map(row_cells, pair.rows)], right=(1, 2, 3))]
-        lines += [f"  {time_sentence(time)}" for time in pair.times]
+        lines += [f"  {sentence}" for sentence in sentences(pair)]
     lines += ["", textwrap.fill(LEGEND, _WIDTH)]
     return "\n".join([*lines, *_verdicts(pairs)])
 
@@ -58,11 +58,16 @@ def summary(groups: Sequence[Group], pairs: Sequence[Pair]) -> list[tuple[str, .
     return rows
 
 
+def _has_interval(pair: Pair) -> bool:
+    difference = pair.rows[0].difference
+    return difference is not None and difference.low is not None
+
+
 def overview(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
     """Format a comparison with one line per group instead of a table per pair."""
     lines = table_lines([SUMMARY_HEADER, *summary(groups, pairs)], right=(1, 2, 3, 5))
     noted = [f"note: {note}" for note in dict.fromkeys(comparison_notes(groups, pairs))]
-    without = [pair for pair in pairs if pair.verdict.word == NO_VERDICT]
+    without = [pair for pair in pairs if pair.verdict.word == NO_VERDICT and not _has_interval(pair)]
     if len(without) < 2:
         return "\n".join([*noted, "", *lines, *_verdicts(pairs)])
     names = ", ".join(pair.challenger.name for pair in without)
@@ -70,7 +75,7 @@ def overview(groups: Sequence[Group], pairs: Sequence[Pair]) -> str:
         f"{NO_VERDICT.upper()} on {names}: one run gives no spread between seeds; run two more seeds of each and of "
         f"{pairs[0].baseline.name} for an interval, or more for a narrow one."
     )
-    with_verdict = [pair for pair in pairs if pair.verdict.word != NO_VERDICT]
+    with_verdict = [pair for pair in pairs if pair not in without]
     return "\n".join([*noted, "", *lines, *_verdicts(with_verdict), "", textwrap.fill(text, _WIDTH)])
 
 
@@ -129,6 +134,32 @@ def _percent_change(logarithm: float) -> str:
     return f"{signed(100 * math.expm1(logarithm), 1)} %"
 
 
+def sentences(pair: Pair) -> list[str]:
+    """Return the sentences below the table of a pair: times to loss, and what the difference is worth."""
+    return [*(time_sentence(time) for time in pair.times), *([worth_sentence(pair)] if pair.worth is not None else [])]
+
+
+def worth_sentence(pair: Pair) -> str:
+    """Describe the budget with which the baseline reaches the challenger's loss, by its curve over budgets."""
+    found = pair.worth
+    assert found is not None
+    low = "less than the curve shows" if found.low is None else f"{found.low:.2f}"
+    high = "more than the curve shows" if found.high is None else f"{found.high:.2f}"
+    interval = f"95 % interval {low} to {high}"
+    if found.ratio is None:
+        return f"no budget on the curve of {pair.baseline.name} gives {pair.challenger.name}'s loss ({interval})"
+    saved = 1.0 - 1.0 / found.ratio
+    what = (
+        f"{percent(abs(saved), 0)} {'less' if saved >= 0.0 else 'more'} of the budget"
+        if found.ratio != 1.0
+        else "nothing"
+    )
+    return (
+        f"{pair.baseline.name} needs {found.ratio:.2f} times the budget for {pair.challenger.name}'s loss "
+        f"({interval}), so {pair.challenger.name} is worth {what}"
+    )
+
+
 def time_sentence(time: TimeToLoss) -> str:
     """Describe when one group reaches the final loss of the other."""
     loss = f"{time.b}'s last {time.kind} loss{' in the loop' * (time.kind == 'held-out')}"
@@ -153,6 +184,7 @@ def as_json(groups: Sequence[Group], pairs: Sequence[Pair]) -> dict[str, Any]:
                 "rows": [asdict(row) for row in pair.rows],
                 "time_to_loss": [asdict(time) for time in pair.times],
                 "verdict": asdict(pair.verdict),
+                "worth": None if pair.worth is None else asdict(pair.worth),
             }
             for pair in pairs
         ],

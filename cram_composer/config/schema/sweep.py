@@ -33,6 +33,8 @@ class SweepConfig(Settings):
     set: dict[str, Any] = key(dict, "values of every variant, by dotted key")
     variants: dict[str, VariantConfig] = key(dict, "variants by name")
     grid: dict[str, list[Any]] = key(dict, "values to try, by dotted key of a run")
+    tune: dict[str, list[Any]] = key(dict, "values by dotted key, of which each variant gets its best before it counts")
+    tune_seeds: PositiveInt = key(1, "seeds to find the best with; the verdict uses the ones after them", le=1000)
     factors: dict[str, VariantConfig] = key(dict, "what is on or off in the runs of a design, by name; off: as the run")
     design: Literal["plackett-burman", "fractional"] = key(
         "plackett-burman",
@@ -41,11 +43,15 @@ class SweepConfig(Settings):
 
     @model_validator(mode="after")
     def _check_factors(self) -> SweepConfig:
-        for name in ("variants", "grid", "baseline"):
+        for name in ("variants", "grid", "baseline", "tune"):
             if self.factors and getattr(self, name):
                 raise ValueError(f"{name}: excludes factors, of which a design makes the variants; remove one of them")
         if self.factors and self.stop_when_decided:
             raise ValueError("stop_when_decided: a design needs all of its runs; remove it")
+        if self.tune and not (self.variants or self.grid):
+            raise ValueError("tune: finds the best values of variants; list variants or a grid, or use grid instead")
+        if not self.tune and "tune_seeds" in self.model_fields_set:
+            raise ValueError("tune_seeds: has no effect without tune; list values under tune or remove tune_seeds")
         if not self.factors and "design" in self.model_fields_set:
             raise ValueError("design: has no effect without factors; list factors or remove design")
         return self
