@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def run(options: argparse.Namespace) -> int:
     pairs = compare(groups, baseline, look(groups, baseline))
     if options.curve:
         curve = [baseline, *read_groups(options.curve)]
+        for pair in pairs:
+            for line in pair.rules.refusals:
+                print(f"--curve: {pair.challenger.name} is left out: {line}", file=sys.stderr)
         pairs = [p if p.rules.refusals else replace(p, worth=worth(p.challenger, curve)) for p in pairs]
     if options.json:
         print_json(as_json(groups, pairs))

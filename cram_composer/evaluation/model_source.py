@@ -65,8 +65,8 @@ class ModelSource:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the encoder. Raises CramError if the configuration cannot be loaded."""
-        return int(getattr(self._config_with_dropout(0.0), "hidden_size", 0))
+        """Width of the encoder, or a huge number if unknown. Raises CramError if the configuration cannot be loaded."""
+        return int(getattr(self._config_with_dropout(0.0), "hidden_size", sys.maxsize))
 
     def check_loadable(self) -> None:
         """Raise CramError if the tokenizer or the configuration cannot be loaded."""

@@ -20,7 +20,7 @@ from cram_composer.planning.cards import CARDS, Card, estimated_flops, memory_by
 from cram_composer.planning.memory import StepMemory, measure_step_memory
 from cram_composer.planning.microbatch import FEW_ROWS, USABLE, candidates, estimated_shares, with_microbatch
 from cram_composer.planning.run_spec import DataFacts, RunSpec, divisors, fake_tensors, read_data_facts
-from cram_composer.planning.speed import Speed, measure_speed, row_flops, speed_from_flops
+from cram_composer.planning.speed import Speed, measure_speed, over_phases, row_flops, speed_from_flops
 from cram_composer.planning.spending import Spending, simulate_budget
 from cram_composer.planning.strategies import STRATEGIES, MemoryEstimate, estimate_memory, strategy_name
 
@@ -107,7 +107,7 @@ def make_plan(
         speed = speed_from_flops(spec, flops_per_row(length), flops, source)
     else:
         assert device is not None
-        speed = measure_speed(spec, device, steps)
+        speed = over_phases(spec, network, measure_speed(spec, device, steps))
     spending = simulate_budget(spec, speed, lambda tokens: flops_per_row(tokens) / flops_per_row(length))
     batches = config.train.batch_size // (devices * microbatch)
     rows_per_second = batches * microbatch / speed.step(batches)

@@ -103,17 +103,20 @@ class RunSpec:
         """Return the predicted positions per row of `seq_length` tokens, averaged over the budget."""
         return mean_capacity(self.collator, self.config.objective, seq_length)
 
+    def largest_collator(self) -> MaskedLMCollator:
+        """Return the collator of the phase with the most predicted positions."""
+        phases = self.collator, last_collator(self.collator, self.config.objective)
+        return max(phases, key=lambda collator: collator.capacity(self.facts.sequence_length))
+
     def build_loader(self, microbatch: int | None = None, pin_memory: bool = False) -> TrainLoader:
         """Build the loader of one device over random rows, with the most labels of the run.
 
         `microbatch` sets the rows of its only microbatch.
         """
         stream = _RandomRowStream(self.facts)
-        first = self.collator
-        phases = first, last_collator(first, self.config.objective)
         return TrainLoader(
             cast(RowStream, stream),
-            max(phases, key=lambda collator: collator.capacity(self.facts.sequence_length)),
+            self.largest_collator(),
             rows=microbatch or self.config.train.batch_size // self.devices,
             microbatch=microbatch or self.config.train.microbatch,
             seq_length=self.facts.sequence_length,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -50,6 +50,13 @@ def speed_from_flops(spec: RunSpec, flops_per_row: float, flops: float, source: 
 def row_flops(spec: RunSpec, network: PreTrainedModel, length: int) -> float:
     """Return the FLOPs of forward and backward of a row of `length` tokens (models.flops)."""
     return length * flops_per_token(network, length, spec.mean_capacity(length))
+
+
+def over_phases(spec: RunSpec, network: PreTrainedModel, speed: Speed) -> Speed:
+    """Return the mean speed over the phases of the objective from that of its most expensive one, by their FLOPs."""
+    length = spec.facts.sequence_length
+    most = length * flops_per_token(network, length, spec.largest_collator().capacity(length))
+    return replace(speed, microbatch_seconds=speed.microbatch_seconds * row_flops(spec, network, length) / most)
 
 
 def measure_speed(

@@ -149,6 +149,8 @@ def _notes(effects: Effects, mixed: dict[str, list[tuple[str, float]]], shape: t
     largest = max((abs(share) for found in mixed.values() for _, share in found), default=0.0)
     if any(whole.values()):
         for name, found in whole.items():
+            if not found:
+                continue
             more = f" and {len(found) - _MOST_ALIASES} more" if len(found) > _MOST_ALIASES else ""
             lines.append(f"{name} cannot be told from {', '.join(found[:_MOST_ALIASES])}{more}")
     elif largest:

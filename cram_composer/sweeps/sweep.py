@@ -24,7 +24,7 @@ from cram_composer.sweeps.plan import Trial, baseline_name, duplicate_variants, 
 from cram_composer.sweeps.progress import SweepProgress, finished_record
 from cram_composer.sweeps.tuning import tuned_sweep, tuning_sweep
 
-TUNE = "tune"  # folder of the tuning runs, in that of the sweep
+TUNE = "-tune"  # ends the name of the folder of the tuning runs, which no comparison of the sweep may include
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,24 @@ def sweep(
 
 
 def _tuned(config: SweepConfig, asked_by: str, folder: Path, *, confirmed: bool, **options: Any) -> SweepResult:
-    """Find the best values of every variant in `folder`/tune, then compare the variants at those."""
+    """Find the best values of every variant in a folder beside `folder`, then compare the variants at those."""
+    final = plan_trials(config.model_copy(update={"tune": {}}), asked_by, folder)  # finds mistakes before any run
     tuning = tuning_sweep(config, asked_by)
-    trials = plan_trials(tuning, asked_by, folder / TUNE)
-    print(f"tuning {len(tuning.variants)} variants, before {config.seeds} seeds of each at its best", flush=True)
-    found = sweep(tuning, asked_by, folder / TUNE, confirmed=confirmed, **options)
+    beside = folder.with_name(f"{folder.name}{TUNE}")
+    trials = plan_trials(tuning, asked_by, beside)
+    if asks := options["train"] and any(finished_record(trial) is None for trial in trials):
+        known = sum(trial.seconds or 0.0 for trial in final) / 3600.0
+        print(
+            f"tuning {len(tuning.variants)} variants, before {len(final)} runs of them at their best"
+            + (f" with {known:.3g} device-hours" if known else ""),
+            flush=True,
+        )
+    found = sweep(tuning, asked_by, beside, confirmed=confirmed, **options)
     if missing := [trial.path.name for trial in trials if finished_record(trial) is None]:
         text = f"tuning is not finished: {', '.join(missing)}; run the same command to resume"
         return SweepResult(text, {"tuned": [], "failures": found.failures}, found.failures)
     best, lines = tuned_sweep(config, tuning, trials)
-    result = sweep(best, asked_by, folder, confirmed=True, **options)
+    result = sweep(best, asked_by, folder, confirmed=confirmed or asks, **options)
     return SweepResult("\n".join([*lines, "", result.text]), {**result.values, "tuned": lines}, result.failures)
 
 
@@ -125,6 +133,9 @@ def _undecided(block: Sequence[Trial], trials: Sequence[Trial], baseline: str) -
     if len(groups) > 1 and groups[0].name == baseline:
         pairs = compare(groups, groups[0], look(groups, groups[0]))
         decided = {pair.challenger.name for pair in pairs if pair.verdict.word in ("better", "worse")}
+    # What was stopped stays stopped, whatever the others do to its verdict.
+    seed = min((trial.seed for trial in block), default=0)
+    decided |= {trial.variant for trial in trials if trial.seed < seed and not trial.path.exists()} - {baseline}
     left = [trial for trial in block if trial.variant not in decided]
     return left if any(trial.variant != baseline for trial in left) else []
 

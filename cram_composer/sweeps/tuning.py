@@ -35,18 +35,13 @@ def tuned_sweep(config: SweepConfig, tuning: SweepConfig, trials: Sequence[Trial
         losses.setdefault(trial.variant, []).append(float("inf") if loss is None else float(loss))
     variants, lines = {}, []
     for name, variant in tuning.variants.items():
-        means = {
-            tuple(point.values()): statistics.fmean(losses[point_name(name, point)]) for point in _points(config.tune)
-        }
-        best = min(means, key=means.__getitem__)
-        chosen = dict(zip(config.tune, best, strict=True))
+        means = [(statistics.fmean(losses[point_name(name, point)]), point) for point in _points(config.tune)]
+        loss, chosen = min(means, key=lambda found: found[0])
         variants[name] = variant.model_copy(update={"set": variant.set | chosen})
         told = ", ".join(f"{key}={value}" for key, value in chosen.items())
         ends = [key for key, value in chosen.items() if _is_end(value, config.tune[key])]
         edge = f"; {' and '.join(ends)} at an end of the grid, so the best may lie beyond" if ends else ""
-        lines.append(
-            f"tuned {name or 'the run'}: {told}, loss {means[best]:.4f} with {config.tune_seeds} seed(s){edge}"
-        )
+        lines.append(f"tuned {name or 'the run'}: {told}, loss {loss:.4f} with {config.tune_seeds} seed(s){edge}")
     update = {"variants": variants, "grid": {}, "tune": {}, "first_seed": config.first_seed + config.tune_seeds}
     return config.model_copy(update=update), lines
 

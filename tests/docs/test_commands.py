@@ -125,7 +125,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(REPOSITORY / "recipes", top / "recipes")
     (top / "mine.yaml").write_text(_block("docs/tutorial/own-text.md", "name: mine"))
     for name in ("optimizers", "screening"):
-        (top / f"{name}.yaml").write_text(_block("docs/how-to/sweeps.md", f"name: {name}"))
+        (top / f"{name}.yaml").write_text(_block("docs/how-to/sweeps.md", f"name: {name}\n"))
     (top / "recipes" / "slow-start.yaml").write_text(_block("docs/tutorial/is-it-better.md", "card:"))
     (top / "recipes" / "NAME.yaml").write_text(_block("docs/how-to/add-a-recipe.md", "card:"))
     (top / "examples").symlink_to(REPOSITORY / "examples")

@@ -64,7 +64,8 @@ def test_looks_are_noted_and_more_seeds_after_one_give_no_verdict(capsys: pytest
     variants = {"low": {}, "high": {"set": {"optimizer.lr": 0.05}}}
     write_sweep(seeds=2, variants=variants, stop_when_decided=True)
     assert sweep("--yes", "--jobs", "2", capsys=capsys)[0] == 0
-    assert read_json(Path("runs/sweeps/own/looks.json")) == {"planned": 2, "looks": {"high": [2]}}
+    looks = read_json(Path("runs/sweeps/own/looks.json"))
+    assert looks["planned"] == 2 and list(looks["looks"].values()) == [[2]]
     write_sweep(seeds=3, variants=variants)
     status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
     assert status == 0, progress_lines
@@ -73,15 +74,22 @@ def test_looks_are_noted_and_more_seeds_after_one_give_no_verdict(capsys: pytest
 
 def test_every_variant_is_compared_at_its_own_best_rate_on_new_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     rates = [0.0, 0.01, 0.1]
-    write_sweep(seeds=2, variants={"plain": {}, "rope": {"add": ["rope"]}}, tune={"optimizer.lr": rates})
+    variants = {"plain": {}, "rope": {"add": ["rope"]}}
+    write_sweep(variants=variants, tune={"optimizer.betas": [[0.9, 0.98], [0.9, 0.95]]}, baseline="ropes")
+    status, _, error = sweep("--yes", capsys=capsys)
+    assert status == 2 and "baseline: must be one of plain, rope, got 'ropes'" in error  # before any run
+    assert not Path("runs").exists()
+    write_sweep(seeds=2, variants=variants, tune={"optimizer.lr": rates})
     status, text, _ = sweep("--report", capsys=capsys)
     assert status == 0 and "tuning is not finished: plain-lr-0-seed1, plain-lr-0.01-seed1" in text
     status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
     assert status == 0, progress_lines
-    assert "tuning 2 variants, before 2 seeds of each at its best" in text and "4 runs, 2 variants with 2 seeds" in text
+    assert (
+        "tuning 2 variants, before 4 runs of them at their best" in text and "4 runs, 2 variants with 2 seeds" in text
+    )
     for name in ("plain", "rope"):
         losses = {
-            rate: read_json(Path(f"runs/sweeps/own/tune/{name}-lr-{rate:g}-seed1/record.json"))["metrics"]
+            rate: read_json(Path(f"runs/sweeps/own-tune/{name}-lr-{rate:g}-seed1/record.json"))["metrics"]
             for rate in rates
         }
         best = min(rates, key=lambda rate: losses[rate]["validation_loss"])

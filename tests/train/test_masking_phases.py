@@ -14,8 +14,9 @@ from tests.tiny_runs import TinyRuns, losses, record
 PHASES = {
     "causal-first": ["recipes=[crammed-bert,rope,causal-first]", "objective.switch=0.5"],
     "all at once": [
-        "recipes=[crammed-bert,rope,causal-first,mask-step,all-mask-late]",
-        "objective={switch: 0.5, min_mlm_probability: 0.1, final_causal_fraction: 0.25}",
+        "recipes=[crammed-bert,rope,mask-step,all-mask-late]",
+        "objective={min_mlm_probability: 0.1, shift: true, causal_fraction: 1.0, final_causal_fraction: 0.25}",
+        "objective.causal_labels=all",
     ],
 }
 

@@ -121,6 +121,11 @@ def compare(groups: Sequence[Group], baseline: Group, levels: Mapping[str, float
         own = level[pair.challenger.name]
         if pair.verdict.word not in ("better", "worse", "not distinguishable"):
             continue
+        if pair.verdict.word == "not distinguishable" and pair.challenger.name in (levels or {}) and own > 0.0:
+            text = (
+                f"{pair.verdict.text} This was a look: more seeds than planned go into another folder, with first_seed."
+            )
+            pairs[number] = replace(pair, verdict=Verdict(pair.verdict.word, text))
         if own == 0.0:
             text = (
                 f"{pair.challenger.name} against {baseline.name}: {_difference_text(pair.rows[0])}; seeds were added "

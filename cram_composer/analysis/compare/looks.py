@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cram_composer.analysis.compare.groups import Group
+from cram_composer.analysis.compare.groups import Group, settings_hash
 from cram_composer.analysis.compare.statistics import LEVEL
 from cram_composer.storage.files import read_json, write_json
 
-LOOKS = "looks.json"  # in the folder of a sweep: the planned seeds, and by variant the numbers of seeds looked at
+LOOKS = "looks.json"  # in a sweep's folder: the planned seeds, and by hash of a variant the numbers of seeds looked at
 
 
 def spent(share: float) -> float:
@@ -59,9 +59,9 @@ def look(groups: Sequence[Group], baseline: Group) -> dict[str, float]:
     levels = {}
     for group in groups:
         seeds = min(len({run.get("config.seed") for run in one.runs}) for one in (group, baseline))
-        if group is baseline or seeds < 2:
+        if group is baseline or max(len(group.runs), len(baseline.runs)) < 2:
             continue
-        earlier = found["looks"].setdefault(group.name, [])
+        earlier = found["looks"].setdefault(settings_hash(group.runs[0]), [])  # whatever the group is called
         levels[group.name] = level_of(seeds, earlier, found["planned"])
         if seeds not in earlier:
             earlier.append(seeds)

@@ -47,9 +47,10 @@ class Difference:
 
 
 def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | Sequence[float]) -> Difference:
-    """Compare the means of two groups; values by seed are paired if both groups have the same two or more seeds."""
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys() and len(a) > 1:
-        differences = np.array([a[seed] - b[seed] for seed in sorted(a)])
+    """Compare the means of two groups; values by seed are paired if one group has two or more seeds, all shared."""
+    shared = a.keys() & b.keys() if isinstance(a, dict) and isinstance(b, dict) else set()
+    if isinstance(a, dict) and isinstance(b, dict) and len(shared) > 1 and len(shared) == min(len(a), len(b)):
+        differences = np.array([a[seed] - b[seed] for seed in sorted(shared)])
         spread = float(differences.std(ddof=1))
         return _t_interval(
             float(differences.mean()),

@@ -1,4 +1,4 @@
-"""What a difference is worth: how much less budget the baseline would need to be as good as it is, or the challenger.
+"""Worth of a difference: the budget with which the baseline reaches the challenger's loss.
 
 The baseline's loss over its budget, from groups at two or more budgets, is interpolated in the logarithm of the budget
 and inverted at the challenger's loss.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cram_composer.analysis.compare.comparability import data_refusals
 from cram_composer.analysis.compare.groups import Group, differing_settings
 from cram_composer.analysis.compare.statistics import LEVEL, RESAMPLES
 from cram_composer.analysis.html.formatting import is_number
@@ -48,6 +49,8 @@ def worth(challenger: Group, curve: Sequence[Group]) -> Worth:
     Raises:
         CramError: groups whose configurations or budgets do not allow it.
     """
+    if refusals := data_refusals([run for group in curve for run in group.runs]):
+        raise CramError(f"--curve: not comparable: {refusals[0]}")
     limit = _limit(curve)
     curve = sorted(curve, key=lambda group: _limit_of(group.runs[0], limit) or 0.0)
     budgets = [_limit_of(group.runs[0], limit) for group in curve]

@@ -54,8 +54,8 @@ class Objective(Settings):
             )
         if self.switch != type(self).model_fields["switch"].default and not self.has_phases:
             raise ValueError(
-                "switch: has no effect without a final setting; set objective.mask_schedule=step, final_masking or "
-                "final_causal_fraction, or remove switch"
+                "switch: has no effect without a setting that changes there; set objective.mask_schedule=step or "
+                "final_masking, or remove switch"
             )
         if self.unit != "token" and self.positions == "bernoulli":
             raise ValueError(

@@ -138,14 +138,12 @@ def plan_selection(
         if task.trained_on:
             continue
         digests = {**_digests(task, data), "held out": str(protocol.grid.held_out)}
-        for batch_size, lr in itertools.product(protocol.grid.batch_size, protocol.grid.lr):
+        points = itertools.product(models, protocol.grid.batch_size, protocol.grid.lr)  # a model's rows are kept
+        for model, batch_size, lr in points:
             chosen = {"batch_size": batch_size, "lr": lr, "grid": None}
             settings = task_settings(protocol, name).model_copy(update=chosen)
             hashes = {name: settings_hash(settings, digests, precision)}
-            jobs += [
-                Job(model, task, (), 1, settings, data, precision, hashes, held_out=protocol.grid.held_out)
-                for model in models
-            ]
+            jobs.append(Job(model, task, (), 1, settings, data, precision, hashes, held_out=protocol.grid.held_out))
     return jobs
 
 

@@ -90,7 +90,8 @@ def evaluate_models(
     for model in models:
         own = [found[key] for job in planned if job.model == model for key in job.keys if key in found]
         length = model.row_length(protocol.max_length)
-        rows.append(model_row(protocol, model.name, model.hash, own, length, chosen[model].overrides))
+        selected = chosen[model].overrides if chosen[model] is not protocol else {}
+        rows.append(model_row(protocol, model.name, model.hash, own, length, selected))
     write_json(folder / f"{protocol.name}.json", {"rows": rows, "failures": failures})
     add_to_runs(models, protocol.name, rows)
     return console_table(protocol, rows), failures

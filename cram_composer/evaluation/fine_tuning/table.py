@@ -30,7 +30,7 @@ def model_row(
     model_hash: str,
     results: Sequence[Result],
     row_length: int,
-    overrides: Mapping[str, TaskSettingsConfig] | None = None,
+    selected: Mapping[str, TaskSettingsConfig] | None = None,
 ) -> dict[str, Any]:
     """Build a model's row of the table.
 
@@ -40,11 +40,12 @@ def model_row(
         model_hash: hash of the model.
         results: results of the model under this protocol.
         row_length: row length that the model supports, at most the protocol's.
-        overrides: settings by task, of the protocol's grid for this model; default: the protocol's.
+        selected: settings by task that the protocol's grid gave this model.
 
     Returns:
         JSON: model, model_hash, `numbers` (a list of task, title, split, metric, median, low, high, values by seed,
-        partial), `averages` by name with the missing tasks, and `notes` on deviations from the protocol.
+        partial), `averages` by name with the missing tasks, `selected` settings by task, and `notes` on deviations from
+        the protocol.
     """
     numbers = []
     for task in _tasks(protocol):
@@ -76,21 +77,20 @@ def model_row(
         "benchmark": protocol.benchmark,
         "numbers": numbers,
         "averages": averages(results, protocol),
-        "notes": _notes(protocol, results, row_length, protocol.overrides if overrides is None else overrides),
+        "selected": {task: own.model_dump(exclude_none=True) for task, own in (selected or {}).items()},
+        "notes": _notes(protocol, results, row_length),
     }
 
 
 _REPORTED_ELSEWHERE = (*IRRELEVANT_TO_SCORES, "mnli_start", "precision")  # grid is among the former
 
 
-def _notes(
-    protocol: FineTuningProtocol,
-    results: Sequence[Result],
-    row_length: int,
-    overrides: Mapping[str, TaskSettingsConfig],
-) -> list[str]:
+def _notes(protocol: FineTuningProtocol, results: Sequence[Result], row_length: int) -> list[str]:
     """List deviations from the protocol and from the rules of a cram."""
-    notes = _differences_from_paper(protocol, overrides)
+    notes = _differences_from_paper(protocol)
+    if isinstance(protocol, ProtocolConfig) and protocol.grid is not None:
+        share = f"{100.0 * protocol.grid.held_out:g} % of its train rows"
+        notes.append(f"batch_size and lr selected for each task on {share}, which the rules of a cram forbid")
     by_task = {task.name: [r for r in results if r.task == task.name] for task in _tasks(protocol)}
     missing = [task.title for task in _tasks(protocol) if not by_task[task.name]]
     if missing:
@@ -112,7 +112,7 @@ def _notes(
     return notes
 
 
-def _differences_from_paper(protocol: FineTuningProtocol, overrides: Mapping[str, TaskSettingsConfig]) -> list[str]:
+def _differences_from_paper(protocol: FineTuningProtocol) -> list[str]:
     """For GLUE, list in one line the settings that differ from the defaults, which published results use."""
     if not isinstance(protocol, ProtocolConfig) or protocol.benchmark != "glue":
         return []
@@ -124,10 +124,7 @@ def _differences_from_paper(protocol: FineTuningProtocol, overrides: Mapping[str
         for name in names
         if getattr(protocol, name) != getattr(papers, name)
     ]
-    if protocol.grid is not None:
-        share = f"{100.0 * protocol.grid.held_out:g} % of its train rows"
-        changed.append(f"batch_size and lr selected for each task on {share}, which the rules of a cram forbid")
-    for task, own in overrides.items():
+    for task, own in protocol.overrides.items():
         if own_settings := [f"{name} {_format_value(value)}" for name, value in own if value is not None]:
             changed.append(f"for {GLUE[task].title} {', '.join(own_settings)}")
     return [f"fine-tuned differently from the published rows: {'; '.join(changed)}"] if changed else []
@@ -149,6 +146,7 @@ def console_table(protocol: FineTuningProtocol, rows: Sequence[dict[str, Any]]) 
         )
     shared = [note for note in rows[0]["notes"] if all(note in row["notes"] for row in rows)] if rows else []
     notes = shared + [f"{row['model']}: {note}" for row in rows for note in row["notes"] if note not in shared]
+    notes += [f"{row['model']}: {_selected(protocol, row['selected'])}" for row in rows if row["selected"]]
     if protocol.benchmark == "glue":
         keys = {number["title"]: _published_key(number) for row in rows for number in row["numbers"]}
         for one in PUBLISHED:
@@ -158,6 +156,15 @@ def console_table(protocol: FineTuningProtocol, rows: Sequence[dict[str, Any]]) 
         notes += _published_notes(protocol, rows)
     legend = "median over seeds (lowest to highest); * a split without the official number of rows; "
     return "\n".join([*table_lines(cells, right=range(1, len(cells[0]))), "", legend + _legend(protocol), *notes])
+
+
+def _selected(protocol: FineTuningProtocol, selected: Mapping[str, Mapping[str, Any]]) -> str:
+    """Describe the settings that a grid gave a model."""
+    told = []
+    for task, own in selected.items():
+        values = ", ".join(f"{name} {_format_value(value)}" for name, value in own.items())
+        told.append(f"for {tasks_of(protocol)[task].title} {values}")
+    return f"selected {'; '.join(told)}"
 
 
 def _legend(protocol: FineTuningProtocol) -> str:

@@ -1,4 +1,4 @@
-"""What a difference is worth on the baseline's curve over budgets."""
+"""Worth of a difference on the baseline's curve over budgets."""
 
 from __future__ import annotations
 

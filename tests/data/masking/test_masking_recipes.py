@@ -190,7 +190,7 @@ def test_other_recipes_combine():
         ({"shift": True, "causal_fraction": 0.1}, {"stack": "funnel"}, r"objective\.causal_fraction: .*another stack"),
         ({"causal_fraction": 0.0, "final_causal_fraction": 0.1}, {}, r"objective\.causal_fraction: .*objective\.shift"),
         ({"causal_labels": "all"}, {}, r"objective\.causal_labels: all has no effect without causal rows"),
-        ({"switch": 0.3}, {}, r"objective\.switch: has no effect without a final setting"),
+        ({"switch": 0.3}, {}, r"objective\.switch: has no effect without a setting"),
         ({"min_mlm_probability": 0.3}, {}, r"objective\.min_mlm_probability: must be <= 0\.25"),
         ({"min_mlm_probability": 0.1, "positions": "bernoulli"}, {}, r"objective\.positions: .*min_mlm_probability"),
         ({"shift": True}, {"architecture": "hf", "hf_name": "bert"}, r"objective\.shift: .*architecture=crambert"),
