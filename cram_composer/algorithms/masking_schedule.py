@@ -28,8 +28,7 @@ class MaskingSchedule(Algorithm):
     """
 
     def __init__(self, config: ObjectiveConfig, budget: Budget, loader: TrainLoader) -> None:
-        self._start = config.mlm_probability
-        self._end = config.mlm_probability if config.final_mlm_probability is None else config.final_mlm_probability
+        self._start, self._end = config.rates
         self._schedule = MASK_SCHEDULES[config.mask_schedule]
         self._switch = config.switch
         self._first, self._last = loader.collator, last_collator(loader.collator, config)

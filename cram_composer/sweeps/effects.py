@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from cram_composer.analysis.compare.comparability import comparability
-from cram_composer.analysis.compare.effects import LENTH, Effect, Effects, estimate_effects
+from cram_composer.analysis.compare.effects import LENTH, Effect, Effects, contrasts, estimate_effects
 from cram_composer.analysis.compare.groups import Group, make_group
 from cram_composer.analysis.compare.page import Section, write_page
 from cram_composer.analysis.console import table_lines
@@ -20,7 +20,6 @@ from cram_composer.analysis.html.formatting import is_number, signed
 from cram_composer.analysis.html.style import Picture, house_style, series_style
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import load_runs
-from cram_composer.config.layers import flatten
 from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.storage.files import write_atomic
 from cram_composer.sweeps.design import aliases, two_level_design
@@ -41,8 +40,8 @@ def report_effects(config: SweepConfig, trials: Sequence[Trial], folder: Path) -
     """
     names = list(config.factors)
     design = two_level_design(config.design, len(names))
-    by_variant = {variant: [t for t in trials if t.variant == variant] for variant in {t.variant for t in trials}}
-    groups = [variant_group(variant, by_variant[variant]) for variant in sorted(by_variant)]
+    variants = dict.fromkeys(trial.variant for trial in trials)  # in the order of the design
+    groups = [variant_group(variant, [t for t in trials if t.variant == variant]) for variant in variants]
     losses = _values(groups, seeds_of(config), "metrics.validation_loss")
     refusals = _refusals(groups)
     values: dict[str, Any] = {"design": config.design, "runs": len(design), "effects": None, "page": None}
@@ -113,8 +112,7 @@ def _refusals(groups: Sequence[Group]) -> list[str]:
 
 def _speed(design: NDArray[np.int8], names: Sequence[str], rates: NDArray[np.float64]) -> dict[str, float]:
     """Return the ratio of tokens/s with each factor on to that with it off."""
-    effects = 2.0 * design.T.astype(float) @ np.log(rates).mean(axis=1) / len(design)
-    return {name: math.exp(value) for name, value in zip(names, effects, strict=True)}
+    return {name: math.exp(value) for name, value in zip(names, contrasts(design, np.log(rates)), strict=True)}
 
 
 def _cells(effect: Effect, speed: dict[str, float]) -> tuple[str, ...]:
@@ -168,11 +166,11 @@ def _write_confirmation(config: SweepConfig, chosen: Sequence[Effect], folder: P
         for name in on:
             others = [factor for other, factor in on.items() if other != name]
             variants[f"all but {name}"] = merge_factors(others).model_dump(exclude_defaults=True)
-    budget = {key: value for key, value in flatten({"budget": config.budget.model_dump()}).items() if value is not None}
+    budget = config.budget.model_dump(exclude_none=True)
     sweep = {
         "name": f"{config.name}-confirm",
         "run": config.run,
-        **({"budget": {key.partition(".")[2]: value for key, value in budget.items()}} if budget else {}),
+        **({"budget": budget} if budget else {}),
         "seeds": _CONFIRM_SEEDS,
         "first_seed": config.first_seed + config.seeds,
         "baseline": "without",

@@ -78,10 +78,7 @@ def sweep(
         _prepare_data(left)
         with _locked(folder), progress:
             plan_looks(folder, config.seeds)
-            for block in _blocks(left) if config.stop_when_decided else [left]:
-                block = _undecided(block, trials, baseline_name(config, trials)) if config.stop_when_decided else block
-                if not block:
-                    continue
+            for block in _undecided_blocks(left, trials, config) if config.stop_when_decided else [left]:
                 runner: Runner = LocalRunner(slots)
                 if slurm is not None:
                     runner = slurm_runner(block, slurm, device != "cpu", folder / "slurm")
@@ -118,9 +115,12 @@ def _tuned(config: SweepConfig, asked_by: str, folder: Path, *, confirmed: bool,
     return SweepResult("\n".join([*lines, "", result.text]), {**result.values, "tuned": lines}, result.failures)
 
 
-def _blocks(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Return the runs of each seed."""
-    return [[trial for trial in trials if trial.seed == seed] for seed in sorted({trial.seed for trial in trials})]
+def _undecided_blocks(left: Sequence[Trial], trials: Sequence[Trial], config: SweepConfig) -> Iterator[list[Trial]]:
+    """Yield the runs of each seed, once those before it have ended, as far as their variants have no verdict."""
+    for seed in sorted({trial.seed for trial in left}):
+        block = [trial for trial in left if trial.seed == seed]
+        if undecided := _undecided(block, trials, baseline_name(config, trials)):
+            yield undecided
 
 
 def _undecided(block: Sequence[Trial], trials: Sequence[Trial], baseline: str) -> list[Trial]:

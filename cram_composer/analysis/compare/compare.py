@@ -25,53 +25,19 @@ from cram_composer.analysis.compare.measures import (
     curve,
 )
 from cram_composer.analysis.compare.statistics import (
-    PAIRED,
     Difference,
     compare_means,
-    detectable_effect,
     holm,
-    seeds_needed,
 )
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss, same_objective, times_to_loss
+from cram_composer.analysis.compare.verdict import FIVE_PERCENT, Row, Verdict, at_level, judge
 from cram_composer.analysis.compare.worth import Worth
-from cram_composer.analysis.html.formatting import signed
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.errors import CramError
 
 # Standard deviation of the GLUE mean between pretrainings of one set-up, see docs/explanation/statistics.md.
 GLUE_NOISE = 0.7
-NO_VERDICT = "no verdict"
 _NORMAL = 1.96
-_FIVE_PERCENT = 0.05
-_TINY = 1e-300  # a p-value of 0 must not pass at a level of 0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measure of both groups.
-
-    Attributes:
-        measure: name of the measure, including the quantity held equal.
-        unit: "nats", "bits per character", "tokens/s" or "points".
-        a, b: the groups' means, challenger first; None if not measured or not comparable.
-        difference: of the means, or of the logarithms for "tokens/s"; None if not measured or not comparable.
-        missing: reason why there is no difference.
-    """
-
-    measure: str
-    unit: str
-    a: float | None = None
-    b: float | None = None
-    difference: Difference | None = None
-    missing: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Verdict: `word` is better, worse, not distinguishable, no verdict or not comparable; `text` has the numbers."""
-
-    word: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -111,46 +77,25 @@ def compare(groups: Sequence[Group], baseline: Group, levels: Mapping[str, float
         levels: significance level by name of the group, of `looks.look`; default: 5 %.
     """
     pairs = [_compare_pair(group, baseline) for group in groups if group is not baseline]
-    level = {pair.challenger.name: _FIVE_PERCENT for pair in pairs} | dict(levels or {})
+    levels = levels or {}
     judged = [n for n, pair in enumerate(pairs) if _p_value(pair) is not None]
-    # A p-value at a level of its own is as one at 5 % after this scaling, which Holm's procedure can combine.
-    scale = {name: _FIVE_PERCENT / own if own > 0.0 else math.inf for name, own in level.items()}
-    scaled = [max(_p_value(pairs[n]) or 0.0, _TINY) * scale[pairs[n].challenger.name] for n in judged]
-    for number, holds in zip(judged, holm(scaled), strict=True):
+    for number, holds in zip(judged, holm([_scaled_p_value(pairs[n], levels) for n in judged]), strict=True):
         pair = pairs[number]
-        own = level[pair.challenger.name]
-        if pair.verdict.word not in ("better", "worse", "not distinguishable"):
-            continue
-        if pair.verdict.word == "not distinguishable" and pair.challenger.name in (levels or {}) and own > 0.0:
-            text = (
-                f"{pair.verdict.text} This was a look: more seeds than planned go into another folder, with first_seed."
-            )
-            pairs[number] = replace(pair, verdict=Verdict(pair.verdict.word, text))
-        if own == 0.0:
-            text = (
-                f"{pair.challenger.name} against {baseline.name}: {_difference_text(pair.rows[0])}; seeds were added "
-                "after a look at the planned ones, so no verdict holds at 5 %. Confirm with seeds that nobody has "
-                "seen: a sweep in another folder with first_seed."
-            )
-            pairs[number] = replace(pair, verdict=Verdict(NO_VERDICT, text))
-        elif pair.verdict.word != "not distinguishable" and not holds:
-            early = own < _FIVE_PERCENT * 0.999
-            correction = f"Holm's correction for {len(judged)} comparisons at 5 %" if len(judged) > 1 else ""
-            looks = (
-                f"a level of {100.0 * own:.2g} % for this look, which came early or after an early one" if early else ""
-            )
-            why = " and ".join(filter(None, [correction, looks]))
-            text = (
-                f"{pair.challenger.name} and {baseline.name} are not distinguishable after {why}: "
-                f"{_difference_text(pair.rows[0])}; the difference is significant only without."
-            )
-            pairs[number] = replace(pair, verdict=Verdict("not distinguishable", text))
+        level = levels.get(pair.challenger.name)
+        verdict = at_level(pair.verdict, pair.challenger, baseline, pair.rows[0], level, len(judged), holds)
+        pairs[number] = replace(pair, verdict=verdict)
     return pairs
 
 
 def _p_value(pair: Pair) -> float | None:
     difference = pair.rows[0].difference
     return difference.p_value if difference is not None else None
+
+
+def _scaled_p_value(pair: Pair, levels: Mapping[str, float]) -> float:
+    """Return the p-value that at 5 % is what the pair's is at its own level, for Holm's procedure."""
+    level = levels.get(pair.challenger.name, FIVE_PERCENT)
+    return (_p_value(pair) or 0.0) * FIVE_PERCENT / level if level else math.inf
 
 
 def _compare_pair(challenger: Group, baseline: Group) -> Pair:
@@ -166,7 +111,7 @@ def _compare_pair(challenger: Group, baseline: Group) -> Pair:
         times = times_to_loss(challenger, baseline) if not rules.in_loop else []
     rows.append(_throughput(challenger, baseline))
     rows += _scores(challenger, baseline, rules)
-    return Pair(challenger, baseline, rules, rows, times, _verdict(challenger, baseline, rows[0], refusal))
+    return Pair(challenger, baseline, rules, rows, times, judge(challenger, baseline, rows[0], refusal))
 
 
 _KINDS: tuple[Kind, Kind] = ("held-out", "training")
@@ -306,46 +251,3 @@ def _with_known_noise(difference: Difference, *runs: int) -> Difference:
         p_value=math.erfc(abs(difference.mean) / half * _NORMAL / math.sqrt(2)),
         method=f"known noise, {GLUE_NOISE} points",
     )
-
-
-def _verdict(a: Group, b: Group, row: Row, refusal: str) -> Verdict:
-    found = row.difference
-    if found is None:
-        return Verdict("not comparable", f"{a.name} and {b.name}: {row.missing or refusal}.")
-    if found.low is None or found.high is None or found.spread is None:
-        return Verdict(
-            NO_VERDICT,
-            f"{a.name} against {b.name}: {_difference_text(row)}; the spread between seeds is unknown; run two more "
-            "seeds of each for an interval, or more for a narrow one.",
-        )
-    if found.low > 0 or found.high < 0:
-        word = "worse" if found.mean > 0 else "better"
-        return Verdict(word, f"{a.name} is {word} than {b.name}: {_difference_text(row)}.")
-    paired = found.method == PAIRED
-    seeds = max(found.runs, 2)
-    needed = seeds_needed(found.mean, found.spread, paired)
-    if needed is None:
-        more = "not even a thousand seeds of each would detect a difference of this size"
-    else:
-        extra = max(needed - found.runs, 1)
-        more = (
-            f"detecting a difference of this size with 80 % power takes about {max(needed, found.runs + 1)} seeds of "
-            f"each, {extra} more"
-        )
-    least = detectable_effect(found.spread, seeds, paired)
-    return Verdict(
-        "not distinguishable",
-        f"{a.name} and {b.name} are not distinguishable with these seeds: {_difference_text(row)}; {more}; "
-        f"{seeds} seeds detect {least:.4f} {row.unit} or more.",
-    )
-
-
-def _difference_text(row: Row) -> str:
-    """Format a difference with its interval and method."""
-    found = row.difference
-    assert found is not None
-    what = f"{row.measure.partition(',')[0]} {signed(found.mean, 4)} {row.unit}"
-    if found.low is None or found.high is None:
-        return f"{what}, {found.method}"
-    how = f"{found.runs} pairs of equal seed" if found.method == PAIRED else found.method
-    return f"{what} (95 % interval {signed(found.low, 4)} to {signed(found.high, 4)}, Student's t, {how})"

@@ -60,6 +60,12 @@ class Effects:
     method: str
 
 
+def contrasts(design: NDArray[np.int8], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return for every factor of a design the mean of values [runs, seeds] with it on minus that with it off."""
+    found: NDArray[np.float64] = 2.0 * design.T.astype(float) @ values.mean(axis=1) / len(design)
+    return found
+
+
 def estimate_effects(design: NDArray[np.int8], names: Sequence[str], values: NDArray[np.float64]) -> Effects:
     """Estimate the effects of a design.
 
@@ -74,7 +80,7 @@ def estimate_effects(design: NDArray[np.int8], names: Sequence[str], values: NDA
     from scipy import stats
 
     runs, seeds = values.shape
-    found = 2.0 * design.T.astype(float) @ values.mean(axis=1) / runs
+    found = contrasts(design, values)
     if seeds > 1:
         rest = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
         degrees = float((runs - 1) * (seeds - 1))

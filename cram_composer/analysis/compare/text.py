@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cram_composer.analysis.compare.compare import NO_VERDICT, Pair, Row
+from cram_composer.analysis.compare.compare import Pair
 from cram_composer.analysis.compare.groups import Group
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss
+from cram_composer.analysis.compare.verdict import NO_VERDICT, Row
 from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import is_number, percent, short_count, signed
 

@@ -43,7 +43,7 @@ class Objective(Settings):
                 f"mask_schedule: {self.mask_schedule} has no effect without objective.final_mlm_probability; set it "
                 "or remove mask_schedule"
             )
-        lowest = min(self.mlm_probability, self.final_mlm_probability or self.mlm_probability)
+        lowest = min(self.rates)
         row = self.min_mlm_probability
         if row is not None and row > lowest:
             raise ValueError(f"min_mlm_probability: must be <= {lowest}, the lowest rate of a step, got {row}")
@@ -63,6 +63,12 @@ class Objective(Settings):
                 "objective.positions=fixed or objective.unit=token"
             )
         return self
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Masking rates at the start and at the end of the budget."""
+        final = self.final_mlm_probability
+        return self.mlm_probability, self.mlm_probability if final is None else final
 
     @property
     def has_phases(self) -> bool:

@@ -270,9 +270,6 @@ def last_collator(first: MaskedLMCollator, objective: ObjectiveConfig) -> Masked
 
 def _phase(objective: ObjectiveConfig, last: bool) -> dict[str, Any]:
     """Return the fields of a collator that may change at `objective.switch`."""
-    rates = [objective.mlm_probability]
-    if objective.final_mlm_probability is not None:
-        rates.append(objective.final_mlm_probability)
     causal = {"causal_fraction": 0.0}
     if isinstance(objective, MaskedLMConfig):
         final = objective.final_causal_fraction
@@ -280,7 +277,7 @@ def _phase(objective: ObjectiveConfig, last: bool) -> dict[str, Any]:
         causal = {"causal_fraction": fraction, "all_causal_labels": objective.causal_labels == "all"}
     return {
         "scheme": (last and objective.final_masking) or objective.masking,
-        "max_probability": rates[-1 if last else 0] if objective.mask_schedule == "step" else max(rates),
+        "max_probability": objective.rates[last] if objective.mask_schedule == "step" else max(objective.rates),
         **causal,
     }
 
