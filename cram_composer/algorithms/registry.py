@@ -10,6 +10,7 @@ import torch
 from composer.core import Algorithm
 from torch import nn
 
+from cram_composer.algorithms.adaptive_masking import adaptive_masking
 from cram_composer.algorithms.averaging.ema import EMA
 from cram_composer.algorithms.averaging.lawa import LAWA
 from cram_composer.algorithms.averaging.swa import SWA
@@ -96,6 +97,7 @@ def build_run_algorithms(
     algorithms += optimizer_hooks(optimizer, model, budget)
     if config.objective.final_mlm_probability or config.objective.has_phases:
         algorithms.append(MaskingSchedule(config.objective, budget, loader))
+    algorithms += adaptive_masking(config.objective, loader, model)
     algorithms += build_algorithms(strategy.algorithms(), context)
     return [*algorithms, guard, *strategy.pre_step_algorithms()]
 

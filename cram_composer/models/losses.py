@@ -33,6 +33,14 @@ def full_cross_entropy(
     return cross_entropy(hidden, head, labels)[0], None
 
 
+def cross_entropy_and_logits(
+    hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute `cross_entropy`, with logits that have no gradient: they would get one of zeros of their size."""
+    loss, logits = cross_entropy(hidden, head, labels)
+    return loss, logits.detach()
+
+
 def chunked_cross_entropy(
     hidden: torch.Tensor, head: MaskedLMHead, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -19,7 +19,7 @@ from cram_composer.data.masking import IGNORED
 from cram_composer.models.attention_kernels import choose_attention
 from cram_composer.models.compilation import compile_model, uncompile
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
-from cram_composer.models.losses import choose_loss
+from cram_composer.models.losses import choose_loss, cross_entropy_and_logits
 from cram_composer.models.metrics import DETECTION, Detection, MaskedAccuracy, MaskedLoss
 from cram_composer.models.replaced_tokens import ReplacedTokenDetector, ReplacedTokenOutput
 
@@ -86,6 +86,11 @@ class MaskedLMTrainingModel(ComposerModel):
         if isinstance(self.model, CramBertForMaskedLM):
             self.model.head.loss, self.loss_kernel = choose_loss(kernel, device)
 
+    def keep_logits(self) -> None:
+        """Return logits from the forward in training too; the loss is that of the kernel "full"."""
+        if isinstance(self.model, CramBertForMaskedLM):
+            self.model.head.loss = cross_entropy_and_logits
+
     def use_attention(self, kernel: str, device: str, precision: str) -> None:
         """Set CramBERT's attention kernel in training; arguments as in `choose_attention`."""
         if isinstance(self.model, CramBertForMaskedLM):
@@ -138,10 +143,14 @@ class MaskedLMTrainingModel(ComposerModel):
 
     def update_metric(self, batch: Batch, outputs: MaskedLMOutput, metric: Metric) -> None:
         """Add the masked positions of one batch to a metric."""
+        metric.update(self.label_logits(batch, outputs), batch["labels"])
+
+    def label_logits(self, batch: Batch, outputs: MaskedLMOutput) -> torch.Tensor:
+        """Select the logits [B, K, V] at the places of the labels."""
         logits = cast(torch.Tensor, outputs.logits)
-        if not self.predicts_positions:
-            logits = logits.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        metric.update(logits, batch["labels"])
+        if self.predicts_positions:
+            return logits
+        return logits.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
 class ReplacedTokenTrainingModel(MaskedLMTrainingModel):

@@ -12,6 +12,7 @@ from composer.loggers import Logger
 from composer.utils import reproducibility
 from transformers import PreTrainedModel
 
+from cram_composer.algorithms.adaptive_masking import adaptive_masking
 from cram_composer.algorithms.nonfinite_guard import NonFiniteGuard
 from cram_composer.algorithms.optimizer_hooks import optimizer_hooks
 from cram_composer.algorithms.registry import AlgorithmContext, build_algorithms
@@ -88,7 +89,12 @@ def measure_speed(
         model=model,
         optimizers=optimizer,
         train_dataloader=build_data_spec(loader),
-        algorithms=[*optimizer_hooks(optimizer, model, budget), *build_algorithms(steady, context), guard],
+        algorithms=[
+            *optimizer_hooks(optimizer, model, budget),
+            *adaptive_masking(config.objective, loader, model),
+            *build_algorithms(steady, context),
+            guard,
+        ],
         callbacks=[timed],
         progress_bar=False,
         max_duration=f"{len(sizes)}ba",

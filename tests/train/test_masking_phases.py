@@ -1,4 +1,4 @@
-"""Runs whose masks change at `objective.switch`: exact resuming, the trace, and no jump in a branch."""
+"""Runs whose masks change at `objective.switch` or by the model's predictions: exact resuming, trace and branches."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ PHASES = {
         "objective={min_mlm_probability: 0.1, shift: true, causal_fraction: 1.0, final_causal_fraction: 0.25}",
         "objective.causal_labels=all",
     ],
+    "adaptive": ["recipes=[crammed-bert,rope,adaptive-masking]", "objective.adapt_every=2"],
 }
 
 

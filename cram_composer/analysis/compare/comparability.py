@@ -91,7 +91,6 @@ def data_refusals(runs: Sequence[RunData]) -> list[str]:
     for key, what in (
         ("config.objective.shift", "evaluation: different predicted positions, objective.shift"),
         ("metrics.validation_rows", "evaluation: rows"),
-        ("config.eval.batch_size", "evaluation: masks depend on the batch size, eval.batch_size"),
     ):
         if len({run.get(key) or 0 for run in runs}) > 1 and not (whole_texts and key == "metrics.validation_rows"):
             refusals.append(f"{what} {_join_distinct(str(run.get(key)) for run in runs)}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from cram_composer.analysis.compare.adjustment import adjust_for_tokens
 from cram_composer.analysis.compare.comparability import Comparability, comparability
 from cram_composer.analysis.compare.groups import Group
 from cram_composer.analysis.compare.measures import (
@@ -84,7 +85,22 @@ def compare(groups: Sequence[Group], baseline: Group, levels: Mapping[str, float
         level = levels.get(pair.challenger.name)
         verdict = at_level(pair.verdict, pair.challenger, baseline, pair.rows[0], level, len(judged), holds)
         pairs[number] = replace(pair, verdict=verdict)
-    return pairs
+    return _with_adjusted_losses(pairs, baseline)
+
+
+def _with_adjusted_losses(pairs: list[Pair], baseline: Group) -> list[Pair]:
+    """Add the difference at equal tokens to pairs whose budget is one of time, so that runs differ in their tokens."""
+    timed = [pair for pair in pairs if pair.rules.budget in ("wall-clock", "device-hours") and not pair.rules.refusals]
+    groups = [baseline, *(pair.challenger for pair in timed)]
+    found = adjust_for_tokens(groups, baseline) if timed else None
+    if found is None:
+        return pairs
+    measure = f"held-out loss, final, adjusted to equal tokens by {found.slope:+.3f} nats per e-fold"
+    rows = {name: Row(measure, "nats", difference=each) for name, each in found.differences.items()}
+    return [
+        replace(pair, rows=[pair.rows[0], rows[pair.challenger.name], *pair.rows[1:]]) if pair in timed else pair
+        for pair in pairs
+    ]
 
 
 def _p_value(pair: Pair) -> float | None:

@@ -52,7 +52,7 @@ def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | S
     if isinstance(a, dict) and isinstance(b, dict) and len(shared) > 1 and len(shared) == min(len(a), len(b)):
         differences = np.array([a[seed] - b[seed] for seed in sorted(shared)])
         spread = float(differences.std(ddof=1))
-        return _t_interval(
+        return difference_of(
             float(differences.mean()),
             spread / math.sqrt(len(differences)),
             len(differences) - 1,
@@ -70,17 +70,18 @@ def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | S
     pooled = math.sqrt(sum(squares) / freedom)
     if fewer == 1:
         error = pooled * math.sqrt(1 / len(one) + 1 / len(other))
-        return _t_interval(mean, error, freedom, "pooled", pooled, fewer, None)
+        return difference_of(mean, error, freedom, "pooled", pooled, fewer, None)
     parts = [s / (len(x) - 1) / len(x) for s, x in zip(squares, (one, other), strict=True)]
     degrees = float(freedom)
     if sum(parts):  # Welch and Satterthwaite
         degrees = sum(parts) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (one, other), strict=True))
-    return _t_interval(mean, math.sqrt(sum(parts)), degrees, "Welch", pooled, fewer, _bootstrap_interval(one, -other))
+    return difference_of(mean, math.sqrt(sum(parts)), degrees, "Welch", pooled, fewer, _bootstrap_interval(one, -other))
 
 
-def _t_interval(
+def difference_of(
     mean: float, error: float, degrees: float, method: str, spread: float, runs: int, boot: tuple[float, float] | None
 ) -> Difference:
+    """Return a difference with its interval and p-value by Student's t, from its standard error."""
     from scipy import stats  # takes a second to import
 
     half = student_quantile(LEVEL, degrees) * error

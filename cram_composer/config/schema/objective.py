@@ -87,6 +87,10 @@ class MaskedLMConfig(Objective):
         "sampled", "tokens of a causal row to predict: as many as of a masked one, or all"
     )
 
+    adapt_every: PositiveInt | None = key(
+        None, "steps after which tokens are weighted anew, by how rarely they are predicted; null: all tokens alike"
+    )
+
     @property
     def has_phases(self) -> bool:
         """True if settings change at `switch`."""
@@ -108,6 +112,22 @@ class MaskedLMConfig(Objective):
             raise ValueError(
                 "causal_fraction: causal rows predict the next token, so masked rows must do the same; set "
                 "objective.shift=true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> MaskedLMConfig:
+        if self.adapt_every is None:
+            return self
+        if self.unit != "token":
+            raise ValueError(
+                f"adapt_every: weighs single tokens and excludes unit={self.unit}; set objective.unit=token or "
+                "objective.adapt_every=null"
+            )
+        if self.has_causal_rows:
+            raise ValueError(
+                "adapt_every: causal rows have no masks to weigh; set objective.adapt_every=null or remove "
+                "objective.causal_fraction and final_causal_fraction"
             )
         return self
 
@@ -144,6 +164,11 @@ class ReplacedTokenConfig(Objective):
     def has_causal_rows(self) -> bool:
         """No row is causal."""
         return False
+
+    @property
+    def adapt_every(self) -> None:
+        """All tokens are masked alike."""
+        return None
 
 
 if TYPE_CHECKING:

@@ -83,6 +83,11 @@ def check_combinations(config: RunConfig) -> None:
             "objective.shift: models of transformers predict a token at its own position; set "
             "model.architecture=crambert or objective.shift=false"
         )
+    if objective.adapt_every and is_crambert and model.loss_kernel != "full":
+        raise ConfigError(
+            f"objective.adapt_every: model.loss_kernel={model.loss_kernel} never holds the logits that tell which "
+            "tokens were predicted; set model.loss_kernel=full or objective.adapt_every=null"
+        )
     if isinstance(objective, ReplacedTokenConfig):
         _check_replaced_tokens(config)
     if is_crambert and model.mup_base_width is not None and model.embedding_size is not None:

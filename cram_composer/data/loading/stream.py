@@ -28,7 +28,7 @@ from cram_composer.data.loading.block_reader import (
     reader_killed,
 )
 from cram_composer.data.loading.plan import BlockKey, ReadPlan
-from cram_composer.data.masking import MaskedLMCollator
+from cram_composer.data.masking import MaskedLMCollator, TokenWeights
 from cram_composer.data.masking.row_random import RowRandom
 from cram_composer.errors import CramError
 
@@ -195,6 +195,7 @@ class _BatchSettings(NamedTuple):
     truncate: bool
     collator: MaskedLMCollator
     mlm_probability: float
+    token_weights: TokenWeights | None
     shares: tuple[float, ...]
 
 
@@ -225,9 +226,10 @@ class _BatchAhead:
 class TrainLoader:
     """The endless training dataloader of one rank.
 
-    `rows` (rows drawn per step), `seq_length`, `truncate`, `collator`, `mlm_probability` and `stream.plan.shares` may
-    be changed between steps. A `seq_length` below the data's cuts every row into pieces of that length or, with
-    `truncate`, keeps its head only. Masks depend on the step and the row's position in it, not on the number of ranks.
+    `rows` (rows drawn per step), `seq_length`, `truncate`, `collator`, `mlm_probability`, `token_weights` and
+    `stream.plan.shares` may be changed between steps. A `seq_length` below the data's cuts every row into pieces of
+    that length or, with `truncate`, keeps its head only. Masks depend on the step and the row's position in it, not on
+    the number of ranks.
 
     Args:
         pin_memory: for a GPU. Batches are put into page-locked memory, and a thread prepares the next one while the GPU
@@ -254,6 +256,7 @@ class TrainLoader:
         self.seq_length = seq_length
         self.truncate = False
         self.mlm_probability = collator.max_probability
+        self.token_weights: TokenWeights | None = None
         self.step = 0
         self._random = RowRandom((seed, _MASK_SEED))
         self._rank = rank
@@ -277,7 +280,7 @@ class TrainLoader:
         return batch
 
     def _settings(self) -> _BatchSettings:
-        row = self.seq_length, self.truncate, self.collator, self.mlm_probability
+        row = self.seq_length, self.truncate, self.collator, self.mlm_probability, self.token_weights
         return _BatchSettings(self.step, self.rows, *row, self.stream.shares)
 
     def _prepare(self, settings: _BatchSettings) -> Batch:
@@ -286,7 +289,7 @@ class TrainLoader:
             length = settings.seq_length
             rows = rows[:, :length] if settings.truncate else rows.reshape(-1, length)
         random = self._random.seek(settings.step, self._rank * len(rows))
-        batch = settings.collator(rows, settings.mlm_probability, random)
+        batch = settings.collator(rows, settings.mlm_probability, random, settings.token_weights)
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pins else batch
 
     def split_batch(self, batch: Batch, microbatch_size: int | float) -> list[Batch]:

@@ -3,6 +3,7 @@
 from cram_composer.data.masking.collator import (
     IGNORED,
     MaskedLMCollator,
+    TokenWeights,
     build_collator,
     evaluation_collator,
     last_collator,
@@ -13,6 +14,7 @@ from cram_composer.data.masking.words import word_joins
 __all__ = [
     "IGNORED",
     "MaskedLMCollator",
+    "TokenWeights",
     "build_collator",
     "evaluation_collator",
     "last_collator",

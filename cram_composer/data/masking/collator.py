@@ -18,7 +18,14 @@ from cram_composer.data.pipeline.rows.packing import document_ids
 
 IGNORED = -100  # label of an unused slot; torch's cross-entropy ignores it
 _MASKED_LM = MaskedLMConfig()
-_EXCLUDED = 2.0  # score of tokens that must not be chosen: above every probability
+_EXCLUDED = np.inf  # score of tokens that must not be chosen
+
+
+@dataclass(frozen=True, eq=False)
+class TokenWeights:
+    """Weights of the tokens of a vocabulary in the choice of tokens to mask, fp32 [vocab_size], above 0."""
+
+    values: NDArray
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,10 @@ class MaskedLMCollator:
     Each row is used for causal attention with probability `causal_fraction`: such rows keep all their
     tokens. As many random tokens as in a masked row are labels, so the causal loss is estimated without bias and at the
     same weight; with `all_causal_labels` every token is one, and every row has a slot per token.
+
+    With weights of tokens in a call, tokens of a row are chosen in proportion to them, at the same rate: with a fixed
+    count one after another without replacement (Efraimidis and Spirakis 2006, algorithm A-Res), else each with its own
+    probability. This applies to single tokens of rows that are not causal.
 
     With `draws`, every slot has a random number for the sample that replaces its token (replaced-token detection), so
     that samples depend neither on the number of devices nor on the size of microbatches.
@@ -84,9 +95,13 @@ class MaskedLMCollator:
         return min(seq_length, math.ceil(mean + 5.0 * math.sqrt(mean * (1.0 - self.max_probability))))
 
     def __call__(
-        self, rows: NDArray, probability: float, rng: np.random.Generator | RowRandom
+        self,
+        rows: NDArray,
+        probability: float,
+        rng: np.random.Generator | RowRandom,
+        weights: TokenWeights | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Mask `rows` [B, L] (any integer dtype) at `probability`.
+        """Mask `rows` [B, L] (any integer dtype) at `probability`, in proportion to `weights` of the vocabulary.
 
         Returns:
             int64 tensors: input_ids [B, L], masked_positions [B, K] (columns to read predictions at, ascending over
@@ -99,6 +114,8 @@ class MaskedLMCollator:
         inputs = rows.astype(np.int64)
         # The order of draws is fixed, so that an additional objective does not change the draws of the others.
         score = np.asarray(rng.random(rows.shape, dtype=np.float32))
+        if weights is not None:
+            score = self._weigh(score, inputs, weights.values)
         if self.scheme == "80-10-10":
             tenths = 10.0 * rng.random((count, slots))
         causal = rng.random((count, 1)) < self.causal_fraction if self.causal_fraction else None
@@ -147,6 +164,16 @@ class MaskedLMCollator:
         if self.kept_masks is not None:
             batch["kept"] = used & (rng.random((count, slots)) < self.kept_masks)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _weigh(self, score: NDArray, inputs: NDArray, weights: NDArray) -> NDArray:
+        """Change uniform scores so that tokens with the lowest ones are chosen in proportion to their weights."""
+        weight = weights[inputs]
+        if self.fixed_count:
+            return -np.log1p(-score) / weight
+        candidates = ~self._is_special[inputs]
+        total = np.where(candidates, weight, 0.0).sum(axis=1, keepdims=True)
+        mean = total / np.maximum(candidates.sum(axis=1, keepdims=True), 1)
+        return (score * mean / weight).astype(np.float32)
 
     def _choose_positions(
         self,

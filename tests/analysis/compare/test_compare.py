@@ -119,6 +119,13 @@ def test_other_rules_are_refused_in_the_table(make_seeds, replaced: dict[str, An
     assert found.rows[-1].difference is not None  # throughput stays comparable
 
 
+def test_losses_of_other_batch_sizes_of_the_evaluation_are_comparable(make_seeds) -> None:
+    groups = [
+        make_seeds(name, [4.2, 4.3, 4.4], settings={"eval.batch_size": size}) for name, size in (("a", 8), ("b", 64))
+    ]
+    assert pair(*groups).rows[0].difference is not None
+
+
 def test_other_tokenizers_on_the_same_text_are_compared_by_the_character(make_seeds) -> None:
     splits = json.loads(json.dumps(DATA["splits"]))
     splits["validation"]["tokens"] *= 2  # half as many characters in a token

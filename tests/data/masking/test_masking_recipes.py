@@ -27,6 +27,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "whole-word-masking": {"unit": "word"},
     "span-masking": {"unit": "span"},
     "masked-next-token": {"shift": True},
+    "adaptive-masking": {"adapt_every": 200},
     "hybrid-causal": {"shift": True, "causal_fraction": 0.0625},
 }
 FINAL: dict[str, dict[str, Any]] = {  # recipes of several rates or phases
