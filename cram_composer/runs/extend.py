@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cram_composer.config import Composed
 from cram_composer.config.layers import flatten, parse_override, spell_out, unflatten
-from cram_composer.config.schema.run import BudgetConfig
+from cram_composer.config.schema.run import BudgetConfig, SeedsConfig
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import FINISHED
 from cram_composer.runs.reproduce import read_reproducible_record, recompose
@@ -63,6 +63,7 @@ def create_extension(run: Path, budget: str, *, name: str | None = None) -> Exte
         "runs_dir": str(path.parent.resolve()),
         "init_from": str(run.resolve()),
         "seed": (record["config"]["seed"] + 1) % 2**32,
+        **{f"seeds.{part}": None for part in SeedsConfig.model_fields},  # other rows and masks than the first time
         "checkpoint.branch_at": [],
     }
     wanted |= {f"budget.{key}": value for key, value in _limits(budget).items()}

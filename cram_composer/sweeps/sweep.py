@@ -22,9 +22,7 @@ from cram_composer.sweeps.effects import REPORT, report_effects, variant_group
 from cram_composer.sweeps.execution import local_slots, slurm_runner, train_all
 from cram_composer.sweeps.plan import Trial, baseline_name, duplicate_variants, plan_trials
 from cram_composer.sweeps.progress import SweepProgress, finished_record
-from cram_composer.sweeps.tuning import tuned_sweep, tuning_sweep
-
-TUNE = "-tune"  # ends the name of the folder of the tuning runs, which no comparison of the sweep may include
+from cram_composer.sweeps.tuning import all_points, better_half, mean_losses, tuned_sweep, tuning_suffix, tuning_sweep
 
 
 @dataclass(frozen=True)
@@ -96,23 +94,35 @@ def sweep(
 def _tuned(config: SweepConfig, asked_by: str, folder: Path, *, confirmed: bool, **options: Any) -> SweepResult:
     """Find the best values of every variant in a folder beside `folder`, then compare the variants at those."""
     final = plan_trials(config.model_copy(update={"tune": {}}), asked_by, folder)  # finds mistakes before any run
-    tuning = tuning_sweep(config, asked_by)
-    beside = folder.with_name(f"{folder.name}{TUNE}")
-    trials = plan_trials(tuning, asked_by, beside)
-    if asks := options["train"] and any(finished_record(trial) is None for trial in trials):
-        known = sum(trial.seconds or 0.0 for trial in final) / 3600.0
-        print(
-            f"tuning {len(tuning.variants)} variants, before {len(final)} runs of them at their best"
-            + (f" with {known:.3g} device-hours" if known else ""),
-            flush=True,
-        )
-    found = sweep(tuning, asked_by, beside, confirmed=confirmed, **options)
-    if missing := [trial.path.name for trial in trials if finished_record(trial) is None]:
-        text = f"tuning is not finished: {', '.join(missing)}; run the same command to resume"
-        return SweepResult(text, {"tuned": [], "failures": found.failures}, found.failures)
-    best, lines = tuned_sweep(config, tuning, trials)
-    result = sweep(best, asked_by, folder, confirmed=confirmed or asks, **options)
+    points, told = all_points(config, asked_by), False
+    losses: dict[str, float] = {}
+    for halvings in reversed(range(config.tune_halvings + 1)):
+        if losses:
+            points = better_half(points, losses)
+        tuning = tuning_sweep(config, asked_by, points, final[0].composed.config.budget, halvings)
+        beside = folder.with_name(f"{folder.name}{tuning_suffix(halvings)}")
+        trials = plan_trials(tuning, asked_by, beside)
+        asks = options["train"] and any(finished_record(trial) is None for trial in trials)
+        if asks and not told:
+            told = True
+            print(_what_follows(len(points), halvings, final), flush=True)
+        found = sweep(tuning, asked_by, beside, confirmed=confirmed, **options)
+        if missing := [trial.path.name for trial in trials if finished_record(trial) is None]:
+            text = f"tuning is not finished: {', '.join(missing)}; run the same command to resume"
+            return SweepResult(text, {"tuned": [], "failures": found.failures}, found.failures)
+        confirmed = confirmed or asks
+        losses = mean_losses(trials)
+    best, lines = tuned_sweep(config, asked_by, points, losses)
+    result = sweep(best, asked_by, folder, confirmed=confirmed, **options)
     return SweepResult("\n".join([*lines, "", result.text]), {**result.values, "tuned": lines}, result.failures)
+
+
+def _what_follows(variants: int, halvings: int, final: Sequence[Trial]) -> str:
+    """Describe the runs after the first ones of tuning, which `_summary` describes."""
+    known = sum(trial.seconds or 0.0 for trial in final) / 3600.0
+    text = f"tuning {variants} variants, before {len(final)} runs of them at their best"
+    text += f" with {known:.3g} device-hours" if known else ""
+    return text + (f"; {halvings} more rounds of tuning have half as many runs of twice the budget" if halvings else "")
 
 
 def _undecided_blocks(left: Sequence[Trial], trials: Sequence[Trial], config: SweepConfig) -> Iterator[list[Trial]]:

@@ -1,54 +1,126 @@
-"""Tuning: every variant at its own best point of a grid, chosen on seeds that the verdict does not use."""
+"""Tuning: every variant at its own best point of a grid, chosen on seeds that the verdict does not use.
+
+With halvings, the worse half of the points is dropped after runs of a part of the budget (successive halving: Jamieson
+and Talwalkar 2016, arXiv 1502.07943). Each is a whole run with a decay of its own, so a point is judged by its end.
+"""
 
 from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from cram_composer.config.schema.run import BudgetConfig
 from cram_composer.config.schema.sweep import SweepConfig
+from cram_composer.config.units import parse_duration
+from cram_composer.errors import ConfigError
 from cram_composer.sweeps.plan import Trial, expand_variants, point_name
 from cram_composer.sweeps.progress import finished_record
 
-
-def tuning_sweep(config: SweepConfig, asked_by: str) -> SweepConfig:
-    """Return the sweep over `tune`: every variant at every point, with `tune_seeds` seeds. Raises ConfigError."""
-    update: dict[str, Any] = {"tune": {}, "baseline": None, "stop_when_decided": False, "seeds": config.tune_seeds}
-    update |= {"name": f"{config.name}-tune", "variants": dict(expand_variants(config, asked_by)), "grid": config.tune}
-    return config.model_copy(update=update)
+Points = dict[str, list[dict[str, Any]]]  # values by dotted key to try, by name of the variant
 
 
-def tuned_sweep(config: SweepConfig, tuning: SweepConfig, trials: Sequence[Trial]) -> tuple[SweepConfig, list[str]]:
-    """Return the sweep of every variant at its best point, with the seeds after those of tuning, and a line for each.
+def all_points(config: SweepConfig, asked_by: str) -> Points:
+    """Return every point of `tune` for every variant. Raises ConfigError."""
+    grid = [dict(zip(config.tune, values, strict=True)) for values in itertools.product(*config.tune.values())]
+    if config.tune_halvings and len(grid) <= 2**config.tune_halvings:
+        raise ConfigError(
+            f"{asked_by}: tune_halvings: {config.tune_halvings} leave one of {len(grid)} points before the last runs; "
+            "lower it or list more values under tune"
+        )
+    return {name: list(grid) for name, _ in expand_variants(config, asked_by)}
+
+
+def tuning_sweep(
+    config: SweepConfig, asked_by: str, points: Points, budget: BudgetConfig, halvings: int
+) -> SweepConfig:
+    """Return the sweep of every variant at its points, with `tune_seeds` seeds.
 
     Args:
         config: the sweep.
-        tuning: its `tuning_sweep`.
-        trials: the runs of that, all finished.
+        asked_by: its file, named in errors.
+        points: to try.
+        budget: of a run of the sweep.
+        halvings: how often the points will still be halved; 0: runs of the whole budget.
+
+    Raises:
+        ConfigError: a budget that cannot be divided.
     """
+    variants = dict(expand_variants(config, asked_by))
+    at_points = {
+        point_name(name, point): variants[name].model_copy(update={"set": variants[name].set | point})
+        for name, of_variant in points.items()
+        for point in of_variant
+    }
+    update: dict[str, Any] = {"tune": {}, "grid": {}, "tune_halvings": 0, "baseline": None, "stop_when_decided": False}
+    if halvings:
+        update["budget"] = _part(budget, 0.5**halvings, asked_by)
+    update |= {"variants": at_points, "seeds": config.tune_seeds}
+    return config.model_copy(update={**update, "name": f"{config.name}{tuning_suffix(halvings)}"})
+
+
+def tuning_suffix(halvings: int) -> str:
+    """Return the end of the names of a tuning sweep and of its folder, which no comparison of the sweep includes."""
+    return f"-tune-{halvings}" if halvings else "-tune"
+
+
+def _part(budget: BudgetConfig, share: float, asked_by: str) -> BudgetConfig:
+    if budget.replay is not None:
+        raise ConfigError(
+            f"{asked_by}: tune_halvings: a replay has no shorter budget; set it to 0 or use another budget"
+        )
+    return BudgetConfig(
+        wall=None if budget.wall is None else f"{share * parse_duration(budget.wall):.3f}s",
+        device_hours=None if budget.device_hours is None else share * budget.device_hours,
+        tokens=None if budget.tokens is None else share * budget.tokens,
+        steps=None if budget.steps is None else max(1, round(share * budget.steps)),
+    )
+
+
+def mean_losses(trials: Sequence[Trial]) -> dict[str, float]:
+    """Return the final held-out loss of finished runs by variant, averaged over seeds; infinite without a loss."""
     losses: dict[str, list[float]] = {}
     for trial in trials:
         record = finished_record(trial)
         assert record is not None
         loss = (record.get("metrics") or {}).get("validation_loss")
         losses.setdefault(trial.variant, []).append(float("inf") if loss is None else float(loss))
+    return {name: statistics.fmean(found) for name, found in losses.items()}
+
+
+def better_half(points: Points, losses: dict[str, float]) -> Points:
+    """Return the better half of the points of every variant, rounded up, in their order."""
+    kept = {}
+    for name, of_variant in points.items():
+        ranked = sorted(of_variant, key=lambda point: losses[point_name(name, point)])
+        best = ranked[: (len(ranked) + 1) // 2]
+        kept[name] = [point for point in of_variant if point in best]
+    return kept
+
+
+def tuned_sweep(
+    config: SweepConfig, asked_by: str, points: Points, losses: dict[str, float]
+) -> tuple[SweepConfig, list[str]]:
+    """Return the sweep of every variant at its best point, with the seeds after those of tuning, and a line for each.
+
+    Args:
+        config: the sweep.
+        asked_by: its file, named in errors.
+        points: the last ones tried.
+        losses: of those.
+    """
     variants, lines = {}, []
-    for name, variant in tuning.variants.items():
-        means = [(statistics.fmean(losses[point_name(name, point)]), point) for point in _points(config.tune)]
-        loss, chosen = min(means, key=lambda found: found[0])
+    for name, variant in expand_variants(config, asked_by):
+        chosen = min(points[name], key=lambda point: losses[point_name(name, point)])
         variants[name] = variant.model_copy(update={"set": variant.set | chosen})
         told = ", ".join(f"{key}={value}" for key, value in chosen.items())
         ends = [key for key, value in chosen.items() if _is_end(value, config.tune[key])]
         edge = f"; {' and '.join(ends)} at an end of the grid, so the best may lie beyond" if ends else ""
+        loss = losses[point_name(name, chosen)]
         lines.append(f"tuned {name or 'the run'}: {told}, loss {loss:.4f} with {config.tune_seeds} seed(s){edge}")
-    update = {"variants": variants, "grid": {}, "tune": {}, "first_seed": config.first_seed + config.tune_seeds}
-    return config.model_copy(update=update), lines
-
-
-def _points(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
+    update: dict[str, Any] = {"variants": variants, "grid": {}, "tune": {}, "tune_halvings": 0}
+    return config.model_copy(update={**update, "first_seed": config.first_seed + config.tune_seeds}), lines
 
 
 def _is_end(value: Any, values: Sequence[Any]) -> bool:

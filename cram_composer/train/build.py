@@ -55,7 +55,7 @@ def build(composed: Composed, device: DeviceChoice, folder: RunFolder, previous:
     budget, ledger = build_budget(config.budget, dist.get_world_size()), Ledger()
     run_in_background(get_cpu_model)
 
-    reproducibility.seed_all(config.seed)  # the same weights on every rank
+    reproducibility.seed_all(config.seed_of("weights"))  # the same weights on every rank
     setup = set_up_model(config, device, data.manifest)
     setup.model.wait_for_ranks = barrier
     init_from = (previous or {}).get("init_from")

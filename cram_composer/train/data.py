@@ -136,12 +136,12 @@ def _train_loader(config: RunConfig, data: PreparedDataset, cached: int, pin_mem
     joins = word_joins(data.tokenizer, data.manifest["vocab_size"]) if words else None
     collator = build_collator(config.objective, **_token_ids(config, data), joins=joins)
     return TrainLoader(
-        open_train(data, config.data, seed=config.seed, rank=rank, world_size=world_size, reserved=cached),
+        open_train(data, config.data, seed=config.seed_of("order"), rank=rank, world_size=world_size, reserved=cached),
         collator,
         rows=config.train.batch_size // world_size,
         microbatch=config.train.microbatch,
         seq_length=data.manifest["sequence_length"],
-        seed=config.seed,
+        seed=config.seed_of("masks"),
         rank=rank,
         pin_memory=pin_memory,
     )

@@ -103,6 +103,31 @@ def test_every_variant_is_compared_at_its_own_best_rate_on_new_seeds(capsys: pyt
     assert "to train" not in sweep("--yes", capsys=capsys)[1]
 
 
+def test_halvings_drop_the_worse_half_of_the_points_after_shorter_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = [0.0, 0.003, 0.01, 0.03, 0.1]
+    variants = {"plain": {}, "rope": {"add": ["rope"]}}
+    write_sweep(seeds=1, variants=variants, tune={"optimizer.lr": rates}, tune_halvings=3)
+    assert "tune_halvings: 3 leave one of 5 points before the last runs" in sweep("--yes", capsys=capsys)[2]
+    write_sweep(seeds=1, variants=variants, tune={"optimizer.lr": rates}, tune_halvings=2)
+    status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
+    assert status == 0, progress_lines
+    assert text.count("tuning 2 variants, before 2 runs of them at their best; 2 more rounds") == 1
+    for name in ("plain", "rope"):
+        left = rates
+        for folder, steps, count in (("own-tune-2", 1, 5), ("own-tune-1", 2, 3), ("own-tune", 4, 2)):
+            found = {
+                record["config"]["optimizer"]["lr"]: record
+                for path in Path("runs/sweeps", folder).glob(f"{name}-*/record.json")
+                if (record := read_json(path))
+            }
+            assert sorted(found) == sorted(left) and len(left) == count
+            assert {record["steps"] for record in found.values()} == {steps}
+            left = sorted(found, key=lambda rate: found[rate]["metrics"]["validation_loss"])[: (count + 1) // 2]
+        final = read_json(Path(f"runs/sweeps/own/{name}-seed2/record.json"))
+        assert [final["config"]["optimizer"]["lr"]] == left
+    assert "to train" not in sweep("--yes", capsys=capsys)[1]
+
+
 FACTORS = {
     "rate": {"set": {"optimizer.lr": 0.05}},
     "rope": {"add": ["rope"]},
@@ -158,6 +183,7 @@ def test_factors_that_change_the_data_are_not_compared(tiny_data: Path, capsys: 
         ({"factors": FACTORS, "stop_when_decided": True}, "stop_when_decided: a design needs all of its runs"),
         ({"tune": {"optimizer.lr": [1, 2]}}, "tune: finds the best values of variants"),
         ({"tune_seeds": 2, "variants": {"a": {}}}, "tune_seeds: has no effect without tune"),
+        ({"tune_halvings": 1, "variants": {"a": {}}}, "tune_halvings: has no effect without tune"),
         (
             {"tune": {"optimizer.lr": [1]}, "grid": {"optimizer.lr": [1, 2]}},
             "optimizer.lr: is in grid and in tune; remove one of them",

@@ -140,6 +140,14 @@ class ExportConfig(Settings):
     )
 
 
+class SeedsConfig(Settings):
+    """Seeds of parts of a run, to tell apart what makes runs of different seeds differ. null: the run's seed."""
+
+    weights: int | None = key(None, "initial weights", ge=0, lt=2**32)
+    order: int | None = key(None, "order of the rows", ge=0, lt=2**32)
+    masks: int | None = key(None, "masks", ge=0, lt=2**32)
+
+
 class RunConfig(Settings):
     """A training run."""
 
@@ -159,7 +167,8 @@ class RunConfig(Settings):
     init_from: FilePath | None = key(
         None, "run, export or Hugging Face folder whose weights to start from; null: random weights"
     )
-    seed: int = key(17, "seed of weights, data order and masks", ge=0, lt=2**32)
+    seed: int = key(17, "seed of weights, data order, masks and dropout", ge=0, lt=2**32)
+    seeds: SeedsConfig = key(SeedsConfig, "seeds of single parts")
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: cuda if there is a GPU")
     budget: BudgetConfig = key(BudgetConfig, "limits of the run")
     data: DataConfig = key(DataConfig, "the data set")
@@ -181,6 +190,11 @@ class RunConfig(Settings):
         """Give a section without a name the name of the default."""
         default = default_of(cls.model_fields[info.field_name])
         return {"name": default.name, **value} if isinstance(value, dict) else value
+
+    def seed_of(self, part: Literal["weights", "order", "masks"]) -> int:
+        """Return the seed of a part of the run."""
+        own: int | None = getattr(self.seeds, part)
+        return self.seed if own is None else own
 
     @field_validator("run_name")
     @classmethod

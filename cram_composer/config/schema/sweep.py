@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from cram_composer.config.schema.base import Name, Settings, key
 from cram_composer.config.schema.run import BudgetConfig
@@ -35,6 +35,11 @@ class SweepConfig(Settings):
     grid: dict[str, list[Any]] = key(dict, "values to try, by dotted key of a run")
     tune: dict[str, list[Any]] = key(dict, "values by dotted key, of which each variant gets its best before it counts")
     tune_seeds: PositiveInt = key(1, "seeds to find the best with; the verdict uses the ones after them", le=1000)
+    tune_halvings: NonNegativeInt = key(
+        0,
+        "times that the worse half of the values is dropped, each time after runs of half of the next ones' budget",
+        le=16,
+    )
     factors: dict[str, VariantConfig] = key(dict, "what is on or off in the runs of a design, by name; off: as the run")
     design: Literal["plackett-burman", "fractional"] = key(
         "plackett-burman",
@@ -52,6 +57,10 @@ class SweepConfig(Settings):
             raise ValueError("tune: finds the best values of variants; list variants or a grid, or use grid instead")
         if not self.tune and "tune_seeds" in self.model_fields_set:
             raise ValueError("tune_seeds: has no effect without tune; list values under tune or remove tune_seeds")
+        if not self.tune and self.tune_halvings:
+            raise ValueError(
+                "tune_halvings: has no effect without tune; list values under tune or remove tune_halvings"
+            )
         if not self.factors and "design" in self.model_fields_set:
             raise ValueError("design: has no effect without factors; list factors or remove design")
         return self
