@@ -40,7 +40,8 @@ def test_one_group_is_enough_for_the_command(make_seeds: Make, capsys: pytest.Ca
     folders = [str(path) for path in make_seeds("own", LOSSES)]
     assert main(["compare", *folders, "--target", "3.336"]) == 0
     said = capsys.readouterr().out
-    assert "own: mean held-out loss 3.3100 nats of 5 seeds, below the target 3.336 at 1 % (p = 0.0022, one-sided)" in said
+    assert "own: mean held-out loss 3.3100 nats of 5 seeds, below the target 3.336 at 1 %" in said
+    assert "(p = 0.0022, one-sided)" in said
     assert main(["compare", *folders, "--target", "3.31", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["targets"]
     assert found["p_value"] == pytest.approx(0.5) and found["seeds"] == 5
