@@ -25,8 +25,8 @@ class AdaptiveMasking(Algorithm):
     """Weigh every token of the vocabulary by the share of its labels that the model got wrong.
 
     Edman and Fraser 2025, arXiv 2510.20475, with its hard decisions: every `every` steps, weights are averaged with the
-    latest shares, bounded below, and scaled to a mean of 1. The masking rate of a row stays as it is. Labels of all
-    ranks count, each pass of the model through them once. From the construction on, `model` keeps its logits.
+    latest shares, bounded below, and scaled to a mean of 1. The masking rate of a row does not change. Shares are over
+    the labels of every training forward pass on all ranks. Construction makes `model` return logits in training.
     """
 
     def __init__(self, every: int, loader: TrainLoader, model: MaskedLMTrainingModel) -> None:

@@ -106,11 +106,9 @@ def gauss_newton_bartlett(
     device, dtype = batch["input_ids"].device.type, model.autocast_dtype
     autocast = torch.autocast(device, dtype) if dtype is not None else contextlib.nullcontext()
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"), autocast:
-        logits = model.model(**inputs).logits
+        outputs = model.model(**inputs)
     with torch.enable_grad():
-        if not model.predicts_positions:
-            logits = logits.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        logits = logits.float().flatten(0, 1)
+        logits = model.label_logits(batch, outputs).float().flatten(0, 1)
         # The argmax of logits with Gumbel noise is a sample of their softmax. torch.multinomial would abort the process
         # on CUDA if a logit were not finite.
         drawn = (logits.detach() - torch.empty_like(logits).exponential_(generator=generator).log()).argmax(-1)

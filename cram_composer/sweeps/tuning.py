@@ -90,13 +90,12 @@ def mean_losses(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def better_half(points: Points, losses: dict[str, float]) -> Points:
-    """Return the better half of the points of every variant, rounded up, in their order."""
-    kept = {}
-    for name, of_variant in points.items():
-        ranked = sorted(of_variant, key=lambda point: losses[point_name(name, point)])
-        best = ranked[: (len(ranked) + 1) // 2]
-        kept[name] = [point for point in of_variant if point in best]
-    return kept
+    """Return the better half of the points of every variant, rounded up, the best first."""
+
+    def best(name: str, of_variant: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(of_variant, key=lambda point: losses[point_name(name, point)])[: (len(of_variant) + 1) // 2]
+
+    return {name: best(name, of_variant) for name, of_variant in points.items()}
 
 
 def tuned_sweep(

@@ -75,6 +75,17 @@ def test_replaced_token_detection_is_the_same_on_two_ranks(strategy: str, ranks:
     assert found["detection"] == pytest.approx(expected["detection"], abs=1e-3)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero-2", "zero-3"])
+def test_adaptive_masks_follow_the_predictions_of_all_ranks(strategy: str, ranks: Ranks):
+    settings = ["recipes=[crammed-bert,rope,adaptive-masking]", "objective.adapt_every=2"]
+    one = ranks(f"adaptive-one-{strategy}", 1, *settings)
+    two = ranks(f"adaptive-two-{strategy}", 2, *STRATEGIES[strategy], *settings)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-3)
+    expected, found = (saved(run, STEPS)["algorithms"]["AdaptiveMasking"] for run in (one, two))
+    assert found["counts"].sum() == expected["counts"].sum() > 0 and found["updated"] == expected["updated"] == 4
+    torch.testing.assert_close(found["weights"], expected["weights"], rtol=0.05, atol=0.01)
+
+
 def same_checkpoint(ours: dict, theirs: dict) -> None:
     """Check that weights, moments, parameter groups and the average are equal whole tensors."""
     close(ours["model"], theirs["model"])

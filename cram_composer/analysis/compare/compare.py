@@ -25,11 +25,7 @@ from cram_composer.analysis.compare.measures import (
     common_end,
     curve,
 )
-from cram_composer.analysis.compare.statistics import (
-    Difference,
-    compare_means,
-    holm,
-)
+from cram_composer.analysis.compare.statistics import Difference, compare_means, holm
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss, same_objective, times_to_loss
 from cram_composer.analysis.compare.verdict import FIVE_PERCENT, Row, Verdict, at_level, judge
 from cram_composer.analysis.compare.worth import Worth
@@ -97,10 +93,10 @@ def _with_adjusted_losses(pairs: list[Pair], baseline: Group) -> list[Pair]:
         return pairs
     measure = f"held-out loss, final, adjusted to equal tokens by {found.slope:+.3f} nats per e-fold"
     rows = {name: Row(measure, "nats", difference=each) for name, each in found.differences.items()}
-    return [
-        replace(pair, rows=[pair.rows[0], rows[pair.challenger.name], *pair.rows[1:]]) if pair in timed else pair
-        for pair in pairs
-    ]
+    for number, pair in enumerate(pairs):
+        if (name := pair.challenger.name) in rows:
+            pairs[number] = replace(pair, rows=[pair.rows[0], rows[name], *pair.rows[1:]])
+    return pairs
 
 
 def _p_value(pair: Pair) -> float | None:

@@ -51,6 +51,11 @@ class Group:
             return list(itertools.chain.from_iterable(found.values()))
         return {seed: statistics.fmean(repeats) for seed, repeats in found.items()}
 
+    def final_losses(self) -> list[float]:
+        """Return the final held-out loss of every seed, in nats."""
+        found = self.by_seed(run.get("metrics.validation_loss") for run in self.runs)
+        return list(found.values()) if isinstance(found, dict) else found
+
 
 def read_groups(arguments: Sequence[str]) -> list[Group]:
     """Read the groups of a command line: NAME=PATTERN, or folders whose runs are grouped by configuration.

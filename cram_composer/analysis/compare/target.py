@@ -48,8 +48,7 @@ def against_target(group: Group, target: float) -> TargetTest:
     """Test the final held-out losses of a group against `target`; runs of one seed count as one."""
     from scipy import stats  # takes a second to import
 
-    found = group.by_seed(run.get("metrics.validation_loss") for run in group.runs)
-    losses = list(found.values() if isinstance(found, dict) else found)
+    losses = group.final_losses()
     mean = statistics.fmean(losses)
     if len(losses) < 2:
         return TargetTest(group.name, mean, len(losses), target, None)

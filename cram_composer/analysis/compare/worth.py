@@ -57,7 +57,7 @@ def worth(challenger: Group, curve: Sequence[Group]) -> Worth:
     own = _limit_of(challenger.runs[0], limit)
     if own is None or own not in budgets:
         raise CramError(f"--curve: no group of the baseline has the budget of {challenger.name}")
-    losses = [_losses(group) for group in (challenger, *curve)]
+    losses = [group.final_losses() for group in (challenger, *curve)]
     degrees = sum(len(one) - 1 for one in losses)
     if not degrees:
         raise CramError("--curve: one run each, so the spread between seeds is unknown; run two more seeds")
@@ -88,11 +88,6 @@ def _invert(places: np.ndarray, losses: np.ndarray, loss: float) -> float:
         place = places[-1] + (loss - falling[-1]) / slope if slope < 0.0 else math.inf
         return float(place) if place <= places[-1] + math.log(_BEYOND) else math.inf
     return float(np.interp(-loss, -falling, places))
-
-
-def _losses(group: Group) -> list[float]:
-    found = group.by_seed(run.get("metrics.validation_loss") for run in group.runs)
-    return list(found.values() if isinstance(found, dict) else found)
 
 
 def _limit(curve: Sequence[Group]) -> str:
