@@ -88,7 +88,9 @@ class MaskedLMConfig(Objective):
     )
 
     adapt_every: PositiveInt | None = key(
-        None, "steps after which tokens are weighted anew, by how rarely they are predicted; null: all tokens alike"
+        None,
+        "steps after which tokens are weighted anew, by how rarely they are predicted; null: all tokens alike",
+        le=10**9,
     )
 
     @property
