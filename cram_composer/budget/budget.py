@@ -1,4 +1,4 @@
-"""Progress through a budget: elapsed wall-clock, tokens or steps against their limits, or an earlier run's trace."""
+"""Progress through a budget: wall-clock, tokens, steps or epochs against their limits, or an earlier run's trace."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Limits:
     seconds: float | None = None
     tokens: int | None = None
     steps: int | None = None
+    epochs: float | None = None
 
 
 class Budget:
@@ -40,7 +41,7 @@ class Budget:
         self.progress = 0.0
         self.exhausted = False
 
-    def advance(self, elapsed: float, tokens: int, steps: int) -> None:
+    def advance(self, elapsed: float, tokens: int, steps: int, epochs: float = 0.0) -> None:
         """Update to the amounts spent before step `steps` (0-based)."""
         self.elapsed = elapsed
         if self.replay is not None:
@@ -53,6 +54,7 @@ class Budget:
                 (elapsed, self.limits.seconds),
                 (tokens, self.limits.tokens),
                 (steps, self.limits.steps),
+                (epochs, self.limits.epochs),
             )
             if limit is not None
         ]
@@ -67,6 +69,7 @@ class Budget:
             "seconds": self.limits.seconds,
             "tokens": self.limits.tokens,
             "steps": len(self.replay) if self.replay is not None else self.limits.steps,
+            "epochs": self.limits.epochs,
         }
 
 
@@ -79,4 +82,5 @@ def build_budget(config: BudgetConfig, world_size: int) -> Budget:
         clocks.append(parse_duration(config.wall))
     if config.device_hours is not None:
         clocks.append(config.device_hours * 3600.0 / world_size)
-    return Budget(Limits(min(clocks, default=None), int(config.tokens) if config.tokens else None, config.steps))
+    tokens = int(config.tokens) if config.tokens else None
+    return Budget(Limits(min(clocks, default=None), tokens, config.steps, config.epochs))

@@ -34,12 +34,14 @@ class BudgetCallback(Callback):
         budget: Budget,
         ledger: Ledger,
         schedule: Schedule,
+        epochs: Callable[[], float],
         signal_received: Callable[[], int],
         on_signal: Callable[[State], None],
     ) -> None:
         self._budget = budget
         self._ledger = ledger
         self._schedule = schedule
+        self._epochs = epochs
         self._signal_received = signal_received
         self._on_signal = on_signal
         self._phase_before_compile: str | None = None
@@ -109,7 +111,7 @@ class BudgetCallback(Callback):
             dist.all_reduce(reading, reduce_operation="MAX")
             elapsed, signal = reading.tolist()
             self.signal = int(signal)
-        self._budget.advance(elapsed, int(state.timestamp.token), int(state.timestamp.batch))
+        self._budget.advance(elapsed, int(state.timestamp.token), int(state.timestamp.batch), self._epochs())
 
     def _compile_start(self, *_: object) -> None:  # torch 2.8 and later pass what is compiled
         self._phase_before_compile = self._ledger.open_phase

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -35,6 +36,7 @@ from cram_composer.errors import ConfigError
 
 DEFAULT = "default"
 _S = TypeVar("_S", bound=Settings)
+_UNSET_VARIABLE = re.compile("Environment variable '(.+)' not found")
 # Sections whose `name` chooses a class: the keys kept when another class is chosen, and the default name.
 _CHOSEN_BY_NAME: dict[str, tuple[tuple[str, ...], str]] = {
     "objective": (Objective.KEPT, MaskedLMConfig().name),
@@ -162,8 +164,10 @@ class _Merged:
         try:
             resolved = OmegaConf.to_container(self.values, resolve=True)
         except OmegaConfBaseException as error:
-            key = str(error.full_key)
-            raise ConfigError(f"{key}: {str(error).splitlines()[0]}{set_in(self.source_of(key))}") from None
+            key, problem = str(error.full_key), str(error).splitlines()[0]
+            if variable := _UNSET_VARIABLE.search(problem):
+                problem = f"the environment variable {variable[1]} is not set; set it, or write a value in its place"
+            raise ConfigError(f"{key}: {problem}{set_in(self.source_of(key))}") from None
         assert isinstance(resolved, dict)
         return {str(key): value for key, value in resolved.items()}
 

@@ -44,7 +44,7 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
         work: returns the FLOPs of a row with this many tokens relative to a row of full length.
 
     Raises:
-        CramError: compilation and evaluations take the whole wall-clock budget.
+        CramError: compilation and evaluations take the whole wall-clock budget, or epochs of data that is not built.
     """
     config, devices = spec.config, spec.devices
     loader = spec.build_loader()
@@ -56,6 +56,9 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
         if (settings := getattr(config.algorithms, name)) is not None
     ]
     limits = budget.limits
+    rows_per_epoch = spec.facts.rows_per_epoch
+    if limits.epochs is not None and rows_per_epoch is None:
+        raise CramError("budget.epochs: the data set is not built; build it first with cram data build")
     evaluations = _evaluation_seconds(spec, speed)
     stretch = 1.0
     if limits.seconds is not None:
@@ -66,12 +69,13 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
                 f"the whole budget of {limits.seconds:.0f} s; raise it or eval.interval"
             )
         stretch = remaining / (remaining - evaluations)  # evaluations are spread over the budget
-    elapsed, tokens, steps, first = speed.compile_seconds, 0, 0, 0
+    elapsed, tokens, steps, epochs, first = speed.compile_seconds, 0, 0, 0.0, 0
     budget.advance(elapsed, 0, 0)
     while not budget.exhausted:
         for ramp in ramps:
             ramp.apply(Event.BEFORE_DATALOADER, cast(State, None), cast(Logger, None))
         row = work(loader.seq_length) * _pieces_per_row(loader)
+        step_epochs = loader.rows * devices / rows_per_epoch if rows_per_epoch else 0.0
         seconds = stretch * speed.step(loader.rows / loader.microbatch, row)
         row_tokens = loader.seq_length if loader.truncate else loader.data_seq_length
         step_tokens = loader.rows * devices * row_tokens
@@ -80,16 +84,17 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
             seconds / limits.seconds if limits.seconds else 0.0,
             step_tokens / limits.tokens if limits.tokens else 0.0,
             1.0 / limits.steps if limits.steps else 0.0,
+            step_epochs / limits.epochs if limits.epochs else 0.0,
         )
         # A replay has no limits and follows its trace step by step.
         stride = max(1, math.floor(min(_MAX_PROGRESS_STEP, 1.0 - budget.progress) / progress)) if progress else 1
         steps, tokens, elapsed = steps + stride, tokens + stride * step_tokens, elapsed + stride * seconds
-        budget.advance(elapsed, tokens, steps)
-    rows_per_epoch = spec.facts.rows_per_epoch
+        epochs += stride * step_epochs
+        budget.advance(elapsed, tokens, steps, epochs)
     return Spending(
         steps=steps,
         tokens=tokens,
-        epochs=None if rows_per_epoch is None else tokens / (rows_per_epoch * spec.facts.sequence_length),
+        epochs=None if rows_per_epoch is None else epochs,
         seconds=elapsed + (evaluations if limits.seconds is None else 0.0),
         compile_seconds=speed.compile_seconds,
         evaluation_seconds=evaluations,

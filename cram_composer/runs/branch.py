@@ -69,7 +69,7 @@ def create_branch(trunk: Path, at: str, budget: str, *, name: str | None = None,
 
     Args:
         trunk: run folder with kept checkpoints.
-        at: where to branch, in the unit of the trunk's budget: 2h, or a number of tokens or steps.
+        at: where to branch, in the unit of the trunk's budget: 2h, or a number of tokens, steps or epochs.
         budget: the branch's whole budget in that unit, including what the trunk spent until then.
         name: run name of the branch; default: TRUNK-BUDGET.
         decay_shape: see the schedule wsd.
@@ -98,19 +98,20 @@ def create_branch(trunk: Path, at: str, budget: str, *, name: str | None = None,
             f"{path}: already exists; continue it with `composer train.py {path / BRANCH_YAML}`, or use --name"
         )
     changes = _branch_schedule(record, limit, decay_start, total, decay_shape) | _rescaled_ramps(record, limit / total)
-    limits = {"seconds": ("wall", budget), "tokens": ("tokens", total), "steps": ("steps", int(total))}
-    key, value = limits[unit]
-    changes[f"budget.{key}"] = value
+    key = "wall" if unit == "seconds" else unit
+    changes[f"budget.{key}"] = {"seconds": budget, "steps": int(total)}.get(unit, total)
     composed = _write_folder(path, trunk, record, point, changes)
     return Branch(path, composed, record["world_size"], f"step {point.step} of {trunk}")
 
 
 def _budget_limit(record: dict[str, Any], trunk: Path) -> tuple[str, float]:
-    """Return the trunk's only budget limit: its unit ("seconds", "tokens" or "steps") and its amount."""
-    limits = {key: record["budget"].get(key) for key in ("seconds", "tokens", "steps")}
+    """Return the trunk's only budget limit: its unit ("seconds", "tokens", "steps" or "epochs") and its amount."""
+    limits = {key: record["budget"].get(key) for key in ("seconds", "tokens", "steps", "epochs")}
     found = [(key, float(value)) for key, value in limits.items() if value is not None]
     if len(found) != 1 or record["budget"].get("mode") == "replay":
-        raise CramError(f"{trunk}: a branch needs a trunk with exactly one budget limit: seconds, tokens or steps")
+        raise CramError(
+            f"{trunk}: a branch needs a trunk with exactly one budget limit: seconds, tokens, steps or epochs"
+        )
     return found[0]
 
 
@@ -155,7 +156,9 @@ def _check_devices(record: dict[str, Any], trunk: Path) -> None:
 
 
 def _format_amount(amount: float, unit: str) -> str:
-    return format_duration(amount) if unit == "seconds" else f"{amount:,.0f} {unit}"
+    if unit == "seconds":
+        return format_duration(amount)
+    return f"{amount:g} epochs" if unit == "epochs" else f"{amount:,.0f} {unit}"
 
 
 def _check_constant_rate(record: dict[str, Any], point: BranchPoint) -> None:

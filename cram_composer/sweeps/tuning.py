@@ -75,6 +75,7 @@ def _part(budget: BudgetConfig, share: float, asked_by: str) -> BudgetConfig:
         device_hours=None if budget.device_hours is None else share * budget.device_hours,
         tokens=None if budget.tokens is None else share * budget.tokens,
         steps=None if budget.steps is None else max(1, round(share * budget.steps)),
+        epochs=None if budget.epochs is None else share * budget.epochs,
     )
 
 

@@ -88,7 +88,9 @@ def build_callbacks(
         on_saved=mirror.enqueue if mirror is not None else None,
     )
     schedule = with_swa(build_schedule(config.schedule), config.algorithms.swa)
-    clock = BudgetCallback(budget, ledger, schedule, lambda: signals.received, checkpoints.save)
+    clock = BudgetCallback(
+        budget, ledger, schedule, lambda: loader.stream.epochs, lambda: signals.received, checkpoints.save
+    )
     cpu_share = CpuShare(device.threads, device.adapts_threads, budget.replay)
     trace = TraceWriter(folder, budget, clock, ledger, loader, cpu_share)
     # A step of 8,192 rows takes half a minute on a slow card.

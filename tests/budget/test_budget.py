@@ -30,6 +30,14 @@ def test_the_limit_reached_first_counts():
     assert budget.progress == 1.0 and budget.exhausted
 
 
+def test_epochs_end_a_run():
+    budget = build_budget(BudgetConfig(wall="1h", epochs=2.5), 1)
+    budget.advance(360.0, 1000, 10, epochs=0.5)
+    assert budget.progress == 0.2 and budget.describe()["epochs"] == 2.5
+    budget.advance(360.0, 1000, 10, epochs=2.5)
+    assert budget.exhausted
+
+
 def test_progress_never_exceeds_one():
     budget = Budget(Limits(seconds=10.0))
     budget.advance(11.0, 0, 5)

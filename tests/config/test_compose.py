@@ -117,7 +117,7 @@ def test_a_yaml_replaces_the_budget_of_its_recipe(recipe_folder: Path):
         ("data={build: null}", ["data"]),
         ("schedule.name=cosin", ["schedule.name", "'cosine'"]),
         ("optimizer.betas=[0.9,{]", ["command line", "YAML"]),
-        ("data.local=${oc.env:NO_SUCH_VARIABLE}", ["command line", "data.local", "NO_SUCH_VARIABLE"]),
+        ("data.local=${oc.env:NO_SUCH_VARIABLE}", ["command line", "data.local: the environment variable NO_SUCH"]),
     ],
 )
 def test_every_mistake_is_one_line_that_says_where(override: str, parts: list[str]):

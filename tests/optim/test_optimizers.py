@@ -95,7 +95,7 @@ def test_the_schedule_reaches_every_group(name: str):
     assert len({group["peak_lr"] for group in optimizer.param_groups}) >= 4
     budget = SimpleNamespace(progress=1.0)
     schedule = build_schedule(TriangleConfig())
-    clock = BudgetCallback(budget, None, schedule, lambda: 0, lambda state: None)  # type: ignore[arg-type]
+    clock = BudgetCallback(budget, None, schedule, lambda: 0.0, lambda: 0, lambda state: None)  # type: ignore[arg-type]
     state = SimpleNamespace(optimizers=[optimizer])
     before = weights(model)
     clock.batch_start(state, None)  # type: ignore[arg-type]  # the triangle ends at zero

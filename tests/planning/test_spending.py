@@ -54,6 +54,7 @@ def test_tokens_from_flops(data: Path):
         ("budget={device_hours: 0.05}", 3, 40, 60.0),  # one microbatch each: 1.5 s, in 180 / 3 s
         ("budget={wall: null, tokens: 5120}", 1, 10, 20.0),  # 512 tokens a step
         ("budget={wall: 1m, steps: 7}", 1, 7, 14.0),
+        ("budget={epochs: 1.5}", 1, 6, 12.0),  # 192 of 128 rows
     ],
 )
 def test_budgets_by_hand(data: Path, budget: str, devices: int, steps: int, seconds: float):
@@ -115,3 +116,6 @@ def test_facts_of_an_unbuilt_data_set_come_from_its_build(tmp_path: Path):
     facts = plan.facts
     assert (facts.sequence_length, facts.vocab_size, facts.rows_per_epoch) == (128, 32768, None)
     assert "fineweb-edu.yaml" in facts.source and simulate_budget(plan, SPEED, same).epochs is None
+    plan = spec(tmp_path / "nothing", 1, "data.build=yamls/data/fineweb-edu.yaml", *PLAIN, "budget={epochs: 1}")
+    with pytest.raises(CramError, match=r"budget\.epochs: the data set is not built"):
+        simulate_budget(plan, SPEED, same)

@@ -100,6 +100,15 @@ def test_a_run_by_the_clock_stops_on_time_and_adds_up(train: Train, tmp_path: Pa
     assert other.returncode == 2 and "budget.wall" in other.stderr and other.stderr.count("\n") == 1
 
 
+def test_a_run_ends_after_a_number_of_epochs(train: Train, tmp_path: Path):
+    result = train("budget={epochs: 0.25}", "run_name=r", *SCHEDULED)
+    assert result.returncode == 0, result.stderr
+    found, steps = record(tmp_path / "r"), lines(tmp_path / "r" / "trace.jsonl")
+    last_step = found["epochs"] * steps[-1]["batch_size"] / sum(step["batch_size"] for step in steps)
+    assert 0.25 <= found["epochs"] < 0.25 + last_step
+    assert found["budget"]["epochs"] == 0.25 and found["status"] == "finished"
+
+
 def test_a_killed_run_resumes_exactly(train: Train, tiny_data: Path, tmp_path: Path):
     common = [*SCHEDULED, "eval.interval=0.2"]
     original = train("budget=8s", "run_name=original", *common)

@@ -26,7 +26,7 @@ class Comparability:
     """Result of comparing the conditions of two groups.
 
     Attributes:
-        budget: the quantity held equal: "wall-clock", "device-hours", "tokens" or "steps"; None if the
+        budget: the quantity held equal: "wall-clock", "device-hours", "tokens", "steps" or "epochs"; None if the
             budgets differ.
         refusals: reasons why losses are not comparable, one line each, starting with what differs.
         in_loop: reason why held-out losses in the loop alone are not comparable; empty if they are.
@@ -102,7 +102,7 @@ def _equal_budget(runs: Sequence[RunData]) -> str | None:
     if any(budget.get("mode") == "replay" for budget in budgets):
         equal = len({run.get("tokens") for run in runs}) == 1 and all(b.get("mode") == "replay" for b in budgets)
         return "tokens" if equal else None
-    for name in ("tokens", "steps"):
+    for name in ("tokens", "steps", "epochs"):
         if len({budget.get(name) for budget in budgets}) > 1:
             return None
     seconds = {budget.get("seconds") for budget in budgets}
@@ -117,9 +117,9 @@ def _equal_budget(runs: Sequence[RunData]) -> str | None:
 
 def _binding_limit(runs: Sequence[RunData], budget: dict[str, Any]) -> str | None:
     """Return the limit that ended the runs; all of them have the same limits."""
-    names = {"seconds": "wall-clock", "tokens": "tokens", "steps": "steps"}
+    names = {"seconds": "wall-clock", "tokens": "tokens", "steps": "steps", "epochs": "epochs"}
     limits = [key for key in names if budget.get(key) is not None]
-    for key in ("tokens", "steps"):
+    for key in ("tokens", "steps", "epochs"):
         if key in limits and all((run.get(key) or 0) >= budget[key] for run in runs):
             return names[key]
     return " or ".join(names[key] for key in limits) or None

@@ -91,12 +91,12 @@ def _invert(places: np.ndarray, losses: np.ndarray, loss: float) -> float:
 
 
 def _limit(curve: Sequence[Group]) -> str:
-    """Return the limit in which the curve's budgets differ: "tokens", "steps" or "seconds". Raises CramError."""
+    """Return the limit in which the curve's budgets differ, such as "tokens" or "seconds". Raises CramError."""
     firsts = [group.runs[0] for group in curve]
     other = [key for key in differing_settings(firsts) if not key.startswith("budget")]
     if other:
         raise CramError(f"--curve: the groups differ in more than their budget: {', '.join(other[:3])}")
-    for limit in ("tokens", "steps", "seconds"):
+    for limit in ("tokens", "steps", "epochs", "seconds"):
         amounts = [_limit_of(run, limit) for run in firsts]
         if all(amount is not None for amount in amounts) and len(set(amounts)) == len(amounts) > 1:
             return limit

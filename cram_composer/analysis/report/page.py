@@ -18,6 +18,7 @@ from cram_composer.analysis.html.formatting import (
 from cram_composer.analysis.html.tables import Table, Tile
 from cram_composer.analysis.report.configuration import value_text
 from cram_composer.analysis.runs.run import RunData
+from cram_composer.analysis.runs.table import budget_text
 from cram_composer.runs.folder import DISTURBED_SHARE
 
 LEDGER_TEXTS = {
@@ -77,13 +78,12 @@ def _unit(value: str, unit: str) -> str:
 
 
 def _budget_note(run: RunData, spent: Any) -> str:
-    seconds, tokens, steps = (run.get(f"budget.{limit}") for limit in ("seconds", "tokens", "steps"))
     if run.get("budget.mode") == "replay":
-        return f"replay of {count(steps)} recorded steps, no clock"
-    if is_number(seconds):
+        return f"replay of {count(run.get('budget.steps'))} recorded steps, no clock"
+    if is_number(seconds := run.get("budget.seconds")):
         return f"of {duration(seconds)}: {percent(ratio(spent, seconds), 2)}"
-    limits = [f"{short_count(tokens)} tokens"] * is_number(tokens) + [f"{count(steps)} steps"] * is_number(steps)
-    return f"limit: {', '.join(limits)}" if limits else ""
+    limits = budget_text(run)
+    return "" if limits == NOT_MEASURED else f"limit: {limits}"
 
 
 def notes(run: RunData) -> list[str]:

@@ -65,7 +65,7 @@ def date(run: RunData) -> datetime:
 
 
 def budget_text(run: RunData) -> str:
-    """Format the budget: 10 min, 24 device-hours, 1.2 M tokens, 500 steps, or a replay."""
+    """Format the budget: 10 min, 24 device-hours, 1.2 M tokens, 500 steps, 3 epochs, or a replay."""
     budget, hours = run.get("budget") or {}, run.get("config.budget.device_hours")
     if budget.get("mode") == "replay":
         return f"replay of {count(budget.get('steps'))} steps"
@@ -74,6 +74,8 @@ def budget_text(run: RunData) -> str:
         parts.append(duration(budget["seconds"]))
     parts += [f"{short_count(budget.get('tokens'))} tokens"] * is_number(budget.get("tokens"))
     parts += [f"{count(budget.get('steps'))} steps"] * is_number(budget.get("steps"))
+    if is_number(epochs := budget.get("epochs")):
+        parts.append(f"{epochs:g} epochs")
     return ", ".join(parts) or NOT_MEASURED
 
 

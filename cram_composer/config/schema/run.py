@@ -28,6 +28,7 @@ class BudgetConfig(Settings):
     device_hours: float | None = key(None, "wall-clock times devices; 24 is 3 h on 8 devices", ge=1e-6, le=1e6)
     tokens: float | None = key(None, "tokens fed to the model, summed over devices", ge=1, le=1e18)
     steps: PositiveInt | None = key(None, "optimizer steps", le=10**12)
+    epochs: float | None = key(None, "passes over the training rows, 0.5 for half of them", ge=1e-9, le=1e6)
     replay: FilePath | None = key(None, "run folder whose trace to follow step by step, without a clock")
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     """Check the values of a run against each other, for `world_size` devices. Raises ConfigError."""
     budget = config.budget
     if all(limit is None for _, limit in budget):
-        raise ConfigError("budget: no limit is set; set budget=24h (or tokens, steps, device_hours, replay)")
+        raise ConfigError("budget: no limit is set; set budget=24h (or tokens, steps, epochs, device_hours, replay)")
     if not any((config.data.local, config.data.remote, config.data.build)):
         raise ConfigError("data: no data set is named; set data.build, data.local or data.remote")
     _check_batches(config, world_size)

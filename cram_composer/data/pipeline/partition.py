@@ -14,12 +14,12 @@ def partition_pieces(source: Source, partition: int, partitions: int) -> Iterato
     """Yield the pieces of a source that belong to a partition: whole files, or every n-th document.
 
     Files are assigned in order of decreasing size to the partition with the least text. A source with fewer files than
-    partitions is read by all of them, each keeping its share of documents. So is a source with max_characters, because
-    that limit must not depend on the number of partitions.
+    partitions is read by all of them, each keeping its share of documents. So is a source with a limit, which must not
+    depend on the number of partitions.
     """
     if partitions == 1:
         yield from source.pieces()
-    elif len(source.parts) >= partitions and source.max_characters is None:
+    elif len(source.parts) >= partitions and not source.is_limited:
         yield from chain.from_iterable(part.pieces() for part in _assign_parts(source.parts, partitions)[partition])
     else:
         yield from _every_nth_document(source.pieces(), partition, partitions)
@@ -30,7 +30,7 @@ def expected_bytes(source: Source, partition: int, partitions: int) -> int | Non
     total = source.expected_bytes
     if total is None or partitions == 1:
         return total
-    if len(source.parts) < partitions or source.max_characters is not None:
+    if len(source.parts) < partitions or source.is_limited:
         return total // partitions
     return sum(part.expected_bytes or 0 for part in _assign_parts(source.parts, partitions)[partition])
 

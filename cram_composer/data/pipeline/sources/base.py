@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from cram_composer.data.pipeline.text import Piece
+
+_WORD = re.compile(r"\S+")
+_BYTES_PER_WORD = 6  # of English, with its space; for estimates of progress
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,13 @@ class Source:
     parts: list[Part]
     origin: dict[str, str | None]
     max_characters: int | None = None
+    max_words: int | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_limited(self) -> bool:
+        """True if the source is read in order, up to a number of characters or words."""
+        return self.max_characters is not None or self.max_words is not None
 
     @property
     def expected_bytes(self) -> int | None:
@@ -47,19 +57,21 @@ class Source:
         sizes = [part.expected_bytes for part in self.parts]
         known = [size for size in sizes if size is not None]
         total = sum(known) if len(known) == len(sizes) else None
-        if self.max_characters is None:
-            return total
-        return self.max_characters if total is None else min(self.max_characters, total)
+        words = None if self.max_words is None else self.max_words * _BYTES_PER_WORD
+        limits = [size for size in (total, self.max_characters, words) if size is not None]
+        return min(limits, default=None)
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield all pieces in order, up to `max_characters`."""
-        everything = chain.from_iterable(part.pieces() for part in self.parts)
-        return iter(everything) if self.max_characters is None else head(everything, self.max_characters)
+        """Yield all pieces in order, up to `max_characters` and `max_words`."""
+        pieces: Iterator[Piece] = chain.from_iterable(part.pieces() for part in self.parts)
+        if self.max_characters is not None:
+            pieces = head(pieces, self.max_characters)
+        return pieces if self.max_words is None else _head_words(pieces, self.max_words)
 
     def sample(self, characters: int) -> Iterator[Piece]:
         """Yield about this many characters: the head of each file, in proportion to its size."""
         total = sum(part.expected_bytes or 0 for part in self.parts)
-        if total == 0 or self.max_characters is not None:
+        if total == 0 or self.is_limited:
             return head(self.pieces(), characters)
         heads = (head(part.pieces(), characters * (part.expected_bytes or 0) // total) for part in self.parts)
         return head(chain.from_iterable(heads), characters)
@@ -73,4 +85,16 @@ def head(pieces: Iterable[Piece], characters: int) -> Iterator[Piece]:
         if left <= 0:
             yield piece._replace(last=True)
             return
+        yield piece
+
+
+def _head_words(pieces: Iterable[Piece], words: int) -> Iterator[Piece]:
+    """Yield the first pieces, the last one cut after the last of `words` words; a document cut off there ends there."""
+    left = words
+    for piece in pieces:
+        last = next(islice(_WORD.finditer(piece.text), left - 1, None), None)
+        if last is not None:
+            yield piece._replace(text=piece.text[: last.end()], last=True)
+            return
+        left -= len(piece.text.split())
         yield piece

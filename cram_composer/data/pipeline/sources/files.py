@@ -29,7 +29,8 @@ def open_files(config: FilesConfig) -> list[Source]:
     options = ReadOptions(column_names(config), config.document)
     parts = [part for path in paths.values() for part in _parts(path, options, config.text_suffixes)]
     name = config.name or config.kind
-    return [Source(name, config.kind, config.licence, parts, {}, config.max_characters, dict(left_out))]
+    limits = config.max_characters, config.max_words
+    return [Source(name, config.kind, config.licence, parts, {}, *limits, dict(left_out))]
 
 
 def _expand_path(text: str, left_out: Counter[str], config: FilesConfig) -> list[Path]:

@@ -29,7 +29,8 @@ def open_hub(config: HubConfig) -> list[Source]:
     revision = config.revision or (None if local else _newest_commit(dataset))
     part = Part(dataset, partial(_stream_pieces, dataset, revision, config))
     origin = {"dataset": config.dataset, "subset": config.subset, "split": config.split, "revision": revision}
-    return [Source(config.name or config.dataset, config.kind, config.licence, [part], origin, config.max_characters)]
+    limits = config.max_characters, config.max_words
+    return [Source(config.name or config.dataset, config.kind, config.licence, [part], origin, *limits)]
 
 
 def _newest_commit(dataset: str) -> str | None:

@@ -30,10 +30,12 @@ class _Package(NamedTuple):
 
 def open_starter(config: StarterConfig) -> list[Source]:
     """Open State of the Union addresses and Wikipedia leads. Raises CramError if their packages are not installed."""
-    return [_open(package, config.max_characters) for package in _PACKAGES]
+    # Each package gives at most its half of a limit.
+    halves = [None if limit is None else max(1, limit // 2) for limit in (config.max_characters, config.max_words)]
+    return [_open(package, *halves) for package in _PACKAGES]
 
 
-def _open(package: _Package, max_characters: int | None) -> Source:
+def _open(package: _Package, max_characters: int | None, max_words: int | None) -> Source:
     try:
         installed = distribution(package.distribution)
     except PackageNotFoundError:
@@ -47,7 +49,7 @@ def _open(package: _Package, max_characters: int | None) -> Source:
         )
     parts = [Part(path.name, partial(package.read, path), path.stat().st_size, path) for path in paths]
     origin: dict[str, str | None] = {"distribution": package.distribution, "version": installed.version}
-    return Source(package.distribution, "starter", package.licence, parts, origin, max_characters)
+    return Source(package.distribution, "starter", package.licence, parts, origin, max_characters, max_words)
 
 
 def _read_speech(path: Path) -> Iterator[Piece]:

@@ -22,6 +22,7 @@ from cram_composer.data.pipeline.sources import open_sources
 from cram_composer.data.pipeline.sources.formats import format_names
 from cram_composer.errors import CramError
 
+TEXT_WORDS = ["a b", "c  d"]
 TEXTS = ["The first document.", "", 'A "second" one,\nof two lines – ünïcode.', "third " * 2000]
 
 
@@ -270,6 +271,27 @@ def test_null_is_a_document_without_text(tmp_path):
 def test_max_characters_stops_early_and_closes_the_document(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json_lines([f"document {i}" for i in range(100)]))
     assert read(FilesConfig(paths=[str(tmp_path)], max_characters=25)) == ["document 0", "document 1", "document 2"]
+
+
+@pytest.mark.parametrize(("words", "expected"), [(1, ["a"]), (3, ["a b", "c"]), (4, ["a b", "c  d"]), (9, TEXT_WORDS)])
+def test_max_words_cuts_the_document_in_which_the_last_word_is(tmp_path, words, expected):
+    (tmp_path / "a.jsonl").write_bytes(json_lines(TEXT_WORDS))
+    assert read(FilesConfig(paths=[str(tmp_path)], max_words=words)) == expected
+
+
+@pytest.mark.parametrize("words", [1000, 100_000])
+def test_max_words_of_long_documents(tmp_path, words):
+    (tmp_path / "a.txt").write_text("word " * 60_000)
+    (tmp_path / "b.txt").write_text("word " * 60_000)
+    (source,) = open_sources([FilesConfig(paths=[str(tmp_path)], max_words=words)])
+    pieces = list(source.pieces())
+    assert sum(len(piece.text.split()) for piece in pieces) == words and pieces[-1].last
+    assert abs(source.expected_bytes - 5 * words) <= words
+
+
+def test_starter_text_has_at_most_max_words():
+    sources = open_sources([StarterConfig(max_words=20_000)])
+    assert [sum(len(piece.text.split()) for piece in source.pieces()) for source in sources] == [10_000, 10_000]
 
 
 def test_sample_takes_the_head_of_every_file_in_proportion(tmp_path):
