@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
         "scaling-law",
         run,
         "Fit loss = E + A/N^a + B/D^b to runs of several sizes (N parameters) and lengths (D tokens).",
-        ["cram scaling-law runs/sweeps/sizes --budget 24h", "cram scaling-law runs --predict 1.2e8,3e9 --json"],
+        ["cram scaling-law runs/sweeps/sizes --budget 24h", "cram scaling-law runs/new --against runs/old --json"],
     )
     scaling.add_argument("items", nargs="+", metavar="DIR or key=value", help="runs, as for `cram runs`")
     scaling.add_argument(
@@ -30,6 +30,16 @@ def add(commands: Commands) -> None:
         type=float,
         metavar="F",
         help="model FLOP/s of the device (default: the speed of the runs)",
+    )
+    scaling.add_argument(
+        "--non-embedding", action="store_true", help="count no embeddings in N; they are most of a small model"
+    )
+    scaling.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="DIR or key=value",
+        help="runs of another recipe at the same sizes, budgets and seeds: which one wins at the next size",
     )
     scaling.add_argument("--output", type=Path, metavar="FILE", help="HTML page (default: ./scaling.html)")
     add_json(scaling, "write no page")
@@ -52,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
             size_and_tokens=at,
             seconds=seconds,
             flops_per_second=options.flops_per_second,
+            embeddings=not options.non_embedding,
+            against=options.against,
             page=None if options.json else options.output or Path("scaling.html"),
         )
     )

@@ -50,7 +50,8 @@ _RAMP_ENDS = {  # settings that are constant after this share of the budget
     "algorithms.stochastic_depth": "drop_warmup",
 }
 _COPIED_RECORD_KEYS = (
-    "format_version", "recipes", "environment", "world_size", "parameters", "kernels", "data", "flops_per_token",
+    "format_version", "recipes", "environment", "world_size", "parameters", "embedding_parameters", "kernels", "data",
+    "flops_per_token",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from cram_composer.models.factory import build_model, check_rows
 from cram_composer.models.flops import flops_per_token
 from cram_composer.models.training_model import MaskedLMTrainingModel, build_training_model
 from cram_composer.optim.factory import build_optimizer
+from cram_composer.optim.parameters import describe_parameters
 from cram_composer.scaleout.registry import build_strategy
 from cram_composer.scaleout.strategy import Strategy
 from cram_composer.train.data import Batches
@@ -38,12 +39,14 @@ class ModelSetup:
         optimizer: its optimizer; "peak_lr" of each group is the configured rate.
         strategy: trains the model on several devices.
         parameters: number of weights, tied ones counted once.
+        embedding_parameters: those of them that are token or position embeddings, tied to an output or not.
     """
 
     model: MaskedLMTrainingModel
     optimizer: torch.optim.Optimizer
     strategy: Strategy
     parameters: int
+    embedding_parameters: int
 
 
 def set_up_model(config: RunConfig, device: DeviceChoice, manifest: Mapping[str, Any]) -> ModelSetup:
@@ -68,7 +71,9 @@ def set_up_model(config: RunConfig, device: DeviceChoice, manifest: Mapping[str,
     optimizer = build_optimizer(config.optimizer, model, config.model.mup_base_width)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
-    return ModelSetup(model, optimizer, strategy, sum(parameter.numel() for parameter in network.parameters()))
+    embeddings = sum(found.parameter.numel() for found in describe_parameters(network) if found.role == "embedding")
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return ModelSetup(model, optimizer, strategy, weights, embeddings)
 
 
 def _check_memory(model: ModelConfig, vocab_size: int, device: DeviceChoice) -> None:

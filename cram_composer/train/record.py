@@ -35,6 +35,7 @@ def write_record(session: Session, status: str, reason: str | None = None) -> No
         "world_size": dist.get_world_size(),
         "device_hours": device_hours(session.attempts, total, dist.get_world_size()),
         "parameters": session.setup.parameters,
+        "embedding_parameters": session.setup.embedding_parameters,
         "kernels": session.kernels(),
         "data": summarize(session.data.manifest),
         "budget": session.budget.describe(),

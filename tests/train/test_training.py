@@ -107,6 +107,9 @@ def test_a_run_ends_after_a_number_of_epochs(train: Train, tmp_path: Path):
     last_step = found["epochs"] * steps[-1]["batch_size"] / sum(step["batch_size"] for step in steps)
     assert 0.25 <= found["epochs"] < 0.25 + last_step
     assert found["budget"]["epochs"] == 0.25 and found["status"] == "finished"
+    model = found["config"]["model"]
+    embeddings = found["data"]["vocab_size"] * model["hidden_size"]
+    assert found["embedding_parameters"] == embeddings < found["parameters"]
 
 
 def test_a_killed_run_resumes_exactly(train: Train, tiny_data: Path, tmp_path: Path):

@@ -14,14 +14,21 @@ from cram_composer.analysis.html.formatting import short_count
 from cram_composer.analysis.html.style import Picture, house_style, series_style
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import RunData
+from cram_composer.analysis.scaling.forecast import Forecast
 from cram_composer.analysis.scaling.law import Fit
 from cram_composer.analysis.scaling.prediction import SAME_SIZE, Scaling
-from cram_composer.analysis.scaling.text import LAWS, held_back_cells, law_cells
+from cram_composer.analysis.scaling.text import LAWS, forecast_cells, forecast_sentences, held_back_cells, law_cells
 
 _BEYOND = 4.0  # the law is drawn up to this multiple of the longest run
 
 
-def write_scaling(scaling: Scaling, runs: Sequence[RunData], sentences: Sequence[str], output: Path) -> Path:
+def write_scaling(
+    scaling: Scaling,
+    runs: Sequence[RunData],
+    sentences: Sequence[str],
+    output: Path,
+    compared: Forecast | None = None,
+) -> Path:
     """Write the page, with `sentences` below the law, and return its path. Raises CramError if `output` is a folder."""
     parts = []
     if scaling.law is not None:
@@ -35,6 +42,10 @@ def write_scaling(scaling: Scaling, runs: Sequence[RunData], sentences: Sequence
         header, *rows = held_back_cells(scaling)
         table = Table("Held-back runs", header, rows, numeric=(1, 2, 3, 4, 6))
         parts.append(Section("Predictions of held-back runs", [table]))
+    if compared is not None:
+        header, *rows = forecast_cells(compared)
+        table = Table("Difference by size", header, rows, numeric=(1, 2, 3, 4))
+        parts.append(Section("Against another recipe", [table], forecast_sentences(compared)))
     notes = [*scaling.notes, *[scaling.missing] * bool(scaling.missing)]
     title = f"Scaling of {len(scaling.points)} runs"
     return write_page("scaling law", title, group_by_configuration(runs), parts, [], notes, output, first="FLOPs")

@@ -22,7 +22,7 @@ _SIZE_KEYS = ("model.", "budget.", "train.batch_size", "train.device_train_micro
 
 @dataclass(frozen=True)
 class Point:
-    """A finished run: parameters (tied weights counted once), tokens, held-out loss in nats, and speed."""
+    """A finished run: parameters (tied weights counted once, or none of embeddings), tokens, held-out loss, speed."""
 
     name: str
     parameters: float
@@ -77,11 +77,15 @@ class Scaling:
     notes: list[str]
 
 
-def read_points(runs: Sequence[RunData]) -> tuple[list[Point], list[str]]:
+def read_points(runs: Sequence[RunData], embeddings: bool = True) -> tuple[list[Point], list[str]]:
     """Read finished runs as points, with notes on runs left out and differing settings.
 
+    Args:
+        runs: the runs.
+        embeddings: count embeddings as parameters, as Hoffmann et al. 2022 did; Kaplan et al. 2020 did not.
+
     Raises:
-        CramError: the losses of the runs are not comparable.
+        CramError: the losses of the runs are not comparable, or a record does not count embeddings.
     """
     usable = [run for run in runs if run.get("status") == "finished" and is_number(run.get("metrics.validation_loss"))]
     if refusals := data_refusals(usable):
@@ -105,7 +109,7 @@ def read_points(runs: Sequence[RunData]) -> tuple[list[Point], list[str]]:
     points = [
         Point(
             run.name,
-            float(run.get("parameters")),
+            _size(run, embeddings),
             float(run.get("tokens")),
             float(run.get("metrics.validation_loss")),
             run.get("flops_per_token"),
@@ -114,6 +118,14 @@ def read_points(runs: Sequence[RunData]) -> tuple[list[Point], list[str]]:
         for run in usable
     ]
     return points, notes
+
+
+def _size(run: RunData, embeddings: bool) -> float:
+    if embeddings:
+        return float(run.get("parameters"))
+    if not is_number(counted := run.get("embedding_parameters")):
+        raise CramError(f"{run.path}: its record does not count embeddings; leave out --non-embedding")
+    return float(run.get("parameters") - counted)
 
 
 def _rate_is_high(run: RunData) -> bool:

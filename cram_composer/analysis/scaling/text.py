@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import duration, short_count, signed
+from cram_composer.analysis.scaling.forecast import Forecast
 from cram_composer.analysis.scaling.law import Fit
 from cram_composer.analysis.scaling.prediction import Optimum, Scaling, optimal_exponent, parameters_of
 
@@ -81,6 +82,41 @@ def held_back_cells(scaling: Scaling) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def forecast_cells(found: Forecast) -> list[tuple[str, ...]]:
+    """Return a header and the difference of every size with its forecast from the smaller ones."""
+    rows: list[tuple[str, ...]] = [("size", "parameters", "pairs", "difference, nats", "forecast, nats", "")]
+    for size in found.sizes:
+        told = "" if size.forecast is None else signed(size.forecast, 4)
+        verdict = {None: "", True: "right", False: "wrong"}[size.is_right]
+        pairs = str(len(size.differences))
+        rows.append((size.shape, short_count(size.parameters), pairs, signed(size.mean, 4), told, verdict))
+    return rows
+
+
+def forecast_sentences(found: Forecast) -> list[str]:
+    """Say how often forecasts were right, how the difference changes with size, and what the next size will show."""
+    known = [size.is_right for size in found.sizes if size.is_right is not None]
+    sentences = [f"forecasts of the better one from smaller sizes: {sum(known)} of {len(known)} right"]
+    if found.slope is not None and found.next_difference is not None:
+        value, low, high = found.slope
+        kind = "a shift of the curve explains it" if low <= 0.0 <= high else "the slope of the curve differs"
+        sentences.append(
+            f"per doubling of the parameters: {signed(value, 4)} nats ({signed(low, 4)} to {signed(high, 4)}); {kind}"
+        )
+        value, low, high = found.next_difference
+        sentences.append(
+            f"forecast at {short_count(found.next_parameters)} parameters: {signed(value, 4)} nats "
+            f"({signed(low, 4)} to {signed(high, 4)})"
+        )
+    return sentences
+
+
+def forecast_text(found: Forecast) -> str:
+    """Format the differences by size and what they say about the next one."""
+    table = _indented(forecast_cells(found), numeric=(1, 2, 3, 4))
+    return "\n".join(["", "difference from the runs of --against", *table, *forecast_sentences(found)])
 
 
 def prediction_line(parameters: float, tokens: float, predicted: tuple[float, float, float]) -> str:

@@ -153,6 +153,13 @@ def test_a_run_at_a_constant_rate_is_left_out_beside_others(make_run: Any) -> No
     assert len(read_points([load_run(trunk)])[0]) == 1  # kept if no run decayed
 
 
+def test_embeddings_are_left_out_of_sizes_on_request(make_run: Any) -> None:
+    counted = load_run(make_run("counted", budget=20.0, parameters=3_000_000, embedding_parameters=2_000_000))
+    assert [read_points([counted], embeddings)[0][0].parameters for embeddings in (True, False)] == [3e6, 1e6]
+    with pytest.raises(CramError, match="does not count embeddings; leave out --non-embedding"):
+        read_points([load_run(make_run("older", budget=20.0))], embeddings=False)
+
+
 def test_too_few_runs_are_refused() -> None:
     with pytest.raises(CramError, match="2 runs of 1 sizes and 2 lengths are too few"):
         fit_scaling(points(0.0)[:2])
