@@ -16,19 +16,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cram_composer.analysis.compare.comparability import data_refusals
 from cram_composer.analysis.html.formatting import count, decimal, percent, short_count
 from cram_composer.analysis.runs.run import RunData, load_run
 from cram_composer.analysis.runs.table import budget_text, date
 from cram_composer.errors import CramError
-from cram_composer.runs.folder import EVALUATIONS, RECORD
+from cram_composer.runs.folder import EVALUATIONS, RECORD, ROW_LOSSES
 from cram_composer.storage.files import write_atomic, write_json
 
 FOLDER = Path(__file__).with_suffix("")
 PAGE = FOLDER.parents[1] / "docs" / "reference" / "leaderboard.md"
 _INTRODUCTION = """# Leaderboard
 
-Runs of this project with the lowest held-out loss for their data, budget and hardware. Each has its whole record, and
-one command compares a run of yours with it on the same data:
+Runs of this project by data set and objective, the lowest held-out loss first; compare those of one budget on one kind
+of hardware. Each has its whole record, and one command compares a run of yours with it on the same data:
 
 ```bash
 cram compare runs/MINE benchmarks/leaderboard/NAME
@@ -37,6 +38,24 @@ cram compare runs/MINE benchmarks/leaderboard/NAME
 One run per row, which is an anecdote: a difference needs seeds ([statistics](../explanation/statistics.md)). Losses of
 different data sets, vocabularies or objectives say nothing about each other; scores on tasks do.
 
+"""
+_PUBLISHED = """
+## What others published
+
+| model | parameters | text | BLiMP | SST-2 | STS-B | RTE | CoLA | mean |
+| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| BERT-Tiny, 2 x 128 | 4.4 M | 3.3 G words | | 83.2 | 74.3 | 57.2 | 0.0 | 53.7 |
+| BERT-Mini, 4 x 256 | 11 M | 3.3 G words | | 85.9 | 75.4 | 57.9 | 0.0 | 54.8 |
+| BERT-Small, 4 x 512 | 29 M | 3.3 G words | | 89.7 | 78.8 | 61.8 | 27.8 | 64.5 |
+| T5 | 220 M | 10 M words | 58.0 | | | | | |
+| OPT-125M | 125 M | 10 M words | 62.6 | | | | | |
+| GPT-2, baseline of 2026 | 124 M | 10 M words | 64.4 | | | | | |
+| RoBERTa-base | 125 M | 10 M words | 69.5 | | | | | |
+| GPT-BERT | 30 M | 10 M words | 70.4 | | | | | |
+
+The BERTs are those of Turc et al. (2019, arXiv 1908.08962), on the test rows, with the best of a grid of settings per
+task; `cram eval --suite glue-turc` selects in the same way. The others are baselines and entries of BabyLM's track
+strict-small, 2023 to 2026, which leaves out pairs with words that its text lacks: compare within two points.
 """
 _SUBMISSION = """
 ## How to submit
@@ -58,19 +77,24 @@ def main() -> None:
     add.add_argument("command", help="the command that trained it")
     actions.add_parser("page", help="write the page again")
     options = parser.parse_args()
-    if options.action == "add":
-        add_entry(options.run, FOLDER / options.name, options.command)
-    write_atomic(PAGE, page(FOLDER))
+    try:
+        if options.action == "add":
+            add_entry(options.run, FOLDER / options.name, options.command)
+        write_atomic(PAGE, page(FOLDER))
+    except CramError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def add_entry(run: Path, entry: Path, command: str) -> None:
     """Copy the record and the scores of a finished run. Raises CramError if it is unfinished or not from scratch."""
     found = load_run(run, curves=False)
     if found.get("status") != "finished" or found.get("init_from"):
-        raise CramError(f"{run}: only finished runs from scratch are ranked")
+        raise CramError(f"{run}: only finished runs from scratch are ranked; give the folder of one")
     entry.mkdir(parents=True, exist_ok=True)
     for name, content in ((RECORD, {**found.record, "command": command}), (EVALUATIONS, found.evaluated)):
         write_json(entry / name, without_folders(content))
+    if (run / ROW_LOSSES).is_file():
+        write_atomic(entry / ROW_LOSSES, (run / ROW_LOSSES).read_bytes())
 
 
 def without_folders(value: Any) -> Any:
@@ -85,14 +109,23 @@ def without_folders(value: Any) -> Any:
 
 
 def page(folder: Path) -> str:
-    """Return the page of the entries in `folder`: by data set and objective, the lowest loss first."""
+    """Return the page of the entries in `folder`: those with comparable losses together, the lowest loss first."""
     runs = [load_run(path.parent, curves=False) for path in sorted(folder.glob(f"*/{RECORD}"))]
-    tracks: dict[str, list[RunData]] = {}
+    tracks: list[list[RunData]] = []
     for run in sorted(runs, key=lambda run: run.get("metrics.validation_loss")):
-        objective = run.get("config.objective.name")
-        tracks.setdefault(f"{run.get('data.name')}, {objective}", []).append(run)
-    sections = [f"## {name}\n\n{_table(of_track)}\n{_commands(of_track)}" for name, of_track in sorted(tracks.items())]
-    return _INTRODUCTION + "\n".join(sections) + _SUBMISSION
+        track = next((track for track in tracks if not data_refusals([track[0], run])), None)
+        if track is None:
+            tracks.append([run])
+        else:
+            track.append(run)
+    tracks.sort(key=lambda track: _title(track[0]))
+    sections = [f"## {_title(track[0])}\n\n{_table(track)}{_commands(track)}" for track in tracks]
+    return _INTRODUCTION + "\n".join(sections) + _PUBLISHED + _SUBMISSION
+
+
+def _title(run: RunData) -> str:
+    rows = count(run.get("metrics.validation_rows"))
+    return f"{run.get('data.name')}, {run.get('config.objective.name')}, {rows} held-out rows"
 
 
 def _table(runs: list[RunData]) -> str:
@@ -140,12 +173,12 @@ def _glue(run: RunData) -> str:
     """Return the scores of each fine-tuning protocol by task, and their mean."""
     parts = []
     for name, row in run.evaluated.items():
-        scores: dict[str, float] = {}
+        scores: dict[str, tuple[str, float]] = {}  # by task, its main metric
         for number in row.get("numbers", []):
-            scores.setdefault(number["title"], number["median"])
+            scores.setdefault(number["task"], (number["title"], number["median"]))
         if scores:
-            found = ", ".join(f"{title} {value:.1f}" for title, value in scores.items())
-            parts.append(f"{name}: {found}; mean {statistics.fmean(scores.values()):.1f}")
+            found = ", ".join(f"{title} {value:.1f}" for title, value in scores.values())
+            parts.append(f"{name}: {found}; mean {statistics.fmean(value for _, value in scores.values()):.1f}")
     return ". ".join(parts) or "-"
 
 

@@ -18,17 +18,17 @@ _PROGRESS = 0.01
 class EpochForecast(Callback):
     """Print one warning if the budget covers more than one epoch of `rows_per_epoch` rows of `row_tokens` tokens.
 
-    The speed is measured over at least 20 steps and 1 % of the budget, without compilation.
+    The speed is measured over at least 20 steps and 1 % of the budget, without compilation. A budget with a limit in
+    epochs needs no warning.
     """
 
     def __init__(self, budget: Budget, ledger: Ledger, rows_per_epoch: int, row_tokens: int) -> None:
         self._budget = budget
         self._ledger = ledger
-        self._row_tokens = row_tokens
         self._epoch_tokens = rows_per_epoch * row_tokens
         self._compiled = -1.0
         self._since: tuple[int, float, int] | None = None  # step, progress and tokens at the start of the measurement
-        self._done = False
+        self._done = budget.limits.epochs is not None
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Restart the measurement if anything was compiled since the last step."""

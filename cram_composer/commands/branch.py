@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     )
     branch.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run with checkpoint.branch_at")
     branch.add_argument(
-        "--at", required=True, metavar="TIME", help="where to branch: a time such as 2h, tokens or steps"
+        "--at", required=True, metavar="TIME", help="where to branch: a time such as 2h, tokens, steps or epochs"
     )
     branch.add_argument(
         "--budget", required=True, metavar="TIME", help="budget of the branch, counted from the start of the run"

@@ -41,6 +41,11 @@ def add(commands: Commands) -> None:
         metavar="DIR or key=value",
         help="runs of another recipe at the same sizes, budgets and seeds: which one wins at the next size",
     )
+    scaling.add_argument(
+        "--scores",
+        metavar="NAME",
+        help="say what a lower loss is worth in the scores of this protocol",
+    )
     scaling.add_argument("--output", type=Path, metavar="FILE", help="HTML page (default: ./scaling.html)")
     add_json(scaling, "write no page")
 
@@ -64,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
             flops_per_second=options.flops_per_second,
             embeddings=not options.non_embedding,
             against=options.against,
+            scores=options.scores,
             page=None if options.json else options.output or Path("scaling.html"),
         )
     )

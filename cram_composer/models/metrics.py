@@ -21,22 +21,35 @@ DETECTION: dict[str, Quotient] = {
 
 
 class MaskedLoss(Metric):
-    """Cross-entropy in nats per predicted token: summed over all tokens, divided once."""
+    """Cross-entropy in nats per predicted token: summed over all tokens, divided once.
+
+    Attributes:
+        rows: per batch, the summed loss and the number of predicted tokens of each row, float64 [B, 2].
+    """
 
     full_state_update = False
     total: torch.Tensor
     count: torch.Tensor
+    rows: list[torch.Tensor]
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.rows = []  # no state: each rank keeps its own
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add a batch: `logits` [B, K, V], `labels` int64 [B, K] with -100 where nothing is predicted."""
         losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        self.total += losses.double().sum()
-        self.count += (labels != IGNORED).sum()
+        of_rows = losses.double().view(labels.shape).sum(dim=1)
+        predicted = (labels != IGNORED).sum(dim=1)
+        self.rows.append(torch.stack([of_rows, predicted.double()], dim=1))
+        self.total += of_rows.sum()
+        self.count += predicted.sum()
+
+    def reset(self) -> None:
+        super().reset()
+        self.rows = []
 
     def compute(self) -> torch.Tensor:
         return self.total / self.count

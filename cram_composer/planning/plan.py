@@ -199,6 +199,8 @@ def _assumptions(spec: RunSpec, speed: Speed, precision: str | None, chosen: boo
         lines.append(f"devices compute in {precision}")
     if spec.facts.rows_per_epoch is None:
         lines.append(f"row length and vocabulary are those of {spec.facts.source}")
+        if spec.config.budget.epochs is not None:
+            lines.append("another limit ends the run before budget.epochs does")
     return lines
 
 

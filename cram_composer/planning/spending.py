@@ -12,6 +12,7 @@ from composer.loggers import Logger
 
 from cram_composer.algorithms.registry import REGISTRY, AlgorithmContext
 from cram_composer.budget.budget import build_budget
+from cram_composer.config.schema.run import BudgetConfig
 from cram_composer.errors import CramError
 from cram_composer.planning.run_spec import RunSpec
 from cram_composer.planning.speed import Speed
@@ -44,11 +45,12 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
         work: returns the FLOPs of a row with this many tokens relative to a row of full length.
 
     Raises:
-        CramError: compilation and evaluations take the whole wall-clock budget, or epochs of data that is not built.
+        CramError: compilation and evaluations take the whole wall-clock budget, or only epochs of unknown data limit
+            the run.
     """
     config, devices = spec.config, spec.devices
     loader = spec.build_loader()
-    budget = build_budget(config.budget, devices)
+    budget = build_budget(_known_limits(spec), devices)
     context = AlgorithmContext(budget, loader, devices, config.seed)
     ramps: list[Algorithm] = [
         REGISTRY[name](settings, context)
@@ -57,8 +59,6 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
     ]
     limits = budget.limits
     rows_per_epoch = spec.facts.rows_per_epoch
-    if limits.epochs is not None and rows_per_epoch is None:
-        raise CramError("budget.epochs: the data set is not built; build it first with cram data build")
     evaluations = _evaluation_seconds(spec, speed)
     stretch = 1.0
     if limits.seconds is not None:
@@ -101,6 +101,24 @@ def simulate_budget(spec: RunSpec, speed: Speed, work: Callable[[int], float]) -
         first_batch_size=first * devices,
         last_batch_size=loader.rows * devices,
     )
+
+
+def _known_limits(spec: RunSpec) -> BudgetConfig:
+    """Return the budget without a limit in epochs if the rows of the data are unknown and another limit is set.
+
+    Raises:
+        CramError: there is no other limit.
+    """
+    limits = spec.config.budget
+    if limits.epochs is None or spec.facts.rows_per_epoch is not None:
+        return limits
+    others = limits.model_copy(update={"epochs": None})
+    if all(limit is None for _, limit in others):
+        raise CramError(
+            f"budget.epochs: the rows of the data are unknown ({spec.facts.source}); build the data set, or copy its "
+            "manifest there, or add another limit"
+        )
+    return others
 
 
 def _pieces_per_row(loader: Any) -> int:

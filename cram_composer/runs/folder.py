@@ -25,6 +25,7 @@ RECORD_FORMAT = 2
 FINISHED = ("finished", "stopped-early")  # statuses of a run whose training is complete
 CLOCK = "clock.json"
 METRICS = "metrics.jsonl"
+ROW_LOSSES = "row_losses.npy"
 EVALUATIONS = "evaluations.json"
 DISTURBED_SHARE = 0.05  # of the CPU time, taken by other processes, from which a run says so
 SAVING = ".saving-"  # begins the name of a checkpoint that is being saved

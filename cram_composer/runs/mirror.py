@@ -19,14 +19,14 @@ from typing import Any
 from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BRANCH_POINTS_FOLDER
 from cram_composer.runs.checkpoints import checkpoint_files, checkpoint_problem, newest_checkpoint
-from cram_composer.runs.folder import CLOCK, RECORD, RunFolder, read_record
+from cram_composer.runs.folder import CLOCK, RECORD, ROW_LOSSES, RunFolder, read_record
 from cram_composer.storage.client import METADATA_BYTES, Storage, StorageError
 from cram_composer.storage.files import read_json
 from cram_composer.storage.paths import resolve_inside
 
 _SLOWEST = 1e6  # bytes per second of a copy
 _UPLOAD_PREFIX = ".sending-"
-_CHECKPOINT_COMPANIONS = ("config.yaml", "trace.jsonl", "metrics.jsonl", RECORD, CLOCK)
+_CHECKPOINT_COMPANIONS = ("config.yaml", "trace.jsonl", "metrics.jsonl", ROW_LOSSES, RECORD, CLOCK)
 _REPORT_FILES = ("report.html", "figures")  # written after everything else
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from cram_composer.analysis.compare.comparability import comparability
+from cram_composer.analysis.compare.comparability import comparability, find_cautions
 from cram_composer.analysis.compare.effects import LENTH, Effect, Effects, contrasts, estimate_effects
 from cram_composer.analysis.compare.groups import Group, make_group
 from cram_composer.analysis.compare.page import Section, write_page
@@ -62,6 +62,7 @@ def report_effects(config: SweepConfig, trials: Sequence[Trial], folder: Path) -
     cells = [_HEADER, *(_cells(effect, speed) for effect in effects.effects)]
     if proposal is not None:
         lines.append(f"to confirm {', '.join(effect.name for effect in chosen)} with new seeds: cram sweep {proposal}")
+    lines += [f"note: {line}" for line in find_cautions([run for group in groups for run in group.runs])]
     section = Section("Effects", [_table(cells)], lines, picture=draw_half_normal(effects) if len(names) > 2 else None)
     title = f"Effects of {len(names)} factors in {len(design)} runs"
     page = write_page("design", title, groups, [section], [], [], folder / REPORT)

@@ -51,13 +51,13 @@ def slurm_runner(trials: Sequence[Trial], settings: dict[str, Any], cuda: bool, 
         folder: folder on all nodes, for the files and logs of the jobs.
 
     Raises:
-        CramError: Slurm still runs jobs of an earlier call, or a budget in tokens or steps gives no time limit.
+        CramError: Slurm still runs jobs of an earlier call, or a budget in tokens, steps or epochs gives no time limit.
     """
     settings = {**_SLURM_DEFAULTS, "gpus_per_node": int(cuda), **settings}
     if "timeout_min" not in settings:
         known = [trial.seconds for trial in trials if trial.seconds is not None]
         if len(known) < len(trials):
-            raise CramError("--slurm: a budget in tokens or steps gives no time limit; add timeout_min=MINUTES")
+            raise CramError("--slurm: a budget in tokens, steps or epochs gives no time limit; add timeout_min=MINUTES")
         settings["timeout_min"] = int(max(known) / 60.0) + _SLURM_MARGIN
     if queued := left_over(folder):  # not cancelled, because they train these runs
         arrays = " ".join(sorted({job_id.partition("_")[0] for job_id in queued}))

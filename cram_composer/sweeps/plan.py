@@ -51,7 +51,7 @@ class Trial:
 
     @property
     def seconds(self) -> float | None:
-        """Wall-clock budget on one device in seconds; None for a budget in tokens or steps."""
+        """Wall-clock budget on one device in seconds; None for a budget in tokens, steps or epochs."""
         return build_budget(self.composed.config.budget, world_size=1).limits.seconds
 
 

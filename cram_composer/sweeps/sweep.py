@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from cram_composer.sweeps.execution import local_slots, slurm_runner, train_all
 from cram_composer.sweeps.plan import Trial, baseline_name, duplicate_variants, plan_trials
 from cram_composer.sweeps.progress import SweepProgress, finished_record
 from cram_composer.sweeps.tuning import all_points, better_half, mean_losses, tuned_sweep, tuning_suffix, tuning_sweep
+from cram_composer.sweeps.warm_up import warm_up_trials
+
+_WARM_UP_MINUTES = 60  # of a Slurm job
 
 
 @dataclass(frozen=True)
@@ -74,21 +78,38 @@ def sweep(
         if not confirmed:
             _confirm()
         _prepare_data(left)
-        with _locked(folder), progress:
+
+        def runner_of(block: Sequence[Trial], **settings: Any) -> Runner:
+            if slurm is not None:
+                return slurm_runner(block, settings | slurm, device != "cpu", folder / "slurm")
+            return LocalRunner(slots)
+
+        with _locked(folder):
+            if config.warm_up_steps:
+                _warm_up(config, asked_by, folder, left, partial(runner_of, timeout_min=_WARM_UP_MINUTES))
             plan_looks(folder, config.seeds)
-            for block in _undecided_blocks(left, trials, config) if config.stop_when_decided else [left]:
-                runner: Runner = LocalRunner(slots)
-                if slurm is not None:
-                    runner = slurm_runner(block, slurm, device != "cpu", folder / "slurm")
-                with runner:
-                    for trial, error in train_all(block, runner, progress.running):
-                        progress.ended(trial, error)
+            with progress:
+                for block in _undecided_blocks(left, trials, config) if config.stop_when_decided else [left]:
+                    with runner_of(block) as runner:
+                        for trial, error in train_all(block, runner, progress.running):
+                            progress.ended(trial, error)
     failures = [*progress.failures, *(_incomplete_copies(trials, set(progress.left)) if train else [])]
     if config.factors:
         text, values = report_effects(config, trials, folder)
     else:
         text, values = write_report(trials, baseline_name(config, trials), folder / REPORT)
     return SweepResult(text, {**values, "failures": failures}, failures)
+
+
+def _warm_up(
+    config: SweepConfig, asked_by: str, folder: Path, left: Sequence[Trial], runner_of: Callable[..., Runner]
+) -> None:
+    """Train a few steps of every variant in `left`, whose kernels are then in the cache, and delete the runs."""
+    with warm_up_trials(config, asked_by, folder, left) as short, runner_of(short) as runner:
+        print(f"first, {config.warm_up_steps} steps of {len(short)} variants, to compile kernels", flush=True)
+        for trial, error in train_all(short, runner, lambda _: None):
+            if error:
+                print(f"note: warm-up of {trial.variant}: {error}", flush=True)
 
 
 def _tuned(config: SweepConfig, asked_by: str, folder: Path, *, confirmed: bool, **options: Any) -> SweepResult:
@@ -206,7 +227,7 @@ def _summary(trials: Sequence[Trial], left: Sequence[Trial], slots: int) -> str:
         f"{len(trials)} runs, {variants} variants with {seeds} seed{'s' * (seeds != 1)}, {len(left)} of them to train"
     ]
     if len(known) < len(left):
-        lines.append(f"{len(left) - len(known)} have budgets in tokens or steps, so their time is unknown")
+        lines.append(f"{len(left) - len(known)} have budgets in tokens, steps or epochs, so their time is unknown")
     if known:
         lines.append(f"total budget: {sum(known) / 3600.0:.3g} device-hours")
         if slots:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 from collections.abc import Iterator
+from typing import cast
 
+import numpy as np
+import torch
 from composer.utils import dist
 
 from cram_composer.config.native_forms import fills_masks
 from cram_composer.errors import CramError, describe_error
 from cram_composer.evaluation.held_out import build_held_out_evaluator, held_out_label
-from cram_composer.models.metrics import DETECTION
+from cram_composer.models.metrics import DETECTION, MaskedLoss
 from cram_composer.runs.checkpoints import newest_checkpoint
-from cram_composer.runs.folder import DISTURBED_SHARE
+from cram_composer.runs.folder import DISTURBED_SHARE, ROW_LOSSES
 from cram_composer.runs.mirror import report_failure
 from cram_composer.scaleout.peer_failure import peer_failure
-from cram_composer.storage.files import naming_full_disk
+from cram_composer.storage.files import naming_full_disk, write_atomic
 from cram_composer.train.complete import report_problem
 from cram_composer.train.export import export_session
 from cram_composer.train.profile import profile_steps
@@ -128,14 +132,16 @@ def _publish(session: Session, status: str, reason: str | None) -> int:
 
 def _evaluate(session: Session) -> None:
     found = {}
+    losses: list[torch.Tensor] = []  # of the rows of the validation split, by batch
     for held_out in session.batches.held_out:
         label = held_out_label("final", held_out.name)
         measures = session.setup.model.get_metrics(is_train=False)
         evaluator = build_held_out_evaluator(label, held_out.final, session.config.eval.batch_size, measures)
         session.trainer.eval(eval_dataloader=evaluator)
-        found[held_out.name] = {
-            metric: float(value.compute()) for metric, value in session.trainer.state.eval_metrics[label].items()
-        }
+        measured = session.trainer.state.eval_metrics[label]
+        found[held_out.name] = {metric: float(value.compute()) for metric, value in measured.items()}
+        if not held_out.name:
+            losses = cast(MaskedLoss, measured["loss"]).rows
     metrics = found.pop("")
     rows = sum(batch["input_ids"].shape[0] for batch in session.batches.held_out[0].final)
     session.extra["metrics"] = {
@@ -148,6 +154,17 @@ def _evaluate(session: Session) -> None:
         session.extra["metrics"]["detection"] = detection
     if found:
         session.extra["metrics"]["held_out"] = found
+    _save_row_losses(session, torch.stack(losses))
+
+
+def _save_row_losses(session: Session, losses: torch.Tensor) -> None:
+    """Write the losses of this rank's batches, [batches, rows, 2], and those of the other ranks. Collective."""
+    gathered = dist.all_gather_object(losses.cpu())
+    if dist.get_global_rank() == 0:
+        in_order = torch.stack(gathered, dim=1).reshape(-1, 2)  # batches were dealt to the ranks in turn
+        buffer = io.BytesIO()
+        np.save(buffer, in_order.numpy().astype(np.float32))
+        write_atomic(session.folder.path / ROW_LOSSES, buffer.getvalue())
 
 
 def _print_summary(session: Session) -> None:

@@ -12,11 +12,11 @@ from cram_composer.budget.forecast import EpochForecast
 from cram_composer.budget.ledger import Ledger
 
 
-def drive(rows_per_epoch: int, seconds: float = 1000.0, compile_until: int = 0) -> int:
+def drive(rows_per_epoch: int, seconds: float = 1000.0, compile_until: int = 0, epochs: float | None = None) -> int:
     """Take steps of 800 tokens in 1 s, or 50 s while compiling; return the step of the forecast."""
     clock = [0.0]
     ledger = Ledger(lambda: clock[0])
-    budget = Budget(Limits(seconds))
+    budget = Budget(Limits(seconds, epochs=epochs))
     forecast = EpochForecast(budget, ledger, rows_per_epoch, row_tokens=8)
     ledger.switch("train")
     for step in range(200):
@@ -36,6 +36,11 @@ def test_it_prints_the_number_of_epochs(capsys: pytest.CaptureFixture[str]):
     assert drive(rows_per_epoch=25_000) == 20
     (line,) = capsys.readouterr().err.splitlines()  # 800,000 tokens in 1,000 steps, 200,000 in an epoch
     assert line == "warning: the budget covers 4.0 epochs of the data (200,000 tokens)"
+
+
+def test_a_limit_in_epochs_needs_no_warning(capsys: pytest.CaptureFixture[str]):
+    assert drive(rows_per_epoch=25_000, epochs=10.0) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_less_than_an_epoch_prints_nothing(capsys: pytest.CaptureFixture[str]):

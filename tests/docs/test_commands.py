@@ -81,6 +81,8 @@ NOT_RUN = {
         "DATA",
         "FOLDER",
         "--data DIR",
+        "--data BLIMP",
+        "yamls/cram-babylm.yaml",
         "--data blimp/data",
         "--data held-out.txt",
         "--train ",

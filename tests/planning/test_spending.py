@@ -117,5 +117,9 @@ def test_facts_of_an_unbuilt_data_set_come_from_its_build(tmp_path: Path):
     assert (facts.sequence_length, facts.vocab_size, facts.rows_per_epoch) == (128, 32768, None)
     assert "fineweb-edu.yaml" in facts.source and simulate_budget(plan, SPEED, same).epochs is None
     plan = spec(tmp_path / "nothing", 1, "data.build=yamls/data/fineweb-edu.yaml", *PLAIN, "budget={epochs: 1}")
-    with pytest.raises(CramError, match=r"budget\.epochs: the data set is not built"):
+    with pytest.raises(CramError, match=r"budget\.epochs: the rows of the data are unknown .*add another limit"):
         simulate_budget(plan, SPEED, same)
+    plan = spec(
+        tmp_path / "nothing", 1, "data.build=yamls/data/fineweb-edu.yaml", *PLAIN, "budget={epochs: 1, steps: 3}"
+    )
+    assert simulate_budget(plan, SPEED, same).steps == 3

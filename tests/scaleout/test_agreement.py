@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from cram_composer.runs.folder import ROW_LOSSES
 from tests.scaleout.conftest import COMPARED
 from tests.scaleout.ranks import STEPS, STRATEGIES, Ranks
 from tests.scaleout.table import agreement
@@ -26,6 +28,7 @@ def test_two_ranks_equal_one_rank(strategy: str, resumed_on: tuple[int, ...], ra
     assert found["metrics"]["validation_loss"] == pytest.approx(expected["metrics"]["validation_loss"], rel=1e-4)
     for key in ("steps", "tokens", "parameters", "flops_per_token", "epochs"):
         assert found[key] == expected[key]
+    assert np.load(run / ROW_LOSSES) == pytest.approx(np.load(one_rank / ROW_LOSSES), rel=1e-3)
     assert found["world_size"] == 2
     assert strategy in found["kernels"]["scaleout"].lower()
     for step in (2, STEPS):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.errors import CramError
 from cram_composer.storage.files import read_json
 from cram_composer.sweeps.execution import local_slots
-from cram_composer.sweeps.plan import plan_trials
+from cram_composer.sweeps.plan import Trial, plan_trials
 from cram_composer.sweeps.progress import SweepProgress, progress
 from cram_composer.sweeps.sweep import SweepResult
+from cram_composer.sweeps.warm_up import warm_up_trials
 from tests.conftest import SMALL, SlurmHere
 from tests.servers import Bucket
 
@@ -70,6 +73,32 @@ def test_looks_are_noted_and_more_seeds_after_one_give_no_verdict(capsys: pytest
     status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
     assert status == 0, progress_lines
     assert "no verdict" in text and "seeds were added after a look" in Path("runs/sweeps/own/report.html").read_text()
+
+
+def test_kernels_are_compiled_before_the_runs_that_count(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short: list[tuple[str, int | None]] = []
+
+    @contextlib.contextmanager
+    def watched(*arguments: Any) -> Iterator[list[Trial]]:
+        with warm_up_trials(*arguments) as trials:
+            yield trials
+            for trial in trials:
+                record = read_json(trial.path / "record.json")
+                short.append((trial.variant, record["steps"]))
+
+    monkeypatch.setattr("cram_composer.sweeps.sweep.warm_up_trials", watched)
+    write_sweep(seeds=2, variants={"low": {}, "high": {"set": {"optimizer.lr": 0.05}}}, warm_up_steps=2)
+    status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
+    assert status == 0, progress_lines
+    assert "first, 2 steps of 2 variants, to compile kernels" in text
+    assert sorted(short) == [("high", 2), ("low", 2)]
+    folder = Path("runs/sweeps/own")
+    assert not (folder / ".warm-up").exists()
+    shutil.rmtree(folder / "low-seed2")
+    status, text, _ = sweep("--yes", capsys=capsys)
+    assert status == 0 and "first, 2 steps of 1 variants" in text and short[2:] == [("low", 2)]
 
 
 def test_every_variant_is_compared_at_its_own_best_rate_on_new_seeds(capsys: pytest.CaptureFixture[str]) -> None:

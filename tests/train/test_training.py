@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from cram_composer.runs.folder import RunFolder
+from cram_composer.runs.folder import ROW_LOSSES, RunFolder
 from cram_composer.runs.reproduce import reproduce
 from tests.conftest import REPOSITORY, Train, environment, train_command
 
@@ -110,6 +111,9 @@ def test_a_run_ends_after_a_number_of_epochs(train: Train, tmp_path: Path):
     model = found["config"]["model"]
     embeddings = found["data"]["vocab_size"] * model["hidden_size"]
     assert found["embedding_parameters"] == embeddings < found["parameters"]
+    total, predicted = np.load(tmp_path / "r" / ROW_LOSSES).sum(axis=0, dtype=np.float64)
+    assert total / predicted == pytest.approx(found["metrics"]["validation_loss"], rel=1e-6)
+    assert len(np.load(tmp_path / "r" / ROW_LOSSES)) == found["metrics"]["validation_rows"]
 
 
 def test_a_killed_run_resumes_exactly(train: Train, tiny_data: Path, tmp_path: Path):

@@ -13,6 +13,7 @@ from cram_composer.analysis.runs.run import RunData
 from cram_composer.analysis.runs.table import budget_text
 from cram_composer.runs.folder import DISTURBED_SHARE
 
+_UNEVEN_COMPILATION = 0.05  # of the budget
 _UNFAIR_SPREAD = 0.2  # of the share of the CPU time that other processes took
 
 
@@ -46,7 +47,7 @@ def comparability(a: Group, b: Group) -> Comparability:
     runs = [*a.runs, *b.runs]
     refusals = data_refusals(runs)
     per_character = len(refusals) == 1 and refusals[0].startswith("tokenizer")
-    cautions = _cautions(runs)
+    cautions = find_cautions(runs)
     if per_character and not all(map(_scores_whole_split, runs)):
         cautions.append(
             "the final evaluations cover only part of the held-out text, and the tokenizers cut it at different places"
@@ -136,7 +137,8 @@ def _text_digest(run: RunData) -> str:
     return digest([run.get("data.sources"), split.get("documents"), split.get("characters")])
 
 
-def _cautions(runs: Sequence[RunData]) -> list[str]:
+def find_cautions(runs: Sequence[RunData]) -> list[str]:
+    """Return differences in machine, start and interruptions that may matter, one line each."""
     cautions = []
     for key, what in (
         ("environment.cpu", "processors"),
@@ -152,9 +154,21 @@ def _cautions(runs: Sequence[RunData]) -> list[str]:
     starts = {str((run.get("init_from") or {}).get("path", "random weights")) for run in runs}
     if starts != {"random weights"}:
         cautions.append(f"not all from scratch: the runs start from {_join_distinct(sorted(starts))}")
+    compiling = [share for run in runs if (share := _compile_share(run)) is not None]
+    if compiling and max(compiling) - min(compiling) > _UNEVEN_COMPILATION:
+        cautions.append(
+            f"compilation took {percent(min(compiling))} to {percent(max(compiling))} of a run: only some found their "
+            "kernels in the cache; train again, or sweep with warm_up_steps"
+        )
     if any(one.get("reason") != "branched" for run in runs for one in (run.get("attempts") or [])[:-1]):
         cautions.append("some runs were interrupted and resumed; lost time counts as spent")
     return cautions
+
+
+def _compile_share(run: RunData) -> float | None:
+    """Return the share of the budget that compilation took."""
+    compiling, total = run.get("ledger.inside.compile"), run.get("ledger.inside_total")
+    return compiling / total if is_number(compiling) and is_number(total) and total else None
 
 
 def _join_distinct(values: Iterable[str]) -> str:

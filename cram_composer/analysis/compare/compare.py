@@ -25,6 +25,7 @@ from cram_composer.analysis.compare.measures import (
     common_end,
     curve,
 )
+from cram_composer.analysis.compare.row_losses import compare_rows
 from cram_composer.analysis.compare.statistics import Difference, compare_means, holm
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss, same_objective, times_to_loss
 from cram_composer.analysis.compare.verdict import FIVE_PERCENT, Row, Verdict, at_level, judge
@@ -119,6 +120,7 @@ def _compare_pair(challenger: Group, baseline: Group) -> Pair:
         rows += [Row(f"losses at equal {', '.join(AXES)}", "nats", missing=refusal)]
     else:
         rows += [_loss_at_equal(challenger, baseline, kind, axis, rules) for kind in _KINDS for axis in AXES]
+        rows += [] if rules.per_character else _over_rows(challenger, baseline, rules)
         rows += [] if rules.per_character else _named_losses(challenger, baseline, rules)
         times = times_to_loss(challenger, baseline) if not rules.in_loop else []
     rows.append(_throughput(challenger, baseline))
@@ -149,6 +151,15 @@ def _final_loss(a: Group, b: Group, rules: Comparability, refusal: str) -> Row:
     if refusal:
         return Row(measure, "nats", missing=refusal)
     return _compare_values(measure, "nats", a, b, lambda run: run.get("metrics.validation_loss"), "not measured")
+
+
+def _over_rows(a: Group, b: Group, rules: Comparability) -> list[Row]:
+    """Return the difference with the interval of the choice of held-out rows; none if rows were not recorded."""
+    found = compare_rows(a, b)
+    if found is None:
+        return []
+    measure = f"held-out loss, final, at equal {rules.budget or 'budget'}, {found.difference.runs:,} rows as the sample"
+    return [Row(measure, "nats", found.a, found.b, found.difference)]
 
 
 def _named_losses(a: Group, b: Group, rules: Comparability) -> list[Row]:
@@ -235,7 +246,7 @@ def _score(a: Group, b: Group, protocol: str, score: str, rules: Comparability) 
         return Row(measure, "points", missing=f"not comparable: {rules.refusals[0]}")
     if len({tuple(found[id(run)]["missing"]) for group in have for run in group.runs}) > 1:
         return Row(measure, "points", missing="not comparable: different tasks were scored")
-    if len({_fine_tuning_key(run, protocol) for group in have for run in group.runs}) > 1:
+    if len({fine_tuning_key(run, protocol) for group in have for run in group.runs}) > 1:
         return Row(measure, "points", missing="not comparable: fine-tuned with different settings or numbers of seeds")
     row = _compare_values(measure, "points", have[0], have[1], lambda run: found[id(run)]["mean"], "not measured")
     assert row.difference is not None
@@ -244,7 +255,7 @@ def _score(a: Group, b: Group, protocol: str, score: str, rules: Comparability) 
     return replace(row, difference=_with_known_noise(row.difference, *(len(group.runs) for group in have)))
 
 
-def _fine_tuning_key(run: RunData, protocol: str) -> str:
+def fine_tuning_key(run: RunData, protocol: str) -> str:
     """Return the deviations of a run's fine-tuning from the protocol, and its seeds, as a key."""
     row = run.evaluated[protocol]
     seeds = [(number.get("task"), sorted(number.get("seeds", {}))) for number in row.get("numbers", [])]

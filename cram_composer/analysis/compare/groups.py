@@ -159,9 +159,12 @@ def _make_names_unique(groups: Sequence[Group], given: Iterable[str] = ()) -> No
 
 
 def settings(run: RunData) -> dict[str, Any]:
-    """Return the configuration by dotted key, without the seed and keys that do not affect the result."""
+    """Return the configuration by dotted key, without the seed and keys that do not affect the result.
+
+    Keys without a value are left out, because records of earlier versions lack new ones.
+    """
     config = {key: value for key, value in (run.get("config") or {}).items() if key not in IGNORED_KEYS}
-    return flatten(config)
+    return {key: value for key, value in flatten(config).items() if value is not None}
 
 
 def settings_hash(run: RunData) -> str:
@@ -173,8 +176,7 @@ def differing_settings(runs: Sequence[RunData]) -> list[str]:
     """Return the keys whose values differ between the runs."""
     flat = [settings(run) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one)
-    absent = object()
-    return [key for key in keys if any(one.get(key, absent) != flat[0].get(key, absent) for one in flat)]
+    return [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
 
 
 def digest(value: Any) -> str:

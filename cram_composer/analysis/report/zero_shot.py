@@ -24,19 +24,24 @@ def _minimal_pairs(name: str, row: dict[str, Any]) -> Table:
     paradigms = [
         (paradigm, _accuracy(found["accuracy"]), count(found["pairs"])) for paradigm, found in row["paradigms"].items()
     ]
+    margins = row.get("margins") or {"overall": None, "groups": {}}  # older evaluations have none
     means = [
-        (f"{key}: {value}".replace("_", " "), _accuracy(accuracy), "")
+        (f"{key}: {value}".replace("_", " "), _with_margin(accuracy, margins["groups"].get(key, {}).get(value)), "")
         for key, of_key in row["groups"].items()
         for value, accuracy in of_key.items()
     ]
-    means.append(("mean over paradigms", _accuracy(row["overall"]), ""))
+    means.append(("mean over paradigms", _with_margin(row["overall"], margins["overall"]), ""))
     header = ("Paradigm", "Accuracy, %", "Pairs")
-    caption = f"{name}: minimal pairs by {row['score']}, chance is 50 %"
+    caption = f"{name}: minimal pairs by {row['score']}, chance is 50 %; ± half of the 95 % interval over pairs"
     return Table(caption, header, [*paradigms, *means], numeric=(1, 2), total_rows=len(means))
 
 
 def _accuracy(value: Any) -> str:
     return decimal(value, 1)
+
+
+def _with_margin(value: Any, margin: Any) -> str:
+    return _accuracy(value) if margin is None else f"{_accuracy(value)} ± {_accuracy(margin)}"
 
 
 def _masked_words(name: str, row: dict[str, Any]) -> Table:

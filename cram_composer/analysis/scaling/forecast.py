@@ -2,12 +2,14 @@
 
 The final losses of two recipes are subtracted where shape, budget and seed agree. Geiping and Goldstein (2022, arXiv
 2212.14034) observe that changes to a model shift its curve of loss against compute and leave its slope: the difference
-is then the same at all sizes. Least squares over the logarithm of the parameters tells
-how it changes, and each size is forecast from the smaller ones alone.
+is then the same at all sizes. Least squares over the logarithm of the parameters tells how it changes, and each size is
+forecast from the smaller ones alone. The points of the line are the means of the sizes: runs of one size say nothing
+about others.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from cram_composer.analysis.compare.comparability import data_refusals
 from cram_composer.analysis.compare.statistics import student_quantile
 from cram_composer.analysis.runs.run import Array, RunData
-from cram_composer.analysis.runs.table import budget_text
+from cram_composer.analysis.scaling.prediction import SAME_SIZE, model_size, usable_runs
 from cram_composer.errors import CramError
 
 Interval = tuple[float, float, float]  # value, low, high
+_Condition = tuple[str, str, Any]  # shape, budget, seed
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,20 @@ class SizeDifference:
         return float(self.differences.mean())
 
     @property
+    def is_decided(self) -> bool:
+        """True if the 95 % interval of the mean, by Student's t over the pairs, does not contain zero."""
+        count = len(self.differences)
+        if count < 2:
+            return False
+        error = float(self.differences.std(ddof=1)) / math.sqrt(count)
+        return abs(self.mean) > student_quantile(0.95, count - 1) * error
+
+    @property
     def is_right(self) -> bool | None:
-        """True if the forecast names the better one; None without a forecast."""
-        return None if self.forecast is None else (self.forecast < 0.0) == (self.mean < 0.0)
+        """True if the forecast names the better recipe; None without a forecast, or if the size has not decided."""
+        if self.forecast is None or not self.is_decided:
+            return None
+        return (self.forecast < 0.0) == (self.mean < 0.0)
 
 
 @dataclass(frozen=True)
@@ -59,79 +72,107 @@ class Forecast:
         slope: nats per doubling of the parameters, with its 95 % interval; None below three sizes.
         next_parameters: as much larger than the largest size as that is than the second largest.
         next_difference: forecast there, with the 95 % interval of a mean; None below three sizes.
+        notes: on runs left out.
     """
 
     sizes: list[SizeDifference]
     slope: Interval | None
     next_parameters: float
     next_difference: Interval | None
+    notes: list[str]
 
 
-def forecast(challenger: Sequence[RunData], baseline: Sequence[RunData]) -> Forecast:
-    """Compare two recipes size by size and forecast the next size.
+def forecast(challenger: Sequence[RunData], baseline: Sequence[RunData], embeddings: bool = True) -> Forecast:
+    """Compare two recipes size by size, at the budgets that all sizes share, and forecast the next size.
+
+    Args:
+        challenger, baseline: runs of the two recipes.
+        embeddings: count embeddings as parameters.
 
     Raises:
-        CramError: losses are not comparable, or fewer than two sizes have runs of both with equal budgets and seeds.
+        CramError: losses are not comparable, fewer than two sizes have runs of both with equal budgets and seeds, or
+            several runs of one recipe have equal ones.
     """
-    if refusals := data_refusals([*challenger, *baseline]):
-        raise CramError(f"--against: losses of these runs are not comparable: {'; '.join(refusals)}")
-    ours, theirs = _by_condition(challenger), _by_condition(baseline)
-    shapes: dict[str, list[tuple[float, float]]] = {}  # parameters and difference of every pair
-    for condition in ours.keys() & theirs.keys():
-        other = theirs[condition]
-        loss, reference = (run.get("metrics.validation_loss") for run in (ours[condition], other))
-        shapes.setdefault(condition[0], []).append((float(other.get("parameters")), loss - reference))
-    if len(shapes) < 2:
+    _, notes = usable_runs([*challenger, *baseline])
+    ours, theirs = (_by_condition(usable_runs(runs)[0]) for runs in (challenger, baseline))
+    shared = [condition for condition in theirs if condition in ours]
+    by_shape: dict[str, set[str]] = {}
+    for shape, budget, _ in shared:
+        by_shape.setdefault(shape, set()).add(budget)
+    common = set.intersection(*by_shape.values()) if by_shape else set()
+    if len(by_shape) < 2 or not common:
         raise CramError(
-            f"--against: {len(shapes)} sizes have runs of both with equal layers, hidden size, budget and seed; "
-            "two or more are needed"
+            f"--against: {len(by_shape)} sizes have runs of both with equal layers, hidden size, budget and seed; two "
+            "or more with a budget in common are needed; train them with `cram sweep sizes`"
         )
-    ordered = sorted(shapes.items(), key=lambda item: item[1][0][0])
-    pairs = [np.array(sorted(of_shape)) for _, of_shape in ordered]
+    left_out = sum(budget not in common for _, budget, _ in shared)
+    notes += [f"left out {left_out} pairs whose budget not all sizes have"] * bool(left_out)
+    shapes: dict[str, list[float]] = {}
+    parameters: dict[str, float] = {}
+    for condition in shared:
+        shape, budget, _ = condition
+        if budget in common:
+            loss, other = (group[condition].get("metrics.validation_loss") for group in (ours, theirs))
+            shapes.setdefault(shape, []).append(loss - other)
+            parameters[shape] = model_size(theirs[condition], embeddings)
+    ordered = sorted(shapes, key=lambda shape: parameters[shape])
+    places = np.log2([parameters[shape] for shape in ordered])
+    if (np.diff(places) * math.log(2.0) < SAME_SIZE).any():
+        raise CramError(f"--against: sizes {', '.join(ordered)} hardly differ in parameters; leave out one of them")
+    means = np.array([np.mean(shapes[shape]) for shape in ordered])
     sizes = [
-        SizeDifference(shape, own[0, 0], own[:, 1], _extrapolate(pairs[:place], own[0, 0]) if place else None)
-        for place, ((shape, _), own) in enumerate(zip(ordered, pairs, strict=True))
+        SizeDifference(
+            shape,
+            parameters[shape],
+            np.array(shapes[shape]),
+            _line(places[:n], means[:n], places[n])[0] if n else None,
+        )
+        for n, shape in enumerate(ordered)
     ]
-    next_parameters = sizes[-1].parameters ** 2 / sizes[-2].parameters
-    slope, following = _trend(np.concatenate(pairs), next_parameters) if len(sizes) > 2 else (None, None)
-    return Forecast(sizes, slope, next_parameters, following)
+    following = 2 * places[-1] - places[-2]
+    slope, expected = _trend(places, means, following) if len(sizes) > 2 else (None, None)
+    return Forecast(sizes, slope, float(2.0**following), expected, notes)
 
 
-def _by_condition(runs: Sequence[RunData]) -> dict[tuple[str, str, Any], RunData]:
-    """Return finished runs by shape, budget and seed."""
-    found = {}
+def _by_condition(runs: Sequence[RunData]) -> dict[_Condition, RunData]:
+    """Return runs by shape, budget and seed. Raises CramError for two of one condition."""
+    found: dict[_Condition, RunData] = {}
     for run in runs:
-        if run.get("status") == "finished" and run.get("metrics.validation_loss") is not None:
-            model = run.get("config.model") or {}
-            shape = f"{model.get('num_hidden_layers')}x{model.get('hidden_size')}"
-            found[shape, budget_text(run), run.get("config.seed")] = run
+        model, budget = run.get("config.model") or {}, run.get("budget") or {}
+        limits = {name: limit for name, limit in budget.items() if limit is not None}
+        shape = f"{model.get('num_hidden_layers')}x{model.get('hidden_size')}"
+        condition = shape, json.dumps(limits, sort_keys=True), run.get("config.seed")
+        if condition in found:
+            raise CramError(
+                f"--against: {found[condition].path} and {run.path} have equal layers, hidden size, budget and seed; "
+                "select one of them with a filter, such as recipe=muon"
+            )
+        found[condition] = run
     return found
 
 
-def _extrapolate(smaller: Sequence[Array], parameters: float) -> float:
-    """Extrapolate the differences of smaller sizes, [pairs, 2] each; the only size's mean if there is one."""
-    if len(smaller) == 1:
-        return float(smaller[0][:, 1].mean())
-    pairs = np.concatenate(smaller)
-    slope, level = np.polyfit(np.log(pairs[:, 0]), pairs[:, 1], 1)
-    return float(level + slope * math.log(parameters))
+def _line(places: Array, means: Array, at: float) -> tuple[float, float]:
+    """Return the value at `at` and the slope of the line through the means; the only mean and 0 if there is one."""
+    if len(means) == 1:
+        return float(means[0]), 0.0
+    slope, level = np.polyfit(places, means, 1)
+    return float(level + slope * at), float(slope)
 
 
-def _trend(pairs: Array, parameters: float) -> tuple[Interval, Interval]:
-    """Return the change per doubling of the parameters, and the line's value at `parameters`, by least squares."""
-    doublings = np.log2(pairs[:, 0])
-    design = np.column_stack([np.ones(len(pairs)), doublings])
-    found, *_ = np.linalg.lstsq(design, pairs[:, 1], rcond=None)
-    degrees = len(pairs) - 2
-    variance = float(((pairs[:, 1] - design @ found) ** 2).sum()) / degrees
-    covariance = variance * np.linalg.inv(design.T @ design)
+def _trend(places: Array, means: Array, at: float) -> tuple[Interval, Interval]:
+    """Return the slope of the line through the means of three or more sizes and its value at `at`."""
+    design = np.column_stack([np.ones(len(places)), places])
+    value, slope = _line(places, means, at)
+    degrees = len(places) - 2
+    residuals = means - (value + slope * (places - at))
+    covariance = float((residuals**2).sum()) / degrees * np.linalg.inv(design.T @ design)
     quantile = student_quantile(0.95, degrees)
 
-    def interval(row: Array) -> Interval:
-        value, half = float(row @ found), quantile * math.sqrt(float(row @ covariance @ row))
-        return value, value - half, value + half
+    def interval(middle: float, row: Array) -> Interval:
+        half = quantile * math.sqrt(float(row @ covariance @ row))
+        return middle, middle - half, middle + half
 
-    return interval(np.array([0.0, 1.0])), interval(np.array([1.0, math.log2(parameters)]))
+    return interval(slope, np.array([0.0, 1.0])), interval(value, np.array([1.0, at]))
 
 
 def forecast_as_json(found: Forecast) -> dict[str, Any]:
@@ -139,14 +180,16 @@ def forecast_as_json(found: Forecast) -> dict[str, Any]:
     return {
         "sizes": [
             {
-                "shape": size.shape,
-                "parameters": size.parameters,
-                "differences": size.differences.tolist(),
-                "forecast": size.forecast,
-                "right": size.is_right,
+                "shape": one.shape,
+                "parameters": one.parameters,
+                "differences": one.differences.tolist(),
+                "forecast": one.forecast,
+                "decided": one.is_decided,
+                "right": one.is_right,
             }
-            for size in found.sizes
+            for one in found.sizes
         ],
         "per_doubling": found.slope,
         "next": {"parameters": found.next_parameters, "difference": found.next_difference},
+        "notes": found.notes,
     }

@@ -17,7 +17,15 @@ from cram_composer.analysis.runs.run import RunData
 from cram_composer.analysis.scaling.forecast import Forecast
 from cram_composer.analysis.scaling.law import Fit
 from cram_composer.analysis.scaling.prediction import SAME_SIZE, Scaling
-from cram_composer.analysis.scaling.text import LAWS, forecast_cells, forecast_sentences, held_back_cells, law_cells
+from cram_composer.analysis.scaling.scores import ScoreTrend
+from cram_composer.analysis.scaling.text import (
+    LAWS,
+    forecast_cells,
+    forecast_sentences,
+    held_back_cells,
+    law_cells,
+    score_cells,
+)
 
 _BEYOND = 4.0  # the law is drawn up to this multiple of the longest run
 
@@ -28,6 +36,7 @@ def write_scaling(
     sentences: Sequence[str],
     output: Path,
     compared: Forecast | None = None,
+    trends: Sequence[ScoreTrend] = (),
 ) -> Path:
     """Write the page, with `sentences` below the law, and return its path. Raises CramError if `output` is a folder."""
     parts = []
@@ -45,7 +54,10 @@ def write_scaling(
     if compared is not None:
         header, *rows = forecast_cells(compared)
         table = Table("Difference by size", header, rows, numeric=(1, 2, 3, 4))
-        parts.append(Section("Against another recipe", [table], forecast_sentences(compared)))
+        parts.append(Section("Against another recipe", [table], [*compared.notes, *forecast_sentences(compared)]))
+    if trends:
+        header, *rows = score_cells(trends)
+        parts.append(Section("Scores against the loss", [Table("Scores", header, rows, numeric=(1, 2, 4, 5))]))
     notes = [*scaling.notes, *[scaling.missing] * bool(scaling.missing)]
     title = f"Scaling of {len(scaling.points)} runs"
     return write_page("scaling law", title, group_by_configuration(runs), parts, [], notes, output, first="FLOPs")

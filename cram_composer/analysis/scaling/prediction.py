@@ -87,6 +87,33 @@ def read_points(runs: Sequence[RunData], embeddings: bool = True) -> tuple[list[
     Raises:
         CramError: the losses of the runs are not comparable, or a record does not count embeddings.
     """
+    usable, notes = usable_runs(runs)
+    # The schedule of a branch is that of its trunk plus a decay, so it differs by length.
+    ignored = (*_SIZE_KEYS, "schedule.") if any(run.get("branched_from") for run in usable) else _SIZE_KEYS
+    if differing := [key for key in differing_settings(usable) if not key.startswith(ignored)] if usable else []:
+        notes.append(f"settings differ ({', '.join(differing[:5])}), so the law mixes several recipes")
+    if again := [run.name for run in usable if (run.get("epochs") or 0) > 1]:
+        notes.append(f"{len(again)} runs repeated their data, which is worth less than new tokens")
+    points = [
+        Point(
+            run.name,
+            model_size(run, embeddings),
+            float(run.get("tokens")),
+            float(run.get("metrics.validation_loss")),
+            run.get("flops_per_token"),
+            run.get("tokens_per_second"),
+        )
+        for run in usable
+    ]
+    return points, notes
+
+
+def usable_runs(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:
+    """Return the finished runs with comparable losses and a decayed rate, and notes on those left out.
+
+    Raises:
+        CramError: the losses are not comparable.
+    """
     usable = [run for run in runs if run.get("status") == "finished" and is_number(run.get("metrics.validation_loss"))]
     if refusals := data_refusals(usable):
         raise CramError(
@@ -100,27 +127,11 @@ def read_points(runs: Sequence[RunData], embeddings: bool = True) -> tuple[list[
     if 0 < len(decayed) < len(usable):
         notes.append(f"left out {len(usable) - len(decayed)} runs whose learning rate did not decay")
         usable = decayed
-    # The schedule of a branch is that of its trunk plus a decay, so it differs by length.
-    ignored = (*_SIZE_KEYS, "schedule.") if any(run.get("branched_from") for run in usable) else _SIZE_KEYS
-    if differing := [key for key in differing_settings(usable) if not key.startswith(ignored)] if usable else []:
-        notes.append(f"settings differ ({', '.join(differing[:5])}), so the law mixes several recipes")
-    if again := [run.name for run in usable if (run.get("epochs") or 0) > 1]:
-        notes.append(f"{len(again)} runs repeated their data, which is worth less than new tokens")
-    points = [
-        Point(
-            run.name,
-            _size(run, embeddings),
-            float(run.get("tokens")),
-            float(run.get("metrics.validation_loss")),
-            run.get("flops_per_token"),
-            run.get("tokens_per_second"),
-        )
-        for run in usable
-    ]
-    return points, notes
+    return usable, notes
 
 
-def _size(run: RunData, embeddings: bool) -> float:
+def model_size(run: RunData, embeddings: bool) -> float:
+    """Return the number of parameters, with or without embeddings. Raises CramError if the latter is not recorded."""
     if embeddings:
         return float(run.get("parameters"))
     if not is_number(counted := run.get("embedding_parameters")):
@@ -135,11 +146,13 @@ def _rate_is_high(run: RunData) -> bool:
     return run.get("config.schedule.name") == "constant" or (run.get("config.schedule.final") or 0.0) > 0.5
 
 
-def fit_scaling(points: Sequence[Point], notes: Sequence[str] = (), hold_back: int = 0) -> Scaling:
+def fit_scaling(
+    points: Sequence[Point], notes: Sequence[str] = (), hold_back: int = 0, needs_law: bool = True
+) -> Scaling:
     """Fit the laws to all points except the `hold_back` largest by compute, which are predicted.
 
     Raises:
-        CramError: too few runs for any law.
+        CramError: too few runs for any law, if `needs_law`.
     """
     in_order = sorted(points, key=lambda point: point.parameters * point.tokens)
     used, kept_back = in_order[: len(in_order) - hold_back], in_order[len(in_order) - hold_back :]
@@ -149,17 +162,18 @@ def fit_scaling(points: Sequence[Point], notes: Sequence[str] = (), hold_back: i
     compute = None
     if len(best) > 3:
         compute = fit(np.array([[point.flops] for point in best]), np.array([point.loss for point in best]))
-    if law is None and compute is None:
+    if law is None and compute is None and needs_law:
         raise CramError(
             f"{missing}; provide runs of at least {LEAST_LEVELS} sizes with {LEAST_LEVELS} lengths each, or at least "
             "four runs whose loss falls with compute"
         )
     if law is not None:
         held = [HeldBack(point, law.predict(_sizes_and_tokens([point])[0])) for point in kept_back]
-    else:
-        assert compute is not None
+    elif compute is not None:
         known = [point for point in kept_back if point.flops is not None]
         held = [HeldBack(point, compute.predict(np.array([point.flops]))) for point in known]
+    else:
+        held = []
     return Scaling(used, law, missing, compute, [point.name for point in best], held, list(notes))
 
 

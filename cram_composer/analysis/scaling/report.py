@@ -11,7 +11,14 @@ from cram_composer.analysis.runs.table import list_runs
 from cram_composer.analysis.scaling.forecast import forecast, forecast_as_json
 from cram_composer.analysis.scaling.page import write_scaling
 from cram_composer.analysis.scaling.prediction import as_json, fit_scaling, optimum, predict, read_points
-from cram_composer.analysis.scaling.text import console_text, forecast_text, optimum_line, prediction_line
+from cram_composer.analysis.scaling.scores import score_trends
+from cram_composer.analysis.scaling.text import (
+    console_text,
+    forecast_text,
+    optimum_line,
+    prediction_line,
+    score_text,
+)
 from cram_composer.errors import CramError
 
 
@@ -24,6 +31,7 @@ def report_scaling(
     flops_per_second: float | None = None,
     embeddings: bool = True,
     against: Sequence[str] = (),
+    scores: str | None = None,
     page: Path | None,
 ) -> str:
     """Fit the law to the runs that `items` select; return JSON, or text after writing `page`.
@@ -35,6 +43,7 @@ def report_scaling(
         seconds: wall-clock budget to find the best size for, at `flops_per_second` or the runs' own speed.
         embeddings: count embeddings as parameters.
         against: folders and filters of another recipe's runs, to subtract size by size.
+        scores: protocol whose scores to fit to the losses, and to expect at `size_and_tokens`.
         page: HTML file to write; None for JSON.
 
     Raises:
@@ -46,15 +55,23 @@ def report_scaling(
         raise CramError(f"no finished run among {len(runs)} runs; give folders of finished runs")
     if hold_back >= len(points):
         raise CramError(f"--hold-back {hold_back}: must be below the number of finished runs, {len(points)}")
-    scaling = fit_scaling(points, [*notes, *(f"left out: {problem}" for problem in problems)], hold_back)
+    asks_law = hold_back or size_and_tokens is not None or seconds is not None
+    notes += [f"left out: {problem}" for problem in problems]
+    scaling = fit_scaling(points, notes, hold_back, needs_law=bool(asks_law or not (against or scores)))
     predicted = None if size_and_tokens is None else predict(scaling, *size_and_tokens)
     best = None if seconds is None else optimum(scaling, seconds, flops_per_second)
-    compared = forecast(runs, list_runs(against, Path("runs"))[0]) if against else None
+    compared = None
+    if against:
+        others, unread = list_runs(against, Path("runs"))
+        compared = forecast(runs, others, embeddings)
+        compared.notes.extend(f"left out: {problem}" for problem in unread)
+    trends = [] if scores is None else score_trends(runs, scores, None if predicted is None else predicted[0])
     if page is None:
         answers = {
             "predicted": predicted,
             "optimum": None if best is None else vars(best),
             "against": None if compared is None else forecast_as_json(compared),
+            "scores": [vars(trend) for trend in trends],
         }
         return json.dumps(as_json(scaling) | answers, indent=1, ensure_ascii=False)
     sentences = []
@@ -63,6 +80,7 @@ def report_scaling(
     if best is not None and seconds is not None:
         speed = "at the runs' own speed" if flops_per_second is None else f"at {flops_per_second:.3g} FLOP/s"
         sentences.append(optimum_line(best, seconds, speed))
-    written = write_scaling(scaling, [load_run(run.path) for run in runs], sentences, page, compared)
-    compared_text = [] if compared is None else [forecast_text(compared)]
-    return "\n".join([console_text(scaling), *sentences, *compared_text, "", f"page: {written}"])
+    written = write_scaling(scaling, [load_run(run.path) for run in runs], sentences, page, compared, trends)
+    more = [] if compared is None else [forecast_text(compared)]
+    more += [] if scores is None else [score_text(trends, scores)]
+    return "\n".join([console_text(scaling), *sentences, *more, "", f"page: {written}"])

@@ -9,6 +9,7 @@ from cram_composer.analysis.html.formatting import duration, short_count, signed
 from cram_composer.analysis.scaling.forecast import Forecast
 from cram_composer.analysis.scaling.law import Fit
 from cram_composer.analysis.scaling.prediction import Optimum, Scaling, optimal_exponent, parameters_of
+from cram_composer.analysis.scaling.scores import STEP, ScoreTrend
 
 LAWS = {
     ("parameters", "tokens"): "loss = E + A / parameters^a + B / tokens^b",
@@ -89,7 +90,9 @@ def forecast_cells(found: Forecast) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("size", "parameters", "pairs", "difference, nats", "forecast, nats", "")]
     for size in found.sizes:
         told = "" if size.forecast is None else signed(size.forecast, 4)
-        verdict = {None: "", True: "right", False: "wrong"}[size.is_right]
+        verdict = "" if size.is_decided else "undecided"
+        if size.is_right is not None:
+            verdict = "right" if size.is_right else "wrong"
         pairs = str(len(size.differences))
         rows.append((size.shape, short_count(size.parameters), pairs, signed(size.mean, 4), told, verdict))
     return rows
@@ -98,10 +101,10 @@ def forecast_cells(found: Forecast) -> list[tuple[str, ...]]:
 def forecast_sentences(found: Forecast) -> list[str]:
     """Say how often forecasts were right, how the difference changes with size, and what the next size will show."""
     known = [size.is_right for size in found.sizes if size.is_right is not None]
-    sentences = [f"forecasts of the better one from smaller sizes: {sum(known)} of {len(known)} right"]
+    sentences = [f"forecasts of the better recipe from smaller sizes: {sum(known)} of {len(known)} right"]
     if found.slope is not None and found.next_difference is not None:
         value, low, high = found.slope
-        kind = "a shift of the curve explains it" if low <= 0.0 <= high else "the slope of the curve differs"
+        kind = "a mere shift of the curve is not ruled out" if low <= 0.0 <= high else "the slope of the curve differs"
         sentences.append(
             f"per doubling of the parameters: {signed(value, 4)} nats ({signed(low, 4)} to {signed(high, 4)}); {kind}"
         )
@@ -116,7 +119,29 @@ def forecast_sentences(found: Forecast) -> list[str]:
 def forecast_text(found: Forecast) -> str:
     """Format the differences by size and what they say about the next one."""
     table = _indented(forecast_cells(found), numeric=(1, 2, 3, 4))
-    return "\n".join(["", "difference from the runs of --against", *table, *forecast_sentences(found)])
+    notes = [f"note: {note}" for note in found.notes]
+    return "\n".join(["", "difference from the runs of --against", *table, *notes, *forecast_sentences(found)])
+
+
+def score_cells(trends: Sequence[ScoreTrend]) -> list[tuple[str, ...]]:
+    """Return a header and what a lower loss is worth in every score, with the expected score if a loss is predicted."""
+    expects = any(trend.expected for trend in trends)
+    header = ("score", "runs", f"points per {STEP:g} nats", "95 % interval", "correlation")
+    rows: list[tuple[str, ...]] = [header + ("expected", "95 % interval of one run") * expects]
+    for trend in trends:
+        gain, low, high = trend.gain
+        shown = (trend.title, str(trend.runs), signed(gain, 2), f"{signed(low, 2)} to {signed(high, 2)}")
+        expected: tuple[str, ...] = ()
+        if trend.expected is not None:
+            value, least, most = trend.expected
+            expected = (f"{value:.1f}", f"{least:.1f} to {most:.1f}")
+        rows.append((*shown, signed(trend.correlation, 2), *expected))
+    return rows
+
+
+def score_text(trends: Sequence[ScoreTrend], protocol: str) -> str:
+    """Format what a lower loss is worth in scores."""
+    return "\n".join(["", f"scores of {protocol} for a lower loss", *_indented(score_cells(trends), (1, 2, 4, 5))])
 
 
 def prediction_line(parameters: float, tokens: float, predicted: tuple[float, float, float]) -> str:

@@ -33,7 +33,7 @@ class Source(Settings):
     kind: str
     max_characters: PositiveInt | None = key(None, "stop after about this many characters", le=10**15)
     max_words: PositiveInt | None = key(
-        None, "stop after at most this many words, separated by white space, of both splits together", le=10**15
+        None, "stop after this many words, separated by white space, of both splits together", le=10**15
     )
     stream: SetName | None = key(None, "name of a separate train stream, for data.mixture; null: the shared stream")
 

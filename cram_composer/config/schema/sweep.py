@@ -29,6 +29,12 @@ class SweepConfig(Settings):
     stop_when_decided: bool = key(
         False, "look at the verdicts after every seed from the second on, and train no more seeds of decided variants"
     )
+    warm_up_steps: NonNegativeInt = key(
+        0,
+        "steps that each variant first trains in a run of its own, which is deleted, so that the counted runs find "
+        "compiled kernels in the cache; 0: none",
+        le=10_000,
+    )
     baseline: str | None = key(None, "variant to compare the others with; null: the first")
     set: dict[str, Any] = key(dict, "values of every variant, by dotted key")
     variants: dict[str, VariantConfig] = key(dict, "variants by name")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from cram_composer.evaluation.zero_shot.masked_scoring import MaskedRow, MaskedS
 
 _SENTENCES = ("sentence_good", "sentence_bad")
 _GROUPS = ("field", "linguistics_term")  # keys of BLiMP that group paradigms
+_NORMAL = 1.96
 _SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz")
 
 
@@ -173,25 +175,52 @@ MASKED_POSITIONS: dict[str, Callable[[int, list[int | None]], list[int]]] = {
 
 
 def summarize(protocol: MinimalPairsConfig, scored: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the fields of a model's row: `overall`, the mean over paradigms, and `groups`, means by group.
+    """Return the fields of a model's row.
+
+    They are `overall`, the mean over paradigms, `groups`, means by group, and `margins`, half of the 95 % interval of
+    each mean in the same structure. Pairs are the sample: the interval covers other pairs of these paradigms.
 
     Args:
         protocol: the protocol.
         scored: results of `score_part` by paradigm.
     """
-    groups: dict[str, dict[str, list[float]]] = {}
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for found in scored.values():
         for key, value in found["groups"].items():
-            groups.setdefault(key, {}).setdefault(value, []).append(found["accuracy"])
-    return {
-        "overall": statistics.fmean(found["accuracy"] for found in scored.values()) if scored else None,
-        "groups": {
-            key: {value: statistics.fmean(accuracies) for value, accuracies in sorted(of_key.items())}
+            groups.setdefault(key, {}).setdefault(value, []).append(found)
+
+    def by_group(summary: Callable[[Sequence[dict[str, Any]]], float]) -> dict[str, dict[str, float]]:
+        return {
+            key: {value: summary(of_value) for value, of_value in sorted(of_key.items())}
             for key, of_key in groups.items()
-        },
+        }
+
+    everything = list(scored.values())
+    return {
+        "overall": _mean_accuracy(everything) if scored else None,
+        "groups": by_group(_mean_accuracy),
+        "margins": {"overall": _margin(everything) if scored else None, "groups": by_group(_margin)},
         "paradigms": scored,
         "score": protocol.score,
     }
+
+
+def _mean_accuracy(paradigms: Sequence[dict[str, Any]]) -> float:
+    return statistics.fmean(found["accuracy"] for found in paradigms)
+
+
+def _margin(paradigms: Sequence[dict[str, Any]]) -> float:
+    """Return half of the 95 % interval of the mean over paradigms, in percent.
+
+    The variance of a paradigm is binomial over its pairs, with two right and two wrong ones added (Agresti and Coull
+    1998), so that it is not zero where all are right.
+    """
+    variance = 0.0
+    for found in paradigms:
+        pairs = found["pairs"] + 4
+        share = (found["accuracy"] / 100.0 * found["pairs"] + 2) / pairs
+        variance += share * (1.0 - share) / pairs
+    return 100.0 * _NORMAL * math.sqrt(variance) / len(paradigms)
 
 
 def columns(row: dict[str, Any]) -> dict[str, str]:
@@ -200,13 +229,17 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
         return {"overall": "-"}
     by_field = row["groups"].get("field") or row["groups"].get("linguistics_term") or {}
     shown = by_field or {name: found["accuracy"] for name, found in row["paradigms"].items()}
-    return {"overall": f"{row['overall']:.1f}", **{name: f"{accuracy:.1f}" for name, accuracy in shown.items()}}
+    overall = f"{row['overall']:.1f} +- {row['margins']['overall']:.1f}"
+    return {"overall": overall, **{name: f"{accuracy:.1f}" for name, accuracy in shown.items()}}
 
 
 def legend(protocol: MinimalPairsConfig, parts: Sequence[Paradigm]) -> str:
     """Return the line below the table that explains its numbers."""
     count = f"{len(parts)} paradigm{'s' * (len(parts) != 1)}"
-    return f"accuracy in percent by {protocol.score}, mean over {count}; chance is 50, ties count half"
+    return (
+        f"accuracy in percent by {protocol.score}, mean over {count}; chance is 50, ties count half; +- half of the "
+        "95 % interval over pairs"
+    )
 
 
 def notes(row: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cram_composer.analysis.compare.comparability import find_cautions
 from cram_composer.analysis.compare.compare import Pair, choose_baseline, compare
 from cram_composer.analysis.compare.groups import Group, make_group, read_groups
 from cram_composer.analysis.compare.text import as_json, console_text, overview, row_cells
@@ -59,6 +60,27 @@ def test_one_run_each_gives_no_verdict(make_seeds) -> None:
     found = pair(make_seeds("a", [4.9], **MUON), make_seeds("b", [4.2]))
     assert found.verdict.word == "no verdict"
     assert "+0.7000" in found.verdict.text
+
+
+def test_a_key_that_earlier_versions_lack_does_not_divide_a_group(make_seeds) -> None:
+    older, newer = make_seeds("older", [4.0]), make_seeds("newer", [4.1], first_seed=2, settings={"budget": "600s"})
+    for path, budget in ((older[0], {"wall": "600s"}), (newer[0], {"wall": "600s", "epochs": None})):
+        record = json.loads((path / "record.json").read_text())
+        record["config"]["budget"] = budget
+        (path / "record.json").write_text(json.dumps(record))
+    assert len(read_groups([str(older[0]), str(newer[0])])) == 1
+
+
+def test_uneven_compilation_is_a_caution(make_run) -> None:
+    paths = [make_run(name, seed=seed) for seed, name in enumerate(("cold", "warm"), 1)]
+    for path, seconds in zip(paths, (60.0, 6.0), strict=True):
+        record = json.loads((path / "record.json").read_text())
+        record["ledger"]["inside"]["compile"] = seconds
+        record["ledger"]["inside_total"] = 600.0
+        (path / "record.json").write_text(json.dumps(record))
+    cautions = find_cautions([load_run(path) for path in paths])
+    assert [line for line in cautions if line.startswith("compilation took 1.0 % to 10.0 % of a run")]
+    assert not find_cautions([load_run(paths[0])] * 2)
 
 
 def test_groups_without_a_verdict_share_one_paragraph(make_seeds) -> None:

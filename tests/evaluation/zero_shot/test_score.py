@@ -59,7 +59,13 @@ def test_minimal_pairs_of_two_models_and_nothing_to_do_the_second_time(model, pa
         assert {name: found["accuracy"] for name, found in row["paradigms"].items()} == of_parts
         assert row["overall"] == pytest.approx(sum(of_parts.values()) / 3)
         assert row["groups"]["field"]["syntax"] == pytest.approx((of_parts["p0"] + of_parts["p1"]) / 2)
-        assert f"{row['overall']:.1f}" in next(line for line in table.splitlines() if line.startswith(row["model"]))
+        squares = {}
+        for name, found in row["paradigms"].items():
+            share, count = (found["accuracy"] / 100 * found["pairs"] + 2) / (found["pairs"] + 4), found["pairs"] + 4
+            squares[name] = 196**2 * share * (1 - share) / count
+        assert row["margins"]["overall"] == pytest.approx(sum(squares.values()) ** 0.5 / 3)
+        assert row["margins"]["groups"]["field"]["syntax"] == pytest.approx((squares["p0"] + squares["p1"]) ** 0.5 / 2)
+        assert f"{row['overall']:.1f} +- " in next(line for line in table.splitlines() if line.startswith(row["model"]))
     assert all(word in table for word in ("overall", "syntax", "morphology", "mean over 3 paradigms; chance is 50"))
     before = (tmp_path / "zero-shot.jsonl").read_bytes()
     status, again, progress = eval_(*arguments, "--set", "batch_tokens=64", capsys=capsys)

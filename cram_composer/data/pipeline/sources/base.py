@@ -11,7 +11,7 @@ from pathlib import Path
 from cram_composer.data.pipeline.text import Piece
 
 _WORD = re.compile(r"\S+")
-_BYTES_PER_WORD = 6  # of English, with its space; for estimates of progress
+_BYTES_PER_WORD = 6  # of English, with its space; for estimates of progress, disk and memory
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,15 @@ class _Package(NamedTuple):
 
 def open_starter(config: StarterConfig) -> list[Source]:
     """Open State of the Union addresses and Wikipedia leads. Raises CramError if their packages are not installed."""
-    # Each package gives at most its half of a limit.
-    halves = [None if limit is None else max(1, limit // 2) for limit in (config.max_characters, config.max_words)]
-    return [_open(package, *halves) for package in _PACKAGES]
+    limits = config.max_characters, config.max_words
+    if all(limit is None for limit in limits):
+        return [_open(package, None, None) for package in _PACKAGES]
+    sources = []
+    for number, package in enumerate(_PACKAGES):  # a limit is divided among them
+        part = [None if limit is None else (limit + len(_PACKAGES) - 1 - number) // len(_PACKAGES) for limit in limits]
+        if 0 not in part:
+            sources.append(_open(package, *part))
+    return sources
 
 
 def _open(package: _Package, max_characters: int | None, max_words: int | None) -> Source:

@@ -289,9 +289,15 @@ def test_max_words_of_long_documents(tmp_path, words):
     assert abs(source.expected_bytes - 5 * words) <= words
 
 
-def test_starter_text_has_at_most_max_words():
-    sources = open_sources([StarterConfig(max_words=20_000)])
-    assert [sum(len(piece.text.split()) for piece in source.pieces()) for source in sources] == [10_000, 10_000]
+@pytest.mark.parametrize(("words", "expected"), [(20_001, [10_001, 10_000]), (1, [1])])
+def test_starter_text_has_exactly_max_words(words, expected):
+    sources = open_sources([StarterConfig(max_words=words)])
+    assert [sum(len(piece.text.split()) for piece in source.pieces()) for source in sources] == expected
+
+
+def test_starter_text_divides_max_characters():
+    sources = open_sources([StarterConfig(max_characters=100_000)])
+    assert all(50_000 <= sum(len(piece.text) for piece in source.pieces()) < 90_000 for source in sources)
 
 
 def test_sample_takes_the_head_of_every_file_in_proportion(tmp_path):
