@@ -86,7 +86,7 @@ def sweep(
 
         with _locked(folder):
             if config.warm_up_steps:
-                _warm_up(config, asked_by, folder, left, partial(runner_of, timeout_min=_WARM_UP_MINUTES))
+                _warm_up(left, config.warm_up_steps, folder, partial(runner_of, timeout_min=_WARM_UP_MINUTES))
             plan_looks(folder, config.seeds)
             with progress:
                 for block in _undecided_blocks(left, trials, config) if config.stop_when_decided else [left]:
@@ -101,12 +101,10 @@ def sweep(
     return SweepResult(text, {**values, "failures": failures}, failures)
 
 
-def _warm_up(
-    config: SweepConfig, asked_by: str, folder: Path, left: Sequence[Trial], runner_of: Callable[..., Runner]
-) -> None:
+def _warm_up(left: Sequence[Trial], steps: int, folder: Path, runner_of: Callable[..., Runner]) -> None:
     """Train a few steps of every variant in `left`, whose kernels are then in the cache, and delete the runs."""
-    with warm_up_trials(config, asked_by, folder, left) as short, runner_of(short) as runner:
-        print(f"first, {config.warm_up_steps} steps of {len(short)} variants, to compile kernels", flush=True)
+    with warm_up_trials(left, steps, folder) as short, runner_of(short) as runner:
+        print(f"first, {steps} steps of {len(short)} variants, to compile kernels", flush=True)
         for trial, error in train_all(short, runner, lambda _: None):
             if error:
                 print(f"note: warm-up of {trial.variant}: {error}", flush=True)

@@ -7,33 +7,40 @@ first runs of a sweep pay for the others, and a variant with shapes of its own p
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cram_composer.config.schema.run import BudgetConfig
-from cram_composer.config.schema.sweep import SweepConfig
-from cram_composer.sweeps.plan import Trial, plan_trials
+from cram_composer.config import compose
+from cram_composer.config.schema.run import RunConfig
+from cram_composer.sweeps.plan import Trial
 
 _FOLDER = ".warm-up"
-# Schedules and ramps follow the progress, so that a few steps meet every shape of the run.
-_SETTINGS = {"eval.interval": 0.0, "export.enabled": False, "runs_remote": None}
+_SETTINGS = ["eval.interval=0.0", "export.enabled=false", "runs_remote=null", "train.early_stop=null"]
 
 
 @contextlib.contextmanager
-def warm_up_trials(config: SweepConfig, asked_by: str, folder: Path, left: Sequence[Trial]) -> Iterator[list[Trial]]:
-    """Plan a run of `warm_up_steps` steps of each variant in `left`, in a folder that is deleted in the end."""
-    variants = {trial.variant for trial in left}
-    short = config.model_copy(
-        update={
-            "budget": BudgetConfig(steps=config.warm_up_steps),
-            "seeds": 1,
-            "set": {**config.set, **_SETTINGS},
-        }
-    )
+def warm_up_trials(left: Sequence[Trial], steps: int, folder: Path) -> Iterator[list[Trial]]:
+    """Plan a run of `steps` steps of each variant in `left`, in a part of `folder` that is deleted in the end.
+
+    Schedules and ramps follow the progress, so a few steps meet every shape of the run.
+    """
     place = folder / _FOLDER
+    # The last value of a key counts: a variant may set these itself.
+    ends = [f"budget={{steps: {steps}}}", *_SETTINGS, f"runs_dir={json.dumps(str(place))}"]
     shutil.rmtree(place, ignore_errors=True)
     try:
-        yield [trial for trial in plan_trials(short, asked_by, place) if trial.variant in variants]
+        yield [
+            Trial(
+                trial.variant,
+                trial.seed,
+                place / trial.path.name,
+                trial.yaml,
+                [*trial.overrides, *ends],
+                compose(RunConfig, trial.yaml, [*trial.overrides, *ends]),
+            )
+            for trial in {trial.variant: trial for trial in reversed(left)}.values()
+        ]
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -89,7 +89,8 @@ def test_kernels_are_compiled_before_the_runs_that_count(
                 short.append((trial.variant, record["steps"]))
 
     monkeypatch.setattr("cram_composer.sweeps.sweep.warm_up_trials", watched)
-    write_sweep(seeds=2, variants={"low": {}, "high": {"set": {"optimizer.lr": 0.05}}}, warm_up_steps=2)
+    patience = {"train.early_stop": {"patience": 3}, "eval.interval": 0.3, "budget": {"steps": 5}}
+    write_sweep(seeds=2, variants={"low": {}, "high": {"set": {"optimizer.lr": 0.05, **patience}}}, warm_up_steps=2)
     status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
     assert status == 0, progress_lines
     assert "first, 2 steps of 2 variants, to compile kernels" in text
