@@ -25,6 +25,7 @@ CANNOT = {
     "cram-8gpu-fsdp2": FSDP2_CANNOT,
     "cram-cpu": CPU_CANNOT,
     "cram-2core": CPU_CANNOT,
+    "cram-babylm": CPU_CANNOT,
 }
 
 

@@ -239,7 +239,7 @@ def test_variants_are_trained_compared_and_not_trained_again(capsys: pytest.Capt
     status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
     assert status == 0, progress_lines
     assert "4 runs, 2 variants with 2 seeds, 4 of them to train" in text
-    assert "4 have budgets in tokens or steps" in text
+    assert "4 have budgets in tokens, steps or epochs" in text
     assert "4 of 4" in progress_lines
     row = next(line.split() for line in text.splitlines() if line.startswith("high "))
     records = [json.loads(Path(f"runs/sweeps/own/high-seed{n}/record.json").read_text()) for n in (1, 2)]

@@ -77,7 +77,7 @@ def described(config: DataBuildConfig) -> dict[str, Any]:
     found = {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_CONTENT}
     # Data sets from before there were these keys keep their hash.
     for entry in (found, *found["sources"], found["validation"] or {}, found["packing"]):
-        for key in ("validation", "held_out", "text_columns", "text_suffixes", "segments"):
+        for key in ("validation", "held_out", "text_columns", "text_suffixes", "segments", "max_words"):
             if not entry.get(key):
                 entry.pop(key, None)
     return found

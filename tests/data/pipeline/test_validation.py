@@ -104,7 +104,7 @@ def test_a_fraction_beside_the_files_is_refused(config, held_out, tmp_path):
 
 
 def test_data_sets_from_before_these_keys_keep_their_hash(config):
-    """The hash of this configuration, before `text_columns`, `validation` and `on_bad_record` existed."""
+    """The hash of this configuration, before `text_columns`, `validation`, `max_words` and `on_bad_record` existed."""
     fixed = config.model_copy(update={"sources": [FilesConfig(paths=["a.jsonl"])]})
     assert config_hash(fixed) == "08d0328a13d4a453"
 
