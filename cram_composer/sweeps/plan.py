@@ -82,7 +82,7 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
     yaml = find_shared(Path(sweep.run))
     budget = sweep.budget.model_dump()
     # A budget of the sweep replaces every limit of the run's budget.
-    shared = [*([_override("budget", budget)] if any(budget.values()) else []), *_overrides(sweep.set)]
+    shared = [*([override("budget", budget)] if any(budget.values()) else []), *_overrides(sweep.set)]
     folders = [_NOT_IN_NAMES.sub("-", name) for name in variants]
     if len(set(folders)) < len(folders):
         raise ConfigError(f"{asked_by}: variants: two names give the same folder name, rename one: {_listed(folders)}")
@@ -91,18 +91,18 @@ def plan_trials(sweep: SweepConfig, asked_by: str, folder: Path) -> list[Trial]:
         where = f"{asked_by}: variant '{name}'"
         overrides = [*shared, *_overrides(variant.set)]
         if variant.add or variant.without:
-            overrides.append(_override("recipes", _recipes(overrides, yaml, variant, where)))
+            overrides.append(override("recipes", _recipes(overrides, yaml, variant, where)))
         run_name = f"{_NOT_IN_NAMES.sub('-', name)}-seed{seed}"
         overrides += [
             f"seed={seed}",
             f"run_name={run_name}",
-            _override("runs_dir", str(folder)),
+            override("runs_dir", str(folder)),
             "logging.progress_bar=false",
         ]
         try:
             composed = compose(RunConfig, yaml, overrides)
             if composed.config.runs_remote is not None:  # runs of other sweeps may have the same names
-                overrides.append(_override("runs_remote", f"{composed.config.runs_remote}/{sweep.name}"))
+                overrides.append(override("runs_remote", f"{composed.config.runs_remote}/{sweep.name}"))
                 composed = compose(RunConfig, yaml, overrides)
             check_run(composed.config, world_size=1)
         except ConfigError as error:
@@ -204,10 +204,11 @@ def _recipes(overrides: list[str], yaml: Path, variant: VariantConfig, where: st
 
 
 def _overrides(values: dict[str, Any]) -> list[str]:
-    return [_override(key, value) for key, value in values.items()]
+    return [override(key, value) for key, value in values.items()]
 
 
-def _override(key: str, value: Any) -> str:
+def override(key: str, value: Any) -> str:
+    """Write a key and its value as an override of the command line."""
     return f"{key}={json.dumps(value)}"  # JSON is YAML
 
 

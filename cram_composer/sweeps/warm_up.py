@@ -7,14 +7,13 @@ first runs of a sweep pay for the others, and a variant with shapes of its own p
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
-from cram_composer.sweeps.plan import Trial
+from cram_composer.sweeps.plan import Trial, override
 
 _FOLDER = ".warm-up"
 _SETTINGS = ["eval.interval=0.0", "export.enabled=false", "runs_remote=null", "train.early_stop=null"]
@@ -28,7 +27,7 @@ def warm_up_trials(left: Sequence[Trial], steps: int, folder: Path) -> Iterator[
     """
     place = folder / _FOLDER
     # The last value of a key counts: a variant may set these itself.
-    ends = [f"budget={{steps: {steps}}}", *_SETTINGS, f"runs_dir={json.dumps(str(place))}"]
+    ends = [override("budget", {"steps": steps}), *_SETTINGS, override("runs_dir", str(place))]
     shutil.rmtree(place, ignore_errors=True)
     try:
         yield [

@@ -93,8 +93,9 @@ def forecast(challenger: Sequence[RunData], baseline: Sequence[RunData], embeddi
         CramError: losses are not comparable, fewer than two sizes have runs of both with equal budgets and seeds, or
             several runs of one recipe have equal ones.
     """
-    _, notes = usable_runs([*challenger, *baseline])
-    ours, theirs = (_by_condition(usable_runs(runs)[0]) for runs in (challenger, baseline))
+    usable, notes = usable_runs([*challenger, *baseline])
+    chosen = {id(run) for run in usable}
+    ours, theirs = (_by_condition([run for run in runs if id(run) in chosen]) for runs in (challenger, baseline))
     shared = [condition for condition in theirs if condition in ours]
     by_shape: dict[str, set[str]] = {}
     for shape, budget, _ in shared:

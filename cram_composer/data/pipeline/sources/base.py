@@ -92,9 +92,10 @@ def _head_words(pieces: Iterable[Piece], words: int) -> Iterator[Piece]:
     """Yield the first pieces, the last one cut after the last of `words` words; a document cut off there ends there."""
     left = words
     for piece in pieces:
-        last = next(islice(_WORD.finditer(piece.text), left - 1, None), None)
-        if last is not None:
+        count = len(piece.text.split())
+        if count >= left:
+            last = next(islice(_WORD.finditer(piece.text), left - 1, None))
             yield piece._replace(text=piece.text[: last.end()], last=True)
             return
-        left -= len(piece.text.split())
+        left -= count
         yield piece
