@@ -29,7 +29,8 @@ PAGE = FOLDER.parents[1] / "docs" / "reference" / "leaderboard.md"
 _INTRODUCTION = """# Leaderboard
 
 Runs of this project by data set and objective, the lowest held-out loss first; compare those of one budget on one kind
-of hardware. Each has its whole record, and one command compares a run of yours with it on the same data:
+of hardware. The folder `benchmarks/leaderboard/NAME` has the whole record of each, and one command compares a run of
+yours with it on the same data:
 
 ```bash
 cram compare runs/MINE benchmarks/leaderboard/NAME
@@ -136,7 +137,7 @@ def _table(runs: list[RunData]) -> str:
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * 5}{' ---: |' * (len(header) - 5)}"]
     for run in runs:
         cells = (
-            f"[{run.path.name}](../../benchmarks/leaderboard/{run.path.name}/record.json)",
+            run.path.name,
             f"{date(run):%Y-%m-%d}",
             _hardware(run),
             budget_text(run),

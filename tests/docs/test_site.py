@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -52,3 +56,12 @@ def test_every_page_is_in_the_navigation():
     listed = re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"]))
     pages = [path.relative_to(REPOSITORY / "docs").as_posix() for path in (REPOSITORY / "docs").glob("**/*.md")]
     assert sorted(listed) == sorted([*pages, *docs_site.PAGES.values(), "reference/command-line.md"])
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path: Path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "site" / "reference" / "leaderboard.html").is_file()
