@@ -39,7 +39,7 @@ $(OLDEST)/.complete: requirements-oldest.txt pyproject.toml | $(READY)
 	@touch $@
 
 test-services: $(READY) ## run the tests that need Slurm and other services; what is not installed is skipped by name
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services -rs tests/services $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services -rs tests/services
 
 lint: $(READY) ## ruff (style and format) and mypy (types)
 	$(BIN)/ruff check .
@@ -55,4 +55,4 @@ lock: $(READY) ## resolve pyproject.toml into requirements.lock; newer versions:
 
 clean: ## remove the environment and the caches that make created; runs/ and your data stay
 	@if [ -e .venv/.made-by-setup ]; then rm -rf .venv; fi
-	rm -rf .pytest_cache .mypy_cache .ruff_cache build site cram_composer.egg-info
+	rm -rf $(OLDEST) .pytest_cache .mypy_cache .ruff_cache build site cram_composer.egg-info

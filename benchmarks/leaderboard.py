@@ -61,8 +61,8 @@ strict-small, 2023 to 2026, which leaves out pairs with words that its text lack
 _SUBMISSION = """
 ## How to submit
 
-1. Train with `budget.wall` or `budget.device_hours` on an otherwise idle machine; `cram runs` shows the share of the
-   CPU that others used. No pretrained weights and no text that the tasks are made of.
+1. Train with `budget.wall` or `budget.device_hours` on an otherwise idle machine; `others_cpu_share` in `record.json`
+   is the share of the CPU that others used. No pretrained weights and no text that the tasks are made of.
 2. Score it: `cram eval runs/RUN --suite glue-compact`, `cram eval runs/RUN --suite minimal-pairs --data BLIMP`.
 3. `python -m benchmarks.leaderboard add runs/RUN NAME "COMMAND"`, and open a pull request with the new folder, this
    page and a data set or build file that others can get.

@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 _LAYERS, _WIDTH, _HEADS, _INTERMEDIATE = 4, 128, 2, 512
 _ROWS, _LENGTH, _VOCABULARY = 64, 128, 8192
@@ -73,21 +74,30 @@ def _here(steps: int, settings: list[str]) -> float:
 
 def _there(checkout: Path, steps: int) -> float:
     """Return the tokens/s of the paper's code, in its own environment."""
+    return json.loads(run_cramming(checkout, "theirs", str(steps)))
+
+
+def run_cramming(checkout: Path, *arguments: str, environment: dict[str, str] | None = None, **options: Any) -> str:
+    """Run this file in the environment of cramming, and return its last line. Exits on failure.
+
+    Args:
+        environment: variables besides those of this process.
+        options: of subprocess.run.
+    """
     if "CRAMMING_PYTHON" not in os.environ:
         raise SystemExit("CRAMMING_PYTHON: must be a Python with the packages of cramming; see --help")
-    command = [os.environ["CRAMMING_PYTHON"], __file__, "theirs", str(steps)]
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    command = [os.environ["CRAMMING_PYTHON"], __file__, *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(checkout), **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, **options)
     if done.returncode != 0:
         raise SystemExit(f"cramming: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
 
 
-def _theirs(steps: int) -> float:
-    """Measure the paper's code; runs in its environment."""
+def _engine(overrides: list[str], tokenizer: Any, dataset: Any = None) -> tuple[Any, Any]:
+    """Return an engine of the paper's code with its model, and its data loader; runs in its environment."""
     import cramming  # type: ignore[import-not-found]
     import hydra  # type: ignore[import-not-found]
-    import torch
 
     with hydra.initialize_config_module("cramming.config", version_base="1.1"):
         settings = hydra.compose(
@@ -102,13 +112,21 @@ def _theirs(steps: int) -> float:
                 f"train.batch_size={_ROWS}",
                 "train.batch_size_ramp=0",
                 f"impl.microbatch_size={_ROWS}",
+                *overrides,
             ],
         )
-    torch.manual_seed(0)
     model = cramming.construct_model(settings.arch, _VOCABULARY)
-    tokenizer = SimpleNamespace(model_max_length=_LENGTH)
-    engine, *_ = cramming.load_backend(model, None, tokenizer, settings.train, settings.impl)
+    engine, _, _, loader = cramming.load_backend(model, dataset, tokenizer, settings.train, settings.impl)
     engine.train(settings.train.pretrain_in_train_mode)
+    return engine, loader
+
+
+def _theirs(steps: int) -> float:
+    """Measure the speed of the paper's code; runs in its environment."""
+    import torch
+
+    torch.manual_seed(0)
+    engine, _ = _engine([], SimpleNamespace(model_max_length=_LENGTH))
     input_ids = torch.randint(5, _VOCABULARY, (_ROWS, _LENGTH))
     # A quarter of all tokens, because its sparse prediction requires this number.
     chosen = torch.rand(_ROWS * _LENGTH).argsort()[: _ROWS * _LENGTH // 4]
@@ -123,11 +141,57 @@ def _theirs(steps: int) -> float:
     return _ROWS * _LENGTH / statistics.median(seconds[_WARM_UP:])
 
 
+def _loss_of_theirs(folder: Path, seconds: float, seed: int) -> dict[str, float]:
+    """Train the paper's code for `seconds` with its data loader and schedule, and score it; runs in its environment.
+
+    Args:
+        folder: what benchmarks/peer_losses.py wrote: a tokenizer, train rows of every seed, and masked held-out rows.
+    """
+    import numpy as np
+    import torch
+    from transformers import AutoTokenizer
+
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", model_max_length=_LENGTH)
+    rows = [{"input_ids": row.tolist()} for row in np.load(folder / f"rows-{seed}.npy")]
+    budget = [f"budget={seconds / 3600}", "impl.threads=0", "impl.pin_memory=false"]
+    engine, loader = _engine(budget, tokenizer, rows)
+    steps, start = 0, time.time()
+    for batch in loader:
+        engine.step(engine.to_device(batch))
+        steps += 1
+        if time.time() - start >= seconds:
+            break
+    model = engine.model._orig_mod.eval()
+    loss = held_out_loss(folder, lambda inputs: model.decoder(model.prediction_head(model.encoder(inputs))))
+    return {"loss": loss, "tokens": steps * _ROWS * _LENGTH}
+
+
+def held_out_loss(folder: Path, logits: Any) -> float:
+    """Return the mean cross-entropy in nats of the masked tokens of the held-out rows in `folder`.
+
+    Args:
+        logits: token ids [rows, length] -> logits [rows, length, vocabulary].
+    """
+    import numpy as np
+    import torch
+
+    saved = {name: torch.from_numpy(values) for name, values in np.load(folder / "held-out.npz").items()}
+    total = 0.0
+    with torch.no_grad():
+        for ids, places, labels in zip(*(saved[n].split(64) for n in ("ids", "places", "labels")), strict=True):
+            chosen = logits(ids).float()[torch.arange(len(ids))[:, None], places]
+            total += float(torch.nn.functional.cross_entropy(chosen.flatten(0, 1), labels.flatten(), reduction="sum"))
+    return total / saved["labels"].numel()
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["ours"]:
         _, _, steps, *settings, output = sys.argv
         Path(output).write_text(json.dumps(_here(int(steps), settings)))
     elif sys.argv[1:2] == ["theirs"]:
         print(json.dumps(_theirs(int(sys.argv[2]))))
+    elif sys.argv[1:2] == ["loss"]:
+        print(json.dumps(_loss_of_theirs(Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))))
     else:
         main()

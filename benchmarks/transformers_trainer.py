@@ -71,18 +71,8 @@ def _tokens_per_second(side: str, yaml: str, steps: int, settings: list[str]) ->
 
 def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[float]:
     """Train with a Trainer on the rows, model sizes and settings of `run`; return the seconds of every step."""
-    import torch
-    from transformers import (
-        AutoModelForMaskedLM,
-        AutoTokenizer,
-        DataCollatorForLanguageModeling,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+    from transformers import TrainerCallback
 
-    train, optimizer = run.config.train, run.config.optimizer
-    clipping = run.config.algorithms.gradient_clipping
     ends = [0.0]
 
     class Clock(TrainerCallback):
@@ -91,11 +81,34 @@ def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[flo
         def on_step_end(self, *arguments: Any, **keywords: Any) -> None:
             ends.append(time.perf_counter())
 
-    rows = run.batches.loader.stream.take(steps * train.batch_size).astype("int64")
+    trainer = build_trainer(run, scratch, Clock(), max_steps=steps, torch_compile=compiled)
+    trainer.train()
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
+def build_trainer(run: Session, scratch: str, callback: Any, *, max_steps: int, **changes: Any) -> Any:
+    """Return a Trainer with a new model, and with the rows, model sizes and settings of `run`.
+
+    Args:
+        scratch: folder for its files.
+        changes: further fields of TrainingArguments.
+    """
+    import torch
+    from transformers import (
+        AutoModelForMaskedLM,
+        AutoTokenizer,
+        DataCollatorForLanguageModeling,
+        Trainer,
+        TrainingArguments,
+    )
+
+    train, optimizer = run.config.train, run.config.optimizer
+    clipping = run.config.algorithms.gradient_clipping
+    rows = run.batches.loader.stream.take(max_steps * train.batch_size).astype("int64")
     betas = optimizer.betas or [0.9, 0.999]
     arguments = TrainingArguments(
         output_dir=scratch,
-        max_steps=steps,
+        max_steps=max_steps,
         per_device_train_batch_size=train.device_train_microbatch_size,
         gradient_accumulation_steps=train.batch_size // train.device_train_microbatch_size,
         learning_rate=optimizer.lr,
@@ -106,16 +119,17 @@ def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[flo
         optim="adamw_torch_fused",
         bf16=run.device.precision == "bf16",
         use_cpu=run.device.name == "cpu",
-        torch_compile=compiled,
         dataloader_num_workers=run.config.data.num_workers,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
         seed=run.config.seed,
+        **changes,
     )
+    torch.manual_seed(run.config.seed)
     # A new model, because the run's model has been compiled and moved.
-    trainer = Trainer(
+    return Trainer(
         AutoModelForMaskedLM.from_config(run.setup.model.model.config),
         arguments,
         train_dataset=_Rows(rows),  # type: ignore[arg-type]
@@ -123,11 +137,8 @@ def _trainer(run: Session, steps: int, compiled: bool, scratch: str) -> list[flo
             AutoTokenizer.from_pretrained(run.data.tokenizer),
             mlm_probability=run.config.objective.mlm_probability,
         ),
-        callbacks=[Clock()],
+        callbacks=[callback],
     )
-    torch.manual_seed(run.config.seed)
-    trainer.train()
-    return [after - before for before, after in itertools.pairwise(ends)]
 
 
 class _Rows:

@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Create the branch and train it, or print the command to train it."""
     from cram_composer.runs.branch import BRANCH_YAML, create_branch
+    from cram_composer.runs.reproduce import train_command
     from cram_composer.train.launch import start
 
     made = create_branch(
@@ -41,7 +42,6 @@ def run(options: argparse.Namespace) -> int:
     )
     print(f"{made.path}: from {made.origin}", flush=True)
     if options.prepare or made.devices > 1:
-        count = f"-n {made.devices} " if made.devices > 1 else ""
-        print(f"train: composer {count}train.py {made.path / BRANCH_YAML}")
+        print(f"train: {train_command(made.path / BRANCH_YAML, made.devices)}")
         return 0
     return start(made.composed, made.path)

@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
         commands,
         "doctor",
         run,
-        "Check this machine for a run and measure it, in about two minutes: device, compiler, disk, numerics, "
+        "Check this machine for a run and measure it, in a few minutes: device, compiler, disk, numerics, "
         "compilation, memory, speed, resuming. Exit status 1 if a check fails.",
         ["cram doctor", "cram doctor yamls/cram-1gpu.yaml --json"],
     )

@@ -28,12 +28,12 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Create the run and train it, or print the command to train it."""
     from cram_composer.runs.extend import EXTEND_YAML, create_extension
+    from cram_composer.runs.reproduce import train_command
     from cram_composer.train.launch import start
 
     made = create_extension(options.run_folder, options.budget, name=options.name)
     print(f"{made.path}: from the weights of {options.run_folder}", flush=True)
     if options.prepare or made.devices > 1:
-        count = f"-n {made.devices} " if made.devices > 1 else ""
-        print(f"train: composer {count}train.py {made.path / EXTEND_YAML}")
+        print(f"train: {train_command(made.path / EXTEND_YAML, made.devices)}")
         return 0
     return start(made.composed, made.path)

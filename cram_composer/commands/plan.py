@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
         ],
     )
     add_yaml(plan)
-    plan.add_argument("--devices", type=int, default=1, metavar="N", help="number of devices (default: 1)")
+    plan.add_argument("-n", "--devices", type=int, default=1, metavar="N", help="number of devices (default: 1)")
     plan.add_argument("--budget", metavar="TIME", help="budget instead of the run's, such as 3h or {device_hours: 24}")
     plan.add_argument("--flops", type=float, metavar="F", help="achieved model FLOP/s per device, such as 120e12")
     plan.add_argument("--mfu", type=float, metavar="SHARE", help="achieved FLOP/s as a share of --peak, such as 0.4")

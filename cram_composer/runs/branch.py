@@ -26,7 +26,7 @@ from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BranchPoint, list_branch_points
 from cram_composer.runs.checkpoints import checkpoint_problem
 from cram_composer.runs.folder import METRICS, RECORD
-from cram_composer.runs.reproduce import read_reproducible_record, recompose
+from cram_composer.runs.reproduce import read_reproducible_record, recompose, train_command
 from cram_composer.storage.files import link_or_copy, write_atomic, write_json
 from cram_composer.storage.paths import plain_name
 
@@ -96,7 +96,7 @@ def create_branch(trunk: Path, at: str, budget: str, *, name: str | None = None,
     path = trunk.parent / plain_name(default_name if name is None else name, "--name")
     if path.exists():
         raise CramError(
-            f"{path}: already exists; continue it with `composer train.py {path / BRANCH_YAML}`, or use --name"
+            f"{path}: already exists; continue it with `{train_command(path / BRANCH_YAML)}`, or use --name"
         )
     changes = _branch_schedule(record, limit, decay_start, total, decay_shape) | _rescaled_ramps(record, limit / total)
     key = "wall" if unit == "seconds" else unit

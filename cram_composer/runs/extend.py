@@ -17,8 +17,9 @@ from cram_composer.config.layers import flatten, parse_override, spell_out, unfl
 from cram_composer.config.schema.run import BudgetConfig, SeedsConfig
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import FINISHED
-from cram_composer.runs.reproduce import read_reproducible_record, recompose
+from cram_composer.runs.reproduce import read_reproducible_record, recompose, train_command
 from cram_composer.storage.files import write_atomic
+from cram_composer.storage.paths import plain_name
 
 EXTEND_YAML = "extend.yaml"
 _WARMUP = 0.02  # share of the budget, for a schedule without a warmup
@@ -52,10 +53,10 @@ def create_extension(run: Path, budget: str, *, name: str | None = None) -> Exte
         raise CramError(
             f"{run}: has not finished (status {record['status']}); resume it with the command that began it"
         )
-    path = run.parent / (name or f"{run.name}-extended")
+    path = run.parent / plain_name(name or f"{run.name}-extended", "--name")
     if path.exists():
         raise CramError(
-            f"{path}: already exists; continue it with `composer train.py {path / EXTEND_YAML}`, or use --name"
+            f"{path}: already exists; continue it with `{train_command(path / EXTEND_YAML)}`, or use --name"
         )
     wanted = flatten(record["config"])
     wanted |= {

@@ -81,10 +81,15 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
     write_atomic(target, f"{heading}\n{OmegaConf.to_yaml(OmegaConf.create(unflatten(values)))}")
     return Reproduction(
         target,
-        f"composer {f'-n {devices} ' if devices > 1 else ''}train.py {target}",
+        train_command(target, devices),
         list(_list_differences(wanted, flatten(composed.plain), "in the run", "here")),
         [*_environment_differences(record), *_data_differences(record, composed)],
     )
+
+
+def train_command(yaml: Path, devices: int = 1) -> str:
+    """Return the command that trains `yaml`, which needs nothing but the installed package."""
+    return f"composer -n {devices} -m cram_composer.cli train {yaml}" if devices > 1 else f"cram train {yaml}"
 
 
 def read_reproducible_record(path: Path) -> dict[str, Any]:

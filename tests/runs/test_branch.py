@@ -134,7 +134,7 @@ def test_from_the_command_line_with_a_clock(train: Train, tmp_path: Path, capsys
     assert main([*leave, f"{point.elapsed + 1.5:.2f}s", "--name", "short", "--prepare"]) == 0
     said = capsys.readouterr().out
     yaml = tmp_path / "short" / BRANCH_YAML
-    assert f"train: composer train.py {yaml}" in said
+    assert f"train: cram train {yaml}" in said
     assert main([*leave, "18s", "--name", "short"]) == 2
     assert "already exists; continue it with" in capsys.readouterr().err
     goes_on = subprocess.run([sys.executable, "-m", "cram_composer.cli", "train", str(yaml)], env=environment())

@@ -120,7 +120,7 @@ def test_environment_differences_are_listed(tmp_path: Path, capsys: pytest.Captu
     assert "gpus: ['NVIDIA A6000'] then, [] now" in said
     assert "threads" not in said
     assert "data: not built yet in" in said
-    assert "train:   composer -n 4 train.py first-again.yaml" in said
+    assert "train:   composer -n 4 -m cram_composer.cli train first-again.yaml" in said
 
 
 def test_data_differences_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

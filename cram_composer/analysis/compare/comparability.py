@@ -11,15 +11,11 @@ from cram_composer.analysis.compare.groups import Group, digest
 from cram_composer.analysis.html.formatting import is_number, percent
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.analysis.runs.table import budget_text
+from cram_composer.data.manifest import fingerprint
 from cram_composer.runs.folder import DISTURBED_SHARE
 
 _UNEVEN_COMPILATION = 0.05  # of the budget
 _UNFAIR_SPREAD = 0.2  # of the share of the CPU time that other processes took
-
-
-def data_hash(run: RunData) -> str:
-    """Hash of the recorded manifest, ignoring the versions of the libraries that wrote it."""
-    return digest({key: value for key, value in (run.get("data") or {}).items() if key != "created_with"})
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,8 @@ def data_refusals(runs: Sequence[RunData]) -> list[str]:
         refusals.append(f"tokenizer: {_join_distinct(str(token)[:12] for token in tokenizers)}")
         if len({_text_digest(run) for run in runs}) > 1:
             refusals.append("data: different text")
-    elif len({data_hash(run) for run in runs}) > 1:
-        names = _join_distinct(f"{run.get('data.name')} ({data_hash(run)[:8]})" for run in runs)
+    elif len({_fingerprint(run) for run in runs}) > 1:
+        names = _join_distinct(f"{run.get('data.name')} ({_fingerprint(run)[:8]})" for run in runs)
         refusals.append(f"data: {names}")
     # Row counts differ between tokenizers even for the same text.
     whole_texts = len(tokenizers) > 1 and all(map(_scores_whole_split, runs))
@@ -169,6 +165,10 @@ def _compile_share(run: RunData) -> float | None:
     """Return the share of the budget that compilation took."""
     compiling, total = run.get("ledger.inside.compile"), run.get("ledger.inside_total")
     return compiling / total if is_number(compiling) and is_number(total) and total else None
+
+
+def _fingerprint(run: RunData) -> str:
+    return fingerprint(data) if (data := run.get("data")) else ""
 
 
 def _join_distinct(values: Iterable[str]) -> str:

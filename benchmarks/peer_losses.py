@@ -1,0 +1,204 @@
+"""Held-out loss at equal wall-clock, one core each: two recipes, the paper's code and transformers' Trainer.
+
+CRAMMING_PYTHON=ENVIRONMENT/bin/python python -m benchmarks.peer_losses CHECKOUT OUTPUT data.local=DATA
+python -m benchmarks.peer_losses CHECKOUT OUTPUT --sides trainer --seeds 1 data.local=DATA optimizer.lr=5e-4
+
+CHECKOUT and ENVIRONMENT are as for benchmarks/peer_cramming.py. All sides have 4 layers x 128, the same text, tokenizer
+and rows. The paper's code runs its engine, data loader and schedule (`train=bert-o4`, batches of 64, inductor, fp32 on
+a CPU), the Trainer a BERT with the settings of benchmarks/bert.yaml and a rate that rises for 6 % of the time and then
+falls to zero. Every side masks as it always does; all are scored on the same held-out rows, 15 % all-[MASK]. Results
+stay in OUTPUT, one file each, and are not repeated. Compilation is inside the budget, building the model is not; every
+side first runs for a short time, so that no compilation starts with an empty cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peer_cramming import held_out_loss, run_cramming
+from benchmarks.short_run import REPOSITORY, STEADY, build_run
+
+# Side: the YAML of its run.
+_SIDES = {
+    "best-cram": "yamls/cram-2core.yaml",
+    "cram-cpu": "yamls/cram-cpu.yaml",
+    "cramming": "",
+    "trainer": "benchmarks/bert.yaml",
+}
+_HELD_OUT_ROWS = 1024
+_MOST_TOKENS_PER_SECOND = 60_000  # of the peers on one core: sets the number of rows prepared for them
+_WARM_UP_SECONDS = 20.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--seconds", type=float, default=300.0, help="budget of each run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sides", default=",".join(_SIDES))
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("overrides", nargs="*", help="key=value, for the runs of cram-composer and the Trainer's: data")
+    options = parser.parse_args()
+    sides = options.sides.split(",")
+    if unknown := set(sides) - set(_SIDES):
+        raise SystemExit(f"--sides: unknown {', '.join(sorted(unknown))}; choose from {', '.join(_SIDES)}")
+    options.output = options.output.resolve()
+    options.output.mkdir(parents=True, exist_ok=True)
+    _prepare(options.output, options.seeds, options.seconds, options.overrides)
+    runs = [(side, seed, options.seconds) for seed in range(1, options.seeds + 1) for side in sides]
+    warm_ups = [(side, 1, _WARM_UP_SECONDS) for side in sides]
+    cores: queue.Queue[int] = queue.Queue()
+    for core in sorted(os.sched_getaffinity(0))[: options.jobs]:
+        cores.put(core)
+
+    def train(side: str, seed: int, seconds: float) -> dict[str, float]:
+        core = cores.get()
+        try:
+            return _train(options, side, seed, seconds, core)
+        finally:
+            cores.put(core)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        if any(not _result(options.output, side, seed).exists() for side, seed, _ in runs):
+            list(pool.map(lambda run: train(*run), warm_ups))
+        results = list(pool.map(lambda run: train(*run), runs))
+    print("| side | held-out loss, nats, by seed | mean | minus the first side, paired, 95 % | tokens |")
+    print("| --- | --- | ---: | --- | ---: |")
+    losses = {side: [r["loss"] for run, r in zip(runs, results, strict=True) if run[0] == side] for side in sides}
+    for side in sides:
+        tokens = [r["tokens"] for run, r in zip(runs, results, strict=True) if run[0] == side]
+        by_seed = ", ".join(f"{loss:.3f}" for loss in losses[side])
+        difference = "" if side == sides[0] else _difference(losses[side], losses[sides[0]])
+        mean = statistics.fmean(losses[side])
+        print(f"| {side} | {by_seed} | {mean:.3f} | {difference} | {statistics.fmean(tokens) / 1e6:.2f} M |")
+
+
+def _result(output: Path, side: str, seed: int) -> Path:
+    return output / f"{side}-{seed}.json"
+
+
+def _train(options: argparse.Namespace, side: str, seed: int, seconds: float, core: int) -> dict[str, float]:
+    """Train one side on `core`; return its loss and tokens, from its file in the output if it is there."""
+    kept = _result(options.output, side, seed)
+    measured = seconds == options.seconds
+    if measured and kept.exists():
+        return json.loads(kept.read_text())
+    environment = {"OMP_NUM_THREADS": "1"}
+    pinned = {"preexec_fn": lambda: os.sched_setaffinity(0, {core})}
+    print(f"{side}, seed {seed}, {seconds:g} s on core {core}", file=sys.stderr)
+    if side == "cramming":
+        asked = ["loss", str(options.output), str(seconds), str(seed)]
+        found = json.loads(run_cramming(options.checkout, *asked, environment=environment, **pinned))
+    else:
+        asked = ["side", side, str(options.output), str(seconds), str(seed), *options.overrides]
+        command = [sys.executable, "-m", "benchmarks.peer_losses", *asked]
+        variables = {**os.environ, **environment}
+        done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, **pinned)
+        if done.returncode != 0:
+            raise SystemExit(f"{side}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        found = json.loads(done.stdout.splitlines()[-1])
+    if measured:
+        kept.write_text(json.dumps(found))
+    return found
+
+
+def _prepare(output: Path, seeds: int, seconds: float, overrides: list[str]) -> None:
+    """Write the tokenizer, masked held-out rows, and the train rows of every seed."""
+    import numpy as np
+
+    for seed in range(1, seeds + 1):
+        if (output / f"rows-{seed}.npy").exists():
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            settings = [*STEADY, f"eval.final_rows={_HELD_OUT_ROWS}", f"seed={seed}", *overrides]
+            run, _ = build_run(_SIDES["cram-cpu"], settings, Path(scratch) / "run")
+            shutil.copytree(run.data.tokenizer, output / "tokenizer", dirs_exist_ok=True)
+            batches = run.batches.held_out[0].final
+            parts = {"ids": "input_ids", "places": "masked_positions", "labels": "labels"}
+            held_out = {name: np.concatenate([b[key].numpy() for b in batches]) for name, key in parts.items()}
+            np.savez(output / "held-out.npz", **held_out)
+            rows = int(seconds * _MOST_TOKENS_PER_SECOND / run.data.manifest["sequence_length"])
+            np.save(output / f"rows-{seed}.npy", run.batches.loader.stream.take(rows))
+
+
+def _side(side: str, folder: Path, seconds: float, seed: int, overrides: list[str]) -> dict[str, float]:
+    """Train a run of cram-composer or a Trainer for `seconds`; return its held-out loss and tokens."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if side == "trainer":
+            return _trainer(folder, seconds, seed, overrides, scratch)
+        settings = [
+            f"budget={seconds}s", f"seed={seed}", "run_name=run", f"runs_dir={scratch}", "eval.interval=0",
+            f"eval.final_rows={_HELD_OUT_ROWS}", "train.threads=1", "checkpoint.interval=1d",
+        ]  # fmt: skip
+        command = [sys.executable, "-m", "cram_composer.cli", "train", _SIDES[side], *settings, *overrides]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        record = json.loads((Path(scratch) / "run" / "record.json").read_text())
+        import torch
+        from transformers import AutoModelForMaskedLM
+
+        model = AutoModelForMaskedLM.from_pretrained(Path(scratch) / "run" / "export", trust_remote_code=True).eval()
+        loss = held_out_loss(folder, lambda ids: model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
+        return {"loss": loss, "recorded": record["metrics"]["validation_loss"], "tokens": record["tokens"]}
+
+
+def _trainer(folder: Path, seconds: float, seed: int, overrides: list[str], scratch: str) -> dict[str, float]:
+    import torch
+    from transformers import TrainerCallback
+
+    from benchmarks.transformers_trainer import build_trainer
+
+    class Budget(TrainerCallback):
+        """Callback that sets the rate by the elapsed time, and stops at the end of the budget."""
+
+        start = 0.0
+
+        def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_begin(self, arguments: Any, state: Any, control: Any, optimizer: Any = None, **rest: Any) -> None:
+            progress = min((time.perf_counter() - self.start) / seconds, 1.0)
+            factor = min(progress / 0.06, (1.0 - progress) / 0.94)
+            for group in optimizer.param_groups:
+                group["lr"] = arguments.learning_rate * factor
+
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **rest: Any) -> None:
+            control.should_training_stop = time.perf_counter() - self.start >= seconds
+
+    settings = [*STEADY, "budget=1h", f"seed={seed}", "train.threads=1", "train.device_train_microbatch_size=32"]
+    run, _ = build_run(_SIDES["trainer"], [*settings, *overrides], Path(scratch) / "run")
+    tokens_per_step = run.config.train.batch_size * run.data.manifest["sequence_length"]
+    most_steps = int(seconds * _MOST_TOKENS_PER_SECOND / tokens_per_step)
+    trainer = build_trainer(run, scratch, Budget(), max_steps=most_steps, lr_scheduler_type="constant")
+    trainer.train()
+    model = trainer.model.eval()
+    loss = held_out_loss(folder, lambda ids: model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
+    return {"loss": loss, "tokens": trainer.state.global_step * tokens_per_step}
+
+
+def _difference(losses: list[float], others: list[float]) -> str:
+    from cram_composer.analysis.compare.statistics import compare_means
+
+    found = compare_means(dict(enumerate(losses)), dict(enumerate(others)))
+    interval = "" if found.low is None else f" ({found.low:+.3f} to {found.high:+.3f})"
+    return f"{found.mean:+.3f}{interval}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["side"]:
+        _, _, side, folder, seconds, seed, *overrides = sys.argv
+        print(json.dumps(_side(side, Path(folder), float(seconds), int(seed), overrides)))
+    else:
+        main()
