@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--sides", default=",".join(_SIDES))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("overrides", nargs="*", help="key=value, for the runs of cram-composer and the Trainer's: data")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     sides = options.sides.split(",")
     if unknown := set(sides) - set(_SIDES):
         raise SystemExit(f"--sides: unknown {', '.join(sorted(unknown))}; choose from {', '.join(_SIDES)}")
