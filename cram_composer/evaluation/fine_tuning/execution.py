@@ -53,7 +53,7 @@ def run_jobs(
         slots = [Slot(gpu) for gpu in visible_gpus(torch.cuda.device_count())]
     else:
         slots = [Slot()] * min(processes or min(cores, 8), len(jobs))
-    threads = max(1, cores // len(slots)) if slurm is None else 0
+    threads = threads_per_job(cores, len(slots)) if slurm is None else 0
     runner: Runner = LocalRunner(slots, _PRELOAD)
     if slurm is not None:
         cancel_left_over(folder)
@@ -73,6 +73,16 @@ def run_jobs(
             if error and slurm is not None and not result.killed:
                 error += f"; logs in {folder}"
             yield job, result.value or [], error and f"{job.title}: {error}"
+
+
+def threads_per_job(cores: int, jobs: int) -> int:
+    """Return the CPU threads of each of `jobs` jobs at a time: its share of the cores, at most OMP_NUM_THREADS.
+
+    Two threads that meet at every operation are many times slower than one if another process keeps a core busy.
+    """
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, cores // jobs)
+    return min(share, max(1, int(allowed))) if allowed.isdecimal() else share
 
 
 def _run(job: Job, device: str, threads: int) -> list[Result]:

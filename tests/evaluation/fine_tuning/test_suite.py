@@ -12,6 +12,7 @@ import pytest
 from cram_composer.cli import main
 from cram_composer.config.schema.evaluation import ProtocolConfig, TaskSettingsConfig
 from cram_composer.errors import CramError
+from cram_composer.evaluation.fine_tuning.execution import threads_per_job
 from cram_composer.evaluation.fine_tuning.jobs import plan_jobs, plan_selection, select_settings
 from cram_composer.evaluation.fine_tuning.results import Result, read_results
 from cram_composer.evaluation.fine_tuning.suite import _pending_jobs
@@ -283,3 +284,16 @@ def test_slurm_jobs_are_two_arrays_of_which_the_second_waits_for_mnli(model, dat
     assert status == 1 and "CoLA, seed 1" in progress and "logs in" in progress
     assert {r.task for r in read_results(tmp_path / "results.jsonl")} == {"mnli", "rte"}
     assert "not scored: CoLA" in table
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "variable", "threads"),
+    [(8, 2, None, 4), (2, 8, None, 1), (8, 2, "1", 1), (8, 2, "16", 4), (8, 2, "0", 1), (8, 2, "4,2", 4)],
+)
+def test_jobs_share_the_cores_within_omp_num_threads(
+    cores: int, jobs: int, variable: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert threads_per_job(cores, jobs) == threads
