@@ -109,6 +109,11 @@ def saved(folder: Path, step: int = 10) -> dict[str, Any]:
     return {"model": state["model"], "optimizers": state["optimizers"], "algorithms": algorithms}
 
 
+def last_state(folder: Path) -> dict[str, Any]:
+    """Load the state of a run's newest checkpoint."""
+    return torch.load(sorted((folder / "checkpoints").glob("step-*.pt"))[-1], weights_only=False)["state"]
+
+
 def interrupted_copy(whole: Path, copy: Path, at: int = 4) -> Path:
     """Copy a finished run to `copy` as if it had been killed at step `at`."""
     shutil.copytree(whole, copy)

@@ -10,6 +10,7 @@ from unittest import mock
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention
 
 from benchmarks.gpu_lowering.graphs import Lowering, Region
@@ -18,7 +19,7 @@ from cram_composer.config.schema.run import RunConfig
 from cram_composer.models.attention_kernels import FlexAttention
 from cram_composer.models.crambert.attention import DenseAttention
 from cram_composer.models.losses import LOSSES
-from cram_composer.planning.run_spec import RunSpec, fake_tensors, read_data_facts
+from cram_composer.planning.run_spec import RunSpec, read_data_facts
 
 YAML = Path(__file__).parents[2] / "yamls" / "cram-1gpu.yaml"
 
@@ -81,7 +82,7 @@ def lower_step(overrides: list[str], capability: int, rows: int = 256, yaml: Pat
     counters.clear()
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in next(iter(spec.build_loader(rows))).items()}
     with (
-        fake_tensors(),
+        FakeTensorMode(),
         mock.patch.object(nn.Module, "compile", compile_lowering),
         mock.patch.object(flex_attention, "_validate_device", lambda *tensors: None),  # flex has no backward on a CPU
     ):

@@ -235,11 +235,8 @@ def _shard_file(root: Path, split: str, info: dict[str, Any]) -> ShardFile:
 
 def file_xxh64(path: Path) -> str:
     """Return the xxh64 hash of a file in hexadecimal."""
-    found = xxhash.xxh64()
     with open(path, "rb") as file:
-        while chunk := file.read(_READ_BYTES):
-            found.update(chunk)
-    return found.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh64).hexdigest()  # type: ignore[arg-type]
 
 
 def _verify_shard(path: Path, expected: ShardFile, full: bool) -> None:

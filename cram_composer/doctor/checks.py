@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -62,22 +61,16 @@ def run_checks(context: CheckContext, groups: dict[str, CheckGroup], report: Cal
     """Carry out the groups in order; one that raises an error is a failed check of its name."""
     checks: list[Check] = []
     for name, group in groups.items():
-        with _failing(name, checks, report):
+        try:
             for check in group(context):
                 checks.append(check)
                 context.findings[check.name] = check.values
                 report(check)
+        except Exception as error:
+            line = str(error) if isinstance(error, CramError) else describe_error(error)
+            checks.append(Check(name, "fail", line.splitlines()[0]))
+            report(checks[-1])
     return checks
-
-
-@contextmanager
-def _failing(name: str, checks: list[Check], report: Callable[[Check], None]) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        line = str(error) if isinstance(error, CramError) else describe_error(error)
-        checks.append(Check(name, "fail", line.splitlines()[0]))
-        report(checks[-1])
 
 
 def checks_as_json(checks: list[Check]) -> dict[str, Any]:

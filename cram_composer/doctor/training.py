@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cram_composer.analysis.html.formatting import count, decimal, duration, percent, short_count
 from cram_composer.data.loading.preflight import format_bytes
@@ -18,7 +19,6 @@ from cram_composer.doctor.precision import card_of
 from cram_composer.errors import CramError
 from cram_composer.jobs.processes import last_error, run_module
 from cram_composer.planning.memory import measure_step_memory
-from cram_composer.planning.run_spec import fake_tensors
 from cram_composer.planning.speed import Speed, row_flops
 from cram_composer.planning.spending import simulate_budget
 from cram_composer.planning.strategies import estimate_memory
@@ -83,7 +83,7 @@ def _speed(context: CheckContext, speed: Speed, warm: dict[str, Any]) -> Iterato
     microbatches = config.train.batch_size // (config.train.microbatch * context.processes)
     seconds = speed.step(microbatches)
     tokens = microbatches * config.train.microbatch * length / seconds
-    with fake_tensors():
+    with FakeTensorMode():
         network = context.spec.build_model().model
     flops = tokens / length * row_flops(context.spec, network, length)
     card = card_of(torch.cuda.get_device_name()) if context.device.name == "gpu" else None
@@ -109,7 +109,7 @@ def _speed(context: CheckContext, speed: Speed, warm: dict[str, Any]) -> Iterato
 def _projection(context: CheckContext, speed: Speed) -> Check:
     """Say what the budget gives at this speed, and how to type what was found."""
     spec = context.spec
-    with fake_tensors():
+    with FakeTensorMode():
         network = spec.build_model().model
     length = spec.facts.sequence_length
     spending = simulate_budget(

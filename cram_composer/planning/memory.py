@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,7 +25,7 @@ from cram_composer.models.compilation import encoder_layers
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.optim.parameters import describe_parameters
-from cram_composer.planning.run_spec import RunSpec, fake_tensors
+from cram_composer.planning.run_spec import RunSpec
 
 _EIGHT_BIT_MIN_ELEMENTS = 4096  # elements: bitsandbytes keeps the moments of smaller tensors in fp32
 _EIGHT_BIT_BLOCK = 256  # elements that share a scale in fp32
@@ -92,7 +92,7 @@ def measure_step_memory(spec: RunSpec, precision: str) -> StepMemory:
     config = spec.config
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     fixed, row = _measure_activations(spec, dtype)
-    with fake_tensors():
+    with FakeTensorMode():
         model = spec.build_model(dtype)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         weights = tensor_bytes(model.parameters())
@@ -118,7 +118,7 @@ def _measure_activations(spec: RunSpec, dtype: torch.dtype | None) -> tuple[floa
     """Return the fixed activation bytes and those per row, from two microbatch sizes."""
     rows = spec.config.train.microbatch
     try:
-        with fake_tensors():
+        with FakeTensorMode():
             small, large = (measure_activation_peak(spec, spec.build_model(dtype), count) for count in (rows, 2 * rows))
     except DataDependentOutputException:  # some transformers models branch on their masks: compute with few rows
         rows = 1

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import count, decimal, duration, percent, short_count
@@ -19,7 +20,7 @@ from cram_composer.errors import CramError
 from cram_composer.planning.cards import CARDS, Card, estimated_flops, memory_bytes_per_token
 from cram_composer.planning.memory import StepMemory, measure_step_memory
 from cram_composer.planning.microbatch import FEW_ROWS, USABLE, candidates, estimated_shares, with_microbatch
-from cram_composer.planning.run_spec import DataFacts, RunSpec, divisors, fake_tensors, read_data_facts
+from cram_composer.planning.run_spec import DataFacts, RunSpec, divisors, read_data_facts
 from cram_composer.planning.speed import Speed, measure_speed, over_phases, row_flops, speed_from_flops
 from cram_composer.planning.spending import Spending, simulate_budget
 from cram_composer.planning.strategies import STRATEGIES, MemoryEstimate, estimate_memory, strategy_name
@@ -93,7 +94,7 @@ def make_plan(
     if timed and memory is not None and expected.verdict == "too large":
         raise CramError(_too_large(expected, microbatch, memory))
     spec = RunSpec(config, facts, devices)
-    with fake_tensors():
+    with FakeTensorMode():
         network = spec.build_model().model
     length = facts.sequence_length
     flops_per_row = cache(lambda tokens: row_flops(spec, network, tokens))

@@ -10,7 +10,6 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cram_composer.config import compose
 from cram_composer.config.schema.data_build import DataBuildConfig
@@ -148,11 +147,6 @@ class _RandomRowStream:
 
     def advance(self, rows: int) -> None:
         """Do nothing: every call of `peek` returns other rows."""
-
-
-def fake_tensors() -> FakeTensorMode:
-    """Return a context in which tensors have shapes, dtypes and storages, but no content and no memory."""
-    return FakeTensorMode()
 
 
 def divisors(number: int) -> list[int]:

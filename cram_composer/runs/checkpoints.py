@@ -21,10 +21,7 @@ class SavedCheckpoint:
 
 def sha256(file: BinaryIO) -> str:
     """Return the SHA-256 of the rest of an open file, in hexadecimal."""
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def checkpoint_files(directory: Path) -> list[Path]:

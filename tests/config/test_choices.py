@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from cram_composer.config import compose_run
 from cram_composer.config.schema.introspect import sections, tag
 from cram_composer.config.schema.optimizer import OptimizerConfig
+from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.schedule import ScheduleConfig
 from cram_composer.errors import ConfigError
 from tests.conftest import REPOSITORY
@@ -33,6 +35,11 @@ def devices(path: Path) -> int:
     return 8 if "8gpu" in path.name else 1
 
 
+@functools.cache
+def unchanged(path: Path) -> RunConfig:
+    return compose_run(path, [], devices(path)).config
+
+
 def test_there_are_as_many_as_documented():
     assert (len(OPTIMIZERS), len(SCHEDULES)) == (13, 11)
 
@@ -44,7 +51,7 @@ def test_every_optimizer_composes_on_every_yaml(path: Path, name: str):
         with pytest.raises(ConfigError, match=rf"scaleout\.strategy: .*optimizer\.name={name}|{name} needs a GPU"):
             compose_run(path, [f"optimizer.name={name}"], devices(path))
         return
-    before = compose_run(path, [], devices(path)).config.optimizer
+    before = unchanged(path).optimizer
     after = compose_run(path, [f"optimizer.name={name}"], devices(path)).config.optimizer
     assert after.name == name
     assert (after.lr, after.groups) == (before.lr, before.groups), "the tuned rate and the groups stay"
@@ -55,7 +62,7 @@ def test_every_optimizer_composes_on_every_yaml(path: Path, name: str):
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_composes_on_every_yaml(path: Path, name: str):
-    before = compose_run(path, [], devices(path)).config.schedule
+    before = unchanged(path).schedule
     after = compose_run(path, [f"schedule.name={name}"], devices(path)).config.schedule
     assert after.name == name
     assert after == (before if name == before.name else type(after)())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import shlex
@@ -242,11 +243,15 @@ def check_python(words: list[str]) -> None:
 CHECKS = {"cram": check_cram, "composer": check_composer, "make": check_make, "python": check_python}
 
 
+@functools.cache
+def validators() -> list[jsonschema.Draft202012Validator]:
+    return [jsonschema.Draft202012Validator(json_schema(kind)) for kind in KINDS]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_yaml_blocks_follow_a_schema(page: Path):
-    schemas = [jsonschema.Draft202012Validator(json_schema(kind)) for kind in KINDS]
     for block in yaml_blocks(page):
-        assert any(schema.is_valid(yaml.safe_load(block)) for schema in schemas), block
+        assert any(schema.is_valid(yaml.safe_load(block)) for schema in validators()), block
 
 
 # --- Everything runs, or is listed. ---

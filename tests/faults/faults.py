@@ -226,7 +226,7 @@ _S3_FAULTS = [
         restore,
         line="its xxh64 hash differs from the one in index.json (fetched twice)",
         bound=AT_ONCE,
-        quick=(1,),
+        quick=(),
     ),
     Fault(
         "emptied",
@@ -235,7 +235,7 @@ _S3_FAULTS = [
         fill_again,
         line="no such object",
         bound=AT_ONCE,
-        quick=(2,),
+        quick=(),
     ),
     Fault(
         "corrupt-mirrored",

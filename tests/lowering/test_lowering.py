@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.gpu_lowering.__main__ import CASES
 from cram_composer.config import compose
@@ -20,7 +21,7 @@ from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
 from cram_composer.planning.cards import CARDS, memory_bytes_per_token
 from cram_composer.planning.memory import StepMemory, measure_step_memory
 from cram_composer.planning.microbatch import USABLE, candidates, estimated_shares, with_microbatch
-from cram_composer.planning.run_spec import RunSpec, fake_tensors, read_data_facts
+from cram_composer.planning.run_spec import RunSpec, read_data_facts
 from tests.conftest import REPOSITORY
 
 RECORDED = json.loads((REPOSITORY / "benchmarks" / "gpu_lowering" / "recorded.json").read_text())
@@ -143,7 +144,7 @@ def test_the_bytes_of_plans_are_those_lowered(name: str):
     overrides, capability = CASES[name]
     config = with_microbatch(compose(RunConfig, YAML, overrides).config, 8)
     spec = RunSpec(config, read_data_facts(config.data), 1)
-    with fake_tensors():
+    with FakeTensorMode():
         network = spec.build_model().model
     assert isinstance(network, CramBertForMaskedLM)
     case = RECORDED["cases"][name]

@@ -6,17 +6,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Train, environment, train_command
-
-
-def last_state(run: Path) -> dict[str, Any]:
-    return torch.load(sorted((run / "checkpoints").glob("step-*.pt"))[-1], weights_only=False)["state"]
+from tests.tiny_runs import last_state
 
 
 def test_schedule_free_exports_its_average(train: Train, tmp_path: Path):

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.optim.factory import build_optimizer
 from cram_composer.planning.memory import PeakBytes, measure_activation_peak, measure_step_memory, optimizer_bytes
-from cram_composer.planning.run_spec import RunSpec, fake_tensors, read_data_facts
+from cram_composer.planning.run_spec import RunSpec, read_data_facts
 from tests.conftest import REPOSITORY, SMALL
 from tests.data.data_sets import write_data_set
 
@@ -74,7 +75,7 @@ def test_activations_are_what_a_real_backward_keeps_and_the_logits(data: Path, d
 def test_microbatches_make_activations_in_proportion(data: Path):
     plan = spec(data)
     step = measure_step_memory(plan, "bf16")
-    with fake_tensors():
+    with FakeTensorMode():
         assert step.activations(48) == pytest.approx(
             measure_activation_peak(plan, plan.build_model(torch.bfloat16), 48), rel=0.01
         )
@@ -104,7 +105,7 @@ def test_optimizer_state_is_that_of_a_real_step(data: Path, name: str):
             pending += item.values()
         elif isinstance(item, list | tuple):
             pending += item
-    with fake_tensors():
+    with FakeTensorMode():
         assert optimizer_bytes(plan.config, plan.build_model()) == held > 0
 
 

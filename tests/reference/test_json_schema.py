@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,13 @@ YAMLS = sorted(
 )
 
 
+@functools.cache
+def validator_of(kind: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json_schema(kind))
+
+
 def accepts(kind: str, value: Any) -> bool:
-    return jsonschema.Draft202012Validator(json_schema(kind)).is_valid(value)
+    return validator_of(kind).is_valid(value)
 
 
 @pytest.mark.skipif(
@@ -45,7 +51,7 @@ def test_every_yaml_names_its_schema_and_follows_it(name: str):
     assert first.startswith(prefix)
     schema = (path.parent / first.removeprefix(prefix)).resolve()
     assert schema.parent == SCHEMAS
-    jsonschema.validate(read_yaml(path), json.loads(schema.read_text(encoding="utf-8")))
+    validator_of(schema.stem).validate(read_yaml(path))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import environment, train_command
 from tests.data.data_sets import write_data_set
+from tests.tiny_runs import losses
 
 SETTINGS = [
     "budget={steps: 60, wall: 300s}",
@@ -22,10 +23,6 @@ SETTINGS = [
 
 def command(root: Path, runs: Path, name: str, ranks: int | None) -> list[str]:
     return train_command(root, runs, [f"run_name={name}", *SETTINGS], ranks)
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "trace.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, 2), pytest.param(2, None, marks=pytest.mark.slow)])

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from cram_composer.config import compose
 from cram_composer.config.schema.run import BudgetConfig, RunConfig
 from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.errors import CramError
+from cram_composer.jobs.runner import Runner
 from cram_composer.storage.files import read_json
 from cram_composer.sweeps.execution import local_slots
 from cram_composer.sweeps.plan import Trial, plan_trials
@@ -30,6 +31,7 @@ from cram_composer.sweeps.sweep import SweepResult
 from cram_composer.sweeps.warm_up import warm_up_trials
 from tests.conftest import SMALL, SlurmHere
 from tests.servers import Bucket
+from tests.tiny_runs import TinyRuns
 
 pytestmark = pytest.mark.usefixtures("small_run")
 
@@ -55,6 +57,18 @@ def small_run(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture
+def quick(tiny_run: TinyRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train the runs of sweeps in forked processes; tests without this fixture start a command for each."""
+
+    def train_all(trials: Sequence[Trial], runner: Runner, on_poll: Callable[..., None]) -> Iterator[tuple[Trial, str]]:
+        for trial in trials:
+            tiny_run.continue_run(trial.path, trial.composed)
+            yield trial, ""
+
+    monkeypatch.setattr("cram_composer.sweeps.sweep.train_all", train_all)
+
+
 def write_sweep(**values: Any) -> None:
     Path("own.yaml").write_text(yaml.safe_dump({"name": "own", "run": "small.yaml", **values}, sort_keys=False))
 
@@ -63,7 +77,9 @@ def sweep(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str
     return main(["sweep", "own.yaml", *arguments]), *capsys.readouterr()
 
 
-def test_looks_are_noted_and_more_seeds_after_one_give_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+def test_looks_are_noted_and_more_seeds_after_one_give_no_verdict(
+    quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     variants = {"low": {}, "high": {"set": {"optimizer.lr": 0.05}}}
     write_sweep(seeds=2, variants=variants, stop_when_decided=True)
     assert sweep("--yes", "--jobs", "2", capsys=capsys)[0] == 0
@@ -76,7 +92,7 @@ def test_looks_are_noted_and_more_seeds_after_one_give_no_verdict(capsys: pytest
 
 
 def test_kernels_are_compiled_before_the_runs_that_count(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    quick: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short: list[tuple[str, int | None]] = []
 
@@ -102,7 +118,9 @@ def test_kernels_are_compiled_before_the_runs_that_count(
     assert status == 0 and "first, 2 steps of 1 variants" in text and short[2:] == [("low", 2)]
 
 
-def test_every_variant_is_compared_at_its_own_best_rate_on_new_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_variant_is_compared_at_its_own_best_rate_on_new_seeds(
+    quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     rates = [0.0, 0.01, 0.1]
     variants = {"plain": {}, "rope": {"add": ["rope"]}}
     write_sweep(variants=variants, tune={"optimizer.betas": [[0.9, 0.98], [0.9, 0.95]]}, baseline="ropes")
@@ -133,7 +151,9 @@ def test_every_variant_is_compared_at_its_own_best_rate_on_new_seeds(capsys: pyt
     assert "to train" not in sweep("--yes", capsys=capsys)[1]
 
 
-def test_halvings_drop_the_worse_half_of_the_points_after_shorter_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_halvings_drop_the_worse_half_of_the_points_after_shorter_runs(
+    quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     rates = [0.0, 0.003, 0.01, 0.03, 0.1]
     variants = {"plain": {}, "rope": {"add": ["rope"]}}
     write_sweep(seeds=1, variants=variants, tune={"optimizer.lr": rates}, tune_halvings=3)
@@ -165,7 +185,7 @@ FACTORS = {
 }
 
 
-def test_a_design_estimates_every_effect_from_all_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_design_estimates_every_effect_from_all_runs(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(seeds=2, factors=FACTORS, set={"recipes": ["crammed-bert"]})
     status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
     assert status == 0, progress_lines
@@ -195,7 +215,9 @@ def test_a_design_estimates_every_effect_from_all_runs(capsys: pytest.CaptureFix
     assert "no effects yet: they need every run of the design" in text and "03: left out 03-seed2" in text
 
 
-def test_factors_that_change_the_data_are_not_compared(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_factors_that_change_the_data_are_not_compared(
+    quick: None, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = shutil.copytree(tiny_data, Path("other-data"))
     manifest = read_json(other / "manifest.json")
     (other / "manifest.json").write_text(json.dumps({**manifest, "name": "other"}))

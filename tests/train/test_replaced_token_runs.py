@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from cram_composer.analysis.compare.comparability import data_refusals
@@ -17,21 +15,11 @@ from cram_composer.config import compose_run
 from cram_composer.errors import ConfigError, CramError
 from cram_composer.train.export import export_run
 from tests.conftest import Train
-from tests.tiny_runs import TinyRuns, losses, record, saved
+from tests.tiny_runs import TinyRuns, losses, record, same, saved
 
 RTD = ["recipes=[crammed-bert,rope,rtd,ema]", "objective.generator_width=0.5", "eval.interval=0.4"]
 CORRECTIVE = "objective.corrective_masks=0.2"
 MIXED = [*RTD, CORRECTIVE, "objective.embeddings=gdes"]
-
-
-def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
 
 
 @pytest.mark.parametrize("settings", [RTD, MIXED], ids=["shared", "gdes, corrective"])
@@ -40,7 +28,7 @@ def test_a_killed_run_resumes_exactly(settings: list[str], tiny_run: TinyRuns) -
     whole = tiny_run(name, *settings)
     killed = tiny_run.resume(whole, 6, *settings)
     assert losses(killed) == losses(whole)
-    assert equal(saved(killed), saved(whole))
+    assert same(saved(killed), saved(whole))
     assert record(killed)["metrics"] == record(whole)["metrics"]
     assert set(record(whole)["metrics"]["detection"]) == {"detector_loss", "detected", "false_alarms"}
 
@@ -66,7 +54,7 @@ def test_a_run_reports_both_networks_and_exports_the_encoder(train: Train, tmp_p
     assert "pipeline_tag: feature-extraction" in card and "/generator" in card and "share of replaced tokens" in card
     before = encoder.state_dict()
     export_run(run, tmp_path / "again")  # from the checkpoint
-    assert equal(dict(AutoModel.from_pretrained(tmp_path / "again").state_dict()), dict(before))
+    assert same(dict(AutoModel.from_pretrained(tmp_path / "again").state_dict()), dict(before))
 
 
 def test_losses_of_different_objectives_are_not_compared(tiny_run: TinyRuns, plain_run: Path) -> None:

@@ -17,20 +17,13 @@ import torch
 from cram_composer.runs.folder import ROW_LOSSES, RunFolder
 from cram_composer.runs.reproduce import reproduce
 from tests.conftest import REPOSITORY, Train, environment, train_command
+from tests.tiny_runs import last_state, record
 
 SCHEDULED = ["recipes=[crammed-bert,ema,seq-length-warmup]", "algorithms.seq_length_warmup.min_seq_length=8"]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def record(run: Path) -> dict[str, Any]:
-    return json.loads((run / "record.json").read_text())
-
-
-def last_state(run: Path) -> dict[str, Any]:
-    return torch.load(sorted((run / "checkpoints").glob("step-*.pt"))[-1], weights_only=False)["state"]
 
 
 def same_run(one: Path, other: Path) -> None:
@@ -174,7 +167,7 @@ def test_a_damaged_checkpoint_costs_one_warning_and_the_steps_since_the_previous
     assert found["attempts"][1]["spent_before"] == pytest.approx(spent, abs=1e-3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_continues(train: Train, tiny_data: Path, tmp_path: Path, number: int):
     settings = ["budget={wall: 60s, steps: 120}", "run_name=r"]
     run = tmp_path / "r"
@@ -249,6 +242,7 @@ def test_a_replay_with_other_batches_is_rejected(train: Train, tmp_path: Path):
     assert result.returncode == 2 and "has batch_size 32, but 16 in the trace" in result.stderr
 
 
+@pytest.mark.slow
 def test_shards_come_from_a_remote(train: Train, tiny_data: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     remote = ["budget={wall: null, steps: 60}", f"data.remote={tiny_data}", f"data.local={cache}"]
@@ -262,18 +256,6 @@ def test_shards_come_from_a_remote(train: Train, tiny_data: Path, tmp_path: Path
     (cache / "manifest.json").write_text("{}")
     other = train(*remote, "run_name=o")
     assert other.returncode == 2 and "contains a different data set" in other.stderr
-
-
-def test_two_ranks_take_the_same_steps_and_feed_twice_the_tokens(train: Train, tmp_path: Path):
-    settings = ["budget={wall: 60s, steps: 6}", "algorithms.batch_size_ramp=null"]
-    for ranks, name, batch in ((1, "one", 32), (2, "two", 64)):
-        result = train(*settings, f"run_name={name}", f"train.batch_size={batch}", ranks=ranks)
-        assert result.returncode == 0, result.stderr
-    one, two = record(tmp_path / "one"), record(tmp_path / "two")
-    assert (one["steps"], two["steps"]) == (6, 6)
-    assert (one["tokens"], two["tokens"]) == (6 * 32 * 32, 2 * 6 * 32 * 32)
-    assert two["world_size"] == 2
-    assert one["tokens"] == lines(tmp_path / "one" / "trace.jsonl")[-1]["tokens"]
 
 
 @pytest.mark.slow

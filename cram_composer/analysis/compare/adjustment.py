@@ -58,7 +58,7 @@ def adjust_for_tokens(groups: Sequence[Group], baseline: Group) -> Adjustment | 
     errors = spread * np.sqrt(np.diag(np.linalg.pinv(design.T @ design)))
     fewest = min(len(group.runs) for group in groups)
     differences = {
-        group.name: difference_of(float(found[n]), float(errors[n]), degrees, _METHOD, spread, fewest, None)
+        group.name: difference_of(float(found[n]), float(errors[n]), degrees, _METHOD, spread, fewest)
         for n, group in enumerate(others)
     }
     return Adjustment(float(found[-1]), differences)

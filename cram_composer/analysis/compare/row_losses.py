@@ -57,7 +57,7 @@ def compare_rows(a: Group, b: Group) -> RowComparison | None:
     differences = means[0] - means[1]
     mean = float(differences.sum()) / tokens
     spread = float((differences - mean * predicted).std(ddof=1)) * rows / tokens
-    found = difference_of(mean, spread / math.sqrt(rows), rows - 1, ROWS, spread, rows, None)
+    found = difference_of(mean, spread / math.sqrt(rows), rows - 1, ROWS, spread, rows)
     return RowComparison(float(means[0].sum()) / tokens, float(means[1].sum()) / tokens, found)
 
 

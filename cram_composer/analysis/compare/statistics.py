@@ -1,8 +1,7 @@
 """Differences between small groups of runs, with intervals valid for three seeds, and the number of seeds needed.
 
-The verdict uses Student's t test: paired if both groups have the same seeds, Welch's otherwise. The percentile
-bootstrap is reported for reference only: it is far too narrow for three to five seeds
-(docs/explanation/statistics.md; measured in tests/analysis/compare/test_statistics.py).
+The verdict uses Student's t test: paired if both groups have the same seeds, Welch's otherwise. A bootstrap over seeds
+is far too narrow for three to five of them (docs/explanation/statistics.md).
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ class Difference:
         degrees: degrees of freedom of Student's t.
         spread: standard deviation of the paired differences, or of single runs, pooled over both groups.
         runs: pairs, or runs of the smaller group.
-        bootstrap: 95 % percentile interval over seeds, for reference; None if a group has one run.
     """
 
     mean: float
@@ -43,7 +41,6 @@ class Difference:
     degrees: float
     spread: float | None
     runs: int
-    bootstrap: tuple[float, float] | None
 
 
 def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | Sequence[float]) -> Difference:
@@ -59,45 +56,31 @@ def compare_means(a: dict[int, float] | Sequence[float], b: dict[int, float] | S
             PAIRED,
             spread,
             len(differences),
-            _bootstrap_interval(differences[None]),
         )
     one, other = (np.array(list(x.values() if isinstance(x, dict) else x), dtype=np.float64) for x in (a, b))
     mean, fewer = float(one.mean() - other.mean()), min(len(one), len(other))
     freedom = len(one) + len(other) - 2
     if freedom == 0:
-        return Difference(mean, None, None, None, "one run each", 0.0, None, fewer, None)
+        return Difference(mean, None, None, None, "one run each", 0.0, None, fewer)
     squares = [float(((x - x.mean()) ** 2).sum()) for x in (one, other)]
     pooled = math.sqrt(sum(squares) / freedom)
     if fewer == 1:
         error = pooled * math.sqrt(1 / len(one) + 1 / len(other))
-        return difference_of(mean, error, freedom, "pooled", pooled, fewer, None)
+        return difference_of(mean, error, freedom, "pooled", pooled, fewer)
     parts = [s / (len(x) - 1) / len(x) for s, x in zip(squares, (one, other), strict=True)]
     degrees = float(freedom)
     if sum(parts):  # Welch and Satterthwaite
         degrees = sum(parts) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (one, other), strict=True))
-    return difference_of(mean, math.sqrt(sum(parts)), degrees, "Welch", pooled, fewer, _bootstrap_interval(one, -other))
+    return difference_of(mean, math.sqrt(sum(parts)), degrees, "Welch", pooled, fewer)
 
 
-def difference_of(
-    mean: float, error: float, degrees: float, method: str, spread: float, runs: int, boot: tuple[float, float] | None
-) -> Difference:
+def difference_of(mean: float, error: float, degrees: float, method: str, spread: float, runs: int) -> Difference:
     """Return a difference with its interval and p-value by Student's t, from its standard error."""
     from scipy import stats  # takes a second to import
 
     half = student_quantile(LEVEL, degrees) * error
     p_value = 2 * float(stats.t.sf(abs(mean) / error, degrees)) if error else float(mean == 0.0)
-    return Difference(mean, mean - half, mean + half, p_value, method, degrees, spread, runs, boot)
-
-
-def _bootstrap_interval(*groups: np.ndarray) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the sum of the groups' means, resampled independently."""
-    random = np.random.default_rng(0)
-    total = np.zeros(RESAMPLES)
-    for group in groups:
-        values = np.ravel(group)
-        total += values[random.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(total, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return Difference(mean, mean - half, mean + half, p_value, method, degrees, spread, runs)
 
 
 def student_quantile(level: float, degrees: float) -> float:

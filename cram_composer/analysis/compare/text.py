@@ -17,11 +17,11 @@ from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import is_number, percent, short_count, signed
 
 _WIDTH = 120
-HEADER = ("measure", "challenger", "baseline", "difference", "95 % interval", "bootstrap", "method")
+HEADER = ("measure", "challenger", "baseline", "difference", "95 % interval", "method")
 LEGEND = (
     "Differences are challenger minus baseline; for losses, negative is better. Verdicts use the interval by "
-    "Student's t. The percentile bootstrap over seeds is shown for reference; it is too narrow for few seeds. Losses "
-    "at a common point of a curve may predate the end of a learning-rate schedule; final losses do not."
+    "Student's t. Losses at a common point of a curve may predate the end of a learning-rate schedule; final losses do "
+    "not."
 )
 
 
@@ -104,7 +104,7 @@ def row_cells(row: Row) -> tuple[str, ...]:
     """Return the cells of a row, with the columns of HEADER."""
     found, measure = row.difference, f"{row.measure} ({row.unit})"
     if found is None:
-        return (measure, _value(row, row.a), _value(row, row.b), "-", row.missing, "", "")
+        return (measure, _value(row, row.a), _value(row, row.b), "-", row.missing, "")
     show = _percent_change if row.unit == "tokens/s" else lambda value: signed(value, _digits(row))
     return (
         measure,
@@ -112,7 +112,6 @@ def row_cells(row: Row) -> tuple[str, ...]:
         _value(row, row.b),
         show(found.mean),
         _interval_text(found.low, found.high, show),
-        "-" if found.bootstrap is None else _interval_text(found.bootstrap[0], found.bootstrap[1], show),
         found.method,
     )
 

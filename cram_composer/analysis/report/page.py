@@ -117,24 +117,20 @@ def ledger_tables(run: RunData) -> list[Table]:
     total, wall = run.get("ledger.inside_total"), run.get("ledger.wall_seconds")
     rows = {
         side: [
-            (name.replace("_", " "), LEDGER_TEXTS.get(name, ""), _seconds(seconds), percent(ratio(seconds, total), 2))
+            (name.replace("_", " "), LEDGER_TEXTS.get(name, ""), decimal(seconds, 2), percent(ratio(seconds, total), 2))
             for name, seconds in (run.get(f"ledger.{side}") or {}).items()
         ]
         for side in ("inside", "outside")
     }
-    rows["inside"].append(("sum", "", _seconds(total), percent(ratio(total, total), 2)))
+    rows["inside"].append(("sum", "", decimal(total, 2), percent(ratio(total, total), 2)))
     rows["inside"].append(
-        ("wall-clock", "the training loop by an independent clock", _seconds(wall), percent(ratio(wall, total), 2))
+        ("wall-clock", "the training loop by an independent clock", decimal(wall, 2), percent(ratio(wall, total), 2))
     )
     columns = ("Phase", "Meaning", "Seconds")
     return [
         Table("Inside the budget", (*columns, "Share"), rows["inside"], numeric=(2, 3), total_rows=2),
         Table("Outside the budget", (*columns, "Of inside"), rows["outside"], numeric=(2, 3)),
     ]
-
-
-def _seconds(value: Any) -> str:
-    return decimal(value, 2)
 
 
 def environment_tables(run: RunData) -> list[Table]:

@@ -22,7 +22,7 @@ def zero_shot_tables(run: RunData) -> list[tuple[Table, list[str]]]:
 def _minimal_pairs(name: str, row: dict[str, Any]) -> Table:
     """Paradigms, then their means by field and linguistics_term, then the overall mean."""
     paradigms = [
-        (paradigm, _accuracy(found["accuracy"]), count(found["pairs"])) for paradigm, found in row["paradigms"].items()
+        (paradigm, decimal(found["accuracy"], 1), count(found["pairs"])) for paradigm, found in row["paradigms"].items()
     ]
     margins = row.get("margins") or {"overall": None, "groups": {}}  # older evaluations have none
     means = [
@@ -36,12 +36,8 @@ def _minimal_pairs(name: str, row: dict[str, Any]) -> Table:
     return Table(caption, header, [*paradigms, *means], numeric=(1, 2), total_rows=len(means))
 
 
-def _accuracy(value: Any) -> str:
-    return decimal(value, 1)
-
-
 def _with_margin(value: Any, margin: Any) -> str:
-    return _accuracy(value) if margin is None else f"{_accuracy(value)} ± {_accuracy(margin)}"
+    return decimal(value, 1) if margin is None else f"{decimal(value, 1)} ± {decimal(margin, 1)}"
 
 
 def _masked_words(name: str, row: dict[str, Any]) -> Table:

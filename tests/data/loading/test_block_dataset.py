@@ -223,7 +223,7 @@ def test_epoch_from_a_server(s3: Bucket, tmp_path: Path, workers: int):
     assert number_of(reader.take(ROWS)) == number_of(opened(config(root)).take(ROWS))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_unresponsive_server_is_one_line_by_the_deadline(s3: Bucket, seaweed: S3Server, tmp_path: Path, workers: int):
     uri, _ = stored(s3, tmp_path)
     reader = opened(config(tmp_path / "cache", uri, num_workers=workers, prefetch=2, deadline="3s"))
