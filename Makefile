@@ -39,7 +39,7 @@ $(OLDEST)/.complete: requirements-oldest.txt pyproject.toml | $(READY)
 	@touch $@
 
 test-services: $(READY) ## run the tests that need Slurm and other services; what is not installed is skipped by name
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services -rs tests/services
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services -rs -n 2 --dist loadfile tests/services
 
 lint: $(READY) ## ruff (style and format) and mypy (types)
 	$(BIN)/ruff check .

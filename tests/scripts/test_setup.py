@@ -75,7 +75,8 @@ def test_imports_and_dependencies_agree():
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 modules.add(node.module.split(".")[0])
     modules -= {*sys.stdlib_module_names, "cram_composer"}
-    providers = {m: {canonicalize_name(name) for name in packages_distributions().get(m, [m])} for m in modules}
+    installed = packages_distributions()
+    providers = {m: {canonicalize_name(name) for name in installed.get(m, [m])} for m in modules}
     declared = {canonicalize_name(r.name) for r in requirements(*project()["optional-dependencies"])}
     assert {m: p for m, p in providers.items() if not p & declared} == {}, "imported but not in pyproject.toml"
     always = {canonicalize_name(r.name) for r in requirements()}

@@ -17,8 +17,9 @@ from cram_composer.train.export import export_run
 from tests.conftest import Train
 from tests.tiny_runs import TinyRuns, losses, record, same, saved
 
-RTD = ["recipes=[crammed-bert,rope,rtd,ema]", "objective.generator_width=0.5", "eval.interval=0.4"]
+BARE = "objective.corrective_masks=null"
 CORRECTIVE = "objective.corrective_masks=0.2"
+RTD = ["recipes=[crammed-bert,rope,rtd,ema]", "objective.generator_width=0.5", "eval.interval=0.4", BARE]
 MIXED = [*RTD, CORRECTIVE, "objective.embeddings=gdes"]
 
 
