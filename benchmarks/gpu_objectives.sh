@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Replaced-token detection against masked-language modelling on one GPU: two minutes of training
-# each, then CoLA, SST-2, STS-B and RTE. One seed: it shows that both work on a GPU and how fast they are, not
-# which is better. GLUE is a folder as docs/reference/evaluation.md describes it.
+# Replaced-token detection against masked-language modelling on one GPU: two minutes of training each, then CoLA, SST-2,
+# STS-B and RTE. One seed: it shows that both work on a GPU and how fast they are, not which is better. GLUE is a folder
+# as docs/reference/evaluation.md describes it.
 #
 #   BUDGET=2m benchmarks/gpu_objectives.sh GLUE OUTPUT [key=value ...]
 set -euo pipefail

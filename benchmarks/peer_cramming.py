@@ -77,18 +77,13 @@ def _there(checkout: Path, steps: int) -> float:
     return json.loads(run_cramming(checkout, "theirs", str(steps)))
 
 
-def run_cramming(checkout: Path, *arguments: str, environment: dict[str, str] | None = None, **options: Any) -> str:
-    """Run this file in the environment of cramming, and return its last line. Exits on failure.
-
-    Args:
-        environment: variables besides those of this process.
-        options: of subprocess.run.
-    """
+def run_cramming(checkout: Path, *arguments: str) -> str:
+    """Run this file in the environment of cramming, and return its last line. Exits on failure."""
     if "CRAMMING_PYTHON" not in os.environ:
         raise SystemExit("CRAMMING_PYTHON: must be a Python with the packages of cramming; see --help")
     command = [os.environ["CRAMMING_PYTHON"], __file__, *arguments]
-    variables = {**os.environ, "PYTHONPATH": str(checkout), **(environment or {})}
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, **options)
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise SystemExit(f"cramming: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.stdout.splitlines()[-1]

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peer_cramming import held_out_loss, run_cramming
-from benchmarks.short_run import REPOSITORY, STEADY, build_run
+from benchmarks.short_run import STEADY, build_run, in_a_process
 
 # Side: the YAML of its run.
 _SIDES = {
@@ -60,21 +60,15 @@ def main() -> None:
     _prepare(options.output, options.seeds, options.seconds, options.overrides)
     runs = [(side, seed, options.seconds) for seed in range(1, options.seeds + 1) for side in sides]
     warm_ups = [(side, 1, _WARM_UP_SECONDS) for side in sides]
-    cores: queue.Queue[int] = queue.Queue()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
     for core in sorted(os.sched_getaffinity(0))[: options.jobs]:
         cores.put(core)
-
-    def train(side: str, seed: int, seconds: float) -> dict[str, float]:
-        core = cores.get()
-        try:
-            return _train(options, side, seed, seconds, core)
-        finally:
-            cores.put(core)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
+    # A thread of the pool has a core of its own, and so have the processes that it starts.
+    with ThreadPoolExecutor(options.jobs, initializer=lambda: os.sched_setaffinity(0, {cores.get()})) as pool:
         if any(not _result(options.output, side, seed).exists() for side, seed, _ in runs):
-            list(pool.map(lambda run: train(*run), warm_ups))
-        results = list(pool.map(lambda run: train(*run), runs))
+            list(pool.map(lambda run: _train(options, *run), warm_ups))
+        results = list(pool.map(lambda run: _train(options, *run), runs))
     print("| side | held-out loss, nats, by seed | mean | minus the first side, paired, 95 % | tokens |")
     print("| --- | --- | ---: | --- | ---: |")
     losses = {side: [r["loss"] for run, r in zip(runs, results, strict=True) if run[0] == side] for side in sides}
@@ -90,29 +84,21 @@ def _result(output: Path, side: str, seed: int) -> Path:
     return output / f"{side}-{seed}.json"
 
 
-def _train(options: argparse.Namespace, side: str, seed: int, seconds: float, core: int) -> dict[str, float]:
-    """Train one side on `core`; return its loss and tokens, from its file in the output if it is there."""
+def _train(options: argparse.Namespace, side: str, seed: int, seconds: float) -> dict[str, float]:
+    """Train one side; return its loss and tokens, from its file in the output if it is there."""
     kept = _result(options.output, side, seed)
     measured = seconds == options.seconds
     if measured and kept.exists():
         return json.loads(kept.read_text())
-    environment = {"OMP_NUM_THREADS": "1"}
-    pinned = {"preexec_fn": lambda: os.sched_setaffinity(0, {core})}
-    print(f"{side}, seed {seed}, {seconds:g} s on core {core}", file=sys.stderr)
+    print(f"{side}, seed {seed}, {seconds:g} s", file=sys.stderr)
+    asked = [str(options.output), str(seconds), str(seed)]
     if side == "cramming":
-        asked = ["loss", str(options.output), str(seconds), str(seed)]
-        found = json.loads(run_cramming(options.checkout, *asked, environment=environment, **pinned))
+        answer = run_cramming(options.checkout, "loss", *asked)
     else:
-        asked = ["side", side, str(options.output), str(seconds), str(seed), *options.overrides]
-        command = [sys.executable, "-m", "benchmarks.peer_losses", *asked]
-        variables = {**os.environ, **environment}
-        done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, **pinned)
-        if done.returncode != 0:
-            raise SystemExit(f"{side}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-        found = json.loads(done.stdout.splitlines()[-1])
+        answer = in_a_process("benchmarks.peer_losses", "side", side, *asked, *options.overrides)
     if measured:
-        kept.write_text(json.dumps(found))
-    return found
+        kept.write_text(answer)
+    return json.loads(answer)
 
 
 def _prepare(output: Path, seeds: int, seconds: float, overrides: list[str]) -> None:
@@ -198,7 +184,7 @@ def _difference(losses: list[float], others: list[float]) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["side"]:
-        _, _, side, folder, seconds, seed, *overrides = sys.argv
-        print(json.dumps(_side(side, Path(folder), float(seconds), int(seed), overrides)))
+        _, _, side, folder, seconds, seed, *overrides, output = sys.argv
+        Path(output).write_text(json.dumps(_side(side, Path(folder), float(seconds), int(seed), overrides)))
     else:
         main()

@@ -23,7 +23,6 @@ MANIFEST = "manifest.json"
 EXAMPLES = "examples.json"
 COLUMN = "rows"  # column of the MDS records; holds a block of rows
 FORMAT_VERSION = 2
-_READ_BYTES = 8 << 20
 
 
 class SplitCounts(TypedDict):

@@ -78,6 +78,20 @@ def test_recipes_that_exclude_each_other(one: str, other: str):
             compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", [f"recipes=[crammed-bert,{pair}]"])
 
 
+@pytest.mark.parametrize("recipe", OTHER_STEPS)
+def test_a_recipe_changes_its_own_section_and_nothing_else(recipe: str):
+    before, after = (
+        compose(RunConfig, REPOSITORY / "yamls" / "cram-cpu.yaml", [f"recipes=[{names}]"]).plain
+        for names in ("crammed-bert", f"crammed-bert,{recipe}")
+    )
+    section = max((name for name in after["algorithms"] if recipe.replace("-", "_").startswith(name)), key=len)
+    changed = {name for name in after["algorithms"] if after["algorithms"][name] != before["algorithms"][name]}
+    assert changed == {section}
+    for plain in (before, after):
+        del plain["algorithms"], plain["recipes"]
+    assert before == after
+
+
 def test_the_documentation_has_every_algorithm_of_composer():
     rows = [
         line.split("|")[1:-1]

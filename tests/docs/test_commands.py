@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import re
 import shlex
@@ -14,7 +13,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import jsonschema
 import pytest
 import yaml
 
@@ -26,10 +24,11 @@ from cram_composer.config.paths import sweep_file
 from cram_composer.config.schema.data_build import DataBuildConfig
 from cram_composer.config.schema.sweep import SweepConfig
 from cram_composer.errors import ConfigError
-from cram_composer.reference.json_schema import KINDS, json_schema
+from cram_composer.reference.json_schema import KINDS
 from cram_composer.sweeps.ablation import leave_one_out
 from tests.conftest import REPOSITORY
 from tests.docs.markdown import PAGES, Command, bash_script, commands, page_name, yaml_blocks
+from tests.reference.test_json_schema import accepts
 
 # Those of RESULTS.md belong to measurements of their date.
 COMMANDS = [command for page in PAGES if page.name != "RESULTS.md" for command in commands(page)]
@@ -243,15 +242,10 @@ def check_python(words: list[str]) -> None:
 CHECKS = {"cram": check_cram, "composer": check_composer, "make": check_make, "python": check_python}
 
 
-@functools.cache
-def validators() -> list[jsonschema.Draft202012Validator]:
-    return [jsonschema.Draft202012Validator(json_schema(kind)) for kind in KINDS]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_yaml_blocks_follow_a_schema(page: Path):
     for block in yaml_blocks(page):
-        assert any(schema.is_valid(yaml.safe_load(block)) for schema in validators()), block
+        assert any(accepts(kind, yaml.safe_load(block)) for kind in KINDS), block
 
 
 # --- Everything runs, or is listed. ---

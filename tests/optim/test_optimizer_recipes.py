@@ -7,6 +7,7 @@ import pytest
 from cram_composer.budget.schedules import SCHEDULES, build_schedule
 from cram_composer.config import compose
 from cram_composer.config.compose import Composed
+from cram_composer.config.layers import flatten
 from cram_composer.config.recipes import load_recipe, recipe_names
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.validation.run import check_run
@@ -24,6 +25,12 @@ OF_SCHEDULES = sorted(name for name, recipe in INGREDIENTS.items() if "name" in 
 
 def composed(*recipes: str) -> Composed:
     return compose(RunConfig, "yamls/cram-1gpu.yaml", [f"recipes=[{','.join(recipes)}]"])
+
+
+def changed(name: str) -> set[str]:
+    """Return the keys that a recipe changes relative to crammed-bert."""
+    before, after = (flatten(composed(*names).plain) for names in (["crammed-bert"], ["crammed-bert", name]))
+    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} - {"recipes"}
 
 
 def test_there_is_a_recipe_for_every_optimizer():
@@ -61,6 +68,22 @@ def test_a_recipe_states_its_rate_relative_to_adamws(name: str):
     assert values["lr_scale"] == CONFIGS[values["name"]]().lr_scale
     tuned = compose(RunConfig, "yamls/cram-cpu.yaml", [f"recipes=[crammed-bert,{name}]"]).config.optimizer
     assert tuned.lr == 2e-3
+
+
+@pytest.mark.parametrize("name", OF_OPTIMIZERS)
+def test_recipe_changes_only_the_optimizer(name: str):
+    sections = {key.partition(".")[0] for key in changed(name)}
+    assert sections == ({"optimizer", "schedule"} if name == "schedule-free" else {"optimizer"})
+
+
+def test_layerwise_decay_changes_one_key():
+    assert changed("layerwise-lr-decay") == {"optimizer.groups.layer_lr_decay"}
+
+
+@pytest.mark.parametrize("name", OF_SCHEDULES)
+def test_a_schedule_changes_nothing_else(name: str):
+    if name != "schedule-free":
+        assert {key.partition(".")[0] for key in changed(name)} == {"schedule"}
 
 
 def test_there_is_a_recipe_for_every_schedule():

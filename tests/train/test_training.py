@@ -259,6 +259,19 @@ def test_shards_come_from_a_remote(train: Train, tiny_data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_two_ranks_take_the_same_steps_and_feed_twice_the_tokens(train: Train, tmp_path: Path):
+    settings = ["budget={wall: 60s, steps: 6}", "algorithms.batch_size_ramp=null"]
+    for ranks, name, batch in ((1, "one", 32), (2, "two", 64)):
+        result = train(*settings, f"run_name={name}", f"train.batch_size={batch}", ranks=ranks)
+        assert result.returncode == 0, result.stderr
+    one, two = record(tmp_path / "one"), record(tmp_path / "two")
+    assert (one["steps"], two["steps"]) == (6, 6)
+    assert (one["tokens"], two["tokens"]) == (6 * 32 * 32, 2 * 6 * 32 * 32)
+    assert two["world_size"] == 2
+    assert one["tokens"] == lines(tmp_path / "one" / "trace.jsonl")[-1]["tokens"]
+
+
+@pytest.mark.slow
 def test_two_ranks_stop_together_by_the_clock(train: Train, tmp_path: Path):
     result = train("budget=5s", "run_name=r", "train.batch_size=32", ranks=2)
     assert result.returncode == 0, result.stderr

@@ -51,26 +51,34 @@ def test_one_run_borrows_the_spread_of_the_others() -> None:
     assert (alone.mean, alone.low, alone.p_value) == (pytest.approx(0.3), None, None)
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-@pytest.mark.parametrize("paired", [True, False])
-def test_students_interval_contains_the_difference_as_often_as_it_says(seeds: int, paired: bool) -> None:
-    random, held, repeats = np.random.default_rng(seeds), 0, 700
+def coverage(seeds: int, paired: bool, repeats: int = 700) -> tuple[float, float]:
+    """Coverage of a true difference of 0.3 by 95 % intervals: Student's t and the percentile bootstrap."""
+    random = np.random.default_rng(seeds)
+    held = np.zeros(2)
     for _ in range(repeats):
         a, b = random.normal(0.3, 1.0, seeds), random.normal(0.0, 1.0, seeds)
         found = compare_means(*(dict(enumerate(x)) if paired else x for x in (a, b)))
         assert found.low is not None and found.high is not None
-        held += found.low <= 0.3 <= found.high
-    assert held / repeats > 0.95 - 3 * math.sqrt(0.95 * 0.05 / repeats)
+        samples, statistic = ((a - b,), np.mean) if paired else ((a, b), difference_of_means)
+        drawn = stats.bootstrap(samples, statistic, n_resamples=1000, method="percentile", random_state=random)
+        low, high = drawn.confidence_interval
+        held += found.low <= 0.3 <= found.high, low <= 0.3 <= high
+    return held[0] / repeats, held[1] / repeats
 
 
-def test_a_bootstrap_over_three_pairs_misses_a_quarter_of_the_time() -> None:
-    """Its interval is their range (docs/explanation/statistics.md)."""
-    random, held, repeats = np.random.default_rng(0), 0, 400
-    for _ in range(repeats):
-        pairs = random.normal(0.3, 1.0, 3)
-        found = stats.bootstrap((pairs,), np.mean, n_resamples=999, method="percentile", random_state=random)
-        held += found.confidence_interval.low <= 0.3 <= found.confidence_interval.high
-    assert held / repeats == pytest.approx(0.75, abs=0.07)
+def difference_of_means(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+    return a.mean(axis=axis) - b.mean(axis=axis)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("paired", [True, False])
+def test_students_interval_keeps_its_word_and_the_bootstraps_does_not(seeds: int, paired: bool) -> None:
+    """False positives at "5 %" (docs/explanation/statistics.md): Student's 3-5 %, the bootstrap's 12-25 %."""
+    student, bootstrap = coverage(seeds, paired)
+    assert student > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 700)
+    assert bootstrap < 0.91
+    if paired and seeds == 3:  # with 27 resamples the interval is the range, which misses in a quarter of cases
+        assert bootstrap == pytest.approx(0.75, abs=0.05)
 
 
 def test_a_borrowed_spread_keeps_its_word_too() -> None:

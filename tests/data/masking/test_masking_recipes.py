@@ -30,6 +30,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "adaptive-masking": {"adapt_every": 200},
     "hybrid-causal": {"shift": True, "causal_fraction": 0.0625},
 }
+FINAL: dict[str, dict[str, Any]] = {  # recipes of several rates or phases
+    "mask-step": {"mlm_probability": 0.4, "final_mlm_probability": 0.2, "mask_schedule": "step"},
+    "all-mask-late": {"final_masking": "all-mask"},
+    "random-mask-rate": {"mlm_probability": 0.8, "min_mlm_probability": 0.0, "masking": "all-mask"},
+    "causal-first": {
+        "shift": True, "causal_fraction": 1.0, "final_causal_fraction": 0.0, "causal_labels": "all", "switch": 0.25,
+    },
+}  # fmt: skip
 
 
 def composed(*recipes: str, **values: Any) -> RunConfig:
@@ -46,6 +54,13 @@ def masked(objective: MaskedLMConfig, count: int = 2000) -> tuple[torch.Tensor, 
     collator = build_collator(objective, 1000, (0, 1, 2, 3, 4), 4, joins=JOINS)
     batch = collator(tokens, objective.mlm_probability, np.random.default_rng(1))
     return torch.from_numpy(tokens.astype(np.int64)), batch
+
+
+@pytest.mark.parametrize("name", CHANGES | FINAL)
+def test_a_recipe_changes_the_values_it_names_and_no_other(name: str):
+    before, after = vars(composed()), vars(composed(name))
+    assert vars(before["objective"]) | (CHANGES | FINAL)[name] == vars(after["objective"])
+    assert all(before[key] == after[key] for key in before.keys() - {"objective", "recipes"})
 
 
 @pytest.mark.parametrize("name", CHANGES)
