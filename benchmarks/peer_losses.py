@@ -1,14 +1,16 @@
 """Held-out loss at equal wall-clock, one core each: two recipes, the paper's code and transformers' Trainer.
 
 CRAMMING_PYTHON=ENVIRONMENT/bin/python python -m benchmarks.peer_losses CHECKOUT OUTPUT data.local=DATA
+... --seconds 75,150,300 --figure FILE.svg data.local=DATA
 python -m benchmarks.peer_losses CHECKOUT OUTPUT --sides trainer --seeds 1 data.local=DATA optimizer.lr=5e-4
 
 CHECKOUT and ENVIRONMENT are as for benchmarks/peer_cramming.py. All sides have 4 layers x 128, the same text, tokenizer
 and rows. The paper's code runs its engine, data loader and schedule (`train=bert-o4`, batches of 64, inductor, fp32 on
 a CPU), the Trainer a BERT with the settings of benchmarks/bert.yaml and a rate that rises for 6 % of the time and then
-falls to zero. Every side masks as it always does; all are scored on the same held-out rows, 15 % all-[MASK]. Results
-stay in OUTPUT, one file each, and are not repeated. Compilation is inside the budget, building the model is not; every
-side first runs for a short time, so that no compilation starts with an empty cache.
+falls to zero. Every side masks as it always does; all are scored on the same held-out rows, 15 % all-[MASK]. Every
+budget is a run of its own, with its own schedule. Results stay in OUTPUT, one file each, and are not repeated.
+Compilation is inside the budget, building the model is not; every side first runs for a short time, so that no
+compilation starts with an empty cache.
 """
 
 from __future__ import annotations
@@ -37,6 +39,12 @@ _SIDES = {
     "cramming": "",
     "trainer": "benchmarks/bert.yaml",
 }
+_LABELS = {
+    "best-cram": "best-cram",
+    "cram-cpu": "crammed-bert with rotary positions",
+    "cramming": "the paper's code",
+    "trainer": "transformers Trainer",
+}
 _HELD_OUT_ROWS = 1024
 _MOST_TOKENS_PER_SECOND = 60_000  # of the peers on one core: sets the number of rows prepared for them
 _WARM_UP_SECONDS = 20.0
@@ -46,48 +54,84 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--seconds", type=float, default=300.0, help="budget of each run")
+    parser.add_argument("--seconds", default="300", help="budgets of the runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sides", default=",".join(_SIDES))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--figure", type=Path, metavar="FILE.svg", help="draw the losses against the budget")
     parser.add_argument("overrides", nargs="*", help="key=value, for the runs of cram-composer and the Trainer's: data")
     options = parser.parse_intermixed_args()
     sides = options.sides.split(",")
     if unknown := set(sides) - set(_SIDES):
         raise SystemExit(f"--sides: unknown {', '.join(sorted(unknown))}; choose from {', '.join(_SIDES)}")
+    budgets = sorted(map(float, options.seconds.split(",")))
     options.output = options.output.resolve()
     options.output.mkdir(parents=True, exist_ok=True)
-    _prepare(options.output, options.seeds, options.seconds, options.overrides)
-    runs = [(side, seed, options.seconds) for seed in range(1, options.seeds + 1) for side in sides]
-    warm_ups = [(side, 1, _WARM_UP_SECONDS) for side in sides]
+    _prepare(options.output, options.seeds, budgets[-1], options.overrides)
+    runs = [(side, seed, budget) for seed in range(1, options.seeds + 1) for budget in budgets for side in sides]
     os.environ["OMP_NUM_THREADS"] = "1"
     cores: queue.SimpleQueue[int] = queue.SimpleQueue()
     for core in sorted(os.sched_getaffinity(0))[: options.jobs]:
         cores.put(core)
     # A thread of the pool has a core of its own, and so have the processes that it starts.
     with ThreadPoolExecutor(options.jobs, initializer=lambda: os.sched_setaffinity(0, {cores.get()})) as pool:
-        if any(not _result(options.output, side, seed).exists() for side, seed, _ in runs):
-            list(pool.map(lambda run: _train(options, *run), warm_ups))
-        results = list(pool.map(lambda run: _train(options, *run), runs))
-    print("| side | held-out loss, nats, by seed | mean | minus the first side, paired, 95 % | tokens |")
-    print("| --- | --- | ---: | --- | ---: |")
-    losses = {side: [r["loss"] for run, r in zip(runs, results, strict=True) if run[0] == side] for side in sides}
-    for side in sides:
-        tokens = [r["tokens"] for run, r in zip(runs, results, strict=True) if run[0] == side]
-        by_seed = ", ".join(f"{loss:.3f}" for loss in losses[side])
-        difference = "" if side == sides[0] else _difference(losses[side], losses[sides[0]])
-        mean = statistics.fmean(losses[side])
-        print(f"| {side} | {by_seed} | {mean:.3f} | {difference} | {statistics.fmean(tokens) / 1e6:.2f} M |")
+        if any(not _result(options.output, *run).exists() for run in runs):
+            list(pool.map(lambda side: _train(options, side, 1, _WARM_UP_SECONDS), sides))
+        results = list(pool.map(lambda run: _train(options, *run, measured=True), runs))
+    losses: dict[tuple[str, float], list[float]] = {}
+    tokens: dict[tuple[str, float], list[float]] = {}
+    for (side, _, budget), result in zip(runs, results, strict=True):
+        losses.setdefault((side, budget), []).append(result["loss"])
+        tokens.setdefault((side, budget), []).append(result["tokens"])
+    print("| budget, s | side | held-out loss, nats, by seed | mean | minus the first side, paired, 95 % | tokens |")
+    print("| ---: | --- | --- | ---: | --- | ---: |")
+    for budget in budgets:
+        for side in sides:
+            values = losses[side, budget]
+            by_seed = ", ".join(f"{loss:.3f}" for loss in values)
+            difference = "" if side == sides[0] else _difference(values, losses[sides[0], budget])
+            seen = f"{statistics.fmean(tokens[side, budget]) / 1e6:.2f} M"
+            print(f"| {budget:g} | {side} | {by_seed} | {statistics.fmean(values):.3f} | {difference} | {seen} |")
+    if options.figure is not None:
+        _draw(losses, sides, budgets, options.figure)
 
 
-def _result(output: Path, side: str, seed: int) -> Path:
-    return output / f"{side}-{seed}.json"
+def _draw(losses: dict[tuple[str, float], list[float]], sides: list[str], budgets: list[float], output: Path) -> None:
+    """Draw the mean loss of each side against the budget, and a dot for every run."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    from cram_composer.analysis.html.style import LIGHT, house_style, series_style
+
+    with house_style():
+        figure = Figure(figsize=(7.2, 3.6), layout="constrained", facecolor=LIGHT["card"])
+        axes = figure.subplots()
+        for number, side in enumerate(sides):
+            colour, dash = series_style(number)
+            means = [statistics.fmean(losses[side, budget]) for budget in budgets]
+            axes.plot(budgets, means, color=colour, linestyle=dash, label=_LABELS[side])
+            for budget in budgets:
+                values = losses[side, budget]
+                axes.plot([budget] * len(values), values, "o", color=colour, markersize=4)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(budgets))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} s"))
+        axes.set_xlabel("budget on one CPU core; every dot is a run of its own")
+        axes.set_title("Held-out loss (nats per masked token)")
+        axes.legend()
+        figure.savefig(output, facecolor=LIGHT["card"])
 
 
-def _train(options: argparse.Namespace, side: str, seed: int, seconds: float) -> dict[str, float]:
-    """Train one side; return its loss and tokens, from its file in the output if it is there."""
-    kept = _result(options.output, side, seed)
-    measured = seconds == options.seconds
+def _result(output: Path, side: str, seed: int, seconds: float) -> Path:
+    return output / f"{side}-{seed}-{seconds:g}.json"
+
+
+def _train(
+    options: argparse.Namespace, side: str, seed: int, seconds: float, measured: bool = False
+) -> dict[str, float]:
+    """Train one side; return its loss and tokens. If `measured`, they are kept in the output and not measured twice."""
+    kept = _result(options.output, side, seed, seconds)
     if measured and kept.exists():
         return json.loads(kept.read_text())
     print(f"{side}, seed {seed}, {seconds:g} s", file=sys.stderr)
@@ -106,7 +150,9 @@ def _prepare(output: Path, seeds: int, seconds: float, overrides: list[str]) -> 
     import numpy as np
 
     for seed in range(1, seeds + 1):
-        if (output / f"rows-{seed}.npy").exists():
+        prepared = output / f"rows-{seed}.npy"
+        # More may be needed than for the budgets of an earlier call.
+        if prepared.exists() and np.load(prepared, mmap_mode="r").size >= 0.99 * seconds * _MOST_TOKENS_PER_SECOND:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             settings = [*STEADY, f"eval.final_rows={_HELD_OUT_ROWS}", f"seed={seed}", *overrides]
@@ -117,7 +163,7 @@ def _prepare(output: Path, seeds: int, seconds: float, overrides: list[str]) -> 
             held_out = {name: np.concatenate([b[key].numpy() for b in batches]) for name, key in parts.items()}
             np.savez(output / "held-out.npz", **held_out)
             rows = int(seconds * _MOST_TOKENS_PER_SECOND / run.data.manifest["sequence_length"])
-            np.save(output / f"rows-{seed}.npy", run.batches.loader.stream.take(rows))
+            np.save(prepared, run.batches.loader.stream.take(rows))
 
 
 def _side(side: str, folder: Path, seconds: float, seed: int, overrides: list[str]) -> dict[str, float]:

@@ -35,6 +35,11 @@ def add(commands: Commands) -> None:
         "--non-embedding", action="store_true", help="count no embeddings in N; they are most of a small model"
     )
     scaling.add_argument(
+        "--in-loop",
+        action="store_true",
+        help="fit the losses in the loop too, with a term for the decay of the learning rate; one run may suffice",
+    )
+    scaling.add_argument(
         "--against",
         nargs="+",
         default=[],
@@ -68,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
             seconds=seconds,
             flops_per_second=options.flops_per_second,
             embeddings=not options.non_embedding,
+            in_loop=options.in_loop,
             against=options.against,
             scores=options.scores,
             page=None if options.json else options.output or Path("scaling.html"),

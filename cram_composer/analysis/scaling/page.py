@@ -16,7 +16,7 @@ from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.analysis.scaling.forecast import Forecast
 from cram_composer.analysis.scaling.law import Fit
-from cram_composer.analysis.scaling.prediction import SAME_SIZE, Scaling
+from cram_composer.analysis.scaling.prediction import SAME_SIZE, Scaling, law_variables
 from cram_composer.analysis.scaling.scores import ScoreTrend
 from cram_composer.analysis.scaling.text import (
     LAWS,
@@ -43,7 +43,7 @@ def write_scaling(
     if scaling.law is not None:
         picture = draw_law(scaling, scaling.law)
         parts.append(
-            Section("The law", [_table(scaling.law, ("parameters", "tokens"))], list(sentences), picture=picture)
+            Section("The law", [_table(scaling.law, law_variables(scaling.law))], list(sentences), picture=picture)
         )
     if scaling.compute is not None:
         parts.append(Section("Loss against compute", [_table(scaling.compute, ("FLOPs",))]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,22 @@ from cram_composer.analysis.compare.comparability import data_refusals
 from cram_composer.analysis.compare.groups import differing_settings
 from cram_composer.analysis.html.formatting import is_number
 from cram_composer.analysis.runs.run import Array, RunData
+from cram_composer.analysis.scaling.annealing import AnnealedLaw, Curve, fit_curves, read_curve
 from cram_composer.analysis.scaling.law import Fit, fit
 from cram_composer.errors import CramError
 
 SAME_SIZE = 0.02  # relative difference below which sizes and lengths count as equal
 LEAST_LEVELS = 3  # sizes and lengths needed to determine the law
+LEAST_LOSSES = 8  # of all runs, for a law of in-loop losses
 _SIZE_KEYS = ("model.", "budget.", "train.batch_size", "train.device_train_microbatch_size", "eval.", "checkpoint.")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A finished run: parameters (tied weights counted once, or none of embeddings), tokens, held-out loss, speed."""
+    """A finished run: parameters (tied weights counted once, or none of embeddings), tokens, held-out loss, speed.
+
+    `curve` has its losses in the loop, if the law is to use them.
+    """
 
     name: str
     parameters: float
@@ -30,6 +35,7 @@ class Point:
     loss: float
     flops_per_token: float | None
     tokens_per_second: float | None
+    curve: Curve | None = None
 
     @property
     def flops(self) -> float | None:
@@ -77,12 +83,15 @@ class Scaling:
     notes: list[str]
 
 
-def read_points(runs: Sequence[RunData], embeddings: bool = True) -> tuple[list[Point], list[str]]:
+def read_points(
+    runs: Sequence[RunData], embeddings: bool = True, in_loop: bool = False
+) -> tuple[list[Point], list[str]]:
     """Read finished runs as points, with notes on runs left out and differing settings.
 
     Args:
-        runs: the runs.
+        runs: the runs, with their curves if `in_loop`.
         embeddings: count embeddings as parameters, as Hoffmann et al. 2022 did; Kaplan et al. 2020 did not.
+        in_loop: read the losses in the loop, and leave out runs without such that follow their learning rate.
 
     Raises:
         CramError: the losses of the runs are not comparable, or a record does not count embeddings.
@@ -102,9 +111,18 @@ def read_points(runs: Sequence[RunData], embeddings: bool = True) -> tuple[list[
             float(run.get("metrics.validation_loss")),
             run.get("flops_per_token"),
             run.get("tokens_per_second"),
+            read_curve(run) if in_loop else None,
         )
         for run in usable
     ]
+    if in_loop:
+        kept = [point for point in points if point.curve is not None]
+        if len(kept) < len(points):
+            notes.append(
+                f"left out {len(points) - len(kept)} runs that averaged their weights, are branches, or have no "
+                "held-out losses in the loop after warmup (eval.interval)"
+            )
+        points = kept
     return points, notes
 
 
@@ -156,8 +174,16 @@ def fit_scaling(
     """
     in_order = sorted(points, key=lambda point: point.parameters * point.tokens)
     used, kept_back = in_order[: len(in_order) - hold_back], in_order[len(in_order) - hold_back :]
-    missing = _too_few(used)
-    law = None if missing else fit(_sizes_and_tokens(used), np.array([point.loss for point in used]))
+    curves = [point.curve for point in used if point.curve is not None]
+    missing = _too_few_losses(used, curves) if curves else _too_few(used)
+    law = None
+    if not missing and curves:
+        sizes = [point.parameters for point in used]
+        law = fit_curves(sizes, curves, sized=_count_levels(sizes) > 1)
+        if len(used) <= LEAST_LEVELS:
+            notes = [*notes, "intervals do not include differences between runs, which take more runs to tell"]
+    elif not missing:
+        law = fit(_sizes_and_tokens(used), np.array([point.loss for point in used]))
     best = _frontier(used)
     compute = None
     if len(best) > 3:
@@ -186,6 +212,16 @@ def _too_few(points: Sequence[Point]) -> str:
     if len(points) < 7 or sizes < LEAST_LEVELS or lengths < LEAST_LEVELS:
         return (
             f"{len(points)} runs of {sizes} sizes and {lengths} lengths are too few for a law in parameters and tokens"
+        )
+    return ""
+
+
+def _too_few_losses(points: Sequence[Point], curves: Sequence[Curve]) -> str:
+    losses, sizes = sum(len(curve.loss) for curve in curves), _count_levels([point.parameters for point in points])
+    if losses < LEAST_LOSSES or sizes == 2:
+        return (
+            f"{losses} losses in the loop of {sizes} sizes are too few for a law, which needs {LEAST_LOSSES} losses, "
+            f"and one size or {LEAST_LEVELS}"
         )
     return ""
 
@@ -224,6 +260,8 @@ def optimum(scaling: Scaling, seconds: float, flops_per_second: float | None = N
     law = scaling.law
     if law is None:
         raise CramError(f"cannot compute the best size: {scaling.missing}")
+    if isinstance(law.law, AnnealedLaw) and not law.law.sized:
+        raise CramError("cannot compute the best size: all runs have the same")
     sizes = np.array([point.parameters for point in scaling.points])
     speeds = [
         point.tokens_per_second
@@ -253,6 +291,9 @@ def predict(scaling: Scaling, parameters: float, tokens: float) -> tuple[float, 
     """Predict the loss of one run of this size and length with its 95 % interval. Raises CramError without a law."""
     if scaling.law is None:
         raise CramError(f"cannot predict a loss: {scaling.missing}")
+    size = scaling.points[0].parameters
+    if isinstance(law := scaling.law.law, AnnealedLaw) and not law.sized and abs(np.log(parameters / size)) > SAME_SIZE:
+        raise CramError(f"cannot predict a loss at {parameters:.4g} parameters: all runs have {size:.4g}")
     return scaling.law.predict(np.array([parameters, tokens]))
 
 
@@ -264,7 +305,17 @@ def parameters_of(result: Fit, names: Sequence[str]) -> list[tuple[str, float, f
         scales, exponents = (np.array([getattr(law, key)[place] for law in laws]) for key in ("scales", "exponents"))
         rows.append((f"scale of {name}", float(result.law.scales[place]), *result.interval(scales)))
         rows.append((f"exponent of {name}", float(result.law.exponents[place]), *result.interval(exponents)))
+    if result.law.annealing:
+        annealing = np.array([law.annealing for law in laws])
+        rows.append(("scale of annealing", result.law.annealing, *result.interval(annealing)))
     return rows
+
+
+def law_variables(result: Fit) -> tuple[str, ...]:
+    """Return the names of the variables of the law in sizes and lengths, without the annealing."""
+    if not isinstance(result.law, AnnealedLaw):
+        return ("parameters", "tokens")
+    return ("parameters", "full-rate tokens") if result.law.sized else ("full-rate tokens",)
 
 
 def optimal_exponent(result: Fit) -> tuple[float, float, float]:
@@ -286,11 +337,14 @@ def as_json(scaling: Scaling) -> dict[str, Any]:
             "residual_spread": result.spread,
         }
 
+    def run(point: Point) -> dict[str, Any]:
+        return {field.name: getattr(point, field.name) for field in fields(point) if field.name != "curve"}
+
     return {
-        "points": [vars(point) for point in scaling.points],
-        "law": values(scaling.law, ("parameters", "tokens")),
+        "points": [run(point) for point in scaling.points],
+        "law": None if scaling.law is None else values(scaling.law, law_variables(scaling.law)),
         "compute": values(scaling.compute, ("FLOPs",)),
         "frontier": scaling.frontier,
-        "held_back": [{**vars(one.point), "predicted": list(one.predicted)} for one in scaling.held_back],
+        "held_back": [{**run(one.point), "predicted": list(one.predicted)} for one in scaling.held_back],
         "notes": [*scaling.notes, *[scaling.missing] * bool(scaling.missing)],
     }

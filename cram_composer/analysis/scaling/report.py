@@ -30,6 +30,7 @@ def report_scaling(
     seconds: float | None = None,
     flops_per_second: float | None = None,
     embeddings: bool = True,
+    in_loop: bool = False,
     against: Sequence[str] = (),
     scores: str | None = None,
     page: Path | None,
@@ -42,6 +43,7 @@ def report_scaling(
         size_and_tokens: parameters and tokens to predict a loss for.
         seconds: wall-clock budget to find the best size for, at `flops_per_second` or the runs' own speed.
         embeddings: count embeddings as parameters.
+        in_loop: fit the losses in the loop too.
         against: folders and filters of another recipe's runs, to subtract size by size.
         scores: protocol whose scores to fit to the losses, and to expect at `size_and_tokens`.
         page: HTML file to write; None for JSON.
@@ -50,9 +52,10 @@ def report_scaling(
         CramError: no finished run, or too few for the requested fit or prediction.
     """
     runs, problems = list_runs(items, Path("runs"))
-    points, notes = read_points(runs, embeddings)
+    points, notes = read_points([load_run(run.path) for run in runs] if in_loop else runs, embeddings, in_loop)
     if not points:
-        raise CramError(f"no finished run among {len(runs)} runs; give folders of finished runs")
+        kind = "finished run with losses in the loop" if in_loop else "finished run"
+        raise CramError(f"no {kind} among {len(runs)} runs; give folders of finished runs")
     if hold_back >= len(points):
         raise CramError(f"--hold-back {hold_back}: must be below the number of finished runs, {len(points)}")
     asks_law = hold_back or size_and_tokens is not None or seconds is not None

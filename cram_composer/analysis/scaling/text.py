@@ -8,15 +8,17 @@ from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.formatting import duration, short_count, signed
 from cram_composer.analysis.scaling.forecast import Forecast
 from cram_composer.analysis.scaling.law import Fit
-from cram_composer.analysis.scaling.prediction import Optimum, Scaling, optimal_exponent, parameters_of
+from cram_composer.analysis.scaling.prediction import Optimum, Scaling, law_variables, optimal_exponent, parameters_of
 from cram_composer.analysis.scaling.scores import STEP, ScoreTrend
 
 LAWS = {
     ("parameters", "tokens"): "loss = E + A / parameters^a + B / tokens^b",
+    ("parameters", "full-rate tokens"): "loss = E + A / parameters^a + B / S^b - C F, of losses in the loop",
+    ("full-rate tokens",): "loss = E + B / S^b - C F, of losses in the loop",
     ("FLOPs",): "loss = E + C / FLOPs^c, fitted to the best runs at their compute",
 }
 _NOTHING = 1e-6
-_TERMS = {"parameters": ("A", "a"), "tokens": ("B", "b"), "FLOPs": ("C", "c")}
+_TERMS = {"parameters": ("A", "a"), "tokens": ("B", "b"), "full-rate tokens": ("B", "b"), "FLOPs": ("C", "c")}
 
 
 def console_text(scaling: Scaling) -> str:
@@ -25,9 +27,11 @@ def console_text(scaling: Scaling) -> str:
     if scaling.law is None:
         lines.append(f"note: {scaling.missing}")
     else:
-        lines += ["", LAWS["parameters", "tokens"], *_law(scaling.law, ("parameters", "tokens"))]
-        value, low, high = optimal_exponent(scaling.law)
-        lines.append(f"  best size proportional to compute^{value:.2f} ({low:.2f} to {high:.2f})")
+        names = law_variables(scaling.law)
+        lines += ["", LAWS[names], *_law(scaling.law, names)]
+        if len(names) > 1:
+            value, low, high = optimal_exponent(scaling.law)
+            lines.append(f"  best size proportional to compute^{value:.2f} ({low:.2f} to {high:.2f})")
     if scaling.compute is not None:
         lines += [
             "",
@@ -48,7 +52,7 @@ def _law(result: Fit, names: Sequence[str]) -> list[str]:
 
 def law_cells(result: Fit, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Return a header and the name, value and 95 % interval of every parameter."""
-    letters = ["E", *(letter for name in names for letter in _TERMS[name])]
+    letters = ["E", *(letter for name in names for letter in _TERMS[name]), *["C"] * bool(result.law.annealing)]
     rows = parameters_of(result, names)
     return [
         ("", "value", "95 % interval"),
