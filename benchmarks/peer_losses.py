@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--seconds", default="300", help="budgets of the runs")
+    parser.add_argument("--seconds", default="300", help="budgets, separated by commas")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sides", default=",".join(_SIDES))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
@@ -64,7 +64,7 @@ def main() -> None:
     sides = options.sides.split(",")
     if unknown := set(sides) - set(_SIDES):
         raise SystemExit(f"--sides: unknown {', '.join(sorted(unknown))}; choose from {', '.join(_SIDES)}")
-    budgets = sorted(map(float, options.seconds.split(",")))
+    budgets = sorted(set(map(float, options.seconds.split(","))))
     options.output = options.output.resolve()
     options.output.mkdir(parents=True, exist_ok=True)
     _prepare(options.output, options.seeds, budgets[-1], options.overrides)

@@ -131,17 +131,17 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def train(tiny_data: Path, tmp_path: Path) -> Train:
-    """Return a function that trains to the end in the run folder tmp_path / run_name."""
+def train(tiny_data: Path, tiny_run: TinyRuns, tmp_path: Path) -> Train:
+    """Return a function that trains to the end in the run folder tmp_path / run_name.
+
+    Without ranks, train.py runs in a process that is forked after the imports.
+    """
 
     def run(*overrides: str, ranks: int | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            train_command(tiny_data, tmp_path, list(overrides), ranks),
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = train_command(tiny_data, tmp_path, list(overrides), ranks)
+        if ranks is None:
+            return tiny_run.run_script(command[1:], environment())
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
 
     return run
 

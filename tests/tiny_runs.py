@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import runpy
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +52,13 @@ class TinyRuns:
         remove_stale_shared_memory()  # Streaming's exit handler does not run in a forked process
         return result
 
+    def run_script(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run a Python script with its arguments to the end, as in a process of its own."""
+        with tempfile.TemporaryDirectory() as scratch:
+            status = self.call(_run_script, list(command), dict(environment), scratch)
+            shown = [(Path(scratch) / name).read_text() for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(list(command), status, *shown)
+
     def resume(self, whole: Path, at: int, *overrides: str) -> Path:
         """Resume from step `at` of the finished run `whole`, as if killed there; return the new folder."""
         killed = interrupted_copy(whole, whole.with_name(f"{whole.name}-killed"), at)
@@ -58,6 +70,25 @@ class TinyRuns:
 def _call_with_fork(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     multiprocessing.set_start_method("fork", force=True)  # for reader processes, as in a run of its own
     return function(*arguments)
+
+
+def _run_script(command: list[str], environment: dict[str, str], scratch: str) -> int:
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        with (Path(scratch) / name).open("w") as file:
+            os.dup2(file.fileno(), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    warnings.simplefilter(environment["PYTHONWARNINGS"])  # type: ignore[arg-type]
+    sys.argv = command
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
 
 
 def compose_tiny(data: Path, *overrides: str) -> Composed:

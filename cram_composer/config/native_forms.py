@@ -20,7 +20,6 @@ PLAIN: dict[str, Any] = {
     "qk_norm": False,
     "attention_gate": False,
     "value_embeddings": 0,
-    "neighbor_embeddings": 0,
     "short_convolution": 0,
     "logit_softcap": None,
     "norm": "layernorm",

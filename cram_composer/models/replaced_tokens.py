@@ -184,7 +184,7 @@ def generator_config(config: CramBertConfig, objective: ReplacedTokenConfig) -> 
     scaled.embedding_size = config.embedding_size or config.hidden_size
     if objective.embeddings == "separate":
         scaled.embedding_size = None
-    scaled.stack, scaled.value_embeddings, scaled.neighbor_embeddings = "plain", 0, 0
+    scaled.stack, scaled.value_embeddings = "plain", 0
     return scaled
 
 

@@ -85,9 +85,8 @@ def _check_memory(model: ModelConfig, vocab_size: int, device: DeviceChoice) -> 
         return
     width, layers = model.hidden_size, model.num_hidden_layers
     blocks = 4 * layers * width**2 + layers // model.ffn_every * model.intermediate_size * width
-    token_width = model.embedding_size or width
-    embeddings = vocab_size * (token_width + 2 * width * model.value_embeddings)
-    parameters = blocks + embeddings + model.neighbor_embeddings * token_width
+    embeddings = (model.embedding_size or width) + 2 * width * model.value_embeddings
+    parameters = blocks + vocab_size * embeddings
     needed = parameters * (_BYTES_IN_TRAINING if device.name == "cpu" else _BYTES_OF_WEIGHT)
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:

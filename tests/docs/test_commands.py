@@ -95,7 +95,7 @@ NOT_RUN = {
     "trains for minutes as the tutorial does": [
         "cram sweep screening.yaml",
         "composer train.py yamls/cram-cpu.yaml budget=60s",
-        "composer train.py yamls/cram-cpu.yaml run_name=short",
+        "run_name=short eval.interval",
         "cram train yamls/cram-cpu.yaml",
         "cram ablate yamls/cram-cpu.yaml",
         "cram throughput",

@@ -175,11 +175,10 @@ def test_padding_is_not_judged():
 )
 def test_the_generator_is_a_smaller_encoder(sizes, objective, expected):
     names = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
-    changes = dict(zip(names, sizes, strict=True)) | {"stack": "elc", "value_embeddings": 1, "neighbor_embeddings": 64}
+    changes = dict(zip(names, sizes, strict=True)) | {"stack": "elc", "value_embeddings": 1}
     config = generator_config(tiny_config(**changes), ReplacedTokenConfig(**objective))
     assert tuple(getattr(config, name) for name in names) == expected
-    assert (config.stack, config.value_embeddings, config.neighbor_embeddings) == ("plain", 0, 0)
-    assert config.embedding_size == sizes[0]
+    assert (config.stack, config.value_embeddings, config.embedding_size) == ("plain", 0, sizes[0])
 
 
 @pytest.mark.parametrize("corrective", [None, 0.2])

@@ -45,7 +45,7 @@ def compare_rows(a: Group, b: Group) -> RowComparison | None:
     shared = seeds[0] & seeds[1]
     paired = len(shared) > 1 and len(shared) == min(map(len, seeds))
     groups = [[run for run in group.runs if not paired or run.get("config.seed") in shared] for group in (a, b)]
-    read = [_read(run) for runs in groups for run in runs]
+    read = [read_row_losses(run) for runs in groups for run in runs]
     losses = [found for found in read if found is not None]
     if len(losses) < len(read):
         return None
@@ -70,7 +70,7 @@ def _mean(runs: Sequence[RunData], losses: Sequence[Array]) -> Array:
     return mean
 
 
-def _read(run: RunData) -> Array | None:
+def read_row_losses(run: RunData) -> Array | None:
     """Return the losses of the held-out rows, [rows, 2]; None if there are fewer than two, or no file of them."""
     try:
         found = np.load(run.path / ROW_LOSSES, allow_pickle=False)

@@ -26,13 +26,13 @@ _LEAST_SHARE = 1e-6  # of the largest term, left by annealing: keeps the logarit
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """loss = E + sum over j of scale[j] / x[j] ** exponent[j] - C * annealed.
+    """loss = E + sum over j of scale[j] / x[j] ** exponent[j] - G * annealed.
 
     Attributes:
         floor: E, in nats.
         scales, exponents: [terms].
         objective: sum of the Huber losses of the residuals of log loss.
-        annealing: C, nats per unit of annealing; 0 for a law of final losses.
+        annealing: G, nats per unit of annealing; 0 for a law of final losses.
     """
 
     floor: float
@@ -166,7 +166,7 @@ def _power_law(theta: Array, objective: float, centre: Array, fall: float) -> Po
 class _Problem:
     """Points of a fit: logs [points, terms] about zero, and annealing [points] up to one.
 
-    Parameters theta are the logs of E, of the terms at the centre, and of C if there is annealing, then the exponents.
+    Parameters theta are the logs of E, of the terms at the centre, and of G if there is annealing, then the exponents.
     """
 
     logs: Array

@@ -12,13 +12,13 @@ from cram_composer.analysis.compare.comparability import data_refusals
 from cram_composer.analysis.compare.groups import differing_settings
 from cram_composer.analysis.html.formatting import is_number
 from cram_composer.analysis.runs.run import Array, RunData
-from cram_composer.analysis.scaling.annealing import AnnealedLaw, Curve, fit_curves, read_curve
+from cram_composer.analysis.scaling.annealing import AnnealedLaw, Curve, fit_curves, read_curve, with_schedule
 from cram_composer.analysis.scaling.law import Fit, fit
 from cram_composer.errors import CramError
 
 SAME_SIZE = 0.02  # relative difference below which sizes and lengths count as equal
 LEAST_LEVELS = 3  # sizes and lengths needed to determine the law
-LEAST_LOSSES = 8  # of all runs, for a law of in-loop losses
+LEAST_LOSSES, LEAST_PLACES = 8, 5  # losses of all runs, and lengths so far at which they were measured
 _SIZE_KEYS = ("model.", "budget.", "train.batch_size", "train.device_train_microbatch_size", "eval.", "checkpoint.")
 
 
@@ -96,9 +96,10 @@ def read_points(
     Raises:
         CramError: the losses of the runs are not comparable, or a record does not count embeddings.
     """
-    usable, notes = usable_runs(runs)
+    usable, notes = usable_runs(runs, any_rate=in_loop)
     # The schedule of a branch is that of its trunk plus a decay, so it differs by length.
-    ignored = (*_SIZE_KEYS, "schedule.") if any(run.get("branched_from") for run in usable) else _SIZE_KEYS
+    is_free = in_loop or any(run.get("branched_from") for run in usable)
+    ignored = (*_SIZE_KEYS, "schedule.") if is_free else _SIZE_KEYS
     if differing := [key for key in differing_settings(usable) if not key.startswith(ignored)] if usable else []:
         notes.append(f"settings differ ({', '.join(differing[:5])}), so the law mixes several recipes")
     if again := [run.name for run in usable if (run.get("epochs") or 0) > 1]:
@@ -119,15 +120,19 @@ def read_points(
         kept = [point for point in points if point.curve is not None]
         if len(kept) < len(points):
             notes.append(
-                f"left out {len(points) - len(kept)} runs that averaged their weights, are branches, or have no "
-                "held-out losses in the loop after warmup (eval.interval)"
+                f"left out {len(points) - len(kept)} runs that averaged their weights, are branches, have an "
+                "incomplete trace, or no held-out losses in the loop after the peak of the rate (eval.interval)"
             )
         points = kept
     return points, notes
 
 
-def usable_runs(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:
+def usable_runs(runs: Sequence[RunData], any_rate: bool = False) -> tuple[list[RunData], list[str]]:
     """Return the finished runs with comparable losses and a decayed rate, and notes on those left out.
+
+    Args:
+        runs: the runs.
+        any_rate: also return runs whose rate has not decayed.
 
     Raises:
         CramError: the losses are not comparable.
@@ -141,7 +146,7 @@ def usable_runs(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:
     notes = []
     if len(usable) < len(runs):
         notes.append(f"left out {len(runs) - len(usable)} unfinished runs")
-    decayed = [run for run in usable if not _rate_is_high(run)]
+    decayed = [run for run in usable if any_rate or not _rate_is_high(run)]
     if 0 < len(decayed) < len(usable):
         notes.append(f"left out {len(usable) - len(decayed)} runs whose learning rate did not decay")
         usable = decayed
@@ -179,8 +184,9 @@ def fit_scaling(
     law = None
     if not missing and curves:
         sizes = [point.parameters for point in used]
-        law = fit_curves(sizes, curves, sized=_count_levels(sizes) > 1)
-        if len(used) <= LEAST_LEVELS:
+        sized = _count_levels(sizes) > 1
+        law = fit_curves(sizes, curves, sized)
+        if len(used) <= (LEAST_LEVELS if sized else 1):
             notes = [*notes, "intervals do not include differences between runs, which take more runs to tell"]
     elif not missing:
         law = fit(_sizes_and_tokens(used), np.array([point.loss for point in used]))
@@ -189,12 +195,12 @@ def fit_scaling(
     if len(best) > 3:
         compute = fit(np.array([[point.flops] for point in best]), np.array([point.loss for point in best]))
     if law is None and compute is None and needs_law:
-        raise CramError(
-            f"{missing}; provide runs of at least {LEAST_LEVELS} sizes with {LEAST_LEVELS} lengths each, or at least "
-            "four runs whose loss falls with compute"
-        )
+        more = f"provide runs of at least {LEAST_LEVELS} sizes with {LEAST_LEVELS} lengths each"
+        if curves:
+            more = "lower eval.interval, or provide more runs"
+        raise CramError(f"{missing}; {more}, or at least four runs whose loss falls with compute")
     if law is not None:
-        held = [HeldBack(point, law.predict(_sizes_and_tokens([point])[0])) for point in kept_back]
+        held = [HeldBack(point, _predict(law, used, point)) for point in kept_back]
     elif compute is not None:
         known = [point for point in kept_back if point.flops is not None]
         held = [HeldBack(point, compute.predict(np.array([point.flops]))) for point in known]
@@ -218,15 +224,16 @@ def _too_few(points: Sequence[Point]) -> str:
 
 def _too_few_losses(points: Sequence[Point], curves: Sequence[Curve]) -> str:
     losses, sizes = sum(len(curve.loss) for curve in curves), _count_levels([point.parameters for point in points])
-    if losses < LEAST_LOSSES or sizes == 2:
+    places = _count_levels(np.concatenate([curve.areas()[0] for curve in curves]))
+    if losses < LEAST_LOSSES or places < LEAST_PLACES or 1 < sizes < LEAST_LEVELS:
         return (
-            f"{losses} losses in the loop of {sizes} sizes are too few for a law, which needs {LEAST_LOSSES} losses, "
-            f"and one size or {LEAST_LEVELS}"
+            f"{losses} losses at {places} lengths of {sizes} sizes are too few for a law of losses since the peak of "
+            f"the rate, which needs {LEAST_LOSSES} losses at {LEAST_PLACES} lengths, and one size or {LEAST_LEVELS}"
         )
     return ""
 
 
-def _count_levels(values: Sequence[float]) -> int:
+def _count_levels(values: Sequence[float] | Array) -> int:
     ordered = np.log(np.sort(np.array(values, dtype=np.float64)))
     return int(len(ordered) and 1 + (np.diff(ordered) > SAME_SIZE).sum())
 
@@ -291,10 +298,18 @@ def predict(scaling: Scaling, parameters: float, tokens: float) -> tuple[float, 
     """Predict the loss of one run of this size and length with its 95 % interval. Raises CramError without a law."""
     if scaling.law is None:
         raise CramError(f"cannot predict a loss: {scaling.missing}")
-    size = scaling.points[0].parameters
-    if isinstance(law := scaling.law.law, AnnealedLaw) and not law.sized and abs(np.log(parameters / size)) > SAME_SIZE:
-        raise CramError(f"cannot predict a loss at {parameters:.4g} parameters: all runs have {size:.4g}")
-    return scaling.law.predict(np.array([parameters, tokens]))
+    return _predict(scaling.law, scaling.points, Point("", parameters, tokens, np.nan, None, None))
+
+
+def _predict(law: Fit, fitted: Sequence[Point], point: Point) -> tuple[float, float, float]:
+    """Predict the loss of a point of its own schedule, or with that of the longest of the `fitted` ones."""
+    size = fitted[0].parameters
+    if isinstance(law.law, AnnealedLaw):
+        if not law.law.sized and abs(np.log(point.parameters / size)) > SAME_SIZE:
+            raise CramError(f"cannot predict a loss at {point.parameters:.4g} parameters: all runs have {size:.4g}")
+        if point.curve is not None:
+            law = with_schedule(law, point.curve.schedule)
+    return law.predict(_sizes_and_tokens([point])[0])
 
 
 def parameters_of(result: Fit, names: Sequence[str]) -> list[tuple[str, float, float, float]]:

@@ -52,7 +52,9 @@ def report_scaling(
         CramError: no finished run, or too few for the requested fit or prediction.
     """
     runs, problems = list_runs(items, Path("runs"))
-    points, notes = read_points([load_run(run.path) for run in runs] if in_loop else runs, embeddings, in_loop)
+    if in_loop:
+        runs = [load_run(run.path) for run in runs]
+    points, notes = read_points(runs, embeddings, in_loop)
     if not points:
         kind = "finished run with losses in the loop" if in_loop else "finished run"
         raise CramError(f"no {kind} among {len(runs)} runs; give folders of finished runs")
@@ -83,7 +85,8 @@ def report_scaling(
     if best is not None and seconds is not None:
         speed = "at the runs' own speed" if flops_per_second is None else f"at {flops_per_second:.3g} FLOP/s"
         sentences.append(optimum_line(best, seconds, speed))
-    written = write_scaling(scaling, [load_run(run.path) for run in runs], sentences, page, compared, trends)
+    drawn = runs if in_loop else [load_run(run.path) for run in runs]
+    written = write_scaling(scaling, drawn, sentences, page, compared, trends)
     more = [] if compared is None else [forecast_text(compared)]
     more += [] if scores is None else [score_text(trends, scores)]
     return "\n".join([console_text(scaling), *sentences, *more, "", f"page: {written}"])

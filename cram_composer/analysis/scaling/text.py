@@ -13,8 +13,8 @@ from cram_composer.analysis.scaling.scores import STEP, ScoreTrend
 
 LAWS = {
     ("parameters", "tokens"): "loss = E + A / parameters^a + B / tokens^b",
-    ("parameters", "full-rate tokens"): "loss = E + A / parameters^a + B / S^b - C F, of losses in the loop",
-    ("full-rate tokens",): "loss = E + B / S^b - C F, of losses in the loop",
+    ("parameters", "full-rate tokens"): "loss = E + A / parameters^a + B / S^b - G F, of losses in the loop",
+    ("full-rate tokens",): "loss = E + B / S^b - G F, of losses in the loop",
     ("FLOPs",): "loss = E + C / FLOPs^c, fitted to the best runs at their compute",
 }
 _NOTHING = 1e-6
@@ -52,19 +52,20 @@ def _law(result: Fit, names: Sequence[str]) -> list[str]:
 
 def law_cells(result: Fit, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Return a header and the name, value and 95 % interval of every parameter."""
-    letters = ["E", *(letter for name in names for letter in _TERMS[name]), *["C"] * bool(result.law.annealing)]
+    letters = ["E", *(letter for name in names for letter in _TERMS[name]), *["G"] * bool(result.law.annealing)]
     rows = parameters_of(result, names)
     return [
         ("", "value", "95 % interval"),
         *(
-            (letter, _number(v), f"{_number(low)} to {_number(high)}")
+            (letter, _number(letter, v), f"{_number(letter, low)} to {_number(letter, high)}")
             for letter, (_, v, low, high) in zip(letters, rows, strict=True)
         ),
     ]
 
 
-def _number(value: float) -> str:
-    return "0" if abs(value) < _NOTHING else f"{value:.4g}"  # the fit's lower bound
+def _number(letter: str, value: float) -> str:
+    is_nothing = letter != "G" and abs(value) < _NOTHING  # the fit's lower bound; G is per token and as small
+    return "0" if is_nothing else f"{value:.4g}"
 
 
 def held_back_cells(scaling: Scaling) -> list[tuple[str, ...]]:

@@ -59,12 +59,6 @@ class ModelConfig(Settings):
     value_embeddings: int = key(
         0, "number of first and of last layers that add a token embedding to the attention values", ge=0, le=1024
     )
-    neighbor_embeddings: int = key(
-        0,
-        "rows of a table that adds an embedding of the tokens before and after to each token, by a hash; 0: none",
-        ge=0,
-        le=16_777_216,
-    )
     short_convolution: int = key(0, "tokens (odd) of a convolution before each block; 0: none", ge=0, le=1023)
     head_transform: bool = key(False, "dense layer, gelu and norm before the decoder, as in BERT")
     head_bias: bool = key(False, "bias of the decoder")

@@ -50,8 +50,7 @@ class CramBertConfig(PretrainedConfig):
     `classifier_pooling` is "mean" (over the unmasked tokens) or "first".
 
     Other files describe the remaining settings: stacks.py (`stack`), layer.py (`norm_position`), positions.py
-    (`positions`), attention.py (the windows), embeddings.py (`neighbor_embeddings`), convolution.py
-    (`short_convolution`) and heads.py (the head).
+    (`positions`), attention.py (the windows), convolution.py (`short_convolution`) and heads.py (the head).
     """
 
     model_type = "crambert"
@@ -87,7 +86,6 @@ class CramBertConfig(PretrainedConfig):
         attention_bias: bool = False,
         mlp_bias: bool = False,
         value_embeddings: int = 0,
-        neighbor_embeddings: int = 0,
         short_convolution: int = 0,
         head_transform: bool = False,
         head_bias: bool = False,
@@ -136,7 +134,6 @@ class CramBertConfig(PretrainedConfig):
         self.attention_bias = attention_bias
         self.mlp_bias = mlp_bias
         self.value_embeddings = value_embeddings
-        self.neighbor_embeddings = neighbor_embeddings
         self.short_convolution = short_convolution
         self.head_transform = head_transform
         self.head_bias = head_bias

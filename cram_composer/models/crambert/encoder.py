@@ -13,7 +13,6 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention import DENSE, AttentionKernel, ExplicitAttention, compute_dtype, contexts
 from .configuration_crambert import CramBertConfig
-from .convolution import visible_neighbours
 from .embeddings import Embeddings
 from .initialization import init_weights, set_init_scales
 from .layer import CramBertLayer
@@ -92,7 +91,7 @@ class CramBertModel(CramBertPreTrainedModel):
             input_ids: int64 [B, L].
             attention_mask: [B, L], 0 at padding; None without padding or with `document_ids`.
             token_type_ids: no effect.
-            inputs_embeds: [B, L, E], instead of `input_ids`; models with value or neighbour embeddings need the ids.
+            inputs_embeds: [B, L, E], instead of `input_ids`; models with value embeddings need the ids.
             document_ids: int64 [B, L]; tokens attend only within the same number. Padding has a separate number, such
                 as -1.
             causal: bool [B], rows in which tokens attend only to themselves and earlier tokens.
@@ -107,9 +106,10 @@ class CramBertModel(CramBertPreTrainedModel):
         config = cast(CramBertConfig, self.config)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        for key in ("value_embeddings", "neighbor_embeddings"):
-            if input_ids is None and getattr(config, key):
-                raise ValueError(f"inputs_embeds: this model has other embeddings of tokens ({key}); give input_ids")
+        if input_ids is None and config.value_embeddings:
+            raise ValueError(
+                "inputs_embeds: this model has value embeddings of tokens (value_embeddings); give input_ids"
+            )
         wants_weights = config.output_attentions if output_attentions is None else output_attentions
         wants_inputs = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights: list[torch.Tensor] | None = [] if wants_weights else None
@@ -117,10 +117,7 @@ class CramBertModel(CramBertPreTrainedModel):
         kernel = self.attention_kernel if self.training else DENSE
         if wants_weights or config._attn_implementation == "eager":
             kernel = ExplicitAttention(weights)
-        neighbours = None
-        if config.neighbor_embeddings:
-            neighbours = visible_neighbours(3, attention_mask, document_ids, causal)
-        hidden = self.embeddings(input_ids, inputs_embeds, neighbours)
+        hidden = self.embeddings(input_ids, inputs_embeds)
         if self.training and not self.residual_in_fp32 and compute_dtype(hidden) == torch.bfloat16:
             hidden = hidden.bfloat16()
         layers = cast(Sequence[CramBertLayer], self.layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ FLOOR, B, BETA, C = 2.0, 60.0, 0.25, 4e-7
 A, ALPHA = 900.0, 0.5
 
 
-def schedule(steps: int, shape: str = "wsd") -> Schedule:
+def schedule(steps: int, shape: str = "wsd", growth: int = 1) -> Schedule:
+    """A schedule of equal steps, or of steps that grow by this factor at 60 % of them."""
     progress = (np.arange(steps) + 1) / steps
     rates = np.minimum(1.0, progress / 0.05)
     if shape == "wsd":
         rates *= np.minimum(1.0, (1.0 - progress) / 0.2)
     else:  # cosine
         rates *= 0.5 * (1.0 + np.cos(np.pi * np.maximum(0.0, (progress - 0.05) / 0.95)))
-    return Schedule(TOKENS_PER_STEP * np.arange(1, steps + 1), rates)
+    tokens = np.where(progress > 0.6, growth, 1) * TOKENS_PER_STEP
+    return Schedule(np.cumsum(tokens), rates)
 
 
 def curve(
@@ -43,24 +46,25 @@ def curve(
     return Curve(given, at, loss * np.exp(noise * random.normal() + noise / 2 * random.normal(size=count)))
 
 
+@pytest.mark.parametrize("growth", [1, 4])
 @pytest.mark.parametrize("shape", ["wsd", "cosine"])
-def test_areas_equal_the_sums_of_the_paper(shape: str) -> None:
-    """Equation 1 of Tissue et al. 2024, from the peak on, written out as the double sum."""
-    given = schedule(300, shape)
+def test_areas_equal_the_sums_of_the_paper(shape: str, growth: int) -> None:
+    """Equation 1 of Tissue et al. 2024, from the peak on, written out as the double sum over tokens."""
+    given = schedule(300, shape, growth)
+    tokens = np.diff(given.tokens, prepend=0.0)
     full, annealed = given.areas()
-    assert full[-1] == pytest.approx(TOKENS_PER_STEP * given.rates.sum())
+    assert full[-1] == pytest.approx((tokens * given.rates).sum())
     for step in (given.peak, 100, 250, 299):
         total = 0.0
         for later in range(given.peak + 1, step + 1):
             for k in range(given.peak + 1, later + 1):
-                total += (given.rates[k - 1] - given.rates[k]) * MEMORY ** (later - k + 1)
-        # A decrease is felt from its own step on; MEMORY differs from 1 by a thousandth.
-        assert annealed[step] == pytest.approx(TOKENS_PER_STEP * total, rel=2e-3, abs=1e-6)
+                total += tokens[later] * (given.rates[k - 1] - given.rates[k]) * MEMORY ** (later - k)
+        assert annealed[step] == pytest.approx(total)
 
 
-@pytest.mark.parametrize("shape", ["wsd", "cosine"])
-def test_a_schedule_stretched_is_that_of_the_longer_run(shape: str) -> None:
-    short, long = schedule(500, shape), schedule(4000, shape)
+@pytest.mark.parametrize(("shape", "growth"), [("wsd", 1), ("wsd", 4), ("cosine", 1)])
+def test_a_schedule_stretched_is_that_of_the_longer_run(shape: str, growth: int) -> None:
+    short, long = schedule(500, shape, growth), schedule(4000, shape, growth)
     for given, tokens in ((short, short.tokens[-1]), (short, long.tokens[-1]), (long, short.tokens[-1])):
         wanted = (short if tokens == short.tokens[-1] else long).areas()
         full, annealed = given.stretched(np.array([tokens]))
@@ -138,8 +142,10 @@ def test_the_command_predicts_a_longer_run_from_losses_in_the_loop(
     arguments = ["scaling-law", str(folder), "--in-loop", "--hold-back", "1", "--predict", "1e6,4e7"]
     assert main([*arguments, "--output", str(folder / "law.html")]) == 0
     said = capsys.readouterr().out
-    assert "loss = E + B / S^b - C F" in said and "run-8000" in said
-    assert "loss = E + B / S^b - C F" in (folder / "law.html").read_text(encoding="utf-8")
+    assert "loss = E + B / S^b - G F" in said and "run-8000" in said
+    (shown,) = re.findall(r"^ +G +(\S+) ", said, re.MULTILINE)
+    assert float(shown) == pytest.approx(C, rel=0.05)
+    assert "loss = E + B / S^b - G F" in (folder / "law.html").read_text(encoding="utf-8")
     assert main([*arguments, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     held = values["held_back"][0]
@@ -162,11 +168,40 @@ def test_one_size_predicts_no_other(
     assert said in capsys.readouterr().err
 
 
+def test_losses_at_few_lengths_give_no_law(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in folder.glob("run-*"):
+        kept = (path / "metrics.jsonl").read_text().splitlines(keepends=True)[-1:]
+        (path / "metrics.jsonl").write_text("".join(kept))
+    assert main(["scaling-law", str(folder), "--in-loop"]) == 2
+    assert "which needs 8 losses at 5 lengths" in (said := capsys.readouterr().err) and "eval.interval" in said
+
+
+def test_a_law_of_one_size_predicts_no_held_back_run_of_another(folder: Path, capsys: Any) -> None:
+    record = json.loads((folder / "run-8000" / "record.json").read_text())
+    (folder / "run-8000" / "record.json").write_text(json.dumps(record | {"parameters": 3_000_000}))
+    assert main(["scaling-law", str(folder), "--in-loop", "--hold-back", "1"]) == 2
+    assert "cannot predict a loss at 3e+06 parameters: all runs have 1e+06" in capsys.readouterr().err
+
+
 def test_runs_whose_losses_do_not_follow_their_rate_are_left_out(make_run: Any) -> None:
     averaged = load_run(make_run("averaged", budget=20.0, config=CONFIG))
     assert CONFIG["algorithms"]["ema"] is not None
     points, notes = read_points([averaged], in_loop=True)
     assert not points and "left out 1 runs that averaged their weights" in notes[-1]
+
+
+def test_losses_of_fewer_rows_are_moved_to_those_of_all(folder: Path) -> None:
+    """Half of the rows are in the loop; at the end they are 0.25 nats easier than all of them."""
+    path = folder / "run-1000"
+    before = read_curve(load_run(path))
+    record = json.loads((path / "record.json").read_text())
+    record["config"]["eval"] = {"rows": 2}
+    (path / "record.json").write_text(json.dumps(record))
+    np.save(path / "row_losses.npy", np.array([[30.0, 10], [30.0, 10], [35.0, 10], [35.0, 10]], dtype=np.float32))
+    after = read_curve(load_run(path))
+    assert before is not None and after is not None
+    assert after.loss[:-1] == pytest.approx(before.loss[:-1] + 0.25)
+    assert after.loss[-1] == before.loss[-1]
 
 
 def test_evaluations_before_the_peak_and_traces_with_gaps_are_not_used(folder: Path) -> None:
@@ -177,4 +212,8 @@ def test_evaluations_before_the_peak_and_traces_with_gaps_are_not_used(folder: P
     assert found is not None and len(found.loss) == 20 and found.loss.max() < 9.0
     lines = (path / "trace.jsonl").read_text().splitlines(keepends=True)
     (path / "trace.jsonl").write_text("".join(lines[:100] + lines[101:]))
+    assert read_curve(load_run(path)) is None
+    (path / "trace.jsonl").write_text("".join(lines[:-100]))
+    assert read_curve(load_run(path)) is None
+    (path / "trace.jsonl").write_text("".join([*lines[:-1], re.sub(r'"lr": [^}]*', '"lr": null', lines[-1])]))
     assert read_curve(load_run(path)) is None

@@ -10,7 +10,6 @@ from torch import nn
 
 from cram_composer.config.schema.model import ModelConfig
 from cram_composer.models.crambert.attention import DENSE, Context, SelfAttention, contexts
-from cram_composer.models.crambert.convolution import visible_neighbours
 from cram_composer.models.crambert.feedforward import FEEDFORWARDS
 from cram_composer.models.crambert.layer import CramBertLayer
 from cram_composer.models.crambert.modeling_crambert import CramBertForMaskedLM
@@ -60,7 +59,6 @@ def logits(made: CramBertForMaskedLM, input_ids: torch.Tensor | None = None, **m
         {"local_window": 4, "positions": "rotary", "local_rope_theta": 100.0},
         {"attention_bias": True, "mlp_bias": True},
         {"value_embeddings": 2},
-        {"neighbor_embeddings": 64},
         {"short_convolution": 3},
         {"short_convolution": 5, "norm_position": "post", "ffn_every": 2},
         {"head_transform": True, "head_bias": True},
@@ -262,47 +260,6 @@ def test_value_embeddings_reach_the_first_and_the_last_layers():
         value = attention(hidden, EMPTY, embedded)
         assert not torch.allclose(value, attention(hidden, EMPTY, 2 * embedded))
         assert torch.allclose(2 * value, attention(hidden, EMPTY, 2 * embedded), atol=1e-5), "attention is unchanged"
-
-
-def test_neighbor_embeddings_are_of_the_pair_on_both_sides():
-    """The embedding of a token depends on the tokens beside it, in this order, and on no other; it starts at zero."""
-    plain, made = tiny_model().eval(), tiny_model(neighbor_embeddings=4096).eval()
-    made.load_state_dict(plain.state_dict(), strict=False)
-    assert torch.equal(logits(made), logits(plain))
-    table = made.encoder.embeddings.neighbors
-    with torch.no_grad():
-        table.table.weight.normal_()
-    rows = torch.tensor([[5, 6, 7, 6, 5], [9, 6, 7, 9, 5], [5, 7, 7, 6, 5]])
-    found = table(rows, None)
-    pairs = [[(0, 6), (5, 7), (6, 6), (7, 5), (6, 0)], [(0, 6), (9, 7), (6, 9), (7, 5), (9, 0)], [(0, 7), (5, 7)]]
-    same = {}
-    for row, expected in enumerate(pairs):
-        for place, pair in enumerate(expected):
-            assert torch.equal(found[row, place], same.setdefault(pair, found[row, place])), pair
-    distinct = torch.stack(list(same.values()))
-    assert torch.cdist(distinct, distinct).add(10 * torch.eye(len(distinct))).min() > 1.0
-
-
-@pytest.mark.parametrize("kind", ["causal", "documents", "padding"])
-def test_neighbor_embeddings_show_only_what_attention_may_see(kind):
-    table = tiny_model(neighbor_embeddings=4096).encoder.embeddings.neighbors
-    with torch.no_grad():
-        table.table.weight.normal_()
-    rows = torch.randint(5, 50, (2, 6))
-    other = rows.clone()
-    other[:, 3] = 51
-    given = {
-        "causal": (None, None, torch.tensor([True, False])),
-        "documents": (None, torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]]), None),
-        "padding": (torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]), None, None),
-    }[kind]
-    seen = visible_neighbours(3, *given)
-    changed = (table(rows, seen) != table(other, seen)).any(dim=-1)
-    assert changed[1].tolist() == [False, False, True, False, True, False]
-    assert not changed[0, 2]  # the token before the one that changed
-    alone = table(rows[:1, :3], visible_neighbours(3, *(None if x is None else x[:1, :3] for x in given[:2]), None))
-    if kind != "causal":  # rows that end where the document or the text does
-        assert torch.equal(table(rows, seen)[0, :3], alone[0])
 
 
 def test_stacks_that_start_as_a_plain_one():

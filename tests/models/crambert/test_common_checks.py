@@ -17,8 +17,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "modern": {"positions": "rotary", "local_window": 6, "norm": "rmsnorm", "qk_norm": True, "attention_gate": True},
     "bert": {"norm_position": "post", "ffn": "gelu", "positions": "learned", "attention_bias": True, "mlp_bias": True,
              "head_transform": True, "head_bias": True},
-    "unusual": {"stack": "elc", "positions": "alibi", "value_embeddings": 1, "neighbor_embeddings": 64,
-                "short_convolution": 3},
+    "unusual": {"stack": "elc", "positions": "alibi", "value_embeddings": 1, "short_convolution": 3},
 }  # fmt: skip
 CLASSES = ["Model", *(f"For{task}" for task in ("MaskedLM", "MultipleChoice", "QuestionAnswering",
                                                 "SequenceClassification", "TokenClassification"))]  # fmt: skip
