@@ -8,6 +8,7 @@ parameters are a linear fit (variable projection, used for scaling laws in arXiv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,7 @@ class Fit:
     """
 
     law: PowerLaw
-    resampled: list[PowerLaw]
+    resampled: Sequence[PowerLaw]
     spread: float
     spreads: Array
 
