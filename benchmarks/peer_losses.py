@@ -32,18 +32,12 @@ from typing import Any
 from benchmarks.peer_cramming import held_out_loss, run_cramming
 from benchmarks.short_run import STEADY, build_run, in_a_process
 
-# Side: the YAML of its run.
+# Side: the YAML of its run, and its name in the figure.
 _SIDES = {
-    "best-cram": "yamls/cram-2core.yaml",
-    "cram-cpu": "yamls/cram-cpu.yaml",
-    "cramming": "",
-    "trainer": "benchmarks/bert.yaml",
-}
-_LABELS = {
-    "best-cram": "best-cram",
-    "cram-cpu": "crammed-bert with rotary positions",
-    "cramming": "the paper's code",
-    "trainer": "transformers Trainer",
+    "best-cram": ("yamls/cram-2core.yaml", "best-cram"),
+    "cram-cpu": ("yamls/cram-cpu.yaml", "crammed-bert with rotary positions"),
+    "cramming": ("", "the paper's code"),
+    "trainer": ("benchmarks/bert.yaml", "transformers Trainer"),
 }
 _HELD_OUT_ROWS = 1024
 _MOST_TOKENS_PER_SECOND = 60_000  # of the peers on one core: sets the number of rows prepared for them
@@ -109,7 +103,7 @@ def _draw(losses: dict[tuple[str, float], list[float]], sides: list[str], budget
         for number, side in enumerate(sides):
             colour, dash = series_style(number)
             means = [statistics.fmean(losses[side, budget]) for budget in budgets]
-            axes.plot(budgets, means, color=colour, linestyle=dash, label=_LABELS[side])
+            axes.plot(budgets, means, color=colour, linestyle=dash, label=_SIDES[side][1])
             for budget in budgets:
                 values = losses[side, budget]
                 axes.plot([budget] * len(values), values, "o", color=colour, markersize=4)
@@ -156,7 +150,7 @@ def _prepare(output: Path, seeds: int, seconds: float, overrides: list[str]) -> 
             continue
         with tempfile.TemporaryDirectory() as scratch:
             settings = [*STEADY, f"eval.final_rows={_HELD_OUT_ROWS}", f"seed={seed}", *overrides]
-            run, _ = build_run(_SIDES["cram-cpu"], settings, Path(scratch) / "run")
+            run, _ = build_run(_SIDES["cram-cpu"][0], settings, Path(scratch) / "run")
             shutil.copytree(run.data.tokenizer, output / "tokenizer", dirs_exist_ok=True)
             batches = run.batches.held_out[0].final
             parts = {"ids": "input_ids", "places": "masked_positions", "labels": "labels"}
@@ -175,7 +169,7 @@ def _side(side: str, folder: Path, seconds: float, seed: int, overrides: list[st
             f"budget={seconds}s", f"seed={seed}", "run_name=run", f"runs_dir={scratch}", "eval.interval=0",
             f"eval.final_rows={_HELD_OUT_ROWS}", "train.threads=1", "checkpoint.interval=1d",
         ]  # fmt: skip
-        command = [sys.executable, "-m", "cram_composer.cli", "train", _SIDES[side], *settings, *overrides]
+        command = [sys.executable, "-m", "cram_composer.cli", "train", _SIDES[side][0], *settings, *overrides]
         subprocess.run(command, check=True, stdout=sys.stderr)
         record = json.loads((Path(scratch) / "run" / "record.json").read_text())
         import torch
@@ -210,7 +204,7 @@ def _trainer(folder: Path, seconds: float, seed: int, overrides: list[str], scra
             control.should_training_stop = time.perf_counter() - self.start >= seconds
 
     settings = [*STEADY, "budget=1h", f"seed={seed}", "train.threads=1", "train.device_train_microbatch_size=32"]
-    run, _ = build_run(_SIDES["trainer"], [*settings, *overrides], Path(scratch) / "run")
+    run, _ = build_run(_SIDES["trainer"][0], [*settings, *overrides], Path(scratch) / "run")
     tokens_per_step = run.config.train.batch_size * run.data.manifest["sequence_length"]
     most_steps = int(seconds * _MOST_TOKENS_PER_SECOND / tokens_per_step)
     trainer = build_trainer(run, scratch, Budget(), max_steps=most_steps, lr_scheduler_type="constant")

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ import torch
 
 from cram_composer.config import Composed
 from cram_composer.data.loading.shared_memory import remove_stale_shared_memory
+
+_SCRIPT_SECONDS = 300
 
 
 class TinyRuns:
@@ -78,6 +81,7 @@ def _run_script(command: list[str], environment: dict[str, str], scratch: str) -
             os.dup2(file.fileno(), descriptor)
     os.environ.clear()
     os.environ.update(environment)
+    signal.alarm(_SCRIPT_SECONDS)  # ends this process if the script hangs
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     warnings.simplefilter(environment["PYTHONWARNINGS"])  # type: ignore[arg-type]
     sys.argv = command

@@ -19,7 +19,8 @@ import numpy as np
 
 from cram_composer.analysis.compare.statistics import student_quantile
 from cram_composer.analysis.runs.run import Array, RunData
-from cram_composer.analysis.scaling.prediction import SAME_SIZE, model_size, usable_runs
+from cram_composer.analysis.scaling.points import model_size, usable_runs
+from cram_composer.analysis.scaling.prediction import SAME_SIZE
 from cram_composer.errors import CramError
 
 Interval = tuple[float, float, float]  # value, low, high

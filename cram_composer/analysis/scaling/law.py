@@ -87,7 +87,7 @@ def fit(
     Args:
         x: sizes and lengths, > 0. loss: in nats.
         resamples: laws of the bootstrap.
-        annealed: [points], >= 0: how far the learning rate has decayed; adds the term -C * annealed.
+        annealed: [points], >= 0: how far the learning rate has decayed; adds the term -G * annealed.
         runs: [points], the number of each point's run, if a run has several. Their noise has a common part, which the
             bootstrap draws once per run, if there are enough runs to tell it.
 

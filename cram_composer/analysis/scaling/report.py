@@ -10,7 +10,8 @@ from cram_composer.analysis.runs.run import load_run
 from cram_composer.analysis.runs.table import list_runs
 from cram_composer.analysis.scaling.forecast import forecast, forecast_as_json
 from cram_composer.analysis.scaling.page import write_scaling
-from cram_composer.analysis.scaling.prediction import as_json, fit_scaling, optimum, predict, read_points
+from cram_composer.analysis.scaling.points import read_points
+from cram_composer.analysis.scaling.prediction import as_json, fit_scaling, optimum, predict
 from cram_composer.analysis.scaling.scores import score_trends
 from cram_composer.analysis.scaling.text import (
     console_text,

@@ -13,7 +13,7 @@ import pytest
 from cram_composer.analysis.runs.run import load_run
 from cram_composer.analysis.scaling.annealing import MEMORY, Curve, Schedule, fit_curves, read_curve
 from cram_composer.analysis.scaling.law import fit
-from cram_composer.analysis.scaling.prediction import read_points
+from cram_composer.analysis.scaling.points import read_points
 from cram_composer.cli import main
 from tests.analysis.conftest import CONFIG
 

@@ -12,15 +12,8 @@ import pytest
 
 from cram_composer.analysis.runs.run import load_run
 from cram_composer.analysis.scaling.law import DELTA, PowerLaw, fit
-from cram_composer.analysis.scaling.prediction import (
-    Point,
-    fit_scaling,
-    optimal_exponent,
-    optimum,
-    parameters_of,
-    predict,
-    read_points,
-)
+from cram_composer.analysis.scaling.points import Point, read_points
+from cram_composer.analysis.scaling.prediction import fit_scaling, optimal_exponent, optimum, parameters_of, predict
 from cram_composer.analysis.scaling.text import console_text
 from cram_composer.cli import main
 from cram_composer.errors import CramError
