@@ -118,7 +118,8 @@ def _tuned(config: SweepConfig, asked_by: str, folder: Path, *, confirmed: bool,
     for halvings in reversed(range(config.tune_halvings + 1)):
         if losses:
             points = better_half(points, losses)
-        tuning = tuning_sweep(config, asked_by, points, final[0].composed.config.budget, halvings)
+        budgets = {trial.variant: trial.composed.config.budget for trial in final}
+        tuning = tuning_sweep(config, asked_by, points, budgets, halvings)
         beside = folder.with_name(f"{folder.name}{tuning_suffix(halvings)}")
         trials = plan_trials(tuning, asked_by, beside)
         asks = options["train"] and any(finished_record(trial) is None for trial in trials)
@@ -162,9 +163,10 @@ def _undecided(block: Sequence[Trial], trials: Sequence[Trial], baseline: str) -
     if len(groups) > 1 and groups[0].name == baseline:
         pairs = compare(groups, groups[0], look(groups, groups[0]))
         decided = {pair.challenger.name for pair in pairs if pair.verdict.word in ("better", "worse")}
-    # What was stopped stays stopped, whatever the others do to its verdict.
+    # What was stopped stays stopped, whatever the others do to its verdict. A run that failed has at least a log.
     seed = min((trial.seed for trial in block), default=0)
-    decided |= {trial.variant for trial in trials if trial.seed < seed and not trial.path.exists()} - {baseline}
+    earlier = [trial for trial in trials if trial.seed < seed]
+    decided |= {each.variant for each in earlier if not (each.path.exists() or each.log.exists())} - {baseline}
     left = [trial for trial in block if trial.variant not in decided]
     return left if any(trial.variant != baseline for trial in left) else []
 

@@ -29,11 +29,13 @@ def all_points(config: SweepConfig, asked_by: str) -> Points:
             f"{asked_by}: tune_halvings: {config.tune_halvings} leave one of {len(grid)} points before the last runs; "
             "lower it or list more values under tune"
         )
+    if config.tune_halvings and (limits := [key for key in config.tune if key.partition(".")[0] == "budget"]):
+        raise ConfigError(f"{asked_by}: tune: {limits[0]} cannot be tuned with tune_halvings, which change the budget")
     return {name: list(grid) for name, _ in expand_variants(config, asked_by)}
 
 
 def tuning_sweep(
-    config: SweepConfig, asked_by: str, points: Points, budget: BudgetConfig, halvings: int
+    config: SweepConfig, asked_by: str, points: Points, budgets: dict[str, BudgetConfig], halvings: int
 ) -> SweepConfig:
     """Return the sweep of every variant at its points, with `tune_seeds` seeds.
 
@@ -41,21 +43,21 @@ def tuning_sweep(
         config: the sweep.
         asked_by: its file, named in errors.
         points: to try.
-        budget: of a run of the sweep.
+        budgets: of a run of the sweep, by name of the variant.
         halvings: how often the points will still be halved; 0: runs of the whole budget.
 
     Raises:
         ConfigError: a budget that cannot be divided.
     """
-    variants = dict(expand_variants(config, asked_by))
-    at_points = {
-        point_name(name, point): variants[name].model_copy(update={"set": variants[name].set | point})
-        for name, of_variant in points.items()
-        for point in of_variant
-    }
+    at_points = {}
+    for name, variant in expand_variants(config, asked_by):
+        values = variant.set
+        if halvings:
+            values = {key: value for key, value in values.items() if key.partition(".")[0] != "budget"}
+            values["budget"] = _part(budgets[name], 0.5**halvings, asked_by).model_dump()
+        for point in points[name]:
+            at_points[point_name(name, point)] = variant.model_copy(update={"set": values | point})
     update: dict[str, Any] = {"tune": {}, "grid": {}, "tune_halvings": 0, "baseline": None, "stop_when_decided": False}
-    if halvings:
-        update["budget"] = _part(budget, 0.5**halvings, asked_by)
     update |= {"variants": at_points, "seeds": config.tune_seeds}
     return config.model_copy(update={**update, "name": f"{config.name}{tuning_suffix(halvings)}"})
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from cram_composer.storage.files import read_json
 from cram_composer.sweeps.execution import local_slots
 from cram_composer.sweeps.plan import Trial, plan_trials
 from cram_composer.sweeps.progress import SweepProgress, progress
-from cram_composer.sweeps.sweep import SweepResult
+from cram_composer.sweeps.sweep import SweepResult, _undecided
 from cram_composer.sweeps.warm_up import warm_up_trials
 from tests.conftest import SMALL, SlurmHere
 from tests.servers import Bucket
@@ -89,6 +90,17 @@ def test_looks_are_noted_and_more_seeds_after_one_give_no_verdict(
     status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
     assert status == 0, progress_lines
     assert "no verdict" in text and "seeds were added after a look" in Path("runs/sweeps/own/report.html").read_text()
+
+
+def test_a_run_that_failed_does_not_stop_its_variant(tmp_path: Path) -> None:
+    trials = [
+        SimpleNamespace(variant=name, seed=seed, path=tmp_path / f"{name}{seed}", log=tmp_path / f"{name}{seed}.log")
+        for seed in (1, 2)
+        for name in ("base", "failed", "stopped")
+    ]
+    trials[0].path.mkdir()
+    trials[1].log.touch()
+    assert [each.variant for each in _undecided(trials[3:], trials, "base")] == ["base", "failed"]
 
 
 def test_kernels_are_compiled_before_the_runs_that_count(
@@ -155,16 +167,19 @@ def test_halvings_drop_the_worse_half_of_the_points_after_shorter_runs(
     quick: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rates = [0.0, 0.003, 0.01, 0.03, 0.1]
-    variants = {"plain": {}, "rope": {"add": ["rope"]}}
+    budgets = {"plain": 4, "rope": 8}  # steps
+    variants = {"plain": {}, "rope": {"add": ["rope"], "set": {"budget.steps": budgets["rope"]}}}
     write_sweep(seeds=1, variants=variants, tune={"optimizer.lr": rates}, tune_halvings=3)
     assert "tune_halvings: 3 leave one of 5 points before the last runs" in sweep("--yes", capsys=capsys)[2]
     write_sweep(seeds=1, variants=variants, tune={"optimizer.lr": rates}, tune_halvings=2)
     status, text, progress_lines = sweep("--yes", "--jobs", "2", capsys=capsys)
     assert status == 0, progress_lines
     assert text.count("tuning 2 variants, before 2 runs of them at their best; 2 more rounds") == 1
-    for name in ("plain", "rope"):
+    for name, budget in budgets.items():
         left = rates
-        for folder, steps, count in (("own-tune-2", 1, 5), ("own-tune-1", 2, 3), ("own-tune", 4, 2)):
+        for folder, steps, count in (
+            ("own-tune-2", budget // 4, 5), ("own-tune-1", budget // 2, 3), ("own-tune", budget, 2),
+        ):  # fmt: skip
             found = {
                 record["config"]["optimizer"]["lr"]: record
                 for path in Path("runs/sweeps", folder).glob(f"{name}-*/record.json")
@@ -243,6 +258,10 @@ def test_factors_that_change_the_data_are_not_compared(
         ({"tune": {"optimizer.lr": [1]}, "variants": {"a": {"set": {"optimizer.lr": 2}}}}, "is also in tune"),
         ({"tune": {"optimizer.lr": []}, "variants": {"a": {}}}, "tune.optimizer.lr: must not be empty"),
         ({"factors": FACTORS, "tune": {"optimizer.lr": [1]}}, "tune: excludes factors"),
+        (
+            {"tune": {"budget.steps": [1, 2, 3]}, "tune_halvings": 1, "variants": {"a": {}}},
+            "tune: budget.steps cannot be tuned with tune_halvings",
+        ),
         ({"design": "fractional", "variants": {"a": {}}}, "design: has no effect without factors"),
         ({"factors": {"a": FACTORS["rate"], "b": FACTORS["rate"]}}, "factors: a and b both set optimizer.lr"),
         ({"factors": {"a": FACTORS["rate"]}}, "factors: a Plackett-Burman design has 2 to 23, got 1"),

@@ -60,7 +60,7 @@ def comparability(a: Group, b: Group) -> Comparability:
             cautions.append(found)
     rows = {str(run.get("config.eval.rows")): None for run in runs}
     in_loop = f"not comparable: evaluation: rows in the loop {_join_distinct(rows)}" if len(rows) > 1 else ""
-    return Comparability(budget, refusals, in_loop, cautions, per_character and budget is not None)
+    return Comparability(budget, refusals, in_loop, cautions, per_character and len(refusals) == 1)
 
 
 def _scores_whole_split(run: RunData) -> bool:

@@ -26,7 +26,7 @@ from cram_composer.analysis.compare.measures import (
     curve,
 )
 from cram_composer.analysis.compare.row_losses import compare_rows
-from cram_composer.analysis.compare.statistics import Difference, compare_means, holm
+from cram_composer.analysis.compare.statistics import PAIRED, Difference, compare_means, holm
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss, same_objective, times_to_loss
 from cram_composer.analysis.compare.verdict import FIVE_PERCENT, Row, Verdict, at_level, judge
 from cram_composer.analysis.compare.worth import Worth
@@ -138,7 +138,12 @@ def _compare_values(
     one, other = ([found for run in group.runs if (found := value(run)) is not None] for group in (a, b))
     if len(one) < len(a.runs) or len(other) < len(b.runs):
         return Row(measure, unit, missing=missing)
-    difference = compare_means(a.by_seed(one), b.by_seed(other))
+    of_a, of_b = a.by_seed(one), b.by_seed(other)
+    difference = compare_means(of_a, of_b)
+    if isinstance(of_a, dict) and isinstance(of_b, dict):
+        # The means that the difference is of: of seeds instead of runs, and only of pairs if it is paired.
+        seeds = [of_a.keys() & of_b.keys()] * 2 if difference.method == PAIRED else [of_a.keys(), of_b.keys()]
+        one, other = [of_a[seed] for seed in seeds[0]], [of_b[seed] for seed in seeds[1]]
     return Row(measure, unit, statistics.fmean(one), statistics.fmean(other), difference)
 
 
@@ -252,7 +257,7 @@ def _score(a: Group, b: Group, protocol: str, score: str, rules: Comparability) 
     assert row.difference is not None
     if not all(run.evaluated[protocol].get("averages") for group in have for run in group.runs):
         return row
-    return replace(row, difference=_with_known_noise(row.difference, *(len(group.runs) for group in have)))
+    return replace(row, difference=_with_known_noise(row.difference, *(group.seeds for group in have)))
 
 
 def fine_tuning_key(run: RunData, protocol: str) -> str:
@@ -262,9 +267,9 @@ def fine_tuning_key(run: RunData, protocol: str) -> str:
     return json.dumps([row.get("notes"), seeds])
 
 
-def _with_known_noise(difference: Difference, *runs: int) -> Difference:
+def _with_known_noise(difference: Difference, *seeds: int) -> Difference:
     """Replace the interval by that of the known noise between pretrainings, unless the measured interval is wider."""
-    half = _NORMAL * GLUE_NOISE * math.sqrt(sum(1 / count for count in runs))
+    half = _NORMAL * GLUE_NOISE * math.sqrt(sum(1 / count for count in seeds))
     if difference.low is not None and difference.high is not None and difference.high - difference.low > 2 * half:
         return difference
     return replace(

@@ -51,6 +51,11 @@ class Group:
             return list(itertools.chain.from_iterable(found.values()))
         return {seed: statistics.fmean(repeats) for seed, repeats in found.items()}
 
+    @property
+    def seeds(self) -> int:
+        """Number of different seeds; of runs if a record has no seed."""
+        return len(self.by_seed([0.0] * len(self.runs)))
+
     def final_losses(self) -> list[float]:
         """Return the final held-out loss of every seed, in nats."""
         found = self.by_seed(run.get("metrics.validation_loss") for run in self.runs)

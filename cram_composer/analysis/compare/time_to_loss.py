@@ -51,18 +51,17 @@ def times_to_loss(a: Group, b: Group) -> list[TimeToLoss]:
 
 
 def _time_to_loss(a: Group, b: Group, kind: Kind, axis: Axis) -> TimeToLoss | None:
-    of_a, of_b = (group.by_seed(range(len(group.runs))) for group in (a, b))  # run indices by seed
     curves = [[curve(run, kind, axis) for run in group.runs] for group in (a, b)]
     if not all(len(one.x) for group in curves for one in group):
         return None
-    mean = sum(float(one.y[-1]) for one in curves[1]) / len(curves[1])
-    paired = isinstance(of_a, dict) and isinstance(of_b, dict) and of_a.keys() == of_b.keys()
+    ends = [float(one.y[-1]) for one in curves[1]]
+    mean = sum(ends) / len(ends)
+    by_seed = b.by_seed(ends)
+    seeds = {run.get("config.seed") for run in a.runs}
+    paired = isinstance(by_seed, dict) and by_seed.keys() == seeds
 
     def target(place: int) -> float:
-        if not paired:
-            return mean
-        seed = a.runs[place].get("config.seed")
-        return float(curves[1][int(of_b[seed])].y[-1])
+        return by_seed[a.runs[place].get("config.seed")] if paired else mean
 
     reached = [_after_start(one.reaches(target(place))) for place, one in enumerate(curves[0])]
     count = sum(one is not None for one in reached)

@@ -158,6 +158,8 @@ def test_other_tokenizers_on_the_same_text_are_compared_by_the_character(make_se
     assert final.b == pytest.approx(4.2 / math.log(2) * 65_536 / 294_000)
     assert final.difference.mean == pytest.approx((2 * 2.1 - 4.2) / math.log(2) * 65_536 / 294_000, abs=1e-9)
     assert found.verdict.word == "not distinguishable"
+    busy = make_seeds("busy", [2.1, 2.2, 2.0], others_cpu_share=0.34, **other)
+    assert pair(busy, make_seeds("quiet", [4.2, 4.3, 4.1], others_cpu_share=0.01)).verdict.word == "not comparable"
 
 
 def test_equal_device_hours_are_an_equal_budget(make_seeds) -> None:
@@ -227,6 +229,21 @@ def test_time_to_loss_is_the_share_of_the_others_time(make_seeds) -> None:
     text = console_text(groups, compare(groups, groups[1]))
     assert "a reaches b's last held-out loss in the loop after 50.0 % of b's wall-clock" in text
     assert "b does not reach a's last held-out loss in the loop in 3 of 3 runs (wall-clock)" in text
+
+
+def test_time_to_loss_with_a_repeated_seed_is_to_the_loss_of_that_seed(make_seeds) -> None:
+    losses = {"a": [(1, 8.0), (2, 9.0)], "b": [(1, 8.0), (2, 9.0), (1, 8.2)]}  # seed, loss at the start
+    groups = []
+    for name, runs in losses.items():
+        settings = MUON if name == "a" else {}
+        paths = [make_seeds(f"{name}{n}", [4.2], first_seed=seed, **settings)[0] for n, (seed, _) in enumerate(runs)]
+        groups.append(make_group(name, [load_run(path) for path in paths]))
+        for run, (_, start) in zip(groups[-1].runs, runs, strict=True):
+            straight(run, start, 0.5)
+    found = {(t.a, t.axis): t for t in compare(groups, groups[1])[0].times}
+    ahead = found["a", "wall-clock"]
+    assert ahead.reached == 2  # the target of seed 1 is 5.1, the mean of its two runs, and that of seed 2 is 6
+    assert math.exp(ahead.ratio.mean) == pytest.approx(math.sqrt(5.8 / 6.0), rel=1e-3)
 
 
 def test_training_losses_of_other_objectives_are_not_compared(make_seeds) -> None:
@@ -360,6 +377,28 @@ def test_repeats_of_one_seed_do_not_measure_seed_variance(make_seeds) -> None:
     assert found.verdict.word == "no verdict"
     assert found.rows[0].difference.mean == pytest.approx(-0.1)
     assert any("their mean counts as one run" in note for note in found.challenger.notes)
+    assert not any("adjusted" in row.measure for row in found.rows)
+
+
+def test_repeats_of_one_seed_do_not_narrow_the_known_noise(make_seeds) -> None:
+    groups = []
+    for name, mean in (("a", 79.5), ("b", 78.0)):
+        settings = MUON if name == "a" else {}
+        paths = [make_seeds(f"{name}{n}", [4.2], first_seed=1, **settings)[0] for n in range(4)]
+        groups.append(make_group(name, [load_run(path) for path in paths]))
+        for run in groups[-1].runs:
+            run.evaluated.update(score(mean, []))
+    row = compare(groups, groups[1])[0].rows[-1]
+    half = 1.96 * 0.7 * math.sqrt(2)
+    assert (row.difference.low, row.difference.high) == pytest.approx((1.5 - half, 1.5 + half))
+
+
+def test_the_means_are_those_of_the_difference(make_seeds) -> None:
+    """A seed counts once, and a paired difference has only the means of its pairs."""
+    repeated = [*make_seeds("a", [4.0, 4.4], **MUON), *make_seeds("again", [4.1], first_seed=2, **MUON)]
+    found = pair(repeated, make_seeds("b", [4.5, 4.6, 9.0])).rows[0]
+    assert (found.a, found.b) == pytest.approx(((4.0 + 4.25) / 2, 4.55))
+    assert found.difference.mean == pytest.approx(found.a - found.b)
 
 
 def test_scores_without_fine_tuning_are_passed_over(make_seeds) -> None:
