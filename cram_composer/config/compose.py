@@ -90,6 +90,10 @@ def compose(schema: type[_S], path: Path | str, overrides: list[str]) -> Compose
     on_command_line = [parse_override(item) for item in overrides]
     recipes: list[Recipe] = []
     if "recipes" in schema.model_fields:
+        on_command_line = [
+            (key, changed_recipes(value, in_file.get("recipes"), str(path)) if key == "recipes" else value)
+            for key, value in on_command_line
+        ]
         recipes = _named_recipes(in_file, on_command_line, str(path))
     # A file adjusts the recipes that it names, but an ingredient added on the command line overrides the file.
     in_file_named = as_list(in_file.get("recipes"))
@@ -237,6 +241,36 @@ def _named_recipes(in_file: dict[str, Any], on_command_line: list[tuple[str, Any
     recipes = [load_recipe(name, source) for name in names]
     check_compatible(recipes, source)
     return recipes
+
+
+def changed_recipes(named: Any, in_file: Any, path: str) -> Any:
+    """Apply names with a sign, as in `recipes=[-muon,+soap]`, to the recipes of the file; return others as they are.
+
+    Args:
+        named: value of `recipes` on the command line.
+        in_file: value in the file.
+        path: of the file.
+
+    Raises:
+        ConfigError: names with and without a sign, or a name to remove that the file does not have.
+    """
+    changes = as_list(named)
+    if not isinstance(changes, list) or not any(isinstance(name, str) and name[:1] in ("+", "-") for name in changes):
+        return named
+    if not all(isinstance(name, str) and name[:1] in ("+", "-") for name in changes):
+        raise ConfigError(
+            "recipes: names with + or - change the file's list and names without one replace it; write "
+            f"recipes=[{','.join(f'+{name}' if str(name)[:1] not in '+-' else str(name) for name in changes)}]"
+        )
+    found = list(as_list(in_file))
+    for sign, name in ((change[0], change[1:]) for change in changes):
+        if sign == "+":
+            found.append(name)
+        elif name in found:
+            found.remove(name)
+        else:
+            raise ConfigError(f"recipes: -{name}: is not a recipe of {path}, which has {', '.join(found) or 'none'}")
+    return found
 
 
 def as_list(named: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cram_composer.budget.budget import build_budget
 from cram_composer.config import Composed, compose
-from cram_composer.config.compose import as_list, parse_override, read_yaml
+from cram_composer.config.compose import as_list, changed_recipes, parse_override, read_yaml
 from cram_composer.config.paths import find_shared
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.sweep import SweepConfig, VariantConfig
@@ -195,8 +195,9 @@ def merge_factors(factors: Sequence[VariantConfig]) -> VariantConfig:
 
 def _recipes(overrides: list[str], yaml: Path, variant: VariantConfig, where: str) -> list[str]:
     """Return the run's recipes with the variant's additions and removals."""
+    in_file = read_yaml(yaml).get("recipes")
     named = [parse_override(item)[1] for item in overrides if item.startswith("recipes=")]
-    recipes = list(as_list(named[-1] if named else read_yaml(yaml).get("recipes")))
+    recipes = list(as_list(changed_recipes(named[-1], in_file, str(yaml)) if named else in_file))
     for name in variant.without:
         if name not in recipes:
             raise ConfigError(f"{where}: without: '{name}' is not a recipe of the run, which has {_listed(recipes)}")

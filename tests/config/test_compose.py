@@ -46,6 +46,37 @@ def test_recipes_merge_in_order():
     assert composed().config.algorithms.ema is None
 
 
+FILE = "crammed-bert,no-first-norm,bf16-residual,rope,muon"  # the recipes of cram-1gpu.yaml
+
+
+@pytest.mark.parametrize(
+    ("changes", "recipes"),
+    [
+        ("[+ema]", f"{FILE},ema"),
+        ("+ema", f"{FILE},ema"),
+        ("[-rope,+alibi,+ema]", "crammed-bert,no-first-norm,bf16-residual,muon,alibi,ema"),
+        ("[-muon]", "crammed-bert,no-first-norm,bf16-residual,rope"),
+    ],
+)
+def test_signs_change_the_list_of_the_file(changes: str, recipes: str):
+    changed, whole = (compose(RunConfig, "yamls/cram-1gpu.yaml", [f"recipes={x}"]) for x in (changes, f"[{recipes}]"))
+    assert ",".join(changed.config.recipes) == recipes
+    assert changed.hash == whole.hash and changed.plain == whole.plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ("[rope,+ema]", "recipes: names with + or - change the file's list and names without one replace it; write "),
+        ("[-muon]", f"recipes: -muon: is not a recipe of {CPU}, which has crammed-bert"),
+        ("[+crammed-bert]", "recipes: 'crammed-bert' is named twice; remove one"),
+        ("[+rpoe]", "recipes: no recipe 'rpoe'"),
+    ],
+)
+def test_wrong_changes_are_one_line(changes: str, says: str):
+    assert error_of(f"recipes={changes}").startswith(says)
+
+
 def test_the_hash_follows_the_values_only():
     assert composed().hash == composed("budget=10m").hash != composed("budget=11m").hash
 

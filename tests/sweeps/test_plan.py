@@ -87,7 +87,8 @@ def test_leave_one_out_keeps_the_preset() -> None:
     trials = plan_trials(sweep, "ablate", Path("runs"))
     assert trials[1].composed.config.recipes == ["crammed-bert", "relu2"]
     assert trials[1].composed.config.budget.wall == "3m" and trials[1].composed.config.optimizer.name == "adamw"
-    few = leave_one_out("yamls/cram-cpu.yaml", ["recipes=[crammed-bert,muon,relu2]"], ["relu2"])
+    few = leave_one_out("yamls/cram-cpu.yaml", ["recipes=[+muon,+relu2]"], ["relu2"])
+    assert plan_trials(few, "ablate", Path("runs"))[1].composed.config.recipes == ["crammed-bert", "muon"]
     assert list(few.variants) == ["all", "without relu2"]
 
 
