@@ -12,6 +12,8 @@ from composer.loggers import Logger
 from cram_composer.budget.budget import Budget
 from cram_composer.config.schema.run import EarlyStopConfig
 
+_FEWEST_LOSSES = 10  # a cold compilation can take the first tenth of a short budget
+
 
 class EarlyStop(Callback):
     """End the run if the training loss is too high at progress `at`, or the held-out loss stops falling.
@@ -41,7 +43,7 @@ class EarlyStop(Callback):
         if self._checked or self._budget.progress < self._config.at:
             return
         losses = self._recent_losses()
-        if not losses:
+        if len(losses) < _FEWEST_LOSSES:
             return
         self._checked = True
         mean = sum(losses) / len(losses)

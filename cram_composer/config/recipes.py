@@ -13,7 +13,7 @@ from cram_composer.config.layers import flatten, read_yaml
 from cram_composer.config.messages import config_error, did_you_mean, set_in
 from cram_composer.config.paths import shared_dir
 from cram_composer.config.schema.introspect import annotations_at, literals
-from cram_composer.config.schema.model import ModelConfig
+from cram_composer.config.schema.model import HF_KEYS, ModelConfig
 from cram_composer.config.schema.recipe import Card
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import ConfigError
@@ -115,8 +115,12 @@ def check_architecture(recipes: list[Recipe], model: ModelConfig) -> None:
     """Reject ingredients for CramBERT in a run of another architecture. Raises ConfigError."""
     if model.architecture == "crambert":
         return
+    defaults = ModelConfig.model_fields
     for recipe in recipes:
-        changed = recipe.values.get("model", {}).keys() - {"architecture"} if recipe.card.kind == "ingredient" else ()
+        if recipe.card.kind != "ingredient":
+            continue
+        values = recipe.values.get("model", {})
+        changed = [key for key, value in values.items() if key not in HF_KEYS and value != defaults[key].default]
         if changed:
             raise ConfigError(
                 f"recipes: '{recipe.name}' sets model.{min(changed)}, which only CramBERT has, but this run trains "

@@ -49,13 +49,7 @@ def adamw_8bit(model: nn.Module, settings: schema.AdamW8bitConfig, groups: Group
     """Build AdamW with blockwise 8-bit moments, 32-bit for embeddings (Dettmers et al. 2021, arXiv 2110.02861)."""
     if not torch.cuda.is_available():
         raise CramError("optimizer.name: adamw-8bit needs a GPU, and none was found; set optimizer.name=adamw")
-    try:
-        optim = importlib.import_module("bitsandbytes.optim")
-    except ImportError:
-        raise CramError(
-            "optimizer.name: adamw-8bit needs bitsandbytes, which is not installed; "
-            "run `pip install bitsandbytes` or set optimizer.name=adamw"
-        ) from None
+    optim = importlib.import_module("bitsandbytes.optim")
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             optim.GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})

@@ -20,8 +20,9 @@ from cram_composer.budget.trace import TRACE
 from cram_composer.config import Composed
 from cram_composer.config.layers import flatten, unflatten
 from cram_composer.config.schema.run import RunConfig
-from cram_composer.config.schema.schedule import ConstantConfig, WsdConfig
 from cram_composer.config.units import format_duration, parse_duration
+from cram_composer.config.validation.branches import RAMP_ENDS, check_constant_rate, check_progress_dependent
+from cram_composer.config.validation.run import check_run
 from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BranchPoint, list_branch_points
 from cram_composer.runs.checkpoints import checkpoint_problem
@@ -34,21 +35,6 @@ BRANCH_YAML = "branch.yaml"
 # Largest relative distance of a checkpoint from the requested time, and of its progress from its point.
 _TOLERANCE = 0.02
 _LATEST_SECONDS = 2.0  # allowed delay of a checkpoint in a short budget, by a long step or a pause of the machine
-_PROGRESS_DEPENDENT = {  # settings whose value at a step depends on the budget
-    "algorithms.ema": "ema",
-    "algorithms.swa": "swa",
-    "algorithms.lawa": "lawa",
-    "algorithms.layer_freezing": "layer-freezing",
-    "objective.final_mlm_probability": "mask-schedule",
-    "objective.final_masking": "masking",
-    "objective.final_causal_fraction": "the share of causal rows",
-    "data.curriculum": "a curriculum",
-}
-_RAMP_ENDS = {  # settings that are constant after this share of the budget
-    "algorithms.batch_size_ramp": "until",
-    "algorithms.seq_length_warmup": "duration",
-    "algorithms.stochastic_depth": "drop_warmup",
-}
 _COPIED_RECORD_KEYS = (
     "format_version", "recipes", "environment", "world_size", "parameters", "embedding_parameters", "kernels", "data",
     "flops_per_token",
@@ -88,8 +74,8 @@ def create_branch(trunk: Path, at: str, budget: str, *, name: str | None = None,
             f"--budget {budget}: must be > {_format_amount(decay_start, unit)}, spent by the trunk before the branch"
         )
     _check_devices(record, trunk)
-    _check_constant_rate(record, point)
-    _check_progress_dependent(record, point.progress, decay_start / total)
+    check_constant_rate(_trunk_schedule(record), point.progress, "--at")
+    check_progress_dependent(record["config"], point.progress, decay_start / total)
     if (problem := checkpoint_problem(point.path)) is not None:
         raise CramError(f"{point.path}: {problem}; branch from another checkpoint")
     default_name = f"{trunk.name}-{budget.replace(' ', '')}"
@@ -162,43 +148,10 @@ def _format_amount(amount: float, unit: str) -> str:
     return f"{amount:g} epochs" if unit == "epochs" else f"{amount:,.0f} {unit}"
 
 
-def _check_constant_rate(record: dict[str, Any], point: BranchPoint) -> None:
-    """Raise CramError unless the rate at the branch point is the peak, after the warmup and before any decay."""
-    schedule = _trunk_schedule(record)
-    if not isinstance(schedule, ConstantConfig | WsdConfig):
-        raise CramError(
-            f"schedule.name: a branch needs a trunk with a constant rate, got '{schedule.name}'; train the trunk "
-            "with the recipe schedule-constant or schedule-wsd"
-        )
-    end = 1.0 - schedule.decay if isinstance(schedule, WsdConfig) else 1.0
-    if not schedule.warmup <= point.progress <= end:
-        raise CramError(
-            f"--at: must be between {schedule.warmup:.0%} and {end:.0%} of the trunk's budget, where its rate is "
-            f"constant, got {point.progress:.1%}"
-        )
-
-
-def _check_progress_dependent(record: dict[str, Any], before: float, after: float) -> None:
-    """Raise CramError for settings that would jump at the branch point because they depend on budget progress."""
-    values = flatten(record["config"])
-    for key, name in _PROGRESS_DEPENDENT.items():
-        if any(value not in (None, [], {}) for other, value in values.items() if f"{other}.".startswith(f"{key}.")):
-            raise CramError(
-                f"{key}: {name} is scheduled by budget fraction, so a branch would differ from a full run; remove it"
-            )
-    for key, name in _RAMP_ENDS.items():
-        until = values.get(f"{key}.{name}")
-        if until is not None and until > min(before, after):
-            raise CramError(
-                f"{key}: ends at {until:.0%} of the budget, but the branch starts at {before:.1%} of the "
-                f"trunk's and {after:.1%} of its own budget; set {key}=null for the trunk"
-            )
-
-
 def _rescaled_ramps(record: dict[str, Any], scale: float) -> dict[str, Any]:
     """Rescale the ends of finished ramps to the branch's budget."""
     values = flatten(record["config"])
-    ends = {f"{key}.{name}": values.get(f"{key}.{name}") for key, name in _RAMP_ENDS.items()}
+    ends = {f"{key}.{name}": values.get(f"{key}.{name}") for key, name in RAMP_ENDS.items()}
     return {key: until * scale for key, until in ends.items() if until is not None}
 
 
@@ -231,6 +184,7 @@ def _write_folder(
     wanted |= {"run_name": path.name, "runs_dir": str(path.parent.resolve()), "checkpoint.branch_at": []}
     wanted |= {f"budget.{key}": None for key in record["config"]["budget"]} | changes
     values, composed = recompose(wanted, record["provenance"])
+    check_run(composed.config, record["world_size"])
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         (scratch / "checkpoints").mkdir(parents=True)

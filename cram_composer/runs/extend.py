@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cram_composer.config import Composed
 from cram_composer.config.layers import flatten, parse_override, spell_out, unflatten
 from cram_composer.config.schema.run import BudgetConfig, SeedsConfig
+from cram_composer.config.validation.run import check_run
 from cram_composer.errors import CramError
 from cram_composer.runs.folder import FINISHED
 from cram_composer.runs.reproduce import read_reproducible_record, recompose, train_command
@@ -73,6 +74,7 @@ def create_extension(run: Path, budget: str, *, name: str | None = None) -> Exte
     for section in _ONLY_AT_FIRST:
         wanted = {key: value for key, value in wanted.items() if not key.startswith(f"{section}.")} | {section: None}
     values, composed = recompose(wanted, record["provenance"])
+    check_run(composed.config, record["world_size"])
     path.mkdir(parents=True)
     write_atomic(path / EXTEND_YAML, OmegaConf.to_yaml(OmegaConf.create(unflatten(values))))
     return Extension(path, composed, record["world_size"])

@@ -72,6 +72,7 @@ def reproduce(run: Path, output: Path | None = None, replay: bool = False) -> Re
             )
         wanted |= {f"budget.{key}": None for key in vars(BudgetConfig())}
         wanted["budget.replay"] = str(folder.resolve())
+        wanted["checkpoint.branch_at"] = []  # no branch can leave a replay
     target = output or Path(f"{Path(name).name}.yaml")
     if target.exists():
         raise CramError(f"{target}: already exists; choose another name with --output")

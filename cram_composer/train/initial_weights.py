@@ -49,7 +49,7 @@ def load_initial_weights(network: PreTrainedModel, source: str, data: PreparedDa
     matched = _match_tokens(folder, record, data)
     if record is not None and newest_checkpoint(folder / "checkpoints") is not None:
         found = load_network(folder, record).eval()
-        if isinstance(found, ReplacedTokenDetector):
+        if isinstance(found, ReplacedTokenDetector) and not isinstance(network, ReplacedTokenDetector):
             if found.head is None:
                 raise CramError(
                     f"init_from: {folder}: its encoder was trained by replaced-token detection and has no masked-LM "
@@ -59,6 +59,8 @@ def load_initial_weights(network: PreTrainedModel, source: str, data: PreparedDa
     else:
         found = find_model(str(folder)).load_masked_lm(seed=0)
     found = found.float()
+    if isinstance(network, ReplacedTokenDetector):
+        _check_detection(network, found, folder, same_tokenizer=matched is None)
     if matched is None:
         _copy_weights(network, found, folder)
         return _describe(folder, record)
@@ -69,6 +71,25 @@ def load_initial_weights(network: PreTrainedModel, source: str, data: PreparedDa
     )
     _copy_weights(network, _with_vocabulary(found, network, matched), folder)
     return _describe(folder, record) | {"tokens_matched": len(ours), "tokens_in_vocabulary": total}
+
+
+def _check_detection(
+    network: ReplacedTokenDetector, found: PreTrainedModel, folder: Path, same_tokenizer: bool
+) -> None:
+    """Raise CramError unless `found` has all three networks of replaced-token detection, for the same tokens."""
+    if not isinstance(found, ReplacedTokenDetector):
+        raise CramError(
+            f"init_from: {folder}: has no generator; replaced-token detection starts from random weights, or from the "
+            "folder of a run trained by it"
+        )
+    if not same_tokenizer:
+        raise CramError(
+            f"init_from: {folder}: has another tokenizer than the data set, which replaced-token detection cannot "
+            f"start from; build the data set with tokenizer.path={folder / 'tokenizer'}"
+        )
+    theirs, ours = found.objective.embeddings, network.objective.embeddings
+    if theirs != ours:
+        raise CramError(f"init_from: {folder}: was trained with objective.embeddings={theirs}, not {ours}; set that")
 
 
 def _match_tokens(
@@ -124,7 +145,7 @@ def _with_vocabulary(
 
 
 def _copy_weights(network: PreTrainedModel, found: PreTrainedModel, folder: Path) -> None:
-    """Copy the weights, converted to CramBERT if necessary, and check that both models compute the same logits."""
+    """Copy the weights, converted to CramBERT if necessary, and check that both models compute the same."""
     state = found.state_dict()
     if isinstance(network, CramBertForMaskedLM) and not isinstance(found, CramBertForMaskedLM):
         state = from_native(found, network, f"init_from: {folder}")
@@ -138,10 +159,10 @@ def _copy_weights(network: PreTrainedModel, found: PreTrainedModel, folder: Path
             "trained"
         )
     network.load_state_dict(state)
-    difference = _logit_difference(network, found)
+    difference = max(map(_largest_difference, _networks(network), _networks(found)))
     if not difference <= _TOLERANCE:
         raise CramError(
-            f"init_from: {folder}: the run's model computes other logits with these weights (they differ by "
+            f"init_from: {folder}: the run's model computes other outputs with these weights (they differ by "
             f"{difference:.2g}); set the values of `model` and objective.shift with which it was trained"
         )
 
@@ -151,13 +172,21 @@ def _shape(state: dict[str, torch.Tensor], name: str) -> str:
     return "x".join(map(str, state[name].shape)) if name in state else "absent"
 
 
-def _logit_difference(network: PreTrainedModel, found: PreTrainedModel) -> float:
+def _networks(model: PreTrainedModel) -> list[PreTrainedModel]:
+    """Return the networks of a model that read rows of tokens."""
+    if isinstance(model, ReplacedTokenDetector):
+        return [model.trained_encoder(), model.generator]
+    return [model]
+
+
+def _largest_difference(network: PreTrainedModel, found: PreTrainedModel) -> float:
+    """Return the largest difference of the logits, or of the last hidden states of encoders without a head."""
     config = network.config
     length = min(128, *(getattr(model.config, "max_position_embeddings", 128) for model in (network, found)))
     input_ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        logits = [copy.deepcopy(model).eval()(input_ids=input_ids).logits for model in (network, found)]
-    return float((logits[0] - logits[1]).abs().max())
+        outputs = [copy.deepcopy(model).eval()(input_ids=input_ids)[0] for model in (network, found)]
+    return float((outputs[0] - outputs[1]).abs().max())
 
 
 def _describe(folder: Path, record: dict[str, Any] | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cram_composer.config.identity import learnt_differences
 from cram_composer.errors import CramError
 from cram_composer.jobs.processes import ENDS_WITH_PARENT, end_with_parent
 from cram_composer.runs.folder import FINISHED, RunFolder
+from cram_composer.train.extras import check_extras
 from cram_composer.train.notify import notifying
 from cram_composer.train.prewarm import probe_vector_instructions
 
@@ -43,6 +44,7 @@ def start(composed: Composed, path: Path, restart: bool = False) -> int:
         return _complete(folder, mirror) if is_rank_zero else 0
     from cram_composer.device import choose_device, idle_gpu
 
+    check_extras(composed.config)
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if is_rank_zero and device.name == "cpu" and (gpu := idle_gpu()) is not None:
         print(f"device: cpu, although this machine has a GPU ({gpu}); yamls/cram-gpu.yaml uses it", flush=True)

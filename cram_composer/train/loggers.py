@@ -54,8 +54,6 @@ def _optional(name: str, logger: Callable[..., LoggerDestination], arguments: di
         return logger(**arguments)
     except TypeError as error:
         raise CramError(f"logging.{name}: {error}") from None
-    except ImportError:
-        raise CramError(f"logging.{name}: the package is not installed; pip install 'cram-composer[{name}]'") from None
 
 
 class MetricsFile(LoggerDestination):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cram_composer.budget.budget import Budget, Limits
 from cram_composer.budget.early_stop import EarlyStop
@@ -48,7 +49,7 @@ def make(**settings: Any) -> EarlyStop:
         ({"patience": 1, "min_delta": 0.1}, [5.0, 4.8, 4.75, 1.0], 3),
         ({"patience": 3}, [5.0, 4.0, 3.0, 2.0, 1.0], 5),
         ({"patience": 1}, [float("nan"), 1.0], 1),
-        ({}, [5.0, 5.0, 5.0, 5.0], 4),
+        ({"loss_above": 9.0}, [5.0, 5.0, 5.0, 5.0], 4),
     ],
 )
 def test_evaluations_without_improvement_end_the_run(settings: dict, losses: list[float], evaluations: int):
@@ -72,13 +73,27 @@ def test_a_resumed_run_counts_on_and_stays_stopped():
     assert state.stopped and third.reason == second.reason and "held-out loss 3.500" in second.reason
 
 
-@pytest.mark.parametrize(("loss_above", "stopped"), [(7.5, True), (8.5, False), (None, False)])
-def test_the_threshold_can_be_unset(loss_above: float | None, stopped: bool):
+@pytest.mark.parametrize(
+    ("loss_above", "losses", "stopped"),
+    [
+        (7.5, [8.0] * 10, True),
+        (8.5, [8.0] * 10, False),
+        (7.5, [8.0] * 9, False),  # a cold compilation can take the first tenth of a short budget
+        (None, [8.0] * 10, False),
+    ],
+)
+def test_a_threshold_ends_the_run_after_ten_steps(loss_above: float | None, losses: list[float], stopped: bool):
     budget, state = Budget(Limits(steps=10)), FakeState()
-    stop = EarlyStop(EarlyStopConfig(loss_above=loss_above), budget, lambda: [8.0])
+    stop = EarlyStop(EarlyStopConfig(loss_above=loss_above, patience=1), budget, lambda: losses)
     budget.advance(0.0, 0, 5)
     stop.batch_end(state, None)
     assert state.stopped == stopped
+
+
+def test_patience_alone_sets_no_threshold_and_no_condition_is_refused():
+    assert EarlyStopConfig(patience=5).loss_above is None
+    with pytest.raises(ValidationError, match="has no condition; set patience, loss_above or both"):
+        EarlyStopConfig(min_delta=0.1)
 
 
 def test_a_run_without_improvement_ends_early_and_is_evaluated(tiny_run: TinyRuns):

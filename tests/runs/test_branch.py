@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from cram_composer.cli import main
-from cram_composer.errors import CramError
+from cram_composer.errors import ConfigError, CramError
 from cram_composer.runs.branch import BRANCH_YAML, create_branch
 from cram_composer.runs.branch_points import list_branch_points
 from tests.conftest import Train, environment
-from tests.tiny_runs import TinyRuns, losses, record, same, saved
+from tests.tiny_runs import TinyRuns, compose_tiny, losses, record, same, saved
 
 TRUNK = ["recipes=[crammed-bert,schedule-wsd]", "algorithms.batch_size_ramp=null", "schedule.warmup=0.2"]
 KEPT = "checkpoint.branch_at=[0.4,0.7]"
@@ -89,19 +88,36 @@ def test_missing_branch_points_and_bad_amounts_are_rejected(trunk: Path, runs: T
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["recipes=[crammed-bert]", "algorithms.batch_size_ramp=null", KEPT], "got 'triangle'"),
-        ([TRUNK[0], TRUNK[2], KEPT], "algorithms.batch_size_ramp: ends at 60%"),
-        ([*TRUNK, "algorithms.ema={}", KEPT], "algorithms.ema: ema is scheduled by budget fraction"),
-        ([*TRUNK, "schedule.decay=0.5", "checkpoint.branch_at=[0.7]"], "must be between 20% and 50%"),
-        ([*TRUNK], "has no checkpoint to branch from"),
+        (["recipes=[crammed-bert]", "algorithms.batch_size_ramp=null"], "got 'triangle'"),
+        ([TRUNK[0], TRUNK[2]], "algorithms.batch_size_ramp: ends at 60%"),
+        ([*TRUNK, "algorithms.ema={}"], "algorithms.ema: ema is scheduled by budget fraction"),
+        ([*TRUNK, "schedule.decay=0.5"], "checkpoint.branch_at: must be between 20% and 50%"),
+        ([*TRUNK, "budget.epochs=1"], "checkpoint.branch_at: a branch needs exactly one budget limit"),
     ],
 )
-def test_trunks_that_cannot_have_branches(overrides: list[str], says: str, runs: TinyRuns) -> None:
-    trunk = runs("unfit-" + re.sub("[^a-z]", "", says)[:12], *overrides)
-    at = 10 * list_branch_points(trunk)[0].point if list_branch_points(trunk) else 4
-    with pytest.raises(CramError) as caught:
-        create_branch(trunk, str(at), "9")
+def test_a_trunk_that_cannot_have_branches_does_not_start(overrides: list[str], says: str, tiny_data: Path) -> None:
+    compose_tiny(tiny_data, *overrides)
+    with pytest.raises(ConfigError) as caught:
+        compose_tiny(tiny_data, *overrides, KEPT)
     assert says in str(caught.value)
+
+
+def test_a_run_without_branch_points_or_constant_rate_has_no_branch(trunk: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(trunk, tmp_path / "copy")
+    changed = record(copy)
+    changed["config"]["schedule"] = {"name": "triangle"}
+    (copy / "record.json").write_text(json.dumps(changed))
+    with pytest.raises(CramError, match="got 'triangle'"):
+        create_branch(copy, "4", "9")
+    shutil.copyfile(trunk / "record.json", copy / "record.json")
+    with pytest.raises(CramError, match="algorithms.batch_size_ramp: ends at 41%"):
+        changed = record(trunk)
+        changed["config"]["algorithms"]["batch_size_ramp"] = {"until": 0.41}
+        (copy / "record.json").write_text(json.dumps(changed))
+        create_branch(copy, "4", "9")
+    shutil.rmtree(copy / "branch-points")
+    with pytest.raises(CramError, match="has no checkpoint to branch from"):
+        create_branch(copy, "4", "9")
 
 
 def test_trunk_with_several_device_counts_or_late_points_is_rejected(trunk: Path, tmp_path: Path) -> None:

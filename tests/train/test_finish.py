@@ -96,14 +96,14 @@ def terminate_in_evaluation(composed: Composed, path: Path) -> None:
 
 def test_run_that_was_stopped_early_stays_stopped(runs: TinyRuns, tiny_data: Path, whole: Path) -> None:
     run = whole.with_name("early")
-    composed = compose_tiny(tiny_data, *EXPORT, "train.early_stop={loss_above: 0.1, at: 0.3}")
+    composed = compose_tiny(tiny_data, *EXPORT, "budget.steps=20", "train.early_stop={loss_above: 0.1, at: 0.3}")
     with pytest.raises(CramError, match="no memory"):
         runs.call(train_with_failure, composed, run, "train.finish.export_session", RuntimeError("no memory"))
     steps = record(run)["steps"]
     runs.continue_run(run, composed)
     ended = record(run)
     assert ended["status"] == "stopped-early" and "train.early_stop.loss_above = 0.1" in ended["reason"]
-    assert ended["steps"] == steps < 10 and len(losses(run)) == steps
+    assert ended["steps"] == steps == 10 and len(losses(run)) == steps
     assert (run / "export").is_dir()
 
 

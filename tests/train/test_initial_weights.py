@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused_in_one_line(first: Path, tiny_data: Path, 
 
     assert "neither a run folder nor a model" in error_of(tmp_path)
     assert "weights differ in shape" in error_of(first, hidden_size=64)
-    assert "computes other logits" in error_of(first, num_attention_heads=4)
+    assert "computes other outputs" in error_of(first, num_attention_heads=4)
     other = tmp_path / "other"
     shutil.copytree(first / "export", other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.errors import CramError
-from cram_composer.runs.branch import create_branch
-from tests.tiny_runs import TinyRuns, losses, record
+from cram_composer.errors import ConfigError
+from tests.tiny_runs import TinyRuns, compose_tiny, losses, record
 
 PHASES = {
     "causal-first": ["recipes=[crammed-bert,rope,causal-first]", "objective.switch=0.5"],
@@ -39,8 +38,7 @@ def test_the_trace_has_the_rate_of_each_phase(tiny_run: TinyRuns) -> None:
 
 
 @pytest.mark.parametrize("setting", ["final_masking: all-mask", "shift: true, final_causal_fraction: 0.5"])
-def test_a_branch_would_jump(setting: str, tiny_run: TinyRuns, tmp_path: Path) -> None:
+def test_a_branch_would_jump(setting: str, tiny_data: Path) -> None:
     constant = ["recipes=[crammed-bert,rope,schedule-constant]", "checkpoint.branch_at=[0.5]"]
-    trunk = tiny_run(f"trunk-{len(setting)}", *constant, f"objective={{{setting}}}")
-    with pytest.raises(CramError, match=r"objective\.final_.*: .* is scheduled by budget fraction"):
-        create_branch(trunk, "5", "8")
+    with pytest.raises(ConfigError, match=r"objective\.final_.*: .* is scheduled by budget fraction"):
+        compose_tiny(tiny_data, *constant, "algorithms.batch_size_ramp=null", f"objective={{{setting}}}")

@@ -13,6 +13,7 @@ from cram_composer.analysis.compare.comparability import data_refusals
 from cram_composer.analysis.runs.run import load_run
 from cram_composer.config import compose_run
 from cram_composer.errors import ConfigError, CramError
+from cram_composer.runs.extend import create_extension
 from cram_composer.train.export import export_run
 from tests.conftest import Train
 from tests.tiny_runs import TinyRuns, losses, record, same, saved
@@ -32,6 +33,32 @@ def test_a_killed_run_resumes_exactly(settings: list[str], tiny_run: TinyRuns) -
     assert same(saved(killed), saved(whole))
     assert record(killed)["metrics"] == record(whole)["metrics"]
     assert set(record(whole)["metrics"]["detection"]) == {"detector_loss", "detected", "false_alarms"}
+
+
+def test_an_extension_starts_from_all_weights(tiny_run: TinyRuns) -> None:
+    settings = [*MIXED, "algorithms.ema=null", "export.enabled=false"]
+    first = tiny_run("rtd-first", *settings)
+    made = create_extension(first, "{steps: 10}")
+    tiny_run.continue_run(made.path, made.composed)
+    assert record(made.path)["status"] == "finished" and losses(made.path)[0] < losses(first)[0]
+    still = tiny_run("rtd-still", *settings, f"init_from={first}", "optimizer.lr=0.0", "optimizer.weight_decay=0.0")
+    assert same(saved(still)["model"], saved(first)["model"])
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "says"),
+    [
+        (["recipes=[crammed-bert,rope]"], [], "has no generator; replaced-token detection starts from random weights"),
+        (MIXED, ["objective.embeddings=shared"], "was trained with objective.embeddings=gdes, not shared"),
+        (MIXED, ["objective.generator_width=0.25"], "weights differ in shape"),
+    ],
+    ids=["masked-lm", "embeddings", "generator"],
+)
+def test_other_weights_are_refused(source: list[str], changes: list[str], says: str, tiny_run: TinyRuns) -> None:
+    first = tiny_run(f"from-{len(source)}", *source)
+    with pytest.raises(CramError, match=says) as refused:
+        tiny_run(f"refused-{len(says)}", *MIXED, f"init_from={first}", *changes)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_run_reports_both_networks_and_exports_the_encoder(train: Train, tmp_path: Path) -> None:
@@ -86,8 +113,7 @@ def test_a_masked_lm_starts_only_from_an_encoder_that_has_a_head(tiny_run: TinyR
         (["objective.name=rtd", "optimizer.name=sophia"], r"^optimizer\.name: "),
         (["objective.name=rtd", "optimizer.groups.layer_lr_decay=0.9"], r"^optimizer\.groups\.layer_lr_decay: "),
         (["objective.name=rtd", "algorithms.label_smoothing={}"], r"^algorithms\.label_smoothing: "),
-        (["objective.name=rtd", "train.early_stop={}"], r"^train\.early_stop\.loss_above: "),
-        (["objective.name=rtd", "init_from=folder"], r"^init_from: "),
+        (["objective.name=rtd", "train.early_stop={loss_above: 7}"], r"^train\.early_stop\.loss_above: "),
         (["objective.name=rtd", "model={architecture: hf, hf_name: bert}"], r"^model\.architecture: "),
         (["objective.name=rtd", "objective.shift=true"], r"^objective\.shift: unknown key for 'rtd'"),
         (["objective.embeddings=gdes"], r"^objective\.embeddings: unknown key for 'mlm'"),

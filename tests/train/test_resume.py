@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY
 from tests.tiny_runs import TinyRuns, compose_tiny, interrupted_copy, losses, record, run_tiny
 
 # The batch ramp moves in whole microbatches.
-COMMON = ["algorithms.batch_size_ramp=null", "algorithms.ema={}", "eval.interval=0.5"]
+COMMON = ["algorithms.batch_size_ramp=null", "schedule.name=constant", "eval.interval=0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def whole(runs: TinyRuns) -> Path:
 def free_keys() -> set[str]:
     """Return all free keys, with those of sections that are null by default."""
     config = RunConfig().model_dump(mode="json")
-    config["train"]["early_stop"] = EarlyStopConfig().model_dump()
+    config["train"]["early_stop"] = EarlyStopConfig(patience=1).model_dump()
     return {key for key in flatten(config) if is_free_key(RunConfig, key.split("."))}
 
 
@@ -117,7 +117,8 @@ def _as_yaml(value: Any) -> str:
 
 
 def test_every_fixed_key_is_refused_and_every_free_key_is_not(tiny_data: Path, tmp_path: Path) -> None:
-    composed = compose_tiny(tiny_data, "algorithms.batch_size_ramp.initial_batch_size=16", "train.early_stop={}")
+    ramp, stop = "algorithms.batch_size_ramp.initial_batch_size=16", "train.early_stop={loss_above: 9}"
+    composed = compose_tiny(tiny_data, ramp, stop)
     fixed = learnt_values(composed.plain)
     for key in flatten(composed.plain):
         earlier = {"config": unflatten(flatten(composed.plain) | {key: "other"})}

@@ -309,7 +309,8 @@ def test_any_transformers_model_trains_and_exports_as_its_own_class(train: Train
         ("device=cuda", "yamls/cram-cpu.yaml"),
         ("model.num_attention_heads=3", "not divisible"),
         ("budget={replay: /nowhere}", "does not exist"),
-        ("eval.batch_size=4096", "rows of validation"),
+        ("eval={batch_size: 4096, final_rows: 4096}", "rows of validation"),
+        ("eval.batch_size=4096", "eval.final_rows: must be at least one batch"),
     ],
 )
 def test_invalid_settings_are_reported_in_one_line(train: Train, tmp_path: Path, override: str, message: str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
 from cram_composer.config.schema.base import Settings, Share, key
 
@@ -88,6 +88,15 @@ class LawaConfig(Settings):
 
     k: int = key(6, "snapshots in the average", ge=2, le=1000)
     update_interval: float = key(0.005, "share of the budget between two snapshots", ge=1e-6, le=1.0)
+
+    @model_validator(mode="after")
+    def _check_snapshots(self) -> LawaConfig:
+        if self.k * self.update_interval > 1.0:
+            raise ValueError(
+                f"k: {self.k} snapshots every {self.update_interval:g} of the budget would need more than the budget; "
+                "lower k or update_interval"
+            )
+        return self
 
 
 class FusedLayerNormConfig(Settings):

@@ -12,7 +12,7 @@ from cram_composer.config.schema.base import Rate, Settings, key
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 HF_KEYS = ("architecture", "hf_name", "hf_overrides", *SIZES)  # keys that have an effect with `architecture: hf`
 
-_FUNNEL_LAYERS = 5
+_FEWEST_LAYERS = {"funnel": 5, "token-dropping": 3}  # token dropping keeps all tokens in the first and last layer
 
 
 class ModelConfig(Settings):
@@ -38,7 +38,7 @@ class ModelConfig(Settings):
     norm_eps: PositiveFloat = key(1e-12, "added to the variance", le=1.0)
     norm_bias: bool = key(True, "bias in layernorm")
     embedding_norm: bool = key(True, "norm after the embedding")
-    first_norm: bool = key(True, "pre-norm: norm before the first attention, in addition to the embedding's")
+    first_norm: bool = key(True, "pre-norm and sandwich: norm before the first attention, besides the embedding's")
     final_norm: bool = key(True, "pre-norm and sandwich: norm after the last layer")
     qk_norm: bool = key(False, "RMSNorm of queries and keys, per head")
     attention_gate: bool = key(False, "multiply each head's output by gelu of a projection of its input")
@@ -112,8 +112,8 @@ class ModelConfig(Settings):
             )
         if self.short_convolution and self.short_convolution % 2 == 0:
             raise ValueError(f"short_convolution: must be odd or 0, got {self.short_convolution}")
-        if self.stack == "funnel" and self.num_hidden_layers < _FUNNEL_LAYERS:
+        if self.num_hidden_layers < (fewest := _FEWEST_LAYERS.get(self.stack, 1)):
             raise ValueError(
-                f"num_hidden_layers: must be >= {_FUNNEL_LAYERS} with stack=funnel, got {self.num_hidden_layers}"
+                f"num_hidden_layers: must be >= {fewest} with stack={self.stack}, got {self.num_hidden_layers}"
             )
         return self

@@ -42,12 +42,20 @@ class BudgetConfig(Settings):
 class EarlyStopConfig(Settings):
     """Stop a run that does not converge, or no longer improves; it is evaluated and exported as usual."""
 
-    loss_above: float | None = key(7.5, "smoothed training loss at progress `at`, nats; null: not checked", le=1e6)
-    at: Share = key(0.1, "progress at which the training loss is checked")
+    loss_above: float | None = key(
+        None, "mean training loss of up to 100 steps at progress `at`, nats; null: not checked", le=1e6
+    )
+    at: Share = key(0.1, "progress at which the training loss is checked, after at least ten steps")
     patience: PositiveInt | None = key(
         None, "in-loop evaluations without a lower held-out loss that end the run; null: any number", le=10**6
     )
     min_delta: float = key(0.0, "nats by which the held-out loss must fall to count as lower", ge=0.0, le=1e6)
+
+    @model_validator(mode="after")
+    def _check_condition(self) -> EarlyStopConfig:
+        if self.loss_above is None and self.patience is None:
+            raise ValueError("has no condition; set patience, loss_above or both")
+        return self
 
 
 class TrainConfig(Settings):

@@ -25,7 +25,7 @@ USED_WITH: list[tuple[str, str, Sequence[str]]] = [
     ("repeats", "stack", ("recurrent",)),
     ("dropped_tokens", "stack", ("token-dropping",)),
     ("norm_bias", "norm", ("layernorm",)),
-    ("first_norm", "norm_position", ("pre",)),
+    ("first_norm", "norm_position", ("pre", "sandwich")),
     ("final_norm", "norm_position", ("pre", "sandwich")),
     ("rope_theta", "positions", ("rotary",)),
     ("local_rope_theta", "positions", ("rotary",)),
@@ -129,7 +129,6 @@ def _check_replaced_tokens(config: RunConfig) -> None:
             config.train.early_stop is not None and config.train.early_stop.loss_above is not None,
             "the loss is a weighted sum of two",
         ),
-        "init_from": (config.init_from is not None, "there are no weights for the generator"),
     }  # fmt: skip
     for key, (applies, reason) in reasons.items():
         if applies:
@@ -163,7 +162,8 @@ def _check_attention(config: RunConfig) -> None:
         raise ConfigError(f"{kernel} has no dropout; set model.attention_probs_dropout_prob=0 or another kernel")
     if model.attention_kernel == "flash" and config.objective.has_causal_rows:
         raise ConfigError(
-            f"{kernel} treats either all rows or none as causal; set flex or sdpa, or objective.causal_fraction=0"
+            f"{kernel} treats either all rows or none as causal; set flex or sdpa, or remove the causal rows of the "
+            "objective"
         )
 
 

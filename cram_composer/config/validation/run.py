@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cram_composer.config.schema.run import RunConfig
+from cram_composer.config.validation.branches import check_branch_points
 from cram_composer.config.validation.combinations import check_combinations
 from cram_composer.config.validation.scaleout import check_scaleout
 from cram_composer.errors import ConfigError
@@ -26,6 +27,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     if config.device == "cpu" and config.train.precision == "fp16":
         raise ConfigError("train.precision: fp16 needs a GPU; set train.precision=bf16 or fp32")
     check_combinations(config)
+    check_branch_points(config)
     if config.model.architecture == "hf":
         # Imported here because it imports transformers, which other runs do not need this early.
         from cram_composer.config.validation.hugging_face import check_hugging_face
@@ -64,6 +66,11 @@ def _check_batches(config: RunConfig, world_size: int) -> None:
         raise ConfigError(
             f"eval.rows: must be at least one batch (eval.batch_size x devices = {rows}), "
             f"got {config.eval.rows}; raise it, or set eval.interval=0"
+        )
+    if config.eval.final_rows < rows:
+        raise ConfigError(
+            f"eval.final_rows: must be at least one batch (eval.batch_size x devices = {rows}), "
+            f"got {config.eval.final_rows}; raise it, or lower eval.batch_size"
         )
 
 

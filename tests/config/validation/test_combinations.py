@@ -60,6 +60,9 @@ def check(*overrides: str, path: Path = REPOSITORY / "yamls" / "cram-cpu.yaml") 
             ["model.attention_kernel=flash", "objective={shift: true, causal_fraction: 0.5}"],
             "model.attention_kernel: flash treats either all rows or none as causal",
         ),
+        (["model={stack: token-dropping, num_hidden_layers: 2}"], "model.num_hidden_layers: must be >= 3 with stack="),
+        (["algorithms.lawa={update_interval: 0.2}"], "algorithms.lawa.k: 6 snapshots every 0.2 of the budget"),
+        (["eval.final_rows=32"], "eval.final_rows: must be at least one batch (eval.batch_size x devices = 64)"),
     ],
 )
 def test_what_cannot_be_combined_is_one_line(overrides: list[str], message: str):
@@ -69,8 +72,33 @@ def test_what_cannot_be_combined_is_one_line(overrides: list[str], message: str)
 
 
 def test_half_of_what_cannot_be_combined_is_taken():
-    for overrides in (["algorithms.stochastic_depth={}"], ["algorithms={ema: {}, fused_layernorm: {}}"], [HF]):
+    for overrides in (
+        ["algorithms.stochastic_depth={}"],
+        ["algorithms={ema: {}, fused_layernorm: {}}"],
+        [HF],
+        ["algorithms.lawa={k: 5, update_interval: 0.2}"],
+        ["eval.final_rows=64"],
+    ):
         check(*overrides)
+
+
+@pytest.mark.parametrize("order", ["sandwich-norm,no-first-norm", "no-first-norm,sandwich-norm"])
+def test_the_order_of_recipes_does_not_decide_whether_a_key_has_an_effect(order: str):
+    path = REPOSITORY / "yamls" / "cram-cpu.yaml"
+    model = compose(RunConfig, path, [f"recipes=[crammed-bert,{order}]"]).config.model
+    assert model.norm_position == "sandwich" and not model.first_norm
+
+
+@pytest.mark.parametrize("recipe", ["deep-narrow", "adaptive-masking", "random-mask-rate"])
+def test_recipes_that_apply_to_models_of_transformers_are_taken(recipe: str):
+    check(f"recipes=[crammed-bert,{recipe}]", HF)
+
+
+@pytest.mark.parametrize("preset", ["modern-bert", "mosaic-bert", "gpt-bert"])
+def test_random_mask_rates_mix_with_every_preset(preset: str):
+    path = REPOSITORY / "yamls" / "cram-cpu.yaml"
+    objective = compose(RunConfig, path, [f"recipes=[{preset},random-mask-rate]"]).config.objective
+    assert (objective.min_mlm_probability, objective.rates) == (0.0, (0.8, 0.8))
 
 
 @pytest.mark.parametrize(
