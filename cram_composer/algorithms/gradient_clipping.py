@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import cast
 
 import torch
 from composer.algorithms import GradientClipping
@@ -12,8 +11,7 @@ from composer.loggers import Logger
 from torch import nn
 
 from cram_composer.config.schema.algorithms import GradientClippingConfig
-from cram_composer.models.training_model import MaskedLMTrainingModel
-from cram_composer.optim.parameters import optimized_parameters
+from cram_composer.optim.parameters import decoder_weights, optimized_parameters
 
 
 class AdaptiveGradientClipping(Algorithm):
@@ -21,7 +19,7 @@ class AdaptiveGradientClipping(Algorithm):
 
     Composer's version lacks the paper's minimum norm of weights, so weights that start at zero (biases, or the output
     of a block with `output_init: zero`) never get a gradient. As in the paper, the last linear layer is not clipped,
-    which here is the decoder with its tied token embedding.
+    which here is the decoder with its tied token embedding, of both networks in replaced-token detection.
     """
 
     def __init__(self, clipping_threshold: float) -> None:
@@ -33,9 +31,8 @@ class AdaptiveGradientClipping(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Clip the gradients."""
-        model = getattr(state.model, "module", state.model)  # unwrap DDP
-        decoder = cast(nn.Linear, cast(MaskedLMTrainingModel, model).model.get_output_embeddings()).weight
-        clip_adaptively((p for p in state.model.parameters() if p is not decoder), self._threshold)
+        decoders = {id(weight) for weight in decoder_weights(state.model)}
+        clip_adaptively((p for p in state.model.parameters() if id(p) not in decoders), self._threshold)
 
 
 @torch.no_grad()

@@ -18,21 +18,20 @@ def flops_per_token(model: PreTrainedModel, seq_length: int, masked_per_row: flo
     """Count the floating-point operations of forward and backward per input token.
 
     Follows PaLM (arXiv 2204.02311, appendix B): 6 per weight of a linear layer, for each pass of a token through it,
-    plus 12 * H * L in each layer for the two matrix products of bidirectional attention to L tokens. The head counts
-    for the `masked_per_row` of `seq_length` positions it runs on (None: all of them). Embedding look-ups, norms, short
-    convolutions, activations and recomputation are not counted. Replaced-token detection counts both networks.
+    plus 12 * H * L in each layer for the two matrix products of bidirectional attention to L tokens. CramBERT's head
+    runs on `masked_per_row` of the `seq_length` positions (None: all of them), that of a model of transformers on all.
+    Embedding look-ups, norms, short convolutions, activations and recomputation are not counted. Replaced-token
+    detection counts both networks.
     """
-    share = 1.0 if masked_per_row is None else masked_per_row / seq_length
-    decoder = cast(nn.Linear, model.get_output_embeddings())
     if isinstance(model, CramBertForMaskedLM):
+        share = 1.0 if masked_per_row is None else masked_per_row / seq_length
         total = _crambert_encoder(model, seq_length)
         if isinstance(model, ReplacedTokenDetector):
             generator = flops_per_token(model.generator, seq_length, masked_per_row)
             total += generator + 6 * _weights(model.detector)
         return total + (0 if model.head is None else 6 * _weights(model.head) * share)
     attention = 12 * model.config.num_hidden_layers * model.config.hidden_size * seq_length
-    dense = _weights(model) - decoder.weight.numel()
-    return 6 * (dense + decoder.weight.numel() * share) + attention
+    return 6 * _weights(model) + attention
 
 
 def _crambert_encoder(model: CramBertForMaskedLM, seq_length: int) -> float:

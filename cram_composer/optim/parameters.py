@@ -46,7 +46,7 @@ def describe_parameters(model: nn.Module) -> list[ModelParameter]:
     last = max(depths.values(), default=0) + 1
     embeddings = _ids(module.weight for module in model.modules() if isinstance(module, nn.Embedding))
     linears = _ids(module.weight for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
-    outputs = _ids(_decoder_weights(model))
+    outputs = _ids(decoder_weights(model))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     described, before_layers = [], bool(depths)
     for name, parameter in model.named_parameters():
@@ -102,7 +102,8 @@ def _layer_depths(model: nn.Module) -> dict[str, int]:
     return depths
 
 
-def _decoder_weights(model: nn.Module) -> Iterator[torch.Tensor]:
+def decoder_weights(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the weight of the decoder of every masked LM in `model`."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             decoder = module.get_output_embeddings()

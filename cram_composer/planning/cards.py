@@ -104,7 +104,7 @@ def memory_bytes_per_token(
     Args:
         model: the model; one of transformers must name its sizes like BERT.
         length: tokens of a row.
-        predicted: tokens of a row whose logits are computed.
+        predicted: tokens of a row whose logits CramBERT computes; a model of transformers computes those of all.
         microbatch: rows of a microbatch.
         precision: "bf16" or "fp16".
     """
@@ -126,7 +126,8 @@ def memory_bytes_per_token(
     own = (part for name, part in model.named_modules() if not name.startswith("generator."))
     casts = _CAST_BYTES * sum(part.weight.numel() for part in own if isinstance(part, nn.Linear))
     has_head = getattr(model, "head", True) is not None
-    logits = _LOGIT_BYTES * config.vocab_size * predicted / length if has_head else 0.0
+    share = predicted / length if isinstance(model, CramBertForMaskedLM) else 1.0
+    logits = _LOGIT_BYTES * config.vocab_size * share if has_head else 0.0
     return generator + layers * per_layer + blocks * per_block + logits + casts / (microbatch * length)
 
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from cram_composer.algorithms.gradient_clipping import AdaptiveGradientClipping, clip_adaptively, gradient_clipping
 from cram_composer.config.schema.algorithms import GradientClippingConfig
+from cram_composer.config.schema.objective import ReplacedTokenConfig
+from cram_composer.models.replaced_tokens import ReplacedTokenDetector
 from cram_composer.models.training_model import MaskedLMTrainingModel
 from tests.models.tiny_models import tiny_model, training_batch
 
@@ -59,19 +61,28 @@ def test_weights_that_start_at_zero_get_a_gradient():
     assert 0.0 < float(norm.bias.grad.norm()) <= 0.01 * 1e-3 * 1.0001
 
 
-def test_the_decoder_is_not_clipped():
-    model = MaskedLMTrainingModel(tiny_model())
-    algorithm = gradient_clipping(GradientClippingConfig(clipping_type="adaptive", clipping_threshold=1e-6), unknown)
+@pytest.mark.parametrize("objective", [None, "shared", "separate"])
+def test_no_decoder_is_clipped(objective: str | None):
+    network, batch = tiny_model(), training_batch()
+    not_clipped = {"model.encoder.embeddings.word_embeddings.weight"}
+    if objective is not None:
+        detection = ReplacedTokenConfig(name="rtd", embeddings=objective, corrective_masks=0.5)
+        network = ReplacedTokenDetector(network.config, detection)
+        shape = batch["labels"].shape
+        batch |= {"draws": torch.rand(shape), "kept": torch.rand(shape) < 0.5}
+        if objective == "separate":
+            not_clipped.add("model.generator.encoder.embeddings.word_embeddings.weight")
+    model = MaskedLMTrainingModel(network)
+    algorithm = gradient_clipping(GradientClippingConfig(clipping_type="adaptive", clipping_threshold=1e-9), unknown)
     assert isinstance(algorithm, AdaptiveGradientClipping)
     state = SimpleNamespace(model=model)
     algorithm.apply(Event.INIT, state, None)
-    batch = training_batch()
     model(batch).loss.backward()
     before = {name: p.grad.clone() for name, p in model.named_parameters()}
     assert algorithm.match(Event.AFTER_TRAIN_BATCH, state)
     algorithm.apply(Event.AFTER_TRAIN_BATCH, state, None)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p.grad, before[name])}
-    assert before.keys() - changed == {"model.encoder.embeddings.word_embeddings.weight"}
+    assert before.keys() - changed == not_clipped
 
 
 @pytest.mark.parametrize(("kind", "norm"), [("norm", lambda g: g.norm()), ("value", lambda g: g.abs().max())])

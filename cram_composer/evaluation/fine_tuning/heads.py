@@ -57,7 +57,9 @@ class TextClassifier(nn.Module):
         hidden = self.encoder(**inputs).last_hidden_state
         known = inputs if sides is None else {**inputs, "sides": sides}
         pooled = self.pool(hidden, known)
-        logits = self.out(self.dropout(torch.tanh(self.dense(pooled))))
+        features = self.dropout(torch.tanh(self.dense(pooled)))
+        with torch.autocast(features.device.type, enabled=False):  # bf16 would round choices of a text to ties
+            logits = self.out(features.float())
         loss = None if labels is None else classification_loss(logits, labels, self._problem)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
