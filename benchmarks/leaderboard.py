@@ -56,7 +56,7 @@ _PUBLISHED = """
 
 The BERTs are those of Turc et al. (2019, arXiv 1908.08962), on the test rows, with the best of a grid of settings per
 task; `cram eval --suite glue-turc` selects in the same way. The others are baselines and entries of BabyLM's track
-strict-small, 2023 to 2026, which leaves out pairs with words that its text lacks: compare within two points.
+strict-small, 2023 to 2026, which leaves out pairs with words that its text lacks: less than two points say nothing.
 """
 _SUBMISSION = """
 ## How to submit

@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
         "ablate",
         run,
         "Train a run without each of its recipes in turn, and compare the results.",
-        ["cram ablate yamls/cram-cpu.yaml recipes=[crammed-bert,rope,muon] --budget 3m --seeds 4"],
+        ["cram ablate yamls/cram-cpu.yaml recipes=[+rope,+muon] --budget 3m --seeds 4"],
     )
     add_yaml(ablate)
     ablate.add_argument("--recipes", metavar="A,B", help="recipes to leave out, each alone (default: all ingredients)")

@@ -65,7 +65,7 @@ def add_command(
     return command
 
 
-def add_yaml(parser: argparse.ArgumentParser, what: str = "run", example: str = "budget=6h recipes=[muon,ema]") -> None:
+def add_yaml(parser: argparse.ArgumentParser, what: str = "run", example: str = "budget=6h recipes=[+ema]") -> None:
     """Add the arguments for a YAML file and overrides of its values."""
     parser.add_argument("yaml", type=Path, metavar="FILE.yaml", help=f"{what} YAML, such as one of yamls/")
     parser.add_argument(

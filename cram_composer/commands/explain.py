@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
         "Print the final configuration of a run and the source of every value. Reports the same configuration errors "
         "as `cram train`.",
         [
-            "cram explain yamls/cram-cpu.yaml recipes=[crammed-bert,muon]",
+            "cram explain yamls/cram-cpu.yaml recipes=[+muon]",
             "cram explain yamls/cram-cpu.yaml seed=3 --diff runs/cram-cpu",
         ],
     )

@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
         "train",
         run,
         "Start or resume a run. On several GPUs: `composer -n N -m cram_composer.cli train FILE.yaml`.",
-        ["cram train yamls/cram-cpu.yaml", "cram train yamls/cram-1gpu.yaml recipes=[crammed-bert,muon] budget=6h"],
+        ["cram train yamls/cram-cpu.yaml", "cram train yamls/cram-1gpu.yaml recipes=[+ema] budget=6h"],
     )
     add_yaml(train)
     train.add_argument(

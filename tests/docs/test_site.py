@@ -46,7 +46,7 @@ def test_the_command_line_page_has_every_command():
 def test_links_of_the_readme_exist():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]
-    assert len(targets) > 15
+    assert len(targets) > 8
     assert [target for target in targets if not (REPOSITORY / target).is_file()] == []
     assert text.count("\n") <= 120
 

@@ -53,6 +53,9 @@ def prepare_dataset(config: DataConfig, local_leader: bool, wait: Callable[[], N
     """
     started = time.monotonic()
     root, remote = resolve_location(config)
+    for key in ("mirror", "cache_limit"):
+        if remote is None and getattr(config, key) is not None:
+            raise CramError(f"data.{key}: has no effect, because {root} is not in object storage; remove it")
     deadline = parse_duration(config.deadline)
     limit = None if config.cache_limit is None else parse_bytes(config.cache_limit)
     if local_leader:

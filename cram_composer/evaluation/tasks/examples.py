@@ -204,8 +204,8 @@ def _from_hub(task: Task, name: str) -> tuple[str, Iterator[Mapping[str, Any]]]:
         from datasets import load_dataset
     except ImportError:
         raise CramError(
-            "tasks from the hub need the datasets library; run: pip install 'cram-composer[hub]', or pass a folder of "
-            "local files with --data"
+            "tasks from the hub need the datasets library; run `pip install '.[hub]'` in the folder of "
+            "cram-composer, or pass a folder of local files with --data"
         ) from None
     origin = f"{task.hub} ({task.hub_name or task.name}, {name}) on the hub"
     try:

@@ -53,6 +53,14 @@ def test_metadata_are_downloaded_and_one_line_counts_the_shards(
     assert line.startswith(f"{source}: {count} shards of ") and "0 of them in" in line and "checked in" in line
 
 
+@pytest.mark.parametrize("key", ["cache_limit", "mirror"])
+def test_keys_of_a_cache_are_refused_without_object_storage(source: Path, tmp_path: Path, key: str):
+    build = tmp_path / "build.yaml"
+    build.write_text(f"output: {source}\nsources: []\n")
+    with pytest.raises(CramError, match=f"data.{key}: has no effect, because .*source is not in object storage"):
+        prepare_dataset(DataConfig(build=str(build), **{key: "5gb"}), True, lambda: None)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda root: (root / "manifest.json").unlink(), "manifest.json: no such object"),
     "broken manifest": (lambda root: (root / "manifest.json").write_text("{"), "manifest.json: damaged"),

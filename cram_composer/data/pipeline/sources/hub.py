@@ -20,7 +20,9 @@ def open_hub(config: HubConfig) -> list[Source]:
     try:
         import datasets  # noqa: F401
     except ImportError:
-        raise CramError("source kind 'hub' needs the datasets library; run: pip install 'cram-composer[hub]'") from None
+        raise CramError(
+            "source kind 'hub' needs the datasets library; run `pip install '.[hub]'` in the folder of cram-composer"
+        ) from None
     folder = expand(config.dataset)
     local = folder.is_dir()
     if local and saved_files(folder) is not None:

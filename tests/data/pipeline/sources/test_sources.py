@@ -366,7 +366,7 @@ def test_hub_without_network(monkeypatch):
 
 def test_hub_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(CramError, match=re.escape("pip install 'cram-composer[hub]'")):
+    with pytest.raises(CramError, match=re.escape("pip install '.[hub]'")):
         open_sources([HubConfig(dataset="owner/name")])
 
 
