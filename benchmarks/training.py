@@ -101,8 +101,7 @@ def _turns(run: Session, steps: int) -> dict[str, Any]:
     other = run.trainer.state.device.module_to_device(
         build_training_model(network, run.setup.model.autocast_dtype, run.device.compile)
     )
-    other.use_loss(run.config.model.loss_kernel, run.device.name)
-    other.use_attention(run.config.model.attention_kernel, run.device.name, run.device.precision)
+    other.use_kernels(run.config.model, run.device.name, run.device.precision)
     bare_step = _bare_loop(run, other)
     for _ in range(_WARM_UP):
         bare_step()

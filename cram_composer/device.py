@@ -8,16 +8,16 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import CramError
+from cram_composer.jobs.nvml import open_nvml
+from cram_composer.jobs.processes import available_cores
 
 if TYPE_CHECKING:
     from composer.core import Precision
@@ -68,7 +68,7 @@ class DeviceChoice:
 
 def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
     """Resolve every `auto` of the configuration. Raises CramError if the requested device is unavailable."""
-    kind = device_kind(config.device, "without one, run yamls/cram-cpu.yaml")
+    kind = device_kind(config.device, "run yamls/cram-cpu.yaml")
     name = "gpu" if kind == "cuda" else "cpu"
     precision: str = config.train.precision
     if precision == "auto":
@@ -86,7 +86,7 @@ def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
     compile_mode = _compile_mode(config.train.compile, name)
     if config.train.threads != "auto":
         return DeviceChoice(name, precision, compile_mode, config.train.threads, adapts_threads=False)
-    threads = max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    threads = max(1, len(available_cores()) // local_world_size)
     # Without a clock a run repeats itself to the bit, which a changed number of threads would end.
     budget = config.budget
     watches_load = any((budget.wall, budget.device_hours, budget.replay)) and sys.platform == "linux"
@@ -143,30 +143,31 @@ def set_up_cpu(threads: int, trains_here: bool = True) -> None:
         mallopt(_M_MMAP_MAX, 0)
 
 
-def device_kind(requested: str, advice: str) -> str:
+def device_kind(requested: str, instead: str) -> str:
     """Resolve "auto", "cuda" or "cpu" to "cuda" or "cpu".
 
     Raises:
-        CramError: this torch cannot use the GPU; or cuda was requested without a GPU, and the error ends in `advice`.
+        CramError: this torch cannot use the GPU; or cuda was requested without a GPU. The error says what to do
+            `instead`.
     """
     if requested == "cpu":
         return "cpu"
     if torch.cuda.is_available():
-        _check_architecture()
+        _check_architecture(instead)
         return "cuda"
     driver = _nvidia_driver()
     if driver is not None:
         version, cuda = driver
         raise CramError(
             f"device: the NVIDIA driver {version} (CUDA {cuda}) is too old for torch {torch.__version__}, which was "
-            f"built with CUDA {torch.version.cuda}; update the driver, or set device=cpu"
+            f"built with CUDA {torch.version.cuda}; update the driver, or {instead}"
         )
     if requested == "cuda":
-        raise CramError(f"device: cuda was requested, but torch finds no CUDA GPU; {advice}")
+        raise CramError(f"device: cuda was requested, but torch finds no CUDA GPU; {instead}")
     return "cpu"
 
 
-def _check_architecture() -> None:
+def _check_architecture(instead: str) -> None:
     """Raise CramError if torch has no kernels for the current GPU.
 
     Binary code for sm_XY runs on later minor versions of the same major one; PTX (compute_XY) on all later ones.
@@ -186,7 +187,7 @@ def _check_architecture() -> None:
             return
     raise CramError(
         f"device: torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (sm_{major}{minor}), "
-        f"only for {', '.join(torch.cuda.get_arch_list())}; install another, or set device=cpu"
+        f"only for {', '.join(torch.cuda.get_arch_list())}; install another, or {instead}"
     )
 
 
@@ -194,7 +195,7 @@ def _nvidia_driver() -> tuple[str, str] | None:
     """Return the versions of the NVIDIA driver and of its CUDA; None if there is no driver or no GPU to be seen."""
     if torch.version.cuda is None:
         return None
-    with _nvml() as nvml:
+    with open_nvml() as nvml:
         if nvml is not None and nvml.nvmlDeviceGetCount():
             cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
             return str(nvml.nvmlSystemGetDriverVersion()), f"{cuda // 1000}.{cuda % 1000 // 10}"
@@ -203,30 +204,10 @@ def _nvidia_driver() -> tuple[str, str] | None:
 
 def idle_gpu() -> str | None:
     """Return the name of the first GPU, without creating a CUDA context on it; None without a GPU."""
-    with _nvml() as nvml:
+    with open_nvml() as nvml:
         if nvml is not None and nvml.nvmlDeviceGetCount():
             return str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0)))
     return None
-
-
-@contextmanager
-def _nvml() -> Iterator[Any]:
-    """Yield NVIDIA's management library, whose errors end the context; None without a driver or visible GPUs."""
-    import pynvml
-
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        yield None
-        return
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield None
-        return
-    try:
-        with suppress(pynvml.NVMLError):
-            yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def fast_precision(device: str) -> str:

@@ -13,6 +13,8 @@ from torch import nn
 from cram_composer.config.schema.algorithms import GradientClippingConfig
 from cram_composer.optim.parameters import decoder_weights, optimized_parameters
 
+_SMALLEST_NORM = 1e-3  # of weights, as in the paper
+
 
 class AdaptiveGradientClipping(Algorithm):
     """Limit the norm of each gradient row relative to its weights (Brock et al. 2021, arXiv 2102.06171, section 4).
@@ -36,14 +38,14 @@ class AdaptiveGradientClipping(Algorithm):
 
 
 @torch.no_grad()
-def clip_adaptively(parameters: Iterable[nn.Parameter], threshold: float, smallest: float = 1e-3) -> None:
-    """Scale each row g of a gradient to |g| <= threshold max(|w|, smallest), for the same row w of the weights.
+def clip_adaptively(parameters: Iterable[nn.Parameter], threshold: float) -> None:
+    """Scale each row g of a gradient to |g| <= threshold max(|w|, 0.001), for the same row w of the weights.
 
     A row holds the weights of one output of a matrix, or is a whole vector or scalar.
     """
     for parameter in parameters:
         if parameter.grad is not None:
-            longest = threshold * _row_norms(parameter).clamp(min=smallest)
+            longest = threshold * _row_norms(parameter).clamp(min=_SMALLEST_NORM)
             # For a zero gradient the ratio is infinite and clamped to 1.
             parameter.grad.mul_((longest / _row_norms(parameter.grad)).clamp(max=1.0))
 

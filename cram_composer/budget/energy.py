@@ -9,6 +9,8 @@ import torch
 from composer.devices import Device
 from composer.utils import dist
 
+from cram_composer.jobs.nvml import open_nvml
+
 
 class EnergyMeter:
     """Joules drawn by the GPUs of this run between `start` and `stop` (NVML total energy consumption, in mJ).
@@ -38,15 +40,10 @@ class EnergyMeter:
 def _joules(device: Device) -> float:
     if device.name != "gpu":
         return math.nan
-    try:
-        import pynvml
-    except ImportError:
-        return math.nan
-    try:
-        pynvml.nvmlInit()
-        # By UUID, because CUDA_VISIBLE_DEVICES renumbers torch's devices but not NVML's.
-        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000.0
-    except pynvml.NVMLError:
-        return math.nan
+    with open_nvml() as nvml:
+        if nvml is not None:
+            # By UUID, because CUDA_VISIBLE_DEVICES renumbers torch's devices but not NVML's.
+            uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+            handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000.0)
+    return math.nan

@@ -10,6 +10,7 @@ from composer.utils import dist
 
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.ledger import Ledger
+from cram_composer.formatting import short_count
 
 _STEPS = 20
 _PROGRESS = 0.01
@@ -47,12 +48,5 @@ class EpochForecast(Callback):
         now = int(state.timestamp.token)
         epochs = (now + (now - tokens) / passed * (1.0 - self._budget.progress)) / self._epoch_tokens
         if epochs > 1.0 and dist.get_global_rank() == 0:
-            data = f"the data ({_tokens(self._epoch_tokens)} tokens)"
+            data = f"the data ({short_count(self._epoch_tokens)} tokens)"
             print(f"warning: the budget covers {epochs:.1f} epochs of {data}", file=sys.stderr, flush=True)
-
-
-def _tokens(count: int) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:,}"

@@ -6,7 +6,6 @@ import argparse
 
 from cram_composer.commands.arguments import Commands, add_command, add_yaml, overrides_from
 from cram_composer.commands.sweep_options import add_sweep_options, run_sweep
-from cram_composer.errors import CramError
 
 
 def add(commands: Commands) -> None:
@@ -31,7 +30,5 @@ def run(options: argparse.Namespace) -> int:
     overrides = [*options.overrides, *overrides_from(budget=options.budget)]
     sweep = leave_one_out(str(options.yaml), overrides, recipes)
     if options.seeds is not None:
-        if options.seeds < 1:
-            raise CramError(f"--seeds {options.seeds}: must be >= 1")
         sweep.seeds = options.seeds
     return run_sweep(sweep, str(options.yaml), options)

@@ -73,9 +73,27 @@ def add_yaml(parser: argparse.ArgumentParser, what: str = "run", example: str = 
     )
 
 
-def add_json(parser: argparse.ArgumentParser, instead: str = "") -> None:
-    """Add the option to print the result as JSON; `instead` says what else it changes."""
-    parser.add_argument("--json", action="store_true", help=f"print JSON on stdout{instead and f'; {instead}'}")
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Add the option to print the result as JSON."""
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+
+def add_page_or_json(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the options to name the page to write, and to print JSON instead."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--output", type=Path, metavar="FILE", help=f"HTML page (default: {default})")
+    either.add_argument("--json", action="store_true", help="print JSON on stdout; write no page")
+
+
+def at_least_one(text: str) -> int:
+    """Convert an argument to an integer. Raises ArgumentTypeError below 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got '{text}'")
+    return value
 
 
 def print_json(value: Any) -> None:

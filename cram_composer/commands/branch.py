@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from cram_composer.commands.arguments import Commands, add_command
+from cram_composer.commands.derived import add_prepare, train_or_say_how
 
 
 def add(commands: Commands) -> None:
@@ -28,20 +29,14 @@ def add(commands: Commands) -> None:
     branch.add_argument(
         "--decay-shape", default="1-sqrt", choices=("1-sqrt", "linear"), help="shape of the decay (default: 1-sqrt)"
     )
-    branch.add_argument("--prepare", action="store_true", help="create the folder and print the command to train it")
+    add_prepare(branch)
 
 
 def run(options: argparse.Namespace) -> int:
     """Create the branch and train it, or print the command to train it."""
-    from cram_composer.runs.branch import BRANCH_YAML, create_branch
-    from cram_composer.runs.reproduce import train_command
-    from cram_composer.train.launch import start
+    from cram_composer.runs.branch import create_branch
 
     made = create_branch(
         options.run_folder, options.at, options.budget, name=options.name, decay_shape=options.decay_shape
     )
-    print(f"{made.path}: from {made.origin}", flush=True)
-    if options.prepare or made.devices > 1:
-        print(f"train: {train_command(made.path / BRANCH_YAML, made.devices)}")
-        return 0
-    return start(made.composed, made.path)
+    return train_or_say_how(made, options.prepare)

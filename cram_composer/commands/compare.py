@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_command, add_json, print_json
+from cram_composer.commands.arguments import Commands, add_command, add_page_or_json, print_json
 
 
 def add(commands: Commands) -> None:
@@ -38,8 +38,7 @@ def add(commands: Commands) -> None:
         metavar="LOSS",
         help="test every group against a held-out loss to beat; one group suffices",
     )
-    compare.add_argument("--output", type=Path, metavar="FILE", help="HTML page (default: ./compare.html)")
-    add_json(compare, "write no page")
+    add_page_or_json(compare, "./compare.html")
 
 
 def run(options: argparse.Namespace) -> int:

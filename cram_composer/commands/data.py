@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_command, add_json, add_yaml, overrides_from, print_json
+from cram_composer.commands.arguments import (
+    Commands,
+    add_command,
+    add_page_or_json,
+    add_yaml,
+    at_least_one,
+    overrides_from,
+    print_json,
+)
 from cram_composer.config import compose
 
 
@@ -31,7 +39,10 @@ def add(commands: Commands) -> None:
     )
     add_yaml(build, "data", "output=~/data/mine tokenizer.vocab_size=8192")
     build.add_argument(
-        "--partitions", type=int, metavar="N", help="split the work into N tasks, run as local processes or Slurm jobs"
+        "--partitions",
+        type=at_least_one,
+        metavar="N",
+        help="split the work into N tasks, run as local processes or Slurm jobs",
     )
     inspect = add_command(
         actions,
@@ -43,13 +54,7 @@ def add(commands: Commands) -> None:
     inspect.add_argument(
         "data", metavar="DATA", help="folder of a data set, or a URI: s3://bucket/path, gs://, azure://"
     )
-    inspect.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="HTML page (default: DATA/inspect.html; ./inspect.html for object storage)",
-    )
-    add_json(inspect, "write no page")
+    add_page_or_json(inspect, "DATA/inspect.html; ./inspect.html for object storage")
 
 
 def run_build(options: argparse.Namespace) -> int:

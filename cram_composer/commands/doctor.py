@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_command, add_json, messages_to_stderr, print_json
-from cram_composer.errors import CramError
+from cram_composer.commands.arguments import (
+    Commands,
+    add_command,
+    add_json,
+    at_least_one,
+    messages_to_stderr,
+    print_json,
+)
 
 
 def add(commands: Commands) -> None:
@@ -24,14 +30,14 @@ def add(commands: Commands) -> None:
         help="run YAML (default: yamls/cram-1gpu.yaml with a GPU, else yamls/cram-cpu.yaml)",
     )  # fmt: skip
     doctor.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="values to override")
-    doctor.add_argument("-n", "--devices", type=int, default=1, metavar="N", help="number of devices (default: 1)")
+    doctor.add_argument(
+        "-n", "--devices", type=at_least_one, default=1, metavar="N", help="number of devices (default: 1)"
+    )
     add_json(doctor)
 
 
 def run(options: argparse.Namespace) -> int:
     """Examine the machine, printing each check when it is done."""
-    if options.devices < 1:
-        raise CramError(f"-n {options.devices}: must be >= 1")
     from cram_composer.doctor.checks import Check, checks_as_json
     from cram_composer.doctor.doctor import run_doctor
 

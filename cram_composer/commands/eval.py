@@ -14,6 +14,7 @@ from cram_composer.commands.arguments import (
     Commands,
     add_command,
     add_json,
+    at_least_one,
     exit_status,
     messages_to_stderr,
     overrides_from,
@@ -69,7 +70,9 @@ def add(commands: Commands) -> None:
     own.add_argument("--label", metavar="COLUMN", help="column of the label (default: label)")
     own.add_argument("--type", metavar="NAME", help="classification, regression or ner (default: classification)")
     evaluate.add_argument("--tasks", metavar="A,B", help="run only these tasks of the protocol")
-    evaluate.add_argument("--seeds", type=int, metavar="N", help="seeds per task (default: the protocol's value)")
+    evaluate.add_argument(
+        "--seeds", type=at_least_one, metavar="N", help="seeds per task (default: the protocol's value)"
+    )
     evaluate.add_argument(
         "--output",
         type=Path,
@@ -81,7 +84,7 @@ def add(commands: Commands) -> None:
         "--device", default="auto", choices=("auto", "cuda", "cpu"), help="device (default: auto, cuda if available)"
     )
     evaluate.add_argument(
-        "--jobs", type=int, metavar="N", help="parallel processes on a CPU (default: one per core, up to 8)"
+        "--jobs", type=at_least_one, metavar="N", help="parallel processes on a CPU (default: one per core, up to 8)"
     )
     evaluate.add_argument(
         "--slurm", nargs="*", metavar="key=value", help="run as Slurm jobs with these submitit parameters"
@@ -167,8 +170,8 @@ def _task_name(train: Path) -> str:
 
 def _fine_tuning(options: argparse.Namespace, protocol: Any) -> Evaluated:
     slurm = slurm_parameters(options.slurm)
-    if options.jobs is not None and options.jobs < 1:
-        raise CramError(f"--jobs {options.jobs}: must be >= 1")
+    if options.jobs is not None and slurm is not None:
+        raise CramError("--jobs: has no effect with --slurm; use --slurm slurm_array_parallelism=N")
     if options.data is not None and protocol.kind == "own-data":
         raise CramError("--data: has no effect with your own files; remove it")
     from cram_composer.evaluation.fine_tuning.suite import evaluate_models

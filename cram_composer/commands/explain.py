@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cram_composer.commands.arguments import Commands, add_command, add_json, add_yaml, print_json
+from cram_composer.commands.arguments import Commands, add_command, add_json, add_yaml, at_least_one, print_json
 from cram_composer.config import Composed, compose_run
-from cram_composer.config.layers import flatten
+from cram_composer.config.layers import differing_keys, flatten
 from cram_composer.config.native_forms import export_class, native_form
 from cram_composer.config.schema.run import RunConfig
-from cram_composer.errors import CramError
 
 
 def add(commands: Commands) -> None:
@@ -30,7 +29,7 @@ def add(commands: Commands) -> None:
     )
     add_yaml(explain)
     explain.add_argument(
-        "-n", "--devices", type=int, default=1, metavar="N", help="number of devices to check for (default: 1)"
+        "-n", "--devices", type=at_least_one, default=1, metavar="N", help="number of devices to check for (default: 1)"
     )
     explain.add_argument(
         "--diff", type=Path, metavar="PATH", help="print only the differences from a run YAML or folder"
@@ -40,8 +39,6 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print every key with its value, source and replaced values, or the differences from another run."""
-    if options.devices < 1:
-        raise CramError(f"-n {options.devices}: must be >= 1")
     composed = compose_run(options.yaml, options.overrides, options.devices)
     if options.diff is None:
         config: RunConfig = composed.config
@@ -96,8 +93,7 @@ def _differences(composed: Composed[Any], other: Path, devices: int) -> dict[str
     sides = {"here": here, "there": there}
     return {
         key: {name: values[key] for name, values in sides.items() if key in values}
-        for key in dict.fromkeys([*here, *there])
-        if here.get(key, ...) != there.get(key, ...)
+        for key in differing_keys(here, there)
     }
 
 

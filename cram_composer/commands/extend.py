@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from cram_composer.commands.arguments import Commands, add_command
+from cram_composer.commands.derived import add_prepare, train_or_say_how
 
 
 def add(commands: Commands) -> None:
@@ -22,18 +23,11 @@ def add(commands: Commands) -> None:
         "--budget", required=True, metavar="TIME", help="budget of the new run alone, such as 36h or {tokens: 1e9}"
     )
     extend.add_argument("--name", metavar="NAME", help="name of the new folder beside RUN (default: RUN-extended)")
-    extend.add_argument("--prepare", action="store_true", help="create the folder and print the command to train it")
+    add_prepare(extend)
 
 
 def run(options: argparse.Namespace) -> int:
     """Create the run and train it, or print the command to train it."""
-    from cram_composer.runs.extend import EXTEND_YAML, create_extension
-    from cram_composer.runs.reproduce import train_command
-    from cram_composer.train.launch import start
+    from cram_composer.runs.extend import create_extension
 
-    made = create_extension(options.run_folder, options.budget, name=options.name)
-    print(f"{made.path}: from the weights of {options.run_folder}", flush=True)
-    if options.prepare or made.devices > 1:
-        print(f"train: {train_command(made.path / EXTEND_YAML, made.devices)}")
-        return 0
-    return start(made.composed, made.path)
+    return train_or_say_how(create_extension(options.run_folder, options.budget, name=options.name), options.prepare)

@@ -11,6 +11,7 @@ from cram_composer.commands.arguments import (
     add_command,
     add_json,
     add_yaml,
+    at_least_one,
     messages_to_stderr,
     overrides_from,
     print_json,
@@ -38,7 +39,9 @@ def add(commands: Commands) -> None:
         ],
     )
     add_yaml(plan)
-    plan.add_argument("-n", "--devices", type=int, default=1, metavar="N", help="number of devices (default: 1)")
+    plan.add_argument(
+        "-n", "--devices", type=at_least_one, default=1, metavar="N", help="number of devices (default: 1)"
+    )
     plan.add_argument("--budget", metavar="TIME", help="budget instead of the run's, such as 3h or {device_hours: 24}")
     plan.add_argument("--flops", type=float, metavar="F", help="achieved model FLOP/s per device, such as 120e12")
     plan.add_argument("--mfu", type=float, metavar="SHARE", help="achieved FLOP/s as a share of --peak, such as 0.4")
@@ -54,7 +57,9 @@ def add(commands: Commands) -> None:
         metavar="NAME=AMOUNT",
         help="price per hour of cards, such as a6000=0.5 h100=2.5, for what the run costs; with --card all",
     )
-    plan.add_argument("--calibrate", type=int, metavar="N", help="time 2 x N steps on this machine (default: N = 5)")
+    plan.add_argument(
+        "--calibrate", type=at_least_one, metavar="N", help="time 2 x N steps on this machine (default: N = 5)"
+    )
     plan.add_argument(
         "--memory", metavar="SIZE", help="memory per device, such as 24gb (default: that of this machine's GPU)"
     )
@@ -64,14 +69,11 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check the options before heavy imports, then print the plan."""
     composed = compose(RunConfig, options.yaml, [*options.overrides, *overrides_from(budget=options.budget)])
-    if options.devices < 1:
-        raise CramError(f"--devices {options.devices}: must be >= 1")
     flops = _given_flops(options)
     if options.price and options.card != "all":
         raise CramError("--price: has no effect without --card all")
-    steps = _STEPS if options.calibrate is None else options.calibrate
-    if steps < 1:
-        raise CramError(f"--calibrate {steps}: must be >= 1")
+    if options.memory and options.card == "all":
+        raise CramError("--memory: has no effect with --card all, which takes that of each card")
     memory = None if options.memory is None else _bytes(options.memory)
     check_run(composed.config, options.devices)
     build_schedule(composed.config.schedule)
@@ -90,7 +92,13 @@ def run(options: argparse.Namespace) -> int:
     card = None if options.card is None else find_card(options.card)
     with messages_to_stderr(options.json):
         made = make_plan(
-            composed.config, options.devices, flops=flops, mfu=options.mfu, card=card, steps=steps, memory=memory
+            composed.config,
+            options.devices,
+            flops=flops,
+            mfu=options.mfu,
+            card=card,
+            steps=options.calibrate or _STEPS,
+            memory=memory,
         )
     if options.json:
         print_json(made.as_json())

@@ -6,6 +6,7 @@ import argparse
 
 from cram_composer.commands.arguments import Commands, add_command, add_json, print_json
 from cram_composer.config.recipes import KINDS, load_recipe, recipe_names
+from cram_composer.errors import CramError
 from cram_composer.reference.recipe_page import recipe_page
 
 
@@ -19,12 +20,15 @@ def add(commands: Commands) -> None:
         ["cram recipes", "cram recipes muon ema"],
     )
     recipes.add_argument("names", nargs="*", metavar="RECIPE", help="recipes to show (default: list all)")
-    recipes.add_argument("--markdown", action="store_true", help="print docs/reference/recipes.md, all recipes")
-    add_json(recipes)
+    either = recipes.add_mutually_exclusive_group()
+    either.add_argument("--markdown", action="store_true", help="print docs/reference/recipes.md, all recipes")
+    add_json(either)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the cards of the named recipes, or a list or page of all of them."""
+    if options.markdown and options.names:
+        raise CramError("--markdown: prints all recipes; name none")
     if options.json:
         recipes = [load_recipe(name, "command line") for name in options.names or recipe_names()]
         print_json([{"name": r.name, **r.card.model_dump(), "settings": r.settings} for r in recipes])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cram_composer.commands.arguments import Commands, add_command, add_json
+from cram_composer.commands.arguments import Commands, add_command, add_page_or_json
 from cram_composer.config.units import parse_duration
 from cram_composer.errors import CramError
 
@@ -51,8 +51,7 @@ def add(commands: Commands) -> None:
         metavar="NAME",
         help="say what a lower loss is worth in the scores of this protocol",
     )
-    scaling.add_argument("--output", type=Path, metavar="FILE", help="HTML page (default: ./scaling.html)")
-    add_json(scaling, "write no page")
+    add_page_or_json(scaling, "./scaling.html")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -18,8 +18,9 @@ def add(commands: Commands) -> None:
         "Print the JSON Schema of a kind of YAML file, for validation in editors.",
         ["cram schema run", "cram schema --markdown"],
     )
-    schema.add_argument("kind", nargs="?", choices=tuple(KINDS), help="kind of YAML file")
-    schema.add_argument(
+    either = schema.add_mutually_exclusive_group()
+    either.add_argument("kind", nargs="?", choices=tuple(KINDS), help="kind of YAML file")
+    either.add_argument(
         "--markdown", action="store_true", help="print the reference of all keys (docs/reference/configuration.md)"
     )
 

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cram_composer.commands.arguments import add_json, exit_status, messages_to_stderr, print_json, slurm_parameters
+from cram_composer.commands.arguments import (
+    add_json,
+    at_least_one,
+    exit_status,
+    messages_to_stderr,
+    print_json,
+    slurm_parameters,
+)
 
 if TYPE_CHECKING:
     from cram_composer.config.schema.sweep import SweepConfig
@@ -14,10 +21,14 @@ if TYPE_CHECKING:
 
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that both commands take."""
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds per variant (default: the sweep's value, or 3)")
+    parser.add_argument(
+        "--seeds", type=at_least_one, metavar="N", help="seeds per variant (default: the sweep's value, or 3)"
+    )
     parser.add_argument("--budget", metavar="TIME", help="budget per run, such as 3h or {tokens: 1e9}")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the runs (default: runs/sweeps/NAME)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="parallel runs (default: one per GPU, or one on a CPU)")
+    parser.add_argument(
+        "--jobs", type=at_least_one, metavar="N", help="parallel runs (default: one per GPU, or one on a CPU)"
+    )
     parser.add_argument(
         "--slurm", nargs="*", metavar="key=value", help="run as a Slurm array with these submitit parameters"
     )

@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from cram_composer import __version__
+from cram_composer.jobs.nvml import open_nvml
 
 _LIBRARIES = {
     "torch": "torch",
@@ -43,15 +44,9 @@ def version_text() -> str:
 
 def _gpus() -> str:
     """Return the names of the GPUs and the version of the driver; empty without an NVIDIA driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ""
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        names = [pynvml.nvmlDeviceGetName(handle) for handle in handles]
-        return f"{', '.join(names)} (driver {pynvml.nvmlSystemGetDriverVersion()})" if names else ""
-    finally:
-        pynvml.nvmlShutdown()
+    with open_nvml() as nvml:
+        if nvml is not None:
+            handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+            names = [nvml.nvmlDeviceGetName(handle) for handle in handles]
+            return f"{', '.join(names)} (driver {nvml.nvmlSystemGetDriverVersion()})" if names else ""
+    return ""

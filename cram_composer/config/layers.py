@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from yaml import YAMLError
 
 from cram_composer.config.schema.run import CLOCKS, BudgetConfig
 from cram_composer.errors import ConfigError
+
+_ABSENT = object()
 
 COMMAND_LINE = "command line"
 _MISSING = "??? marks a missing value; set a value"
@@ -106,3 +109,16 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
             found |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
         return found
     return {prefix: value}
+
+
+def differing_keys(*flat: Mapping[str, Any]) -> list[str]:
+    """Return the keys of flat settings whose values differ, or that some of them lack."""
+    keys = dict.fromkeys(key for one in flat for key in one)
+    return [key for key in keys if any(one.get(key, _ABSENT) != flat[0].get(key, _ABSENT) for one in flat)]
+
+
+def recorded_key(key: str, provenance: Mapping[str, str]) -> str:
+    """Return the key, or the nearest enclosing one that has a provenance."""
+    while key not in provenance and "." in key:
+        key = key.rpartition(".")[0]
+    return key

@@ -112,7 +112,7 @@ def _describe(problem: Mapping[str, Any], section: type[BaseModel] | None, path:
     if kind in _LIMITS:
         sign, name = _LIMITS[kind]
         limit = context[name]
-        return key, f"must be {sign} {limit if isinstance(limit, int) else f'{limit:g}'}, got {_shortened(str(value))}"
+        return key, f"must be {sign} {limit if isinstance(limit, int) else f'{limit:g}'}, got {shortened(str(value))}"
     if kind == "missing" and not path[-1].isdigit():
         return key, "is required"
     if kind == "missing":
@@ -150,8 +150,9 @@ def not_one_of(value: Any, known: Iterable[str]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return "null" if value is None else _shortened(repr(value))
+    return "null" if value is None else shortened(repr(value))
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """Cut a printed value that is too long for a line."""
     return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:_MAX_VALUE_CHARACTERS]}…"

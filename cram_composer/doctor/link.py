@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from cram_composer.doctor.checks import Check, CheckContext
 from cram_composer.errors import CramError
-from cram_composer.jobs.processes import end_with_parent
+from cram_composer.jobs.processes import end_with_parent, last_line
 from cram_composer.planning.throughput import launch_ranks
 from cram_composer.storage.files import read_json, write_json
 
@@ -35,8 +35,8 @@ def check_link(context: CheckContext) -> Iterator[Check]:
         write_json(settings, {"kind": context.device.name, "result": str(Path(folder) / "result.json")})
         status = launch_ranks("cram_composer.doctor.link", number, settings, log, _SECONDS)
         if status:
-            lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-            raise CramError(f"{number} ranks ended with exit status {status}: {lines[-1]}")
+            last = last_line(log.read_text(errors="replace"), "no output")
+            raise CramError(f"{number} ranks ended with exit status {status}: {last}")
         seconds = read_json(Path(folder) / "result.json")["seconds"]
     # Each rank sends and receives 2 (n - 1) / n of the buffer in a ring.
     rate = 2 * (number - 1) / number * _BYTES / seconds

@@ -17,6 +17,7 @@ from cram_composer.config.paths import expand
 from cram_composer.data.loading.preflight import format_bytes
 from cram_composer.device import missing_compiler
 from cram_composer.doctor.checks import Check, CheckContext
+from cram_composer.jobs.processes import available_cores
 from cram_composer.train.cpu_share import CpuMeter
 
 _SHARED_MEMORY = 256 << 20  # bytes: reader processes pass batches in it
@@ -38,7 +39,7 @@ def check_machine(context: CheckContext) -> Iterator[Check]:
 def _device(context: CheckContext) -> Check:
     device = context.device
     if device.name == "cpu":
-        cores = len(os.sched_getaffinity(0))
+        cores = len(available_cores())
         memory = psutil.virtual_memory()
         size = f"{cores} cores, {format_bytes(memory.total)}"
         line = f"{get_cpu_model()}, {size}, {device.threads} threads, {device.precision}, torch {torch.__version__}"

@@ -96,8 +96,7 @@ def _on_device(context: CheckContext, reference: MaskedLMTrainingModel, mode: st
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    model.use_loss(context.config.model.loss_kernel, context.device.name)
-    model.use_attention(context.config.model.attention_kernel, context.device.name, context.device.precision)
+    model.use_kernels(context.config.model, context.device.name, context.device.precision)
     return model.to(_device(context)).train()
 
 

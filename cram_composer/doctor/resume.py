@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cram_composer.analysis.html.formatting import duration
 from cram_composer.data.loading.prepare import resolve_location
 from cram_composer.data.manifest import MANIFEST
 from cram_composer.doctor.checks import Check, CheckContext
 from cram_composer.errors import CramError
+from cram_composer.formatting import duration
+from cram_composer.jobs.processes import last_line
 from cram_composer.storage.files import read_json
 
 _BUDGET = "1h"  # never spent
@@ -84,5 +85,4 @@ def _wait_for_steps(trace: Path, process: subprocess.Popen[bytes], steps: int, l
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no output"
+    return last_line(log.read_text(errors="replace"), "no output")

@@ -64,8 +64,13 @@ def run_module(
 
 def last_error(done: subprocess.CompletedProcess[str]) -> str:
     """Return the last line of a failed process's errors, or its exit status."""
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return lines[-1].removeprefix("error: ")
+    return last_line(done.stderr, f"exit status {done.returncode}").removeprefix("error: ")
+
+
+def last_line(output: str, otherwise: str) -> str:
+    """Return the last line that is not blank, or `otherwise`."""
+    lines = output.strip().splitlines() or [otherwise]
+    return lines[-1]
 
 
 def run_command(command: Sequence[str], log: Path) -> None:
@@ -88,7 +93,6 @@ def run_command(command: Sequence[str], log: Path) -> None:
         status = process.wait()
         signal.signal(signal.SIGTERM, before)
     if status != 0:
-        lines = log.read_text(errors="replace").splitlines()
-        last = next((line for line in reversed(lines) if line.strip()), "")
+        last = last_line(log.read_text(errors="replace"), "no output")
         ending = f"signal {-status}" if status < 0 else f"status {status}"
         raise CramError(f"ended with {ending}: {last.removeprefix('error: ')[:300]}")

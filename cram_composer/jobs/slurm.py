@@ -69,9 +69,7 @@ class SlurmRunner(Runner):
             jobs = executor.submit_array(list(ready.values()))
         except Exception as error:  # of several types: no Slurm, an unknown setting or partition, too large an array
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise CramError(
-                f"{self._asked_by}: executor=slurm cannot be used: {reason} (array of {len(ready)} jobs)"
-            ) from error
+            raise CramError(f"{self._asked_by}: Slurm cannot be used: {reason} (array of {len(ready)} jobs)") from error
         self._jobs.update(zip(ready, jobs, strict=True))
         self._ids += [job.job_id for job in jobs]
         write_json(self._folder / _IDS, self._ids)

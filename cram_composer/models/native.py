@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,9 +101,6 @@ def _modern_bert(config: CramBertConfig) -> PreTrainedModel:
     for name, value in only_4.items():
         setattr(native.config, name, value)
     return native
-
-
-Rename = Callable[[State, CramBertConfig], State]
 
 
 def _renamed(state: State, prefix: str, target: str, names: dict[str, str]) -> State:

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from cram_composer.config.schema.model import ModelConfig
 from cram_composer.data.masking import IGNORED
 from cram_composer.models.attention_kernels import choose_attention
 from cram_composer.models.compilation import compile_model, uncompile
@@ -95,6 +96,11 @@ class MaskedLMTrainingModel(ComposerModel):
         """Set CramBERT's attention kernel in training; arguments as in `choose_attention`."""
         if isinstance(self.model, CramBertForMaskedLM):
             self.model.encoder.attention_kernel, self.attention = choose_attention(kernel, device, precision)
+
+    def use_kernels(self, config: ModelConfig, device: str, precision: str) -> None:
+        """Set the kernels that `config` names; see `use_loss` and `use_attention`."""
+        self.use_loss(config.loss_kernel, device)
+        self.use_attention(config.attention_kernel, device, precision)
 
     def _precompile(self, batch: Batch) -> None:
         """Compile for new shapes of a batch, then wait for the other ranks, whose shapes are the same.

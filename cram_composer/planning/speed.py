@@ -73,8 +73,7 @@ def measure_speed(
     set_up_cpu(device.threads, trains_here=device.name == "cpu")
     reproducibility.seed_all(config.seed)
     model = spec.build_model(device.autocast_dtype, device.compile)
-    model.use_loss(config.model.loss_kernel, device.name)
-    model.use_attention(config.model.attention_kernel, device.name, device.precision)
+    model.use_kernels(config.model, device.name, device.precision)
     optimizer = build_optimizer(config.optimizer, model, config.model.mup_base_width)
     microbatch = config.train.microbatch
     loader = spec.build_loader(microbatch, pin_memory=device.name == "gpu")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cram_composer.analysis.console import table_lines
-from cram_composer.analysis.html.formatting import count, percent
 from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import compose
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import CramError
-from cram_composer.jobs.processes import end_with_parent
+from cram_composer.formatting import count, percent
+from cram_composer.jobs.processes import available_cores, end_with_parent
 from cram_composer.storage.files import read_json, write_json
 
 _RANK = "cram_composer.planning.throughput_rank"
@@ -121,7 +120,7 @@ def measure_throughput(
     *,
     steps: int,
     weak: bool,
-    keep: Path | None = None,
+    keep: Path | None,
 ) -> Throughput:
     """Measure each number of devices in turn, printing each result as it arrives.
 
@@ -242,7 +241,7 @@ def _table(sizes: list[Size]) -> list[str]:
 
 def _notes(sizes: list[Size]) -> list[str]:
     """Return a line for every size whose ranks share one CPU."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(available_cores())
     return [
         f"{size.devices} ranks share {cores} cores, {size.threads} thread(s) each: they add no computing power"
         for size in sizes

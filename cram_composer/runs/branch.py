@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ from cram_composer.config.validation.run import check_run
 from cram_composer.errors import CramError
 from cram_composer.runs.branch_points import BranchPoint, list_branch_points
 from cram_composer.runs.checkpoints import checkpoint_problem
+from cram_composer.runs.derived import DerivedRun, unused_folder
 from cram_composer.runs.folder import METRICS, RECORD
-from cram_composer.runs.reproduce import read_reproducible_record, recompose, train_command
+from cram_composer.runs.reproduce import read_reproducible_record, recompose
 from cram_composer.storage.files import link_or_copy, write_atomic, write_json
-from cram_composer.storage.paths import plain_name
 
-BRANCH_YAML = "branch.yaml"
+_YAML = "branch.yaml"
 # Largest relative distance of a checkpoint from the requested time, and of its progress from its point.
 _TOLERANCE = 0.02
 _LATEST_SECONDS = 2.0  # allowed delay of a checkpoint in a short budget, by a long step or a pause of the machine
@@ -41,17 +40,9 @@ _COPIED_RECORD_KEYS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Branch:
-    """A branch ready for training."""
-
-    path: Path
-    composed: Composed
-    devices: int
-    origin: str
-
-
-def create_branch(trunk: Path, at: str, budget: str, *, name: str | None = None, decay_shape: str = "1-sqrt") -> Branch:
+def create_branch(
+    trunk: Path, at: str, budget: str, *, name: str | None = None, decay_shape: str = "1-sqrt"
+) -> DerivedRun:
     """Create the run folder of a branch, in the state of a run that was stopped at the branch point.
 
     Args:
@@ -79,16 +70,12 @@ def create_branch(trunk: Path, at: str, budget: str, *, name: str | None = None,
     if (problem := checkpoint_problem(point.path)) is not None:
         raise CramError(f"{point.path}: {problem}; branch from another checkpoint")
     default_name = f"{trunk.name}-{budget.replace(' ', '')}"
-    path = trunk.parent / plain_name(default_name if name is None else name, "--name")
-    if path.exists():
-        raise CramError(
-            f"{path}: already exists; continue it with `{train_command(path / BRANCH_YAML)}`, or use --name"
-        )
+    path = unused_folder(trunk, default_name if name is None else name, _YAML)
     changes = _branch_schedule(record, limit, decay_start, total, decay_shape) | _rescaled_ramps(record, limit / total)
     key = "wall" if unit == "seconds" else unit
     changes[f"budget.{key}"] = {"seconds": budget, "steps": int(total)}.get(unit, total)
     composed = _write_folder(path, trunk, record, point, changes)
-    return Branch(path, composed, record["world_size"], f"step {point.step} of {trunk}")
+    return DerivedRun(path / _YAML, composed, record["world_size"], f"step {point.step} of {trunk}")
 
 
 def _budget_limit(record: dict[str, Any], trunk: Path) -> tuple[str, float]:
@@ -194,7 +181,7 @@ def _write_folder(
             if (trunk / name).is_file():
                 shutil.copyfile(trunk / name, scratch / name)
         shutil.copytree(trunk / "tokenizer", scratch / "tokenizer")
-        write_atomic(scratch / BRANCH_YAML, OmegaConf.to_yaml(OmegaConf.create(unflatten(values))))
+        write_atomic(scratch / _YAML, OmegaConf.to_yaml(OmegaConf.create(unflatten(values))))
         write_json(scratch / RECORD, _branch_record(record, composed, trunk, point, path.name))
         os.rename(scratch, path)
     except BaseException:

@@ -5,38 +5,27 @@ Ibrahim et al. 2024, arXiv 2403.08763, section 6: warm up the rate again, then d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from cram_composer.config import Composed
 from cram_composer.config.layers import flatten, parse_override, spell_out, unflatten
 from cram_composer.config.schema.run import BudgetConfig, SeedsConfig
 from cram_composer.config.validation.run import check_run
 from cram_composer.errors import CramError
+from cram_composer.runs.derived import DerivedRun, unused_folder
 from cram_composer.runs.folder import FINISHED
-from cram_composer.runs.reproduce import read_reproducible_record, recompose, train_command
+from cram_composer.runs.reproduce import read_reproducible_record, recompose
 from cram_composer.storage.files import write_atomic
-from cram_composer.storage.paths import plain_name
 
-EXTEND_YAML = "extend.yaml"
+_YAML = "extend.yaml"
 _WARMUP = 0.02  # share of the budget, for a schedule without a warmup
 _ONLY_AT_FIRST = ("algorithms.batch_size_ramp", "algorithms.seq_length_warmup")  # made for random weights
 
 
-@dataclass(frozen=True)
-class Extension:
-    """A run ready for training."""
-
-    path: Path
-    composed: Composed
-    devices: int
-
-
-def create_extension(run: Path, budget: str, *, name: str | None = None) -> Extension:
+def create_extension(run: Path, budget: str, *, name: str | None = None) -> DerivedRun:
     """Create the folder of a run that starts from the weights of `run`.
 
     It has the configuration of `run`, but another order of rows, no batch ramp and no sequence-length warmup.
@@ -54,11 +43,7 @@ def create_extension(run: Path, budget: str, *, name: str | None = None) -> Exte
         raise CramError(
             f"{run}: has not finished (status {record['status']}); resume it with the command that began it"
         )
-    path = run.parent / plain_name(name or f"{run.name}-extended", "--name")
-    if path.exists():
-        raise CramError(
-            f"{path}: already exists; continue it with `{train_command(path / EXTEND_YAML)}`, or use --name"
-        )
+    path = unused_folder(run, name or f"{run.name}-extended", _YAML)
     wanted = flatten(record["config"])
     wanted |= {
         "run_name": path.name,
@@ -76,8 +61,8 @@ def create_extension(run: Path, budget: str, *, name: str | None = None) -> Exte
     values, composed = recompose(wanted, record["provenance"])
     check_run(composed.config, record["world_size"])
     path.mkdir(parents=True)
-    write_atomic(path / EXTEND_YAML, OmegaConf.to_yaml(OmegaConf.create(unflatten(values))))
-    return Extension(path, composed, record["world_size"])
+    write_atomic(path / _YAML, OmegaConf.to_yaml(OmegaConf.create(unflatten(values))))
+    return DerivedRun(path / _YAML, composed, record["world_size"], f"the weights of {run}")
 
 
 def _limits(budget: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from cram_composer.runs.folder import EVALUATIONS, FINISHED, RECORD, RunFolder
 _REPLACED = (".py", ".safetensors")  # files of an earlier export that this one may lack
 
 
-def push_run(path: Path, repo: str, private: bool = False, revision: str | None = None) -> str:
+def push_run(path: Path, repo: str, private: bool, revision: str | None) -> str:
     """Upload the export and the report of a run to the hub in one commit; create what does not exist.
 
     The commit replaces the weights and the code of an earlier export; other files on the hub stay.

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from cram_composer.budget.trace import read_trace
 from cram_composer.config.compose import Composed, compose
-from cram_composer.config.layers import flatten, unflatten
+from cram_composer.config.layers import differing_keys, flatten, recorded_key, unflatten
+from cram_composer.config.messages import shortened
 from cram_composer.config.redaction import is_redacted
 from cram_composer.config.schema.introspect import has_key
 from cram_composer.config.schema.run import BudgetConfig, RunConfig
@@ -22,7 +23,6 @@ from cram_composer.storage.files import write_atomic
 from cram_composer.storage.paths import plain_name
 
 _ABSENT = object()
-_MAX_VALUE_CHARACTERS = 80  # of a printed value
 _REQUIRED_KEYS = {"run_name", "status", "config", "provenance", "config_hash", "world_size", "environment", "data"}
 _CHANGED_KEYS = ("run_name",)  # changed on purpose
 _COMMANDS = ("notify",)  # a record may be somebody else's, so no command of it runs
@@ -113,7 +113,7 @@ def recompose(wanted: dict[str, Any], provenance: dict[str, str]) -> tuple[dict[
         for key, value in wanted.items()
         if key in _CHANGED_KEYS
         or key.startswith("budget.")
-        or not _is_from_recipe_or_default(provenance.get(_provenance_key(key, provenance), "default"))
+        or not _is_from_recipe_or_default(provenance.get(recorded_key(key, provenance), "default"))
     }
     chosen = {key: value for key, value in chosen.items() if has_key(RunConfig, key)}
     composed = _compose_values(chosen)
@@ -127,13 +127,6 @@ def recompose(wanted: dict[str, Any], provenance: dict[str, str]) -> tuple[dict[
 
 def _is_from_recipe_or_default(origin: str) -> bool:
     return origin == "default" or origin.startswith("recipe ")
-
-
-def _provenance_key(key: str, provenance: dict[str, str]) -> str:
-    """Return the key, or the nearest parent key that has a provenance."""
-    while key not in provenance and "." in key:
-        key = key.rpartition(".")[0]
-    return key
 
 
 def _compose_values(values: dict[str, Any]) -> Composed:
@@ -150,15 +143,9 @@ def _compose_values(values: dict[str, Any]) -> Composed:
 
 
 def _list_differences(then: dict[str, Any], now: dict[str, Any], before: str, after: str) -> Iterator[str]:
-    for key in dict.fromkeys([*then, *now]):
-        old, new = then.get(key, _ABSENT), now.get(key, _ABSENT)
-        if old != new:
-            yield f"{key}: {_format_value(old)} {before}, {_format_value(new)} {after}"
-
-
-def _format_value(value: Any) -> str:
-    text = "absent" if value is _ABSENT else repr(value)
-    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:_MAX_VALUE_CHARACTERS]}…"
+    for key in differing_keys(then, now):
+        old, new = ("absent" if key not in values else shortened(repr(values[key])) for values in (then, now))
+        yield f"{key}: {old} {before}, {new} {after}"
 
 
 def _environment_differences(record: dict[str, Any]) -> Iterator[str]:

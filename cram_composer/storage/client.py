@@ -24,7 +24,7 @@ from cram_composer.config.redaction import redact_text
 from cram_composer.config.units import split_uri
 from cram_composer.errors import CramError
 from cram_composer.storage.bounded import BoundedFile
-from cram_composer.storage.error_causes import classify_error
+from cram_composer.storage.error_causes import Cause, classify_error
 from cram_composer.storage.providers import (
     CONNECT_SECONDS,
     READ_SECONDS,
@@ -44,11 +44,11 @@ class StorageError(CramError):
     """A failed storage operation, described in one line.
 
     Attributes:
-        cause: one of error_causes.CAUSES.
+        cause: what is wrong.
         uri: URI of the object, or of the root.
     """
 
-    def __init__(self, message: str, cause: str, uri: str) -> None:
+    def __init__(self, message: str, cause: Cause, uri: str) -> None:
         super().__init__(message)
         self.cause = cause
         self.uri = uri
@@ -212,7 +212,7 @@ class Storage:
             cached["cache_key"] = cache_key
         return cached["store"], fresh
 
-    def _storage_error(self, name: str, cause: str, summary: str, advice: str, writing: str) -> StorageError:
+    def _storage_error(self, name: str, cause: Cause, summary: str, advice: str, writing: str) -> StorageError:
         uri = self.object_uri(name)
         message = {
             "missing": f"{uri}: no such object ({summary}); check the name or upload it",

@@ -6,10 +6,11 @@ Matching names instead of types avoids importing the clients of unused providers
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-CAUSES = ("missing", "credentials", "bucket", "unreachable", "disk-full", "too-large", "other")
+Cause = Literal["missing", "credentials", "bucket", "unreachable", "disk-full", "too-large", "other"]
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,16 @@ class StorageFailure:
     """A classified storage error.
 
     Attributes:
-        cause: one of CAUSES.
+        cause: what is wrong.
         summary: the error in a few words.
     """
 
-    cause: str
+    cause: Cause
     summary: str
 
 
 _LOCAL_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE)
-_CAUSE_BY_CODE = {
+_CAUSE_BY_CODE: dict[Cause, Sequence[str]] = {
     "missing": ("NoSuchKey", "BlobNotFound"),
     "bucket": (
         *("NoSuchBucket", "InvalidBucketName", "ContainerNotFound", "PermanentRedirect"),
@@ -43,7 +44,7 @@ _CAUSE_BY_CODE = {
         *("AuthenticationFailed", "AuthorizationFailure", "InvalidAuthenticationInfo"),
     ),
 }
-_CAUSE_BY_CLASS = {
+_CAUSE_BY_CLASS: dict[Cause, Sequence[str]] = {
     "bucket": ("MissingBucketError",),
     "credentials": (
         *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"),
@@ -81,7 +82,7 @@ def classify_error(error: BaseException) -> StorageFailure:
     return StorageFailure("other", _summarize(error))
 
 
-def _classify(error: BaseException) -> str | None:
+def _classify(error: BaseException) -> Cause | None:
     code, status = error_code(error), _http_status(error)
     for cause, codes in _CAUSE_BY_CODE.items():
         if code in codes:

@@ -32,7 +32,7 @@ def local_slots(device: str, jobs: int | None) -> list[Slot]:
     cores = available_cores()
     gpus: list[str | None] = [None] * (jobs or 1)
     unit, most = "CPU cores", len(cores)
-    if device_kind(device, "set device=cpu to train without one") == "cuda":
+    if device_kind(device, "set device=cpu") == "cuda":
         visible = visible_gpus(torch.cuda.device_count())
         gpus, unit, most = [*visible[:jobs]], "GPUs", len(visible)
     if jobs is not None and not 1 <= jobs <= most:

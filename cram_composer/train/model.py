@@ -66,8 +66,7 @@ def set_up_model(config: RunConfig, device: DeviceChoice, manifest: Mapping[str,
     if changed is not None:
         model.compile_state = f"{compile_mode} ({changed})"
     strategy.prepare_model(model)
-    model.use_loss(config.model.loss_kernel, device.name)
-    model.use_attention(config.model.attention_kernel, device.name, device.precision)
+    model.use_kernels(config.model, device.name, device.precision)
     optimizer = build_optimizer(config.optimizer, model, config.model.mup_base_width)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]

@@ -94,6 +94,12 @@ def test_patience_alone_sets_no_threshold_and_no_condition_is_refused():
     assert EarlyStopConfig(patience=5).loss_above is None
     with pytest.raises(ValidationError, match="has no condition; set patience, loss_above or both"):
         EarlyStopConfig(min_delta=0.1)
+    with pytest.raises(ValidationError, match="at: has no effect without loss_above"):
+        EarlyStopConfig(patience=5, at=0.3)
+    with pytest.raises(ValidationError, match="min_delta: has no effect without patience"):
+        EarlyStopConfig(loss_above=7.0, min_delta=0.1)
+    recorded = EarlyStopConfig(patience=5).model_dump()
+    assert EarlyStopConfig.model_validate(recorded).patience == 5
 
 
 def test_a_run_without_improvement_ends_early_and_is_evaluated(tiny_run: TinyRuns):

@@ -35,7 +35,7 @@ def drive(rows_per_epoch: int, seconds: float = 1000.0, compile_until: int = 0, 
 def test_it_prints_the_number_of_epochs(capsys: pytest.CaptureFixture[str]):
     assert drive(rows_per_epoch=25_000) == 20
     (line,) = capsys.readouterr().err.splitlines()  # 800,000 tokens in 1,000 steps, 200,000 in an epoch
-    assert line == "warning: the budget covers 4.0 epochs of the data (200,000 tokens)"
+    assert line == "warning: the budget covers 4.0 epochs of the data (200 k tokens)"
 
 
 def test_a_limit_in_epochs_needs_no_warning(capsys: pytest.CaptureFixture[str]):
@@ -53,5 +53,5 @@ def test_compilation_does_not_count(capsys: pytest.CaptureFixture[str]):
     assert "covers 3.2 epochs" in capsys.readouterr().err  # 804 steps in the remaining budget
 
 
-def test_a_long_budget_is_measured_for_longer(capsys: pytest.CaptureFixture[str]):
+def test_a_long_budget_is_measured_for_longer():
     assert drive(rows_per_epoch=1_000_000, seconds=10_000.0) == 100

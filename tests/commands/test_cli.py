@@ -94,6 +94,10 @@ def test_versions_are_those_installed_and_need_no_torch():
         (["runs", "--jsn"], "unknown option '--jsn'; did you mean '--json'? (see 'cram runs --help')"),
         (["export", "a", "b"], "unexpected argument 'b' (see 'cram export --help')"),
         (["eval", "x", "--device", "tpu"], "--device: must be one of auto, cuda, cpu, got 'tpu'"),
+        (["explain", CPU, "-n", "0"], "argument -n/--devices: must be an integer >= 1, got '0'"),
+        (["schema", "run", "--markdown"], "--markdown: not allowed with argument kind"),
+        (["recipes", "--json", "--markdown"], "--markdown: not allowed with argument --json"),
+        (["compare", "a", "b", "--json", "--output", "page.html"], "--output: not allowed with argument --json"),
         (["plan"], "required: FILE.yaml (see 'cram plan --help')"),
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from streaming import MDSWriter
+from streaming import LocalDataset, MDSWriter
 from streaming.base.shared.memory import SharedMemory
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -134,3 +134,15 @@ def _write_split(folder: Path, rows: NDArray, block_rows: int, shard_blocks: int
         "blocks": len(blocks),
         "bytes": sum(path.stat().st_size for path in part.iterdir()),
     }
+
+
+def rows_of(root: Path, split: str) -> NDArray:
+    """Return all rows of a split [rows, length], in order."""
+    return np.concatenate([sample["rows"] for sample in LocalDataset(str(root / split))])
+
+
+def flip_a_bit(path: Path) -> None:
+    """Damage a file in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -9,7 +9,7 @@ import pytest
 
 from cram_composer.data.manifest import SplitCounts, load_manifest, read_index, summarize, verify_dataset
 from cram_composer.errors import CramError
-from tests.data.data_sets import write_data_set
+from tests.data.data_sets import flip_a_bit, write_data_set
 
 TRAIN, VALIDATION = "train/00000/shard.00000.mds", "validation/00000/shard.00000.mds"
 
@@ -20,12 +20,6 @@ def root(tiny_data, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_data, tmp_path / "data"))
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def drop_shard_from_index(root: Path) -> None:
     path = root / "train" / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"shards": []}))
@@ -33,7 +27,7 @@ def drop_shard_from_index(root: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit": (
-        lambda root: flip(root / TRAIN),
+        lambda root: flip_a_bit(root / TRAIN),
         f"{TRAIN}: its xxh64 hash differs",
     ),
     "truncated": (
@@ -48,7 +42,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken index": (lambda root: (root / "train/index.json").write_text("{}"), "index.json: not a shard index"),
     "short index": (drop_shard_from_index, "index.json: lists 0 records, the manifest"),
     "missing tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").unlink(), "tokenizer.json: missing"),
-    "other tokenizer": (lambda root: flip(root / "tokenizer/tokenizer.json"), "not the tokenizer that the data set"),
+    "other tokenizer": (
+        lambda root: flip_a_bit(root / "tokenizer/tokenizer.json"),
+        "not the tokenizer that the data set",
+    ),
 }
 
 
@@ -65,7 +62,7 @@ def test_damage_is_found_and_named(root, case):
 
 def test_quick_check_compares_sizes_only(root):
     manifest = load_manifest(root)
-    flip(root / TRAIN)
+    flip_a_bit(root / TRAIN)
     verify_dataset(root, manifest, full=False)
     (root / TRAIN).write_bytes(b"x")
     with pytest.raises(CramError, match="1 bytes instead of"):
@@ -109,7 +106,7 @@ def test_compressed_files_of_every_stream_are_checked(tmp_path):
     verify_dataset(root, manifest)
     (shard,) = read_index(root, "train-wiki", manifest)[:1]
     assert shard.stored.name.endswith(".zstd") and shard.raw.name.endswith(".mds")
-    flip(root / "train-wiki" / shard.stored.name)
+    flip_a_bit(root / "train-wiki" / shard.stored.name)
     with pytest.raises(CramError, match="train-wiki/00000/shard.00000.mds.zstd: its xxh64 hash differs"):
         verify_dataset(root, manifest)
 

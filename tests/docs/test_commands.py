@@ -241,10 +241,12 @@ def check_python(words: list[str]) -> None:
 CHECKS = {"cram": check_cram, "composer": check_composer, "make": check_make, "python": check_python}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_yaml_blocks_follow_a_schema(page: Path):
-    for block in yaml_blocks(page):
-        assert any(accepts(kind, yaml.safe_load(block)) for kind in KINDS), block
+BLOCKS = [(page_name(page), block) for page in PAGES for block in yaml_blocks(page)]
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[page for page, _ in BLOCKS])
+def test_a_yaml_block_follows_a_schema(page: str, block: str):
+    assert any(accepts(kind, yaml.safe_load(block)) for kind in KINDS)
 
 
 # --- Everything runs, or is listed. ---

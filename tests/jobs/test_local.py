@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from cram_composer.jobs.local import LocalRunner, Slot, visible_gpus
+from tests.conftest import REPOSITORY
 from tests.jobs import calls
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -78,7 +77,7 @@ def test_a_killed_worker_is_noticed_while_a_fork_of_it_lives(tmp_path: Path) -> 
     assert [result.killed for result in results] == [True, False]
 
 
-def test_as_many_jobs_run_as_there_are_slots(tmp_path: Path) -> None:
+def test_as_many_jobs_run_as_there_are_slots() -> None:
     counts = set()
     jobs = [partial(calls.sleep, 0.05)] * 7
     with LocalRunner([Slot()] * 3) as runner:

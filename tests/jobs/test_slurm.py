@@ -81,14 +81,14 @@ def put(path: Path, script: str) -> None:
 
 
 def test_what_slurm_refuses_is_one_line(tmp_path: Path, no_slurm: Path) -> None:
-    with pytest.raises(CramError, match=r"^eval: executor=slurm cannot be used: .*srun"):
+    with pytest.raises(CramError, match=r"^eval: Slurm cannot be used: .*srun"):
         list(SlurmRunner(tmp_path / "slurm", SETTINGS, "eval").run([calls.process_id]))
     put(no_slurm / "srun", "exit 0")
     put(no_slurm / "sbatch", "echo 'sbatch: error: invalid partition specified: gpus' >&2; exit 1")
-    with pytest.raises(CramError, match=r"^eval: executor=slurm .*invalid partition specified: gpus") as caught:
+    with pytest.raises(CramError, match=r"^eval: Slurm cannot be used: .*invalid partition specified: gpus") as caught:
         list(SlurmRunner(tmp_path / "slurm", SETTINGS, "eval").run([calls.process_id] * 3))
     assert "\n" not in str(caught.value) and "array of 3 jobs" in str(caught.value)
-    with pytest.raises(CramError, match=r"^eval: executor=slurm cannot be used: .*nonsense"):
+    with pytest.raises(CramError, match=r"^eval: Slurm cannot be used: .*nonsense"):
         list(SlurmRunner(tmp_path / "slurm", {"nonsense": 1}, "eval").run([calls.process_id]))
 
 

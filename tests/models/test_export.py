@@ -183,7 +183,7 @@ def test_a_native_architecture_needs_no_code(types, tmp_path, tokenizer_dir):
     assert loaded(**pair).logits.isfinite().all()
 
 
-def test_fill_masks(tmp_path, tokenizer_dir):
+def test_fill_masks(tokenizer_dir):
     model, tokenizer = trained_model(), AutoTokenizer.from_pretrained(tokenizer_dir)
     word = tokenizer.convert_tokens_to_ids("sea")
     with torch.no_grad():  # predict "sea" everywhere: the last norm's output is its embedding

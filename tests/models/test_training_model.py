@@ -17,9 +17,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cram_composer.models.compilation import compile_model
 from cram_composer.models.training_model import MaskedLMTrainingModel
+from tests.conftest import REPOSITORY
 from tests.models.tiny_models import tiny_model, training_batch
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def hugging_face_model(name: str) -> nn.Module:

@@ -12,7 +12,7 @@ import pytest
 
 from cram_composer.cli import main
 from cram_composer.errors import ConfigError, CramError
-from cram_composer.runs.branch import BRANCH_YAML, create_branch
+from cram_composer.runs.branch import create_branch
 from cram_composer.runs.branch_points import list_branch_points
 from tests.conftest import Train, environment
 from tests.tiny_runs import TinyRuns, compose_tiny, losses, record, same, saved
@@ -72,7 +72,7 @@ def test_branch_equals_the_run_with_this_schedule_from_the_start(shape: str, tru
     assert record(trunk)["steps"] == 10 and list_branch_points(trunk)[0].path.is_file()
 
 
-def test_missing_branch_points_and_bad_amounts_are_rejected(trunk: Path, runs: TinyRuns) -> None:
+def test_missing_branch_points_and_bad_amounts_are_rejected(trunk: Path) -> None:
     for arguments, says in (
         (("5", "8"), "has no checkpoint at 5 steps; choose from 4 steps, 7 steps"),
         (("4", "4"), "must be > 4 steps"),
@@ -149,7 +149,7 @@ def test_from_the_command_line_with_a_clock(train: Train, tmp_path: Path, capsys
     leave = ["branch", str(tmp_path / "trunk"), "--at", "6s", "--budget"]
     assert main([*leave, f"{point.elapsed + 1.5:.2f}s", "--name", "short", "--prepare"]) == 0
     said = capsys.readouterr().out
-    yaml = tmp_path / "short" / BRANCH_YAML
+    yaml = tmp_path / "short" / "branch.yaml"
     assert f"train: cram train {yaml}" in said
     assert main([*leave, "18s", "--name", "short"]) == 2
     assert "already exists; continue it with" in capsys.readouterr().err

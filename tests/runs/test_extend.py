@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cram_composer.errors import CramError
-from cram_composer.runs.extend import EXTEND_YAML, create_extension
+from cram_composer.runs.extend import create_extension
 from cram_composer.train.launch import check_same
 from tests.tiny_runs import TinyRuns, compose_tiny, losses, record
 
@@ -23,7 +23,7 @@ def first(tiny_run: TinyRuns) -> Path:
 def test_an_extension_starts_from_the_weights_and_warms_up_again(tiny_run: TinyRuns, first: Path):
     made = create_extension(first, "{steps: 100}", name="longer")
     config = made.composed.config
-    assert made.path == first.with_name("longer") and (made.path / EXTEND_YAML).is_file()
+    assert made.yaml == first.with_name("longer") / "extend.yaml" and made.yaml.is_file()
     assert {name: limit for name, limit in config.budget if limit is not None} == {"steps": 100}
     assert config.algorithms.batch_size_ramp is None and config.seed == record(first)["config"]["seed"] + 1
     tiny_run.continue_run(made.path, made.composed)
@@ -37,7 +37,7 @@ def test_an_extension_starts_from_the_weights_and_warms_up_again(tiny_run: TinyR
         create_extension(first, "1h", name="longer")
 
 
-def test_an_extension_is_refused_before_anything_is_written(tiny_run: TinyRuns, first: Path, tmp_path: Path):
+def test_an_extension_is_refused_before_anything_is_written(first: Path, tmp_path: Path):
     before = sorted(first.parent.iterdir())
     for wrong in ("3x", "{stps: 3}", "null"):
         with pytest.raises(CramError, match=r"^--budget .*: ") as caught:
@@ -51,7 +51,7 @@ def test_an_extension_is_refused_before_anything_is_written(tiny_run: TinyRuns, 
     assert sorted(first.parent.iterdir()) == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_finished_run_with_another_budget_names_the_ways_to_go_further(tiny_run: TinyRuns, first: Path):
+def test_a_finished_run_with_another_budget_names_the_ways_to_go_further(first: Path):
     data = Path(record(first)["config"]["data"]["local"])
     larger = compose_tiny(data, *OVERRIDES, "budget={steps: 20}")
     with pytest.raises(CramError, match="has finished with another budget .budget.steps.; .*cram extend .*cram branch"):

@@ -83,6 +83,10 @@ class Ranks:
         self.forwards = [said[rank] for rank in range(ranks)]
         return self._runs / name
 
+    def alone(self, name: str, *overrides: str) -> Path:
+        """Train on one rank, once for all tests of this process, and return the run folder."""
+        return self._runs / name if (self._runs / name).exists() else self(name, 1, *overrides)
+
     def resume(self, whole: Path, at: int, name: str, ranks: int, *overrides: str) -> Path:
         """Resume from step `at` of the finished run `whole` on `ranks` ranks, as if killed there."""
         killed = interrupted_copy(whole, self._runs / name, at)

@@ -44,7 +44,7 @@ def test_two_ranks_equal_one_rank(strategy: str, resumed_on: tuple[int, ...], ra
 def test_gradients_are_the_mean_over_ranks(strategy: str, ranks: Ranks):
     """Adam is invariant to the scale of gradients, so clipping reveals the scale."""
     clipped = "algorithms.gradient_clipping={clipping_type: value, clipping_threshold: 0.01}"
-    one = ranks(f"mean-one-{strategy}", 1, clipped)
+    one = ranks.alone("mean-one", clipped)
     two = ranks(f"mean-two-{strategy}", 2, *STRATEGIES[strategy], clipped)
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)
 
@@ -56,7 +56,7 @@ def test_labels_weigh_equally_and_the_ramp_counts_all_rows(strategy: str, ranks:
         "objective={positions: bernoulli, mlm_probability: 0.05}",
         "algorithms.batch_size_ramp={initial_batch_size: 10, until: 0.6}",
     ]
-    one = ranks(f"labels-one-{strategy}", 1, *settings, "train.device_train_microbatch_size=32")
+    one = ranks.alone("labels-one", *settings, "train.device_train_microbatch_size=32")
     two = ranks(f"labels-two-{strategy}", 2, *STRATEGIES[strategy], *settings, "train.device_train_microbatch_size=2")
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert record(two)["tokens"] == record(one)["tokens"]
@@ -70,7 +70,7 @@ def test_replaced_token_detection_is_the_same_on_two_ranks(strategy: str, ranks:
         "objective={generator_width: 0.5, embeddings: gdes}",
         "eval.interval=0.3",
     ]
-    one = ranks(f"rtd-one-{strategy}", 1, *settings)
+    one = ranks.alone("rtd-one", *settings)
     two = ranks(f"rtd-two-{strategy}", 2, *STRATEGIES[strategy], *settings)
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     found, expected = record(two)["metrics"], record(one)["metrics"]
@@ -81,7 +81,7 @@ def test_replaced_token_detection_is_the_same_on_two_ranks(strategy: str, ranks:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero-2", "zero-3"])
 def test_adaptive_masks_follow_the_predictions_of_all_ranks(strategy: str, ranks: Ranks):
     settings = ["recipes=[crammed-bert,rope,adaptive-masking]", "objective.adapt_every=2"]
-    one = ranks(f"adaptive-one-{strategy}", 1, *settings)
+    one = ranks.alone("adaptive-one", *settings)
     two = ranks(f"adaptive-two-{strategy}", 2, *STRATEGIES[strategy], *settings)
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
     expected, found = (saved(run, STEPS)["algorithms"]["AdaptiveMasking"] for run in (one, two))

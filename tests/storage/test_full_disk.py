@@ -61,7 +61,7 @@ def test_failed_write_leaves_the_old_file_only(tmp_path: Path, monkeypatch: pyte
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
 
 
-def test_command_names_the_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_names_the_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "models/mine")
     with mock.patch("cram_composer.commands.schema.run", side_effect=error):
         assert main(["schema", "run"]) == 2

@@ -400,7 +400,7 @@ def test_two_sweeps_are_not_in_one_folder(capsys: pytest.CaptureFixture[str]) ->
     assert [path.name for path in Path("runs/sweeps/own").iterdir()] == [".lock"]
 
 
-def test_what_was_killed_early_is_over_and_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_killed_early_is_over_and_not_compared() -> None:
     write_sweep(seeds=1, variants={"a": {}, "b": {"set": {"optimizer.lr": 0.1}}})
     config = compose(SweepConfig, "own.yaml", []).config
     trials = plan_trials(config, "own.yaml", Path("runs/sweeps/own"))

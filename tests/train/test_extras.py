@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from cram_composer.cli import main
-from cram_composer.config import compose_run
-from cram_composer.train import extras
+from cram_composer.config import compose_run, packages
+from cram_composer.errors import CramError
+from cram_composer.train.extras import check_extras
 
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda package: None)
+    monkeypatch.setattr(packages, "find_spec", lambda package: None)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_a_missing_package_is_one_line(
 
 
 def test_8_bits_need_bitsandbytes_and_other_runs_need_nothing(without: None) -> None:
-    extras.check_extras(compose_run("yamls/cram-cpu.yaml", []).config)
+    check_extras(compose_run("yamls/cram-cpu.yaml", []).config)
     eight = compose_run("yamls/cram-gpu.yaml", ["optimizer.name=adamw-8bit"]).config
-    with pytest.raises(extras.CramError, match="needs the package bitsandbytes, .* run `pip install bitsandbytes`$"):
-        extras.check_extras(eight)
+    with pytest.raises(CramError, match="needs the package bitsandbytes, .* run `pip install bitsandbytes`$"):
+        check_extras(eight)

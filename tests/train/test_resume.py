@@ -116,7 +116,7 @@ def _as_yaml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def test_every_fixed_key_is_refused_and_every_free_key_is_not(tiny_data: Path, tmp_path: Path) -> None:
+def test_every_fixed_key_is_refused_and_every_free_key_is_not(tiny_data: Path) -> None:
     ramp, stop = "algorithms.batch_size_ramp.initial_batch_size=16", "train.early_stop={loss_above: 9}"
     composed = compose_tiny(tiny_data, ramp, stop)
     fixed = learnt_values(composed.plain)

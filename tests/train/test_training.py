@@ -212,14 +212,6 @@ def test_ranks_exit_with_a_killed_launcher(train: Train, tiny_data: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_ranks_pass_the_end_of_an_epoch(train: Train, tmp_path: Path):
-    # About 80 blocks of 16 rows, one block per rank and step.
-    result = train("budget={wall: 100s, steps: 50}", "run_name=r", "algorithms.batch_size_ramp=null", ranks=2)
-    assert result.returncode == 0, result.stderr
-    assert record(tmp_path / "r")["steps"] == 50
-
-
-@pytest.mark.slow
 def test_a_run_killed_after_the_loop_finishes_when_started_again(train: Train, tmp_path: Path):
     settings = ["budget={wall: 60s, steps: 5}", "run_name=r"]
     assert train(*settings).returncode == 0
@@ -256,35 +248,6 @@ def test_shards_come_from_a_remote(train: Train, tiny_data: Path, tmp_path: Path
     (cache / "manifest.json").write_text("{}")
     other = train(*remote, "run_name=o")
     assert other.returncode == 2 and "contains a different data set" in other.stderr
-
-
-@pytest.mark.slow
-def test_two_ranks_take_the_same_steps_and_feed_twice_the_tokens(train: Train, tmp_path: Path):
-    settings = ["budget={wall: 60s, steps: 6}", "algorithms.batch_size_ramp=null"]
-    for ranks, name, batch in ((1, "one", 32), (2, "two", 64)):
-        result = train(*settings, f"run_name={name}", f"train.batch_size={batch}", ranks=ranks)
-        assert result.returncode == 0, result.stderr
-    one, two = record(tmp_path / "one"), record(tmp_path / "two")
-    assert (one["steps"], two["steps"]) == (6, 6)
-    assert (one["tokens"], two["tokens"]) == (6 * 32 * 32, 2 * 6 * 32 * 32)
-    assert two["world_size"] == 2
-    assert one["tokens"] == lines(tmp_path / "one" / "trace.jsonl")[-1]["tokens"]
-
-
-@pytest.mark.slow
-def test_two_ranks_stop_together_by_the_clock(train: Train, tmp_path: Path):
-    result = train("budget=5s", "run_name=r", "train.batch_size=32", ranks=2)
-    assert result.returncode == 0, result.stderr
-    assert record(tmp_path / "r")["status"] == "finished"
-
-
-@pytest.mark.slow
-def test_early_stop(train: Train, tmp_path: Path):
-    result = train("budget=10s", "run_name=r", "train.early_stop={loss_above: 0.1, at: 0.2}")
-    assert result.returncode == 0, result.stderr
-    found = record(tmp_path / "r")
-    assert found["status"] == "stopped-early" and "above train.early_stop.loss_above" in found["reason"]
-    assert found["ledger"]["inside_total"] < 8.0
 
 
 def test_any_transformers_model_trains_and_exports_as_its_own_class(train: Train, tmp_path: Path):

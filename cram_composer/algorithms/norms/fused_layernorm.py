@@ -8,10 +8,10 @@ import logging
 import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
-from composer.utils.module_surgery import replace_module_classes
 from torch import nn
 
 from cram_composer.algorithms.norms.fused_kernels import layer_norm, layer_norm_kernels, rms_norm, rms_norm_kernels
+from cram_composer.algorithms.norms.replacement import SharedLayerNorm, SharedRMSNorm, replace_norms
 
 log = logging.getLogger(__name__)
 
@@ -53,24 +53,14 @@ class FusedLayerNorm(Algorithm):
 
 def fuse_norms(model: nn.Module) -> int:
     """Replace every LayerNorm and RMSNorm that has weights [H] by Liger's; return their number."""
-
-    def replacement(layer: nn.Module, index: int) -> nn.Module | None:
-        if not isinstance(layer, nn.LayerNorm | nn.RMSNorm) or layer.weight is None or layer.weight.ndim > 1:
-            return None
-        return LigerLayerNorm(layer) if isinstance(layer, nn.LayerNorm) else LigerRMSNorm(layer)
-
-    return len(replace_module_classes(model, {nn.LayerNorm: replacement, nn.RMSNorm: replacement}))
+    return replace_norms(model, LigerLayerNorm, LigerRMSNorm, only_vectors=True)
 
 
-class LigerLayerNorm(nn.LayerNorm):
+class LigerLayerNorm(SharedLayerNorm):
     """Liger's LayerNorm over the last dimension, sharing the parameters of another; falls back to torch's off CUDA.
 
     The output has the input's dtype; statistics are in fp32.
     """
-
-    def __init__(self, layer: nn.LayerNorm) -> None:
-        super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
-        self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not input.is_cuda:  # a model moved to the CPU for its export
@@ -79,15 +69,11 @@ class LigerLayerNorm(nn.LayerNorm):
         return layer_norm(input, self.weight, bias, self.eps)[0]
 
 
-class LigerRMSNorm(nn.RMSNorm):
+class LigerRMSNorm(SharedRMSNorm):
     """Liger's RMSNorm over the last dimension, sharing the weights of another; falls back to torch's off CUDA.
 
     The output has the input's dtype; the computation is in fp32.
     """
-
-    def __init__(self, layer: nn.RMSNorm) -> None:
-        super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
-        self.weight = layer.weight
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not input.is_cuda:  # a model moved to the CPU for its export

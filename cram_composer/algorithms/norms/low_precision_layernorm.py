@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from composer.core import Algorithm, Event, Precision, State
 from composer.loggers import Logger
-from composer.utils.module_surgery import replace_module_classes
 from torch import nn
+
+from cram_composer.algorithms.norms.replacement import SharedLayerNorm, SharedRMSNorm, replace_norms
 
 log = logging.getLogger(__name__)
 
@@ -44,35 +45,17 @@ class LowPrecisionNorms(Algorithm):
 
 def lower_norms(model: nn.Module) -> int:
     """Replace every LayerNorm and RMSNorm by a low-precision version; return their number."""
-
-    def replacement(layer: nn.Module, index: int) -> nn.Module | None:
-        if isinstance(layer, nn.LayerNorm):
-            return _LayerNorm(layer)
-        return _RMSNorm(layer) if isinstance(layer, nn.RMSNorm) else None
-
-    return len(replace_module_classes(model, {nn.LayerNorm: replacement, nn.RMSNorm: replacement}))
+    return replace_norms(model, _LayerNorm, _RMSNorm)
 
 
-class _LayerNorm(nn.LayerNorm):
-    """A low-precision LayerNorm that shares the parameters of another."""
-
-    def __init__(self, layer: nn.LayerNorm) -> None:
-        super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
-        self.weight, self.bias = layer.weight, layer.bias
-
+class _LayerNorm(SharedLayerNorm):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         lowered, weight, bias = (_lowered(tensor, input) for tensor in (input, self.weight, self.bias))
         with torch.autocast(input.device.type, enabled=False):
             return F.layer_norm(lowered, self.normalized_shape, weight, bias, self.eps)
 
 
-class _RMSNorm(nn.RMSNorm):
-    """A low-precision RMSNorm that shares the weights of another."""
-
-    def __init__(self, layer: nn.RMSNorm) -> None:
-        super().__init__(list(layer.normalized_shape), layer.eps, elementwise_affine=False)
-        self.weight = layer.weight
-
+class _RMSNorm(SharedRMSNorm):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         lowered, weight = (_lowered(tensor, input) for tensor in (input, self.weight))
         with torch.autocast(input.device.type, enabled=False):

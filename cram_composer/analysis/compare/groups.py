@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cram_composer.analysis.html.formatting import is_number
 from cram_composer.analysis.runs.find import find_runs
 from cram_composer.analysis.runs.run import RunData, load_runs
-from cram_composer.config.layers import flatten
+from cram_composer.config.layers import differing_keys, flatten
 from cram_composer.errors import CramError
+from cram_composer.formatting import is_number
 
 # Sections and keys that do not affect the result of training.
 IGNORED_KEYS = ("seed", "run_name", "runs_dir", "runs_remote", "logging", "export")
@@ -179,9 +179,7 @@ def settings_hash(run: RunData) -> str:
 
 def differing_settings(runs: Sequence[RunData]) -> list[str]:
     """Return the keys whose values differ between the runs."""
-    flat = [settings(run) for run in runs]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    return [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
+    return differing_keys(*map(settings, runs))
 
 
 def digest(value: Any) -> str:

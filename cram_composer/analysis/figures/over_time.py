@@ -21,9 +21,9 @@ from cram_composer.analysis.figures.drawing import (
     x_unit,
 )
 from cram_composer.analysis.figures.ledger import draw_ledger
-from cram_composer.analysis.html.formatting import decimal, is_number, short_count
 from cram_composer.analysis.html.style import LIGHT, Picture, house_style, series_style
 from cram_composer.analysis.runs.run import RunData
+from cram_composer.formatting import decimal, is_number, short_count
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

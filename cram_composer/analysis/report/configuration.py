@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cram_composer.analysis.html.formatting import NOT_RECORDED, short_path
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import RunData
-from cram_composer.config.layers import flatten
+from cram_composer.config.layers import differing_keys, flatten, recorded_key
+from cram_composer.formatting import NOT_RECORDED, short_path
 
 
 def configuration_tables(run: RunData) -> tuple[Table, Table]:
@@ -29,11 +29,9 @@ def configuration_tables(run: RunData) -> tuple[Table, Table]:
 
 def differences_table(caption: str, names: Sequence[str], configurations: Sequence[dict[str, Any]]) -> Table:
     """Dotted keys whose values differ between configurations, one column per configuration."""
-    keys = dict.fromkeys(key for one in configurations for key in one)
     rows = [
         (key, *(value_text(one[key]) if key in one else "—" for one in configurations))
-        for key in keys
-        if any(key not in one or one[key] != configurations[0].get(key) for one in configurations)
+        for key in differing_keys(*configurations)
     ]
     return Table(caption, ("Key", *names), rows)
 
@@ -45,9 +43,7 @@ def value_text(value: Any) -> str:
 
 def _source(key: str, provenance: dict[str, str]) -> str:
     """Source of a key, or of the enclosing mapping if that was set as a whole."""
-    while key not in provenance and "." in key:
-        key = key.rpartition(".")[0]
-    return short_path(provenance.get(key, NOT_RECORDED))
+    return short_path(provenance.get(recorded_key(key, provenance), NOT_RECORDED))
 
 
 def _rank(source: str) -> int:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from cram_composer.analysis.html.formatting import (
+from cram_composer.analysis.html.tables import Table, Tile
+from cram_composer.analysis.report.configuration import value_text
+from cram_composer.analysis.runs.run import RunData
+from cram_composer.analysis.runs.table import budget_text
+from cram_composer.formatting import (
     NOT_MEASURED,
     NOT_RECORDED,
     count,
@@ -15,10 +19,6 @@ from cram_composer.analysis.html.formatting import (
     ratio,
     short_count,
 )
-from cram_composer.analysis.html.tables import Table, Tile
-from cram_composer.analysis.report.configuration import value_text
-from cram_composer.analysis.runs.run import RunData
-from cram_composer.analysis.runs.table import budget_text
 from cram_composer.runs.folder import DISTURBED_SHARE
 
 LEDGER_TEXTS = {

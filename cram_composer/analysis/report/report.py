@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cram_composer.analysis.html.formatting import NOT_RECORDED, short_path
 from cram_composer.analysis.html.style import LIGHT, series_style, to_inline_svg, to_png
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.html.templating import render
@@ -18,13 +17,14 @@ from cram_composer.analysis.report.zero_shot import zero_shot_tables
 from cram_composer.analysis.runs.run import RunData, load_runs
 from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
+from cram_composer.formatting import NOT_RECORDED, short_path
 from cram_composer.storage.files import read_json, write_atomic
 
-FOLLOW_SECONDS = 60.0
+_FOLLOW_SECONDS = 60
 
 
-def follow_report(runs: list[Path], output: Path | None = None, seconds: float = FOLLOW_SECONDS) -> Path:
-    """Write the report again every `seconds` until no run is running; an open page reloads itself. See `write_report`.
+def follow_report(runs: list[Path], output: Path | None = None) -> Path:
+    """Write the report again every minute until no run is running; an open page reloads itself. See `write_report`.
 
     Returns:
         The path of the report.
@@ -32,13 +32,13 @@ def follow_report(runs: list[Path], output: Path | None = None, seconds: float =
     announced = False
     while True:
         running = any(run.get("status") == "running" for run in load_runs(runs, curves=False)[0])
-        target = write_report(runs, output, round(seconds) if running else None)
+        target = write_report(runs, output, _FOLLOW_SECONDS if running else None)
         if not announced:
             print(target, flush=True)
             announced = True
         if not running:
             return target
-        time.sleep(seconds)
+        time.sleep(_FOLLOW_SECONDS)
 
 
 def write_report(runs: list[Path], output: Path | None = None, refresh_seconds: int | None = None) -> Path:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cram_composer.analysis.html.formatting import count, decimal, percent
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import RunData
+from cram_composer.formatting import count, decimal, percent
 
 
 def zero_shot_tables(run: RunData) -> list[tuple[Table, list[str]]]:

@@ -10,7 +10,6 @@ import numpy as np
 from cram_composer.analysis.compare.groups import group_by_configuration
 from cram_composer.analysis.compare.page import Section, write_page
 from cram_composer.analysis.figures.drawing import plain_log_ticks
-from cram_composer.analysis.html.formatting import short_count
 from cram_composer.analysis.html.style import Picture, house_style, series_style
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import RunData
@@ -26,6 +25,7 @@ from cram_composer.analysis.scaling.text import (
     law_cells,
     score_cells,
 )
+from cram_composer.formatting import short_count
 
 _BEYOND = 4.0  # the law is drawn up to this multiple of the longest run
 

@@ -26,14 +26,14 @@ from cram_composer.errors import CramError
 def report_scaling(
     items: Sequence[str],
     *,
-    hold_back: int = 0,
-    size_and_tokens: tuple[float, float] | None = None,
-    seconds: float | None = None,
-    flops_per_second: float | None = None,
-    embeddings: bool = True,
-    in_loop: bool = False,
-    against: Sequence[str] = (),
-    scores: str | None = None,
+    hold_back: int,
+    size_and_tokens: tuple[float, float] | None,
+    seconds: float | None,
+    flops_per_second: float | None,
+    embeddings: bool,
+    in_loop: bool,
+    against: Sequence[str],
+    scores: str | None,
     page: Path | None,
 ) -> str:
     """Fit the law to the runs that `items` select; return JSON, or text after writing `page`.

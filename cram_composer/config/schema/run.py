@@ -55,6 +55,11 @@ class EarlyStopConfig(Settings):
     def _check_condition(self) -> EarlyStopConfig:
         if self.loss_above is None and self.patience is None:
             raise ValueError("has no condition; set patience, loss_above or both")
+        for name, condition in (("at", self.loss_above), ("min_delta", self.patience)):
+            # Not model_fields_set: the configuration of a record sets every key.
+            if condition is None and getattr(self, name) != type(self).model_fields[name].default:
+                other = "loss_above" if name == "at" else "patience"
+                raise ValueError(f"{name}: has no effect without {other}; set {other} or remove {name}")
         return self
 
 

@@ -187,7 +187,7 @@ def check_unused(model: ModelConfig, source_of: Callable[[str], str | None], lay
         if value is not None and (not values or value in values):
             continue
         source, decided = source_of(f"model.{key}"), source_of(f"model.{decider}")
-        if f"model.{key}" != f"model.{decider}" and source is not None and age[source] >= age[decided]:
+        if source is not None and age[source] >= age[decided]:
             use = f"set model.{decider}={' or '.join(values)}" if values else f"set model.{decider}"
             raise ConfigError(
                 f"model.{key}: has no effect with model.{decider}={'null' if value is None else value}; {use} or "

@@ -175,7 +175,7 @@ def check_disk_space(root: Path, shards: dict[str, Shard], kept: int, cache_limi
     if cache_limit is not None and cache_limit < 5 * largest:
         raise CramError(
             f"data.cache_limit: must be at least five times the largest shard ({format_bytes(largest)}), "
-            f"got {format_bytes(cache_limit)}; set it to {-(-5 * largest // (1 << 20))}mb or more"
+            f"got {cache_limit / (1 << 20):.0f}mb; set it to {-(-5 * largest // (1 << 20))}mb or more"
         )
     needed = (total if cache_limit is None else min(total, cache_limit)) - kept
     free = shutil.disk_usage(root).free

@@ -98,6 +98,10 @@ def _check(config: DataBuildConfig) -> None:
         raise CramError(
             "ordering: fragment counts [SEP], which packing.segments=sentence puts after sentences; change one of them"
         )
+    if config.executor == "slurm" and config.jobs is not None:
+        raise CramError("jobs: has no effect with executor=slurm; set slurm.slurm_array_parallelism or remove it")
+    if config.executor == "local" and config.slurm:
+        raise CramError("slurm: has no effect with executor=local; set executor=slurm or remove it")
     if config.validation is not None and config.validation_fraction != DataBuildConfig().validation_fraction:
         raise CramError("validation_fraction: has no effect with validation; remove one of them")
 

@@ -82,7 +82,7 @@ def fine_tune(
     model.train().to(device)
     train, pad = rows["train"], _pad_id(model)
     steps = settings.epochs * math.ceil(train.size / settings.batch_size)
-    optimizer = _build_optimizer(model, settings, device)
+    optimizer = _build_optimizer(model, settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(settings, step, steps))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     recent = torch.zeros((), device=device)
@@ -153,7 +153,7 @@ def autocast(device: torch.device, precision: str) -> Any:
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _build_optimizer(model: Model, settings: FineTuningConfig, device: torch.device) -> torch.optim.AdamW:
+def _build_optimizer(model: Model, settings: FineTuningConfig) -> torch.optim.AdamW:
     """Build AdamW without weight decay for biases and norms, and with lower rates for lower layers if configured."""
     described = describe_parameters(model)
     deepest = max(parameter.depth for parameter in described)

@@ -22,7 +22,6 @@ from cram_composer.evaluation.fine_tuning.table import console_table, model_row
 from cram_composer.evaluation.model_source import ModelSource, find_model
 from cram_composer.storage.files import read_json, write_json
 
-NO_GPU = "use --device cpu"  # hint in errors
 RUN_FILE = "evaluations.json"  # in a run folder: rows by protocol, for the report of the run
 _LINE_EVERY_SECONDS = 30.0
 
@@ -31,11 +30,11 @@ def evaluate_models(
     names: Sequence[str],
     protocol: FineTuningProtocol,
     *,
-    data: Path | None = None,
-    folder: Path = Path("runs/eval"),
-    device: str = "auto",
-    jobs: int | None = None,
-    slurm: dict[str, Any] | None = None,
+    data: Path | None,
+    folder: Path,
+    device: str,
+    jobs: int | None,
+    slurm: dict[str, Any] | None,
 ) -> tuple[str, list[str]]:
     """Run the jobs that have no result in FOLDER/results.jsonl; write FOLDER/PROTOCOL.json with a row per model.
 
@@ -54,12 +53,10 @@ def evaluate_models(
     Raises:
         CramError: invalid models, data or settings; raised before any training.
     """
-    models = [find_model(name) for name in names]
-    models = list({model.hash: model for model in models}.values())
-    device = device_kind(device, NO_GPU)
+    models, device = open_models(names, device)
+    if jobs is not None and device == "cuda":
+        raise CramError("--jobs: has no effect on GPUs, which run one job each at a time; remove it")
     precision = precision_on(protocol.precision, device)
-    for model in models:
-        model.check_loadable()
     path = folder / "results.jsonl"
     found = {result.key: result for result in read_results(path)}
     failures: list[str] = []
@@ -95,6 +92,15 @@ def evaluate_models(
     write_json(folder / f"{protocol.name}.json", {"rows": rows, "failures": failures})
     add_to_runs(models, protocol.name, rows)
     return console_table(protocol, rows), failures
+
+
+def open_models(names: Sequence[str], device: str) -> tuple[list[ModelSource], str]:
+    """Return the different models of these names, and "cuda" or "cpu". Raises CramError if one cannot be loaded."""
+    models = {model.hash: model for model in map(find_model, names)}
+    kind = device_kind(device, "use --device cpu")
+    for model in models.values():
+        model.check_loadable()
+    return list(models.values()), kind
 
 
 def _pending_jobs(planned: Sequence[Job], found: dict[ResultKey, Result]) -> list[Job]:

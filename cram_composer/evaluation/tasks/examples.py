@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
+from cram_composer.config.packages import require_package
 from cram_composer.errors import CramError
 from cram_composer.evaluation.tasks.task import Example, Task, class_label
 from cram_composer.storage.hub_errors import hub_refusal
@@ -200,13 +201,10 @@ _READERS: dict[str, Callable[[Path], Iterator[Mapping[str, Any]]]] = {
 
 
 def _from_hub(task: Task, name: str) -> tuple[str, Iterator[Mapping[str, Any]]]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise CramError(
-            "tasks from the hub need the datasets library; run `pip install '.[hub]'` in the folder of "
-            "cram-composer, or pass a folder of local files with --data"
-        ) from None
+    instead = ", or pass a folder of local files with --data"
+    require_package("datasets", "tasks from the hub", "hub", instead)
+    from datasets import load_dataset
+
     origin = f"{task.hub} ({task.hub_name or task.name}, {name}) on the hub"
     try:
         rows = load_dataset(task.hub, task.hub_name or task.name, split=name, revision=task.hub_revision)

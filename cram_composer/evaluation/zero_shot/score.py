@@ -16,11 +16,10 @@ import torch
 from cram_composer.analysis.console import table_lines
 from cram_composer.config.schema.evaluation import ZeroShotConfig
 from cram_composer.config.units import format_duration
-from cram_composer.device import device_kind
 from cram_composer.errors import CramError
 from cram_composer.evaluation.fine_tuning.results import append_result, read_result_lines
-from cram_composer.evaluation.fine_tuning.suite import NO_GPU, add_to_runs, precision_on
-from cram_composer.evaluation.model_source import ModelSource, find_model
+from cram_composer.evaluation.fine_tuning.suite import add_to_runs, open_models, precision_on
+from cram_composer.evaluation.model_source import ModelSource
 from cram_composer.evaluation.zero_shot import masked_words, minimal_pairs
 from cram_composer.evaluation.zero_shot.masked_scoring import MaskedScorer, load_mask_tokenizer
 from cram_composer.storage.files import write_json
@@ -69,7 +68,7 @@ class PartResult:
 
 
 def score_models(
-    names: Sequence[str], protocol: Any, *, data: Path, folder: Path = Path("runs/eval"), device: str = "auto"
+    names: Sequence[str], protocol: Any, *, data: Path, folder: Path, device: str
 ) -> tuple[str, list[str]]:
     """Score the parts that have no result in FOLDER/zero-shot.jsonl; write FOLDER/PROTOCOL.json with a row per model.
 
@@ -87,12 +86,9 @@ def score_models(
         CramError: invalid models, data or settings; raised before anything is scored.
     """
     suite = SUITES[protocol.kind]
-    models = [find_model(name) for name in names]
-    models = list({model.hash: model for model in models}.values())
-    device = device_kind(device, NO_GPU)
+    models, device = open_models(names, device)
     precision = precision_on(protocol.precision, device)
     for model in models:
-        model.check_loadable()
         load_mask_tokenizer(model)
     parts = suite.read_parts(protocol, data)
     hashes = {part.name: _settings_hash(protocol, part.digest, precision) for part in parts}

@@ -24,7 +24,7 @@ from cram_composer.data.loading.open_dataset import open_train
 from cram_composer.data.loading.prepare import prepare_dataset
 from cram_composer.data.loading.stream import RowStream
 from cram_composer.errors import CramError
-from tests.data.data_sets import number_of, write_data_set
+from tests.data.data_sets import flip_a_bit, number_of, write_data_set
 from tests.servers import Bucket, S3Server
 
 ROWS = 512  # in 16 or more shards of 4 blocks of 8 rows
@@ -45,12 +45,6 @@ def opened(config: DataConfig, before: Callable[[], object] = lambda: None) -> R
 
 def shards(root: Path) -> list[Path]:
     return sorted((root / "train" / "00000").glob("shard*"))
-
-
-def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def failure(reader: RowStream, rows: int = ROWS) -> str:
@@ -90,7 +84,7 @@ def test_compressed_data_set_is_unpacked_in_place(tmp_path: Path, workers: int):
     order = number_of(opened(config(plain)).take(ROWS))
     for _ in range(2):
         assert number_of(opened(config(root, num_workers=workers)).take(ROWS)) == order
-    damage(next((root / "train" / "00000").glob("*.mds")))  # a damaged unpacked shard is unpacked again
+    flip_a_bit(next((root / "train" / "00000").glob("*.mds")))  # a damaged unpacked shard is unpacked again
     assert number_of(opened(config(root, num_workers=workers)).take(ROWS)) == order
 
 
@@ -115,7 +109,7 @@ def test_local_shard_damaged_during_training_is_one_line(tmp_path: Path, case: s
 REMOTE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (Path.unlink, "no such object"),
     "truncated": (lambda path: os.truncate(path, 40), "40 bytes instead of"),
-    "flipped": (damage, "its xxh64 hash differs from the one in index.json (fetched twice)"),
+    "flipped": (flip_a_bit, "its xxh64 hash differs from the one in index.json (fetched twice)"),
 }
 
 

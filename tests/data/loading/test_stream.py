@@ -293,7 +293,7 @@ def test_evaluation_batches_divide_rows_and_have_fixed_masks(root: Path):
         assert torch.equal(batch["labels"], shared[index % 2][index // 2]["labels"])
 
 
-def test_evaluation_masks_do_not_depend_on_the_batch_size(root: Path):
+def test_evaluation_masks_do_not_depend_on_the_batch_size():
     rows = np.random.default_rng(0).integers(5, 200, (300, LENGTH))
     collator = evaluation_collator(200, (0, 1, 2, 3, 4), 4)
     expected, found = (

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from numpy.typing import NDArray
 from streaming import LocalDataset
 from transformers import AutoTokenizer
 
@@ -33,16 +32,12 @@ from cram_composer.data.manifest import load_manifest, verify_dataset
 from cram_composer.data.pipeline.build import build
 from cram_composer.data.pipeline.text import SPLITS, Piece, split_documents
 from cram_composer.errors import CramError
-
-REPOSITORY = Path(__file__).resolve().parents[3]
+from tests.conftest import REPOSITORY
+from tests.data.data_sets import rows_of
 
 
 def files_of(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def rows_of(root: Path, split: str) -> NDArray:
-    return np.concatenate([sample["rows"] for sample in LocalDataset(str(root / split))])
 
 
 @pytest.fixture(scope="module")

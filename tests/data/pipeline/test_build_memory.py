@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from cram_composer.data.pipeline.document_store import Chunk, DocumentStore, DocumentWriter
-
-REPOSITORY = Path(__file__).resolve().parents[3]
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.slow  # half a minute; test_pages_of_read_text_are_freed is a quick part of it

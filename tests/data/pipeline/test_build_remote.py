@@ -34,7 +34,7 @@ def test_objects_are_the_files_of_a_local_build(remote, s3, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
-def test_partitions_upload_their_own_shards(remote, s3, tmp_path):
+def test_partitions_upload_their_own_shards(remote, s3):
     build(remote.model_copy(update={"partitions": 2}), progress=False)
     names = set(objects(s3))
     assert {"train/00000/shard.00000.mds.zstd", "train/00001/shard.00000.mds.zstd", "manifest.json"} <= names
@@ -133,7 +133,7 @@ def test_unusable_storage_is_one_line_before_any_work(remote, s3, monkeypatch, t
     assert not (tmp_path / "work").exists()
 
 
-def test_no_bucket_is_one_line(remote, tmp_path):
+def test_no_bucket_is_one_line(remote):
     with pytest.raises(CramError, match="bucket") as error:
         build(remote.model_copy(update={"output": "s3://no-such-bucket-here/set"}), progress=False)
     assert "\n" not in str(error.value)

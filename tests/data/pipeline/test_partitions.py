@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from streaming import LocalDataset
 from transformers import AutoTokenizer
 
@@ -34,6 +33,7 @@ from cram_composer.data.pipeline.sources import open_sources
 from cram_composer.data.pipeline.workspace import Workspace
 from cram_composer.errors import CramError
 from tests.data.conftest import synthetic_documents
+from tests.data.data_sets import rows_of
 from tests.data.pipeline.test_build import files_of
 
 ALL_DUPLICATES = StagesConfig(
@@ -41,10 +41,6 @@ ALL_DUPLICATES = StagesConfig(
     near_duplicates=NearDuplicatesConfig(),
     repeated_spans=RepeatedSpansConfig(length=50),
 )
-
-
-def rows_of(root: Path, split: str) -> NDArray:
-    return np.concatenate([sample["rows"] for sample in LocalDataset(str(root / split))])
 
 
 def words_of(root: Path, split: str) -> Counter:
@@ -276,6 +272,18 @@ def test_slurm_array_makes_the_same_shards(files, tmp_path, slurm):
     assert files_of(build(config, progress=False)) == files_of(local)
 
 
+@pytest.mark.parametrize(
+    ("update", "says"),
+    [
+        ({"executor": "slurm", "jobs": 2}, "^jobs: has no effect with executor=slurm"),
+        ({"slurm": {"slurm_partition": "cpu"}}, "^slurm: has no effect with executor=local"),
+    ],
+)
+def test_settings_of_the_other_executor_are_refused(files, tmp_path, update, says):
+    with pytest.raises(CramError, match=says):
+        build(configuration(files, tmp_path / "out", 3).model_copy(update=update), progress=False)
+
+
 def test_failure_in_a_slurm_job_is_the_same_one_line(files, tmp_path, slurm):
     spoilt = tmp_path / "spoilt.jsonl"
     spoilt.write_text('{"text": "fine"}\n{"text": 3}\n')
@@ -288,7 +296,7 @@ def test_failure_in_a_slurm_job_is_the_same_one_line(files, tmp_path, slurm):
 
 def test_no_slurm_is_one_line(files, tmp_path, no_slurm):
     config = configuration(files, tmp_path / "out", 2).model_copy(update={"executor": "slurm"})
-    with pytest.raises(CramError, match="executor=slurm cannot be used: .*srun"):
+    with pytest.raises(CramError, match="Slurm cannot be used: .*srun"):
         build(config, progress=False)
 
 

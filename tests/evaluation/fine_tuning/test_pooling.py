@@ -150,14 +150,14 @@ def test_models_with_token_types_still_get_them() -> None:
 def test_rates_fall_with_depth(folder: Path) -> None:
     model = TextClassifier(find_model(str(folder)).load_encoder(0.0), 2, 0.0, "mean", pairs=False)
     settings = ProtocolConfig(lr=1.0, layer_lr_decay=0.5, weight_decay=0.1)
-    groups = _build_optimizer(model, settings, torch.device("cpu")).param_groups
+    groups = _build_optimizer(model, settings).param_groups
     rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     encoder = model.encoder
     assert rates[id(model.out.weight)] == (1.0, 0.1) and rates[id(model.out.bias)] == (1.0, 0.0)
     assert rates[id(encoder.layers[1].attention.qkv.weight)] == (0.5, 0.1)
     assert rates[id(encoder.layers[0].attention.qkv.weight)] == (0.25, 0.1)
     assert rates[id(encoder.embeddings.word_embeddings.weight)] == (0.125, 0.1)
-    plain = _build_optimizer(model, ProtocolConfig(lr=1.0), torch.device("cpu")).param_groups
+    plain = _build_optimizer(model, ProtocolConfig(lr=1.0)).param_groups
     assert {group["lr"] for group in plain} == {1.0}
 
 

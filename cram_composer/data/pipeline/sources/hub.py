@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from cram_composer.config.packages import require_package
 from cram_composer.config.paths import expand
 from cram_composer.config.schema.data_build import HubConfig
 from cram_composer.data.pipeline.sources.base import Part, Source
@@ -17,12 +18,7 @@ from cram_composer.storage.hub_errors import hub_refusal
 
 def open_hub(config: HubConfig) -> list[Source]:
     """Open a data set as one stream; without a `revision`, pin the newest commit for all passes."""
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        raise CramError(
-            "source kind 'hub' needs the datasets library; run `pip install '.[hub]'` in the folder of cram-composer"
-        ) from None
+    require_package("datasets", "source kind 'hub'", "hub")
     folder = expand(config.dataset)
     local = folder.is_dir()
     if local and saved_files(folder) is not None:

@@ -261,7 +261,7 @@ def test_matches_end_with_their_documents(tmp_path):
     assert spans_of([[b"", a + b, b"", b"", a, b, b"", a + b]], 75, tmp_path)[0][-1] == [(0, 120)]
 
 
-def test_text_of_equal_hash_is_compared(tmp_path):
+def test_text_of_equal_hash_is_compared():
     a, b = fresh(1, 100), fresh(2, 100)
     texts = PartitionText(np.frombuffer(a, np.uint8), np.zeros(1, np.uint64))
     wrong = repeated_spans(b, np.array([3]), np.array([5], np.uint64), 1 << 40, lambda partition: texts, 75)

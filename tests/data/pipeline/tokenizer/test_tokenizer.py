@@ -25,8 +25,8 @@ from cram_composer.data.pipeline.tokenizer.tokenizer import adopt_tokenizer, sav
 from cram_composer.data.pipeline.tokenizer.unigram import _frequent_substrings
 from cram_composer.data.pipeline.tokenizer.vocabulary import KINDS, train_tokenizer
 from cram_composer.errors import CramError
+from tests.conftest import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[4]
 SETTINGS = TokenizerConfig(vocab_size=400)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.analysis.html.formatting import (
+from cram_composer.formatting import (
     NOT_MEASURED,
     count,
     decimal,

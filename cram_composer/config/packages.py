@@ -1,0 +1,24 @@
+"""Optional packages."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from cram_composer.errors import CramError
+
+
+def require_package(package: str, what: str, extra: str | None = None, instead: str = "") -> None:
+    """Raise CramError if a package is not installed.
+
+    Args:
+        package: name of the package.
+        what: the setting that needs it.
+        extra: extra of this project that installs it; None: the package is installed by its own name.
+        instead: what else the user can do.
+    """
+    if find_spec(package) is None:
+        install = package if extra is None else f"'.[{extra}]'"
+        where = "" if extra is None else " in the folder of cram-composer"
+        raise CramError(
+            f"{what}: needs the package {package}, which is not installed; run `pip install {install}`{where}{instead}"
+        )
