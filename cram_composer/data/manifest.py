@@ -21,6 +21,7 @@ from cram_composer.storage.paths import plain_name, resolve_inside
 
 MANIFEST = "manifest.json"
 EXAMPLES = "examples.json"
+TOKENIZER = "tokenizer/tokenizer.json"
 COLUMN = "rows"  # column of the MDS records; holds a block of rows
 FORMAT_VERSION = 2
 
@@ -116,13 +117,13 @@ def verify_dataset(root: Path, manifest: Manifest, full: bool = True) -> None:
     """
     for path in (root / "tokenizer").rglob("*"):  # all of it is copied into run folders and exports
         resolve_inside(root, path.relative_to(root).as_posix(), str(root))
-    check_tokenizer(root / "tokenizer" / "tokenizer.json", manifest)
+    check_tokenizer(root / TOKENIZER, manifest)
     for name in manifest.get("file_sha256", {}):
         if name.startswith("tokenizer/"):
             check_hash(root, name, manifest)
     for split in manifest["splits"]:
         for shard in read_index(root, split, manifest):
-            _verify_shard(root / split / shard.stored.name, shard.stored, full)
+            verify_shard(root / split / shard.stored.name, shard.stored, full)
 
 
 def check_tokenizer(path: Path, manifest: Manifest) -> None:
@@ -238,7 +239,8 @@ def file_xxh64(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh64).hexdigest()  # type: ignore[arg-type]
 
 
-def _verify_shard(path: Path, expected: ShardFile, full: bool) -> None:
+def verify_shard(path: Path, expected: ShardFile, full: bool = True) -> None:
+    """Check presence, size and, if `full`, hash of a shard's file. Raises CramError."""
     if not path.is_file():
         raise _damage_error(path, "missing")
     if path.stat().st_size != expected.bytes:

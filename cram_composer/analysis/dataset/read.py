@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -16,15 +15,18 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cram_composer.config.paths import expand
+from cram_composer.data.loading.preflight import RemoteDataset, download_metadata
 from cram_composer.data.manifest import (
     COLUMN,
     EXAMPLES,
     MANIFEST,
+    TOKENIZER,
     Manifest,
     Shard,
-    file_xxh64,
+    check_tokenizer,
     load_manifest,
     read_index_entries,
+    verify_shard,
 )
 from cram_composer.data.unpack import UnpackError, unpack_zstd
 from cram_composer.errors import CramError
@@ -56,25 +58,26 @@ class DataSet:
     rows: dict[str, list[SampleRow]]  # of every split
 
 
-class _Files:
-    """Files of the data set by name, downloaded to `scratch` on first use if remote."""
+@dataclass(frozen=True)
+class _Place:
+    """Where the files of a data set are: a local folder, or a temporary one for those of object storage."""
 
-    def __init__(self, uri: str, scratch: Path) -> None:
-        self.scratch = scratch
-        self.remote = is_remote(uri)
-        if self.remote:
-            self._storage = Storage(uri)
-        self.root = scratch / "remote" if self.remote else expand(uri)
-        self.uri = self._storage.uri if self.remote else str(self.root)
+    root: Path
+    storage: Storage | None
+
+    @property
+    def uri(self) -> str:
+        return str(self.root) if self.storage is None else self.storage.uri
+
+    def fetch(self, name: str, limit: int = METADATA_BYTES) -> Path:
+        """Return the path of a file, downloaded on first use."""
+        path = self.root / name
+        if self.storage is not None and not path.exists():
+            self.storage.download(name, path, limit)
+        return path
 
     def has(self, name: str) -> bool:
-        return self._storage.size(name) is not None if self.remote else (self.root / name).is_file()
-
-    def path(self, name: str, limit: int = METADATA_BYTES) -> Path:
-        path = self.root / name
-        if self.remote and not path.exists():
-            self._storage.download(name, path, limit)
-        return path
+        return (self.root / name).is_file() if self.storage is None else self.storage.size(name) is not None
 
 
 def load_data_set(uri: str) -> DataSet:
@@ -86,75 +89,67 @@ def load_data_set(uri: str) -> DataSet:
         CramError: not a finished data set of this format, a missing or damaged file, or no access.
     """
     with tempfile.TemporaryDirectory(prefix="cram-inspect-") as scratch:
-        files = _Files(uri, Path(scratch))
-        if not files.has(MANIFEST):
-            raise CramError(
-                f"{files.uri}: not a finished data set (no {MANIFEST}); build it with: cram data build YAML"
-            )
+        place = _Place(Path(scratch) / "remote", Storage(uri)) if is_remote(uri) else _Place(expand(uri), None)
         try:
-            files.path(MANIFEST)
-            manifest = load_manifest(files.root)
-            tokenizer = _tokenizer(files, manifest)
-            rows = {split: list(_sample_rows(files, split, manifest, tokenizer)) for split in manifest["splits"]}
-            examples = read_json(files.path(EXAMPLES)) if files.has(EXAMPLES) else None
+            manifest = _read_manifest(place)
+            tokenizer = Tokenizer.from_file(str(place.root / TOKENIZER))
+            rows = {
+                split: list(_sample_rows(place, split, manifest, tokenizer, Path(scratch) / "raw"))
+                for split in manifest["splits"]
+            }
+            examples = read_json(place.fetch(EXAMPLES)) if place.has(EXAMPLES) else None
         except CramError as error:
-            if not files.remote or str(files.root) not in str(error):
-                raise
-            # The user knows the file by its URI, not by the temporary path.
-            raise CramError(str(error).replace(str(files.root), files.uri)) from None
+            # The user knows a file of object storage by its URI, not by the temporary path.
+            raise CramError(str(error).replace(str(place.root), place.uri)) from None
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             detail = " ".join(str(error).split()) or type(error).__name__
-            raise CramError(f"{files.uri}: cannot be read: {detail}; copy the data set again or rebuild it") from error
-        return DataSet(files.uri, manifest, examples, type(tokenizer.model).__name__, rows)
+            raise CramError(f"{place.uri}: cannot be read: {detail}; copy the data set again or rebuild it") from error
+        return DataSet(place.uri, manifest, examples, type(tokenizer.model).__name__, rows)
 
 
-def _tokenizer(files: _Files, manifest: Manifest) -> Tokenizer:
-    content = files.path("tokenizer/tokenizer.json").read_bytes()
-    if hashlib.sha256(content).hexdigest() != manifest["tokenizer_sha256"]:
-        raise CramError(
-            f"{files.uri}/tokenizer/tokenizer.json: not the tokenizer that the data set was built with; "
-            "copy the data set again or rebuild it"
-        )
-    return Tokenizer.from_buffer(content)
+def _read_manifest(place: _Place) -> Manifest:
+    """Read the manifest, after checking the tokenizer; from object storage, download both and the indexes."""
+    if place.storage is not None and place.has(MANIFEST):
+        return download_metadata(RemoteDataset(place.uri, None), place.root)
+    manifest = load_manifest(place.root)
+    check_tokenizer(place.root / TOKENIZER, manifest)
+    return manifest
 
 
-def _sample_rows(files: _Files, split: str, manifest: Manifest, tokenizer: Tokenizer) -> Iterator[SampleRow]:
+def _sample_rows(
+    place: _Place, split: str, manifest: Manifest, tokenizer: Tokenizer, unpacked: Path
+) -> Iterator[SampleRow]:
     """Rows spread evenly over the split, or over its smallest shard if shards are downloaded."""
-    files.path(f"{split}/index.json")
-    shards = read_index_entries(files.root, split, manifest)
+    shards = read_index_entries(place.root, split, manifest)
     ends = list(accumulate(entry["samples"] for _, entry in shards))
     first, end = 0, ends[-1]
-    if files.remote:
+    if place.storage is not None:
         smallest = min(range(len(shards)), key=lambda i: (shards[i][0].stored.bytes, i))
         first, end = ends[smallest] - shards[smallest][1]["samples"], ends[smallest]
     for number in range(ROWS_PER_SPLIT):
-        place = (end - first) * (number + 0.5) / ROWS_PER_SPLIT
-        block = first + int(place)
-        shard = bisect_right(ends, block)
-        rows = _read_block(files, split, *shards[shard], block - ends[shard] + shards[shard][1]["samples"])
-        row = int((place - int(place)) * len(rows))
+        at = (end - first) * (number + 0.5) / ROWS_PER_SPLIT
+        block = first + int(at)
+        shard, entry = shards[index := bisect_right(ends, block)]
+        place.fetch(f"{split}/{shard.stored.name}", shard.stored.bytes)
+        rows = _read_block(place.root, split, shard, entry, block - ends[index] + entry["samples"], unpacked)
+        row = int((at - int(at)) * len(rows))
         yield _decode_row(rows[row], block, row, manifest["special_tokens"], tokenizer)
 
 
-def _read_block(files: _Files, split: str, shard: Shard, entry: dict[str, Any], record: int) -> NDArray:
-    """Read a block of rows [block_rows, sequence_length] from a shard after checking its hash."""
+def _read_block(root: Path, split: str, shard: Shard, entry: dict[str, Any], record: int, unpacked: Path) -> NDArray:
+    """Read a block of rows [block_rows, sequence_length] from a shard after checking it; unpack it below `unpacked`."""
     from streaming.base.format import reader_from_json
 
-    name = f"{split}/{shard.stored.name}"
-    path = files.path(name, shard.stored.bytes)
-    if file_xxh64(path) != shard.stored.xxh64:
-        raise CramError(
-            f"{files.uri}/{name}: xxh64 hash differs from index.json; copy the data set again or rebuild it"
-        )
-    root = files.root
+    path = root / split / shard.stored.name
+    verify_shard(path, shard.stored)
     if shard.stored is not shard.raw:
-        root = files.scratch / "raw"
-        unpacked = root / split / shard.raw.name
-        unpacked.parent.mkdir(parents=True, exist_ok=True)
+        root = unpacked
+        target = root / split / shard.raw.name
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            unpack_zstd(path, unpacked, shard.raw.bytes)
+            unpack_zstd(path, target, shard.raw.bytes)
         except UnpackError as error:
-            raise CramError(f"{files.uri}/{name}: cannot be unpacked ({error}); copy the data set again") from None
+            raise CramError(f"{path}: cannot be unpacked ({error}); copy the data set again") from None
     reader = reader_from_json(str(root), split, entry)
     reader.validate(False)  # refuse pickled columns
     return reader.decode_sample(reader.get_sample_data(record))[COLUMN]

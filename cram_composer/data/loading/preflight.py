@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 class RemoteDataset:
     """A data set in object storage: the remote and, if configured, its mirror."""
 
-    def __init__(self, remote: str, mirror: str | None, deadline: float) -> None:
+    def __init__(self, remote: str, mirror: str | None, deadline: float = 120.0) -> None:
         self._storages = [Storage(uri, deadline) for uri in (remote, mirror) if uri is not None]
         self.uri = self._storages[0].uri
 

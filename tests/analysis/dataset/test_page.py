@@ -247,7 +247,7 @@ def test_a_damaged_data_set_is_one_line_that_names_the_file(make_data_set: MakeD
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(CramError, match=rf"{shard}: xxh64 hash differs from index.json"):
+    with pytest.raises(CramError, match=rf"{shard}: its xxh64 hash differs from the one in index.json"):
         load_data_set(str(root))
     shard.unlink()
     with pytest.raises(CramError, match=f"{shard.name}") as raised:
@@ -265,7 +265,7 @@ def test_bad_requests_are_refused_in_one_line(
     assert "is a folder" in capsys.readouterr().err
     (root / "tokenizer" / "tokenizer.json").write_text("{}")
     assert main(["data", "inspect", str(root)]) == 2
-    assert "not the tokenizer that the data set was built with" in capsys.readouterr().err
+    assert "not the tokenizer that the data set was made with" in capsys.readouterr().err
 
 
 def test_a_data_set_in_object_storage_is_read_through_its_smallest_shard(
