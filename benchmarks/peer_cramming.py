@@ -3,7 +3,7 @@
 git clone https://github.com/JonasGeiping/cramming CHECKOUT
 CRAMMING_PYTHON=ENVIRONMENT/bin/python python -m benchmarks.peer_cramming CHECKOUT data.local=DATA
 
-ENVIRONMENT has torch, transformers, datasets, evaluate, hydra-core, einops, pynvml, psutil, safetensors, zstandard,
+ENVIRONMENT has torch, transformers 4, datasets 3, evaluate, hydra-core, einops, pynvml, psutil, safetensors, zstandard,
 scikit-learn and scipy. Both train crammed-bert of the same sizes on 64 rows per step. The paper's code runs its engine
 with its settings (`train=bert-o4`, inductor, its precision, which is fp32 on a CPU) on one batch in memory.
 cram-composer trains a whole run, including data and clock. Speeds use the median step after the first ten.
