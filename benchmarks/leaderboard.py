@@ -19,8 +19,8 @@ from typing import Any
 from cram_composer.analysis.compare.comparability import data_refusals
 from cram_composer.analysis.runs.run import RunData, load_run
 from cram_composer.analysis.runs.table import budget_text, date
+from cram_composer.config.formatting import count, decimal, percent, short_count
 from cram_composer.errors import CramError
-from cram_composer.formatting import count, decimal, percent, short_count
 from cram_composer.runs.folder import EVALUATIONS, RECORD, ROW_LOSSES
 from cram_composer.storage.files import write_atomic, write_json
 

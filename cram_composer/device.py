@@ -68,7 +68,7 @@ class DeviceChoice:
 
 def choose_device(config: RunConfig, local_world_size: int) -> DeviceChoice:
     """Resolve every `auto` of the configuration. Raises CramError if the requested device is unavailable."""
-    kind = device_kind(config.device, "run yamls/cram-cpu.yaml")
+    kind = device_kind(config.device, "set device=cpu, or run yamls/cram-cpu.yaml")
     name = "gpu" if kind == "cuda" else "cpu"
     precision: str = config.train.precision
     if precision == "auto":

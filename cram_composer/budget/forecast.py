@@ -10,7 +10,7 @@ from composer.utils import dist
 
 from cram_composer.budget.budget import Budget
 from cram_composer.budget.ledger import Ledger
-from cram_composer.formatting import short_count
+from cram_composer.config.formatting import short_count
 
 _STEPS = 20
 _PROGRESS = 0.01

@@ -1,4 +1,4 @@
-"""What `cram branch` and `cram extend` have in common."""
+"""Parts shared by `cram branch` and `cram extend`."""
 
 from __future__ import annotations
 

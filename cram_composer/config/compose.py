@@ -262,7 +262,10 @@ def changed_recipes(named: Any, in_file: Any, path: str) -> Any:
             "recipes: names with + or - change the file's list and names without one replace it; write "
             f"recipes=[{','.join(f'+{name}' if str(name)[:1] not in '+-' else str(name) for name in changes)}]"
         )
-    found = list(as_list(in_file))
+    found = as_list(in_file)
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ConfigError(f"recipes: must be a list of names, such as recipes=[crammed-bert,ema]{set_in(path)}")
+    found = list(found)
     for sign, name in ((change[0], change[1:]) for change in changes):
         if sign == "+":
             found.append(name)

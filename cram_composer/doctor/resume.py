@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cram_composer.config.formatting import duration
 from cram_composer.data.loading.prepare import resolve_location
 from cram_composer.data.manifest import MANIFEST
 from cram_composer.doctor.checks import Check, CheckContext
 from cram_composer.errors import CramError
-from cram_composer.formatting import duration
 from cram_composer.jobs.processes import last_line
 from cram_composer.storage.files import read_json
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cram_composer.config.formatting import count, decimal, duration, percent, short_count
 from cram_composer.data.loading.preflight import format_bytes
 from cram_composer.doctor.checks import Check, CheckContext
 from cram_composer.doctor.precision import card_of
 from cram_composer.errors import CramError
-from cram_composer.formatting import count, decimal, duration, percent, short_count
 from cram_composer.jobs.processes import last_error, run_module
 from cram_composer.planning.memory import measure_step_memory
 from cram_composer.planning.speed import Speed, row_flops

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from cram_composer.config.packages import require_package
 from cram_composer.config.schema.optimizer import Optimizer
 from cram_composer.errors import CramError
 from cram_composer.optim.groups import parameter_groups
@@ -49,6 +50,7 @@ def adamw_8bit(model: nn.Module, settings: schema.AdamW8bitConfig, groups: Group
     """Build AdamW with blockwise 8-bit moments, 32-bit for embeddings (Dettmers et al. 2021, arXiv 2110.02861)."""
     if not torch.cuda.is_available():
         raise CramError("optimizer.name: adamw-8bit needs a GPU, and none was found; set optimizer.name=adamw")
+    require_package("bitsandbytes", "optimizer.name")
     optim = importlib.import_module("bitsandbytes.optim")
     for module in model.modules():
         if isinstance(module, nn.Embedding):

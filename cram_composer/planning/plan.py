@@ -11,12 +11,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cram_composer.analysis.console import table_lines
+from cram_composer.config.formatting import count, decimal, duration, percent, short_count
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.config.schema.scaleout import ScaleoutConfig
 from cram_composer.config.validation.scaleout import refusal
 from cram_composer.device import DeviceChoice, choose_device
 from cram_composer.errors import CramError
-from cram_composer.formatting import count, decimal, duration, percent, short_count
 from cram_composer.planning.cards import CARDS, Card, estimated_flops, memory_bytes_per_token
 from cram_composer.planning.memory import StepMemory, measure_step_memory
 from cram_composer.planning.microbatch import FEW_ROWS, USABLE, candidates, estimated_shares, with_microbatch

@@ -16,9 +16,9 @@ from typing import Any
 from cram_composer.analysis.console import table_lines
 from cram_composer.budget.schedules import build_schedule
 from cram_composer.config import compose
+from cram_composer.config.formatting import count, percent
 from cram_composer.config.schema.run import RunConfig
 from cram_composer.errors import CramError
-from cram_composer.formatting import count, percent
 from cram_composer.jobs.processes import available_cores, end_with_parent
 from cram_composer.storage.files import read_json, write_json
 

@@ -65,8 +65,8 @@ def create_branch(
             f"--budget {budget}: must be > {_format_amount(decay_start, unit)}, spent by the trunk before the branch"
         )
     _check_devices(record, trunk)
-    check_constant_rate(_trunk_schedule(record), point.progress, "--at")
-    check_progress_dependent(record["config"], point.progress, decay_start / total)
+    check_constant_rate(_trunk_schedule(record), point.point, "--at")
+    check_progress_dependent(record["config"], point.point, decay_start / total)
     if (problem := checkpoint_problem(point.path)) is not None:
         raise CramError(f"{point.path}: {problem}; branch from another checkpoint")
     default_name = f"{trunk.name}-{budget.replace(' ', '')}"

@@ -23,6 +23,7 @@ from cram_composer.storage.files import write_atomic
 from cram_composer.storage.paths import plain_name
 
 _ABSENT = object()
+_EARLY_STOP = "train.early_stop."
 _REQUIRED_KEYS = {"run_name", "status", "config", "provenance", "config_hash", "world_size", "environment", "data"}
 _CHANGED_KEYS = ("run_name",)  # changed on purpose
 _COMMANDS = ("notify",)  # a record may be somebody else's, so no command of it runs
@@ -115,6 +116,8 @@ def recompose(wanted: dict[str, Any], provenance: dict[str, str]) -> tuple[dict[
         or key.startswith("budget.")
         or not _is_from_recipe_or_default(provenance.get(recorded_key(key, provenance), "default"))
     }
+    if any(key.startswith(_EARLY_STOP) for key in chosen):  # without its conditions it would be refused
+        chosen |= {key: value for key, value in wanted.items() if key.startswith(_EARLY_STOP)}
     chosen = {key: value for key, value in chosen.items() if has_key(RunConfig, key)}
     composed = _compose_values(chosen)
     now = flatten(composed.plain)

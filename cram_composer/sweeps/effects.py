@@ -19,8 +19,8 @@ from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.html.style import Picture, house_style, series_style
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import load_runs
+from cram_composer.config.formatting import is_number, signed
 from cram_composer.config.schema.sweep import SweepConfig
-from cram_composer.formatting import is_number, signed
 from cram_composer.storage.files import write_atomic
 from cram_composer.sweeps.design import aliases, two_level_design
 from cram_composer.sweeps.plan import Trial, merge_factors, seeds_of

@@ -80,7 +80,7 @@ def _check_detection(
     if not isinstance(found, ReplacedTokenDetector):
         raise CramError(
             f"init_from: {folder}: has no generator; replaced-token detection starts from random weights, or from the "
-            "folder of a run trained by it"
+            "folder of a run trained by it, with its checkpoints"
         )
     if not same_tokenizer:
         raise CramError(
@@ -159,11 +159,12 @@ def _copy_weights(network: PreTrainedModel, found: PreTrainedModel, folder: Path
             "trained"
         )
     network.load_state_dict(state)
-    difference = max(map(_largest_difference, _networks(network), _networks(found)))
-    if not difference <= _TOLERANCE:
+    differences = list(map(_largest_difference, _networks(network), _networks(found)))
+    if not all(difference <= _TOLERANCE for difference in differences):  # not max, which can lose a NaN
+        by = " and ".join(f"{difference:.2g}" for difference in differences)
         raise CramError(
-            f"init_from: {folder}: the run's model computes other outputs with these weights (they differ by "
-            f"{difference:.2g}); set the values of `model` and objective.shift with which it was trained"
+            f"init_from: {folder}: the run's model computes other outputs with these weights (they differ by {by}); "
+            "set the values of `model` and objective.shift with which it was trained"
         )
 
 

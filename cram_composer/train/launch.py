@@ -44,8 +44,8 @@ def start(composed: Composed, path: Path, restart: bool = False) -> int:
         return _complete(folder, mirror) if is_rank_zero else 0
     from cram_composer.device import choose_device, idle_gpu
 
-    check_extras(composed.config)
     device = choose_device(composed.config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    check_extras(composed.config, device.name)
     if is_rank_zero and device.name == "cpu" and (gpu := idle_gpu()) is not None:
         print(f"device: cpu, although this machine has a GPU ({gpu}); yamls/cram-gpu.yaml uses it", flush=True)
     if device.name == "cpu" and device.compile != "off":

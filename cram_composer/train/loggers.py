@@ -52,8 +52,8 @@ def build_loggers(config: LoggingConfig, folder: RunFolder, budget: Budget) -> l
 def _optional(name: str, logger: Callable[..., LoggerDestination], arguments: dict[str, Any]) -> LoggerDestination:
     try:
         return logger(**arguments)
-    except TypeError as error:
-        raise CramError(f"logging.{name}: {error}") from None
+    except (TypeError, ImportError) as error:  # of an argument, or of a package that only some arguments need
+        raise CramError(f"logging.{name}: {' '.join(str(error).split())}") from None
 
 
 class MetricsFile(LoggerDestination):

@@ -77,6 +77,14 @@ def test_wrong_changes_are_one_line(changes: str, says: str):
     assert error_of(f"recipes={changes}").startswith(says)
 
 
+@pytest.mark.parametrize("named", ["5", "[1]"])
+def test_changes_to_what_is_no_list_of_names_are_one_line(named: str, tmp_path: Path):
+    run = tmp_path / "run.yaml"
+    run.write_text(f"recipes: {named}\n")
+    with pytest.raises(ConfigError, match="^recipes: must be a list of names, such as .*run.yaml"):
+        compose(RunConfig, run, ["recipes=[-ema]"])
+
+
 def test_the_hash_follows_the_values_only():
     assert composed().hash == composed("budget=10m").hash != composed("budget=11m").hash
 
@@ -241,6 +249,13 @@ def test_ingredients_of_crambert_are_refused_for_another_architecture(recipe_fol
     with pytest.raises(ConfigError, match=r"'gelu' sets model\.ffn, which only CramBERT has, .*'bert'"):
         compose(RunConfig, run, ["recipes=[gelu]", *hf])
     assert compose(RunConfig, run, hf).config.model.hf_name == "bert"
+
+
+def test_an_ingredient_that_repeats_a_default_suits_another_architecture(recipe_folder: Path):
+    run = recipe_folder / "run.yaml"
+    run.write_text(f"{run.read_text()}\nmodel: {{architecture: hf, hf_name: bert}}\n")
+    add_recipe(recipe_folder, "undone", "model: {loss_kernel: full}\n")
+    assert compose(RunConfig, run, ["recipes=[undone]"]).config.model.hf_name == "bert"
 
 
 def test_every_shipped_run_composes():

@@ -100,6 +100,12 @@ def test_a_trunk_that_cannot_have_branches_does_not_start(overrides: list[str], 
     with pytest.raises(ConfigError) as caught:
         compose_tiny(tiny_data, *overrides, KEPT)
     assert says in str(caught.value)
+    assert ("checkpoint.branch_at: " in says) or str(caught.value).endswith("; or set checkpoint.branch_at=[]")
+
+
+def test_two_limits_of_time_are_one_and_a_decay_may_begin_at_a_point(tiny_data: Path) -> None:
+    time = "budget={wall: 1h, device_hours: 2, steps: null}"
+    compose_tiny(tiny_data, *TRUNK, "schedule.decay=0.3", time, KEPT)
 
 
 def test_a_run_without_branch_points_or_constant_rate_has_no_branch(trunk: Path, tmp_path: Path) -> None:

@@ -79,6 +79,16 @@ def test_changed_default_is_written_out(tmp_path: Path) -> None:
     assert compose(RunConfig, made.path, []).config.train.max_nonfinite == 7
 
 
+@pytest.mark.parametrize("chosen", ["{at: 0.3}", "{at: 0.3, patience: 3}"])
+def test_an_early_stop_whose_threshold_was_a_default_is_kept(tmp_path: Path, chosen: str) -> None:
+    values = record(tmp_path / "first", [f"train.early_stop={chosen[:-1]}, loss_above: 7.5}}"])
+    values["provenance"]["train.early_stop.loss_above"] = "default"  # of an older version
+    (tmp_path / "first" / "record.json").write_text(json.dumps(values))
+    made = reproduce(tmp_path / "first")
+    assert made.config_differences == []
+    assert compose(RunConfig, made.path, []).plain["train"]["early_stop"] == values["config"]["train"]["early_stop"]
+
+
 def test_chosen_microbatch_is_used_again(tmp_path: Path) -> None:
     record(tmp_path / "first", ["train.device_train_microbatch_size=auto"], microbatch={"rows": 8, "device": "a card"})
     made = reproduce(tmp_path / "first")

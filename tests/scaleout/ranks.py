@@ -54,6 +54,7 @@ class Ranks:
         self._data = data
         self._runs = runs
         self.forwards: list[int] = []
+        self._alone: dict[str, Path] = {}
         self._jobs, jobs = multiprocessing.Pipe()
         self._server = multiprocessing.get_context("spawn").Process(target=_serve, args=(jobs,), daemon=False)
         self._server.start()
@@ -85,7 +86,9 @@ class Ranks:
 
     def alone(self, name: str, *overrides: str) -> Path:
         """Train on one rank, once for all tests of this process, and return the run folder."""
-        return self._runs / name if (self._runs / name).exists() else self(name, 1, *overrides)
+        if name not in self._alone:
+            self._alone[name] = self(name, 1, *overrides)
+        return self._alone[name]
 
     def resume(self, whole: Path, at: int, name: str, ranks: int, *overrides: str) -> Path:
         """Resume from step `at` of the finished run `whole` on `ranks` ranks, as if killed there."""

@@ -35,7 +35,7 @@ def test_a_missing_package_is_one_line(
 
 
 def test_8_bits_need_bitsandbytes_and_other_runs_need_nothing(without: None) -> None:
-    check_extras(compose_run("yamls/cram-cpu.yaml", []).config)
+    check_extras(compose_run("yamls/cram-cpu.yaml", []).config, "cpu")
     eight = compose_run("yamls/cram-gpu.yaml", ["optimizer.name=adamw-8bit"]).config
     with pytest.raises(CramError, match="needs the package bitsandbytes, .* run `pip install bitsandbytes`$"):
-        check_extras(eight)
+        check_extras(eight, "gpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from cram_composer.config.schema.model import ModelConfig
@@ -120,6 +122,11 @@ def test_what_does_not_fit_is_refused_in_one_line(first: Path, tiny_data: Path, 
     assert "neither a run folder nor a model" in error_of(tmp_path)
     assert "weights differ in shape" in error_of(first, hidden_size=64)
     assert "computes other outputs" in error_of(first, num_attention_heads=4)
+    broken = shutil.copytree(first / "export", tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    spoilt = {name: weight * math.nan for name, weight in weights.items()}
+    save_file(spoilt, broken / "model.safetensors", {"format": "pt"})
+    assert "computes other outputs" in error_of(broken)
     other = tmp_path / "other"
     shutil.copytree(first / "export", other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())

@@ -10,8 +10,8 @@ from typing import Any
 from cram_composer.analysis.compare.groups import Group, digest
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.analysis.runs.table import budget_text
+from cram_composer.config.formatting import is_number, percent
 from cram_composer.data.manifest import fingerprint
-from cram_composer.formatting import is_number, percent
 from cram_composer.runs.folder import DISTURBED_SHARE
 
 _UNEVEN_COMPILATION = 0.05  # of the budget

@@ -16,9 +16,9 @@ from typing import Any
 
 from cram_composer.analysis.runs.find import find_runs
 from cram_composer.analysis.runs.run import RunData, load_runs
+from cram_composer.config.formatting import is_number
 from cram_composer.config.layers import differing_keys, flatten
 from cram_composer.errors import CramError
-from cram_composer.formatting import is_number
 
 # Sections and keys that do not affect the result of training.
 IGNORED_KEYS = ("seed", "run_name", "runs_dir", "runs_remote", "logging", "export")

@@ -10,7 +10,7 @@ import numpy as np
 
 from cram_composer.analysis.figures.curves import ema, ema_horizon
 from cram_composer.analysis.runs.run import Array, RunData
-from cram_composer.formatting import duration, is_number, short_count
+from cram_composer.config.formatting import duration, is_number, short_count
 
 Axis = Literal["wall-clock", "tokens", "FLOPs", "device-hours"]
 Kind = Literal["held-out", "training"]

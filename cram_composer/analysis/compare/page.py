@@ -26,8 +26,8 @@ from cram_composer.analysis.html.style import LIGHT, Picture, series_style, to_i
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.html.templating import render
 from cram_composer.analysis.report.configuration import differences_table
+from cram_composer.config.formatting import NOT_RECORDED, decimal, duration, is_number, short_count
 from cram_composer.errors import CramError
-from cram_composer.formatting import NOT_RECORDED, decimal, duration, is_number, short_count
 from cram_composer.storage.files import write_atomic
 
 _SCRIPT_SAFE = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}

@@ -14,7 +14,7 @@ from cram_composer.analysis.compare.groups import Group
 from cram_composer.analysis.compare.time_to_loss import TimeToLoss
 from cram_composer.analysis.compare.verdict import NO_VERDICT, Row
 from cram_composer.analysis.console import table_lines
-from cram_composer.formatting import is_number, percent, short_count, signed
+from cram_composer.config.formatting import is_number, percent, short_count, signed
 
 _WIDTH = 120
 HEADER = ("measure", "challenger", "baseline", "difference", "95 % interval", "method")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cram_composer.analysis.compare.groups import Group
 from cram_composer.analysis.compare.statistics import PAIRED, Difference, detectable_effect, seeds_needed
-from cram_composer.formatting import signed
+from cram_composer.config.formatting import signed
 
 FIVE_PERCENT = 0.05
 NO_VERDICT = "no verdict"

@@ -17,8 +17,8 @@ from cram_composer.analysis.compare.comparability import data_refusals
 from cram_composer.analysis.compare.groups import Group, differing_settings
 from cram_composer.analysis.compare.statistics import LEVEL, RESAMPLES
 from cram_composer.analysis.runs.run import RunData
+from cram_composer.config.formatting import is_number
 from cram_composer.errors import CramError
-from cram_composer.formatting import is_number
 
 _BEYOND = 2.0  # the curve is extended up to this multiple of its longest budget, and down to this part of its shortest
 

@@ -12,9 +12,9 @@ from cram_composer.analysis.html.tables import Table, Tile
 from cram_composer.analysis.html.templating import render
 from cram_composer.analysis.report.configuration import value_text
 from cram_composer.analysis.report.data_set import data_set_tables
+from cram_composer.config.formatting import NOT_MEASURED, count, decimal, percent, ratio, short_count, short_path
 from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
-from cram_composer.formatting import NOT_MEASURED, count, decimal, percent, ratio, short_count, short_path
 from cram_composer.storage.files import write_atomic
 
 STAGE_TEXTS = {

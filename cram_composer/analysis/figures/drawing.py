@@ -10,7 +10,7 @@ import numpy as np
 from cram_composer.analysis.figures.curves import Array, pauses
 from cram_composer.analysis.html.style import LEDGER, WIDTH, series_style
 from cram_composer.analysis.runs.run import RunData
-from cram_composer.formatting import elide
+from cram_composer.config.formatting import elide
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

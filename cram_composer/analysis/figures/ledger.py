@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from cram_composer.analysis.figures.drawing import ROUND_STEPS, new_figure, run_label, time_unit
 from cram_composer.analysis.html.style import LEDGER, LIGHT, Picture
 from cram_composer.analysis.runs.run import RunData
-from cram_composer.formatting import duration, is_number, percent
+from cram_composer.config.formatting import duration, is_number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

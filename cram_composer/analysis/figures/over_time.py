@@ -23,7 +23,7 @@ from cram_composer.analysis.figures.drawing import (
 from cram_composer.analysis.figures.ledger import draw_ledger
 from cram_composer.analysis.html.style import LIGHT, Picture, house_style, series_style
 from cram_composer.analysis.runs.run import RunData
-from cram_composer.formatting import decimal, is_number, short_count
+from cram_composer.config.formatting import decimal, is_number, short_count
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

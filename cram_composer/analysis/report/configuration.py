@@ -8,8 +8,8 @@ from typing import Any
 
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import RunData
+from cram_composer.config.formatting import NOT_RECORDED, short_path
 from cram_composer.config.layers import differing_keys, flatten, recorded_key
-from cram_composer.formatting import NOT_RECORDED, short_path
 
 
 def configuration_tables(run: RunData) -> tuple[Table, Table]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.report.configuration import value_text
-from cram_composer.formatting import NOT_RECORDED, count, percent, ratio
+from cram_composer.config.formatting import NOT_RECORDED, count, percent, ratio
 
 
 def data_set_tables(data: Mapping[str, Any]) -> list[Table]:

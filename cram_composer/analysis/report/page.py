@@ -8,7 +8,7 @@ from cram_composer.analysis.html.tables import Table, Tile
 from cram_composer.analysis.report.configuration import value_text
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.analysis.runs.table import budget_text
-from cram_composer.formatting import (
+from cram_composer.config.formatting import (
     NOT_MEASURED,
     NOT_RECORDED,
     count,

@@ -15,9 +15,9 @@ from cram_composer.analysis.report.configuration import configuration_tables, di
 from cram_composer.analysis.report.data_set import data_set_tables
 from cram_composer.analysis.report.zero_shot import zero_shot_tables
 from cram_composer.analysis.runs.run import RunData, load_runs
+from cram_composer.config.formatting import NOT_RECORDED, short_path
 from cram_composer.config.layers import flatten
 from cram_composer.errors import CramError
-from cram_composer.formatting import NOT_RECORDED, short_path
 from cram_composer.storage.files import read_json, write_atomic
 
 _FOLLOW_SECONDS = 60

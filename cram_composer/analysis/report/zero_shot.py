@@ -7,7 +7,7 @@ from typing import Any
 
 from cram_composer.analysis.html.tables import Table
 from cram_composer.analysis.runs.run import RunData
-from cram_composer.formatting import count, decimal, percent
+from cram_composer.config.formatting import count, decimal, percent
 
 
 def zero_shot_tables(run: RunData) -> list[tuple[Table, list[str]]]:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cram_composer.budget.trace import TRACE
+from cram_composer.config.formatting import is_number
 from cram_composer.errors import CramError
-from cram_composer.formatting import is_number
 from cram_composer.runs.folder import METRICS, read_clock, read_evaluations, read_record
 from cram_composer.storage.files import parse_json
 

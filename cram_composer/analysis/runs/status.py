@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cram_composer.analysis.runs.run import RunData, load_run
-from cram_composer.formatting import count, duration, is_number, percent, short_count
+from cram_composer.config.formatting import count, duration, is_number, percent, short_count
 from cram_composer.runs.checkpoints import checkpoint_files
 from cram_composer.runs.folder import CLOCK
 

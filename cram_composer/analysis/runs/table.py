@@ -11,8 +11,8 @@ from typing import Any
 from cram_composer.analysis.console import table_lines
 from cram_composer.analysis.runs.find import filter_runs, find_runs
 from cram_composer.analysis.runs.run import RunData, load_runs
+from cram_composer.config.formatting import NOT_MEASURED, count, decimal, duration, is_number, short_count
 from cram_composer.errors import CramError
-from cram_composer.formatting import NOT_MEASURED, count, decimal, duration, is_number, short_count
 from cram_composer.runs.folder import RECORD
 
 COLUMNS = ("name", "status", "recipes", "seed", "budget", "tokens", "held-out loss", "device-hours", "date")

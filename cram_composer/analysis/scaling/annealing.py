@@ -17,8 +17,8 @@ from scipy.signal import lfilter
 from cram_composer.analysis.compare.row_losses import read_row_losses
 from cram_composer.analysis.runs.run import Array, RunData
 from cram_composer.analysis.scaling.law import RESAMPLES, Fit, PowerLaw, fit
+from cram_composer.config.formatting import is_number
 from cram_composer.config.validation.combinations import AVERAGES
-from cram_composer.formatting import is_number
 
 MEMORY = 0.999  # the paper's lambda: share of a response that is still to come, per step
 _REACH = 1e4  # factor by which a schedule can be stretched or compressed

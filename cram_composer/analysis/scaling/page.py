@@ -25,7 +25,7 @@ from cram_composer.analysis.scaling.text import (
     law_cells,
     score_cells,
 )
-from cram_composer.formatting import short_count
+from cram_composer.config.formatting import short_count
 
 _BEYOND = 4.0  # the law is drawn up to this multiple of the longest run
 

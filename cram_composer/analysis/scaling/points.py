@@ -9,8 +9,8 @@ from cram_composer.analysis.compare.comparability import data_refusals
 from cram_composer.analysis.compare.groups import differing_settings
 from cram_composer.analysis.runs.run import RunData
 from cram_composer.analysis.scaling.annealing import Curve, read_curve
+from cram_composer.config.formatting import is_number
 from cram_composer.errors import CramError
-from cram_composer.formatting import is_number
 
 _SIZE_KEYS = ("model.", "budget.", "train.batch_size", "train.device_train_microbatch_size", "eval.", "checkpoint.")
 

@@ -12,8 +12,8 @@ import numpy as np
 from cram_composer.analysis.compare.compare import fine_tuning_key
 from cram_composer.analysis.compare.statistics import student_quantile
 from cram_composer.analysis.runs.run import RunData
+from cram_composer.config.formatting import is_number
 from cram_composer.errors import CramError
-from cram_composer.formatting import is_number
 
 LEAST_RUNS = 4  # for a line and the spread around it
 STEP = 0.1  # nats, the unit of slopes

@@ -9,7 +9,7 @@ from cram_composer.analysis.scaling.forecast import Forecast
 from cram_composer.analysis.scaling.law import Fit
 from cram_composer.analysis.scaling.prediction import Optimum, Scaling, law_variables, optimal_exponent, parameters_of
 from cram_composer.analysis.scaling.scores import STEP, ScoreTrend
-from cram_composer.formatting import duration, short_count, signed
+from cram_composer.config.formatting import duration, short_count, signed
 
 LAWS = {
     ("parameters", "tokens"): "loss = E + A / parameters^a + B / tokens^b",

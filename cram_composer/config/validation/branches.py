@@ -31,15 +31,19 @@ def check_branch_points(config: RunConfig) -> None:
     points = config.checkpoint.branch_at
     if not points:
         return
-    limits = [name for name, limit in config.budget if limit is not None]
-    if len(limits) != 1 or limits == ["replay"]:
+    named = [name for name, limit in config.budget if limit is not None]
+    limits = {"wall" if name == "device_hours" else name for name in named}  # both are limits of time
+    if len(limits) != 1 or "replay" in limits:
         raise ConfigError(
             "checkpoint.branch_at: a branch needs exactly one budget limit: wall, device_hours, tokens, steps or epochs"
         )
     values = config.model_dump(mode="json")
     for point in points:
-        check_constant_rate(config.schedule, point, "checkpoint.branch_at")
-        check_progress_dependent(values, point)
+        try:
+            check_constant_rate(config.schedule, point, "checkpoint.branch_at")
+            check_progress_dependent(values, point)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or set checkpoint.branch_at=[]") from None
 
 
 def check_constant_rate(schedule: ScheduleConfig, progress: float, where: str) -> None:

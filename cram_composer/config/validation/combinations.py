@@ -187,7 +187,10 @@ def check_unused(model: ModelConfig, source_of: Callable[[str], str | None], lay
         if value is not None and (not values or value in values):
             continue
         source, decided = source_of(f"model.{key}"), source_of(f"model.{decider}")
-        if source is not None and age[source] >= age[decided]:
+        is_default = getattr(model, key) == ModelConfig.model_fields[key].default
+        if source is None or (source.startswith("recipe ") and is_default):  # a recipe undoes what others may have set
+            continue
+        if age[source] >= age[decided]:
             use = f"set model.{decider}={' or '.join(values)}" if values else f"set model.{decider}"
             raise ConfigError(
                 f"model.{key}: has no effect with model.{decider}={'null' if value is None else value}; {use} or "

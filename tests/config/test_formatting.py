@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cram_composer.formatting import (
+from cram_composer.config.formatting import (
     NOT_MEASURED,
     count,
     decimal,
