@@ -25,7 +25,7 @@ def test_a_command_finds_its_parent_and_appends_to_its_log(tmp_path: Path) -> No
     [
         ("import sys; print('started'); sys.exit('error: the disk is full')", "ended with status 1: the disk is full"),
         ("import os; print('at work', flush=True); os.kill(os.getpid(), 9)", "ended with signal 9: at work"),
-        ("import sys; sys.exit(2)", "ended with status 2: "),
+        ("import sys; sys.exit(2)", "ended with status 2: no output"),
     ],
 )
 def test_a_failed_command_is_one_line(program: str, error: str, tmp_path: Path) -> None:

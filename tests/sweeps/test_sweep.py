@@ -484,7 +484,7 @@ def test_slots_share_the_cores() -> None:
 def test_every_gpu_is_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    monkeypatch.setattr("cram_composer.device._check_architecture", lambda: None)
+    monkeypatch.setattr("cram_composer.device._check_architecture", lambda instead: None)
     assert [slot.gpu for slot in local_slots("auto", None)] == ["0", "1", "2"]
     assert [slot.gpu for slot in local_slots("cuda", 2)] == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")

@@ -14,7 +14,7 @@ from cram_composer.train.extras import check_extras
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda package: None)
+    monkeypatch.setattr(packages, "_is_installed", lambda package: False)
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,8 @@ def test_the_command_compares_two_sweeps(make_run: MakeRun, tmp_path: Path, caps
                 (tmp_path / name).mkdir(exist_ok=True)
                 run.path.rename(tmp_path / name / run.path.name)
     page = tmp_path / "page.html"
-    arguments = ["scaling-law", str(tmp_path / "new"), "--against", str(tmp_path / "old"), "--output", str(page)]
-    assert main(arguments) == 0
+    arguments = ["scaling-law", str(tmp_path / "new"), "--against", str(tmp_path / "old")]
+    assert main([*arguments, "--output", str(page)]) == 0
     said = capsys.readouterr().out
     assert "3 of 3 right" in said and "M parameters: -0.1000 nats" in said
     assert "Against another recipe" in page.read_text(encoding="utf-8")

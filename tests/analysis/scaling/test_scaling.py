@@ -177,8 +177,7 @@ def folder(make_run: Any, tmp_path: Path) -> Path:
 def test_the_command_fits_predicts_and_finds_the_best_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = folder / "scaling.html"
     arguments = ["scaling-law", str(folder), "--hold-back", "1", "--predict", "1e8,1e10", "--budget", "10h"]
-    arguments += ["--output", str(page)]
-    assert main(arguments) == 0
+    assert main([*arguments, "--output", str(page)]) == 0
     said = capsys.readouterr().out
     for text in (
         "19 runs",

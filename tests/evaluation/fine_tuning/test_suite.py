@@ -66,7 +66,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def eval_(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     arguments = arguments if "--suite" in arguments else (*arguments, "--suite", "glue")
-    status = main(["eval", *map(str, arguments), "--device", "cpu", "--jobs", "2"])
+    jobs = [] if "--slurm" in arguments else ["--jobs", "2"]
+    status = main(["eval", *map(str, arguments), "--device", "cpu", *jobs])
     return status, *capsys.readouterr()
 
 
@@ -220,7 +221,6 @@ def test_task_with_its_own_seeds(model, data, tmp_path):
         (["--set", GRID, "overrides.rte.lr=1e-3"], "overrides.rte.lr: has no effect with grid"),
         (["--set", "grid={held_out: 0.9}"], "grid.held_out"),
         (["--set", "grid={lr: []}"], "grid.lr"),
-        (["--seeds", "0"], "seeds"),
         (["--slurm", "nonsense"], "--slurm nonsense: expected key=value"),
     ],
 )
@@ -229,6 +229,26 @@ def test_mistakes_are_one_line_before_anything_is_trained(arguments, message, mo
     assert status == 2
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_jobs_are_for_a_cpu_of_this_machine(model, data, tmp_path, capsys, monkeypatch):
+    arguments = [
+        "eval",
+        model,
+        "--data",
+        str(data),
+        "--output",
+        str(tmp_path / "out"),
+        "--suite",
+        "glue",
+        "--jobs",
+        "2",
+    ]
+    assert main([*arguments, "--slurm", "timeout_min=60"]) == 2
+    assert capsys.readouterr().err.startswith("error: --jobs: has no effect with --slurm")
+    monkeypatch.setattr("cram_composer.evaluation.fine_tuning.suite.device_kind", lambda device, instead: "cuda")
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: --jobs: has no effect on GPUs")
 
 
 def test_data_are_checked_first(model, tmp_path, capsys):
