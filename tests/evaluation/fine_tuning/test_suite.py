@@ -232,18 +232,8 @@ def test_mistakes_are_one_line_before_anything_is_trained(arguments, message, mo
 
 
 def test_jobs_are_for_a_cpu_of_this_machine(model, data, tmp_path, capsys, monkeypatch):
-    arguments = [
-        "eval",
-        model,
-        "--data",
-        str(data),
-        "--output",
-        str(tmp_path / "out"),
-        "--suite",
-        "glue",
-        "--jobs",
-        "2",
-    ]
+    places = [str(model), "--data", str(data), "--output", str(tmp_path / "out")]
+    arguments = ["eval", *places, "--suite", "glue", "--jobs", "2"]
     assert main([*arguments, "--slurm", "timeout_min=60"]) == 2
     assert capsys.readouterr().err.startswith("error: --jobs: has no effect with --slurm")
     monkeypatch.setattr("cram_composer.evaluation.fine_tuning.suite.device_kind", lambda device, instead: "cuda")
