@@ -235,10 +235,7 @@ def _named_recipes(in_file: dict[str, Any], on_command_line: list[tuple[str, Any
     for key, value in on_command_line:
         if key == "recipes":
             source, named = COMMAND_LINE, value
-    names = as_list(named)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"recipes: must be a list of names, such as recipes=[crammed-bert,ema]{set_in(source)}")
-    recipes = [load_recipe(name, source) for name in names]
+    recipes = [load_recipe(name, source) for name in _names(named, source)]
     check_compatible(recipes, source)
     return recipes
 
@@ -262,10 +259,7 @@ def changed_recipes(named: Any, in_file: Any, path: str) -> Any:
             "recipes: names with + or - change the file's list and names without one replace it; write "
             f"recipes=[{','.join(f'+{name}' if str(name)[:1] not in '+-' else str(name) for name in changes)}]"
         )
-    found = as_list(in_file)
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise ConfigError(f"recipes: must be a list of names, such as recipes=[crammed-bert,ema]{set_in(path)}")
-    found = list(found)
+    found = _names(in_file, path)
     for sign, name in ((change[0], change[1:]) for change in changes):
         if sign == "+":
             found.append(name)
@@ -274,6 +268,14 @@ def changed_recipes(named: Any, in_file: Any, path: str) -> Any:
         else:
             raise ConfigError(f"recipes: -{name}: is not a recipe of {path}, which has {', '.join(found) or 'none'}")
     return found
+
+
+def _names(named: Any, source: str) -> list[str]:
+    """Return a new list of the names of recipes. Raises ConfigError if they are none."""
+    names = as_list(named)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"recipes: must be a list of names, such as recipes=[crammed-bert,ema]{set_in(source)}")
+    return list(names)
 
 
 def as_list(named: Any) -> Any:

@@ -60,7 +60,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the files of a data set are: a local folder, or a temporary one for those of object storage."""
+    """Location of a data set: a local folder, or object storage and a temporary folder for what is downloaded."""
 
     root: Path
     storage: Storage | None
